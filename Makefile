@@ -1,0 +1,40 @@
+# make up      everything: tools, images, engine, stack        make down    destroy the stack
+# make test    everything but the drills                       make check   fast enough for every commit
+# make drill   break things under load (NAME=… for some)        make check-deploy    ask a stack that is up
+# STACK=staging with any of them for another stack
+STACK  ?= dev
+PYTHON ?= python3
+BIN    := .venv/bin
+
+.PHONY: help up down environment prepare check check-deploy integration drill test
+help:
+	@sed -n 's/^# //p' Makefile
+
+environment:
+	@$(PYTHON) toolchain/environment.py
+
+up: environment
+	@$(BIN)/python -m toolchain up --stack $(STACK)
+
+down: environment
+	@$(BIN)/python -m toolchain down --stack $(STACK)
+
+prepare: environment
+	@$(BIN)/python -m toolchain prepare
+
+check: environment
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/pytest tests/unit
+
+check-deploy: environment
+	$(BIN)/pytest tests/deploy --stack $(STACK) $(if $(SPEND),--spend)
+
+integration: prepare
+	$(BIN)/pytest tests/toolchain tests/integration
+
+drill: prepare
+	$(BIN)/pytest tests/drills $(if $(NAME),-k "$(NAME)")
+
+test: check integration

@@ -1,0 +1,149 @@
+"""`llmctl doctor`: what is right, doubtful or wrong, and the command that mends it. Changes nothing."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import httpx2
+import psycopg
+
+from app import migrations, organizations
+from app._errors import LLMError
+from app._settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+PROJECT = Path(__file__).parent.parent
+SECONDS = 10.0
+READINESS = "/health/readiness"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What a check found."""
+
+    check: str
+    status: Literal["ok", "warning", "failure"]
+    detail: str
+    mend: str = ""
+    """The command or step that mends it; empty where nothing is to be mended."""
+
+
+def examine(folder: Path) -> Iterator[Finding]:
+    """Check the settings, the gateway and the database, in this order; `folder` has the migrations."""
+    try:
+        settings = Settings.load()
+        settings.required_api_key()
+    except LLMError as error:
+        yield Finding("settings", "failure", str(error), "make up")
+        return
+    yield Finding("settings", "ok", f"gateway at {settings.litellm_url}")
+    served: set[str] = set()
+    yield from _gateway(settings, served)
+    yield from _database(settings, folder, served)
+
+
+def _gateway(settings: Settings, served: set[str]) -> Iterator[Finding]:
+    """Check the gateway, and put the names of the models that it serves into `served`."""
+    root = str(settings.litellm_url).rstrip("/")
+    try:
+        with httpx2.Client(timeout=SECONDS, trust_env=False) as client:
+            ready = client.get(root + READINESS)
+            if ready.status_code != httpx2.codes.OK:
+                yield Finding("gateway", "failure", f"it answers with status {ready.status_code}", "make up")
+                return
+            yield Finding("gateway", "ok", "it answers")
+            listed = client.get(
+                f"{settings.base_url}/models", headers={"Authorization": f"Bearer {settings.required_api_key()}"}
+            )
+    except httpx2.HTTPError as error:
+        yield Finding("gateway", "failure", f"nothing answers at {root} ({type(error).__name__})", "make up")
+        return
+    try:
+        yield _version(ready)
+        if listed.status_code == httpx2.codes.OK:
+            served.update(model["id"] for model in listed.json()["data"])
+    except (ValueError, LookupError, TypeError, AttributeError):
+        yield Finding("gateway", "failure", f"what answers at {root} is no gateway", "check LITELLM_URL")
+        return
+    if listed.status_code != httpx2.codes.OK:
+        mend = "take LITELLM_API_KEY from .env, or: ./pulumiw stack output litellmApiKey --show-secrets"
+        yield Finding("key", "failure", f"the gateway refuses it with status {listed.status_code}", mend)
+        return
+    yield Finding("key", "ok", "the gateway accepts it")
+    if served:
+        yield Finding("models", "ok", ", ".join(sorted(served)))
+    else:
+        yield Finding("models", "failure", "none is served", "./pulumiw config set --secret openaiApiKey …")
+
+
+def _version(ready: httpx2.Response) -> Finding:
+    found = str(ready.json().get("litellm_version", "unknown"))
+    pin = re.search(r"litellm:[\w.-]*?v?(\d+\.\d+\.\d+)", _project_file())
+    if pin is None or pin[1] == found:
+        return Finding("version", "ok", f"LiteLLM {found}")
+    return Finding("version", "warning", f"LiteLLM {found} runs and {pin[1]} is pinned", "make up")
+
+
+def _project_file() -> str:
+    path = PROJECT / "Pulumi.yaml"
+    return path.read_text(encoding="utf-8") if path.exists() else ""
+
+
+def _database(settings: Settings, folder: Path, served: set[str]) -> Iterator[Finding]:
+    try:
+        url = settings.required_database_url()
+        with psycopg.connect(url, connect_timeout=round(SECONDS), autocommit=True) as connection:
+            foreign = connection.execute(
+                "SELECT count(*) FROM pg_tables WHERE tablename LIKE 'LiteLLM\\_%'"
+            ).fetchone()
+    except LLMError as error:
+        yield Finding("database", "warning", str(error), "make up")
+        return
+    except psycopg.Error as error:
+        detail = f"it cannot be used ({error.sqlstate or type(error).__name__})"
+        yield Finding("database", "failure", detail, "check DATABASE_URL; `make up` writes it to .env")
+        return
+    yield Finding("database", "ok", "it answers")
+    if foreign != (0,):
+        detail = "LiteLLM has its tables in it, and may drop the app's"
+        yield Finding("own database", "failure", detail, "point DATABASE_URL at a database of the app's own")
+    else:
+        yield Finding("own database", "ok", "nothing of LiteLLM's is in it")
+    try:
+        pending = migrations.status(url, folder).pending
+    except (migrations.MigrationError, psycopg.Error) as error:
+        yield Finding("migrations", "failure", str(error), "llmctl migrate status")
+        return
+    if pending:
+        names = ", ".join(migration.file for migration in pending)
+        yield Finding("migrations", "failure", f"pending: {names}", "llmctl migrate up")
+        return
+    yield Finding("migrations", "ok", "none is pending")
+    if served:
+        yield from _organizations(served)
+
+
+def _organizations(served: set[str]) -> Iterator[Finding]:
+    try:
+        listed = organizations.listed()
+    except LLMError as error:
+        yield Finding("organizations", "failure", str(error), "llmctl migrate up")
+        return
+    unknown = False
+    for organization in listed:
+        for model in (organization.llm_model, organization.llm_fallback_model):
+            if model is not None and model not in served:
+                unknown = True
+                yield Finding(
+                    "organizations",
+                    "warning",
+                    f"{organization.name} names {model}, which the gateway does not serve",
+                    f"llmctl org set-model {organization.id} MODEL",
+                )
+    if not unknown:
+        yield Finding("organizations", "ok", f"{len(listed)}, all with models that are served")

@@ -1,0 +1,106 @@
+"""What the module is told by its environment."""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+from pathlib import Path
+from typing import Annotated
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict
+from pydantic import AfterValidator, AnyHttpUrl, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from app._errors import NotConfiguredError
+
+ENVIRONMENT_FILE = ".env"
+HINT = "set it in the environment or in .env, which `make up` writes"
+
+
+def _key(key: SecretStr) -> SecretStr:
+    text = key.get_secret_value().strip()
+    if not re.fullmatch(r"[!-~]+", text):
+        raise ValueError("a key has at least one character, and no spaces or special characters")
+    return SecretStr(text)
+
+
+def _database_url(url: SecretStr) -> SecretStr:
+    try:
+        conninfo_to_dict(url.get_secret_value())
+    except psycopg.Error:  # its message quotes the whole of it
+        raise ValueError("not a database URL, as postgresql://user:password@host:5432/name") from None
+    return url
+
+
+def _root(url: AnyHttpUrl) -> AnyHttpUrl:
+    if (url.path or "").rstrip("/").endswith("/v1"):
+        raise ValueError("leave /v1 out: it is the address of the gateway, not of its API")
+    return url
+
+
+class Settings(BaseSettings):
+    """Settings from environment variables of the same names, then from `.env` in the working directory."""
+
+    model_config = SettingsConfigDict(
+        env_file=ENVIRONMENT_FILE,
+        env_ignore_empty=True,
+        extra="ignore",
+        frozen=True,
+        hide_input_in_errors=True,
+    )
+
+    litellm_url: Annotated[AnyHttpUrl, AfterValidator(_root)] = AnyHttpUrl("http://localhost:4000")
+    """Where the gateway is."""
+    litellm_api_key: Annotated[SecretStr, AfterValidator(_key)] | None = None
+    """The key of this client; needed for any request."""
+    openai_api_key: SecretStr | None = None
+    anthropic_api_key: SecretStr | None = None
+    """The provider keys are the gateway's; they are here so that one `.env` can hold everything."""
+    database_url: Annotated[SecretStr, AfterValidator(_database_url)] | None = None
+    """The database with the organizations; needed for what reads them."""
+
+    @classmethod
+    def load(cls) -> Settings:
+        """Read the settings, again only when a variable or the file has changed.
+
+        Raises NotConfiguredError that names every problem and shows no value.
+        """
+        return _load(tuple(map(os.environ.get, VARIABLES)), _changed(Path(ENVIRONMENT_FILE)), Path.cwd())
+
+    @property
+    def base_url(self) -> str:
+        """The address of the OpenAI API at the gateway."""
+        return f"{str(self.litellm_url).rstrip('/')}/v1"
+
+    def required_api_key(self) -> str:
+        """Return the client's key. Raises NotConfiguredError when it is not set."""
+        if self.litellm_api_key is None:
+            raise NotConfiguredError(f"LITELLM_API_KEY is not set: {HINT}")
+        return self.litellm_api_key.get_secret_value()
+
+    def required_database_url(self) -> str:
+        """Return the database's URL. Raises NotConfiguredError when it is not set."""
+        if self.database_url is None:
+            raise NotConfiguredError(f"DATABASE_URL is not set: {HINT}")
+        return self.database_url.get_secret_value()
+
+
+VARIABLES = tuple(name.upper() for name in Settings.model_fields)
+
+
+def _changed(path: Path) -> int | None:
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return None
+
+
+@functools.lru_cache(maxsize=1)
+def _load(_values: tuple[str | None, ...], _changed: int | None, _folder: Path) -> Settings:
+    try:
+        return Settings()
+    except ValidationError as error:
+        problems = "; ".join(f"{str(each['loc'][0]).upper()}: {each['msg']}" for each in error.errors())
+        raise NotConfiguredError(f"{problems} ({HINT})") from None

@@ -1,0 +1,349 @@
+"""`llmctl`, the gateway from the shell.
+
+Data goes to standard output and everything else to standard error. Exit codes: 0, 1 for a failure, 2 for wrong usage.
+Modules that take long to load are loaded by the command that needs them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from app.organizations import Organization
+
+FOLDER = Path(__file__).parent.parent / "migrations"
+
+HELP = {"help_option_names": ["-h", "--help"]}
+cli = typer.Typer(
+    name="llmctl",
+    help='Ask the gateway from the shell:  llmctl chat "hello"',
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings=HELP,
+)
+org = typer.Typer(
+    help="Organizations and their models:  llmctl org create acme", no_args_is_help=True, context_settings=HELP
+)
+migrate = typer.Typer(
+    help="The database's schema:  llmctl migrate status", no_args_is_help=True, context_settings=HELP
+)
+cli.add_typer(org, name="org")
+cli.add_typer(migrate, name="migrate")
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+Model = Annotated[str | None, typer.Option("--model", "-m", help="The model to ask, as `llmctl models` names it.")]
+Id = Annotated[str, typer.Argument(metavar="ID", help="The organization's id, as `llmctl org list` shows it.")]
+Folder = Annotated[Path, typer.Option("--folder", help="The folder with the migrations.")]
+
+
+@cli.command()
+def chat(
+    prompt: Annotated[str | None, typer.Argument(help="The question; standard input when left out or `-`.")] = None,
+    model: Model = None,
+    organization: Annotated[str | None, typer.Option("--org", help="Ask as this organization (its id).")] = None,
+    system: Annotated[str | None, typer.Option("--system", "-s", help="What the model is told beforehand.")] = None,
+    stream: Annotated[
+        bool | None, typer.Option("--stream/--no-stream", help="As it comes; the default on a terminal.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Ask a model:  llmctl chat "hello"."""
+    import app  # noqa: PLC0415
+
+    question = _text(prompt)
+    messages = [app.ChatMessage("system", system)] if system else []
+    messages.append(app.ChatMessage("user", question))
+    streaming = sys.stdout.isatty() if stream is None else stream
+    options = app.ChatCompletionOptions(model=model, stream=streaming)
+    if streaming and not as_json:
+        answer = (
+            app.stream_chat_completion_for_org(organization, messages, options)
+            if organization
+            else app.stream_chat_completion(messages, options)
+        )
+        with answer:
+            for text in answer:
+                sys.stdout.write(text)
+                sys.stdout.flush()
+        sys.stdout.write("\n")
+        return
+    result = (
+        app.chat_completion_for_org(organization, messages, options)
+        if organization
+        else app.chat_completion(messages, options)
+    )
+    print(_json(result) if as_json else result.content)
+
+
+@cli.command()
+def embed(
+    text: Annotated[str | None, typer.Argument(help="The text; standard input when left out or `-`.")] = None,
+    model: Annotated[str | None, typer.Option("--model", "-m", help="The embedding model.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print a text's vector, a number a line:  llmctl embed "hello"."""
+    import app  # noqa: PLC0415
+
+    given = _text(text)
+    result = app.generate_embedding(given, model) if model else app.generate_embedding(given)
+    print(_json(result) if as_json else "\n".join(map(str, result.embedding)))
+
+
+@cli.command()
+def models(as_json: AsJson = False) -> None:
+    """List the models that the gateway serves:  llmctl models."""
+    served = _served()
+    print(json.dumps(served) if as_json else "\n".join(served))
+
+
+@org.command("create")
+def org_create(
+    name: Annotated[str, typer.Argument(help="The organization's name.")],
+    model: Model = None,
+    fallback: Annotated[str | None, typer.Option(help="The model that is asked once when that one fails.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Take models that the gateway does not serve.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Add an organization:  llmctl org create acme --model claude-3-5-sonnet --fallback gpt-4o."""
+    from app import organizations  # noqa: PLC0415
+
+    _check_served(model, fallback, force=force)
+    _show([organizations.create(name, model=model, fallback=fallback)], as_json=as_json, one=True)
+
+
+@org.command("list")
+def org_list(as_json: AsJson = False) -> None:
+    """List the organizations:  llmctl org list."""
+    from app import organizations  # noqa: PLC0415
+
+    _show(organizations.listed(), as_json=as_json)
+
+
+@org.command("show")
+def org_show(organization: Id, as_json: AsJson = False) -> None:
+    """Show one organization:  llmctl org show ID."""
+    from app import organizations  # noqa: PLC0415
+
+    _show([organizations.get(organization)], as_json=as_json, one=True)
+
+
+@org.command("set-model")
+def org_set_model(
+    organization: Id,
+    model: Annotated[str, typer.Argument(help="The preferred model.")],
+    fallback: Annotated[str | None, typer.Option(help="The model that is asked once when that one fails.")] = None,
+    no_fallback: Annotated[bool, typer.Option("--no-fallback", help="Ask no other model.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Take models that the gateway does not serve.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Set an organization's models:  llmctl org set-model ID gpt-4o --fallback claude-3-5-sonnet."""
+    from app import organizations  # noqa: PLC0415
+
+    if fallback and no_fallback:
+        raise typer.BadParameter("--fallback and --no-fallback exclude each other")
+    _check_served(model, fallback, force=force)
+    kept = None if no_fallback else fallback or organizations.get(organization).llm_fallback_model
+    _show([organizations.set_models(organization, model=model, fallback=kept)], as_json=as_json, one=True)
+
+
+@migrate.command("status")
+def migrate_status(folder: Folder = FOLDER, as_json: AsJson = False) -> None:
+    """Show what is applied and what is pending:  llmctl migrate status."""
+    from app import migrations  # noqa: PLC0415
+
+    found = migrations.status(_database_url(), folder)
+    rows = [(each.file, each.applied_at.isoformat()) for each in found.applied]
+    rows += [(each.file, "pending") for each in found.pending]
+    if as_json:
+        print(json.dumps([{"file": file, "applied_at": None if at == "pending" else at} for file, at in rows]))
+        return
+    for row in rows:
+        print("  ".join(row))
+
+
+@migrate.command("up")
+def migrate_up(folder: Folder = FOLDER) -> None:
+    """Apply what is pending:  llmctl migrate up."""
+    from app import migrations  # noqa: PLC0415
+
+    applied = migrations.up(_database_url(), folder, report=_say)
+    _say(f"{len(applied)} applied" if applied else "nothing is pending")
+
+
+@migrate.command("check")
+def migrate_check(folder: Folder = FOLDER) -> None:
+    """End with 1 when something is pending:  llmctl migrate check."""
+    from app import migrations  # noqa: PLC0415
+
+    pending = migrations.status(_database_url(), folder).pending
+    for migration in pending:
+        _say(f"{migration.file} is pending: llmctl migrate up")
+    if pending:
+        raise typer.Exit(1)
+
+
+@migrate.command("new")
+def migrate_new(
+    name: Annotated[str, typer.Argument(help="What it does, as `add budgets`.")], folder: Folder = FOLDER
+) -> None:
+    """Make the next migration file:  llmctl migrate new "add budgets"."""
+    from app import migrations  # noqa: PLC0415
+
+    print(migrations.new(folder, name))
+
+
+@cli.command()
+def backup(
+    file: Annotated[
+        Path | None, typer.Argument(help="The file to write, or the folder for it; here, named by database and time.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Save the database to a file and print its name:  llmctl backup."""
+    from app import _backup  # noqa: PLC0415
+
+    made = _backup.backup(_database_url(), file or Path(), report=_say)
+    print(_json(made) if as_json else made.file)
+
+
+@cli.command()
+def restore(
+    file: Annotated[Path, typer.Argument(help="A file that `llmctl backup` wrote.", exists=True, dir_okay=False)],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for the database's name.")] = False,
+    folder: Folder = FOLDER,
+    as_json: AsJson = False,
+) -> None:
+    """Put a saved database in the place of the present one, which is kept:  llmctl restore FILE.
+
+    Prints the name under which the present one is kept.
+    """
+    from app import _backup  # noqa: PLC0415
+
+    if not yes and not sys.stdin.isatty():
+        raise typer.BadParameter("without a terminal to ask on, say --yes")
+
+    def typed(database: str) -> bool:
+        if yes:
+            return True
+        # Not by typer, whose prompts leave a space on standard output.
+        print("Type the database's name to go on: ", end="", file=sys.stderr, flush=True)
+        return sys.stdin.readline().strip() == database
+
+    done = _backup.restore(_database_url(), file, folder, confirm=typed, report=_say)
+    print(_json(done) if as_json else done.kept)
+
+
+@cli.command()
+def doctor(folder: Folder = FOLDER, as_json: AsJson = False) -> None:
+    """Check settings, gateway and database, changing nothing:  llmctl doctor."""
+    from app import _doctor  # noqa: PLC0415
+
+    findings = []
+    marks = {"ok": "[green]OK[/]     ", "warning": "[yellow]WARNING[/]", "failure": "[red]FAILURE[/]"}
+    console = Console(highlight=False, soft_wrap=True)
+    for finding in _doctor.examine(folder):
+        findings.append(finding)
+        if not as_json:
+            console.print(marks[finding.status], end=" ")
+            console.print(f"{finding.check}: {finding.detail}", markup=False)
+            if finding.mend:
+                console.print(f"          {finding.mend}", markup=False)
+    if as_json:
+        print(json.dumps([dataclasses.asdict(finding) for finding in findings]))
+    if any(finding.status == "failure" for finding in findings):
+        raise typer.Exit(1)
+
+
+def _text(given: str | None) -> str:
+    text = sys.stdin.read() if given in (None, "-") else given
+    if not text or not text.strip():
+        raise typer.BadParameter("it is empty", param_hint="the text")
+    return text
+
+
+def _served() -> list[str]:
+    import httpx2  # noqa: PLC0415
+
+    from app import GatewayUnreachableError  # noqa: PLC0415
+    from app._client import create_llm_client  # noqa: PLC0415
+    from app._requests import errors_translated  # noqa: PLC0415
+
+    client = create_llm_client()
+    with errors_translated("the list of models", str(client.base_url)):
+        answer = client.get("/models", cast_to=httpx2.Response)
+    try:
+        return sorted(model["id"] for model in answer.json()["data"])
+    except (ValueError, LookupError, TypeError):
+        raise GatewayUnreachableError(f"what answers at {client.base_url} is no gateway: check LITELLM_URL") from None
+
+
+def _check_served(*names: str | None, force: bool) -> None:
+    wanted = [name for name in names if name is not None]
+    if force or not wanted:
+        return
+    served = _served()
+    for name in wanted:
+        if name not in served:
+            raise typer.BadParameter(f"the gateway does not serve {name}; it serves {', '.join(served)} (or --force)")
+
+
+def _database_url() -> str:
+    from app._settings import Settings  # noqa: PLC0415
+
+    return Settings.load().required_database_url()
+
+
+def _show(listed: list[Organization], *, as_json: bool, one: bool = False) -> None:
+    if as_json:
+        print(_json(listed[0]) if one else json.dumps([dataclasses.asdict(each) for each in listed], default=str))
+        return
+    rows = [("id", "name", "model", "fallback")]
+    rows += [(str(each.id), each.name, each.llm_model, each.llm_fallback_model or "-") for each in listed]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _json(result: Any) -> str:  # noqa: ANN401 -- any of the module's results
+    return json.dumps(dataclasses.asdict(result), default=str)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def main() -> None:
+    """Run the command line; show no traceback for anything that a user can cause."""
+    try:
+        cli()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        # Whoever read has enough; the interpreter must not try to flush what is left.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except ValueError as error:
+        _say(f"llmctl: {error}")
+        sys.exit(2)
+    except Exception as error:
+        if not _expected(error):
+            raise
+        _say(f"llmctl: {error}")
+        sys.exit(1)
+
+
+def _expected(error: Exception) -> bool:
+    import psycopg  # noqa: PLC0415
+
+    from app import LLMError, _backup, migrations  # noqa: PLC0415
+
+    return isinstance(error, (LLMError, _backup.BackupError, migrations.MigrationError, psycopg.Error))

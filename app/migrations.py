@@ -1,0 +1,239 @@
+"""Apply the SQL files of a folder to a Postgres database, each once, in order, forward only.
+
+A migration is a file `NNNN_name.sql`; numbers start at 1 and have no gap. Each file runs in one transaction with
+the row that records it, so it is applied whole or not at all. A file whose first line is
+`-- migrate: no-transaction` runs outside one, for statements that demand it (CREATE INDEX CONCURRENTLY): it holds
+one statement, should be written so that it can be run again (IF NOT EXISTS), and may leave something behind when it
+fails.
+
+Any number of runs may start at once: one works, the others wait and then find nothing left to do. The lock is
+polled rather than waited for, because a waiting statement would keep CREATE INDEX CONCURRENTLY from finishing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import psycopg
+from psycopg.rows import class_row
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from datetime import datetime
+    from pathlib import Path
+
+__all__ = ["Applied", "Migration", "MigrationError", "Status", "new", "read", "status", "up"]
+
+FILE_NAME = re.compile(r"(\d{4})_([a-z0-9_]+)\.sql")
+NO_TRANSACTION = "-- migrate: no-transaction"
+ADVISORY_LOCK = int.from_bytes(hashlib.sha256(b"llm-infrastructure migrations").digest()[:8], signed=True)
+POLL_SECONDS = 0.1
+
+CREATE_TABLE = """
+CREATE TABLE IF NOT EXISTS schema_migrations (
+    version    integer     PRIMARY KEY,
+    name       text        NOT NULL,
+    sha256     text        NOT NULL,
+    applied_at timestamptz NOT NULL DEFAULT now()
+)"""
+
+
+class MigrationError(Exception):
+    """A migration that cannot be read or applied. The message is one line and names the file."""
+
+
+@dataclass(frozen=True, slots=True)
+class Migration:
+    """A migration file."""
+
+    version: int
+    name: str
+    sql: str
+
+    @property
+    def file(self) -> str:
+        """The file's name."""
+        return f"{self.version:04d}_{self.name}.sql"
+
+    @property
+    def sha256(self) -> str:
+        """Digest of the content, the same whatever line ends a checkout has."""
+        return hashlib.sha256(self.sql.encode()).hexdigest()
+
+    @property
+    def in_transaction(self) -> bool:
+        """Whether the file runs in one transaction with its record."""
+        return not self.sql.startswith(NO_TRANSACTION)
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What the database says of a migration that was applied to it."""
+
+    version: int
+    name: str
+    sha256: str
+    applied_at: datetime
+
+    @property
+    def file(self) -> str:
+        """The file's name when it was applied."""
+        return f"{self.version:04d}_{self.name}.sql"
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """Which migrations a database has, and which are still to come, in order."""
+
+    applied: tuple[Applied, ...]
+    pending: tuple[Migration, ...]
+
+
+def read(folder: Path) -> list[Migration]:
+    """Return the migrations of `folder` in order. Raises MigrationError for a name or number out of line."""
+    if not folder.is_dir():
+        raise MigrationError(f"{folder} is not a folder: migrations are files in it, named NNNN_name.sql")
+    migrations: list[Migration] = []
+    for path in sorted(folder.glob("*.sql")):
+        match = FILE_NAME.fullmatch(path.name)
+        if match is None:
+            raise MigrationError(f"{path.name}: name it NNNN_name.sql, in lower case, as 0001_organizations.sql")
+        version, expected = int(match[1]), len(migrations) + 1
+        if version < expected:
+            raise MigrationError(f"{path.name}: number {match[1]} is taken; give it the number {expected:04d}")
+        if version > expected:
+            raise MigrationError(f"{path.name}: number {expected:04d} is missing before it; numbers have no gaps")
+        migrations.append(Migration(version, match[2], path.read_text(encoding="utf-8")))
+    return migrations
+
+
+def new(folder: Path, name: str) -> Path:
+    """Make the next, empty migration file of `folder` and return its path."""
+    slug = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
+    if not slug:
+        raise MigrationError(f"{name!r} has no letter or digit to name a file by")
+    path = folder / f"{len(read(folder)) + 1:04d}_{slug}.sql"
+    with path.open("x", encoding="utf-8") as file:
+        file.write(f"-- {name}\n")
+    return path
+
+
+def status(conninfo: str, folder: Path) -> Status:
+    """Compare the database with `folder`, changing nothing.
+
+    Raises MigrationError when they contradict each other, psycopg.Error when the database cannot be asked.
+    """
+    migrations = read(folder)
+    with psycopg.connect(conninfo, autocommit=True) as connection:
+        return _status(connection, migrations)
+
+
+def up(  # noqa: PLR0913 -- the options are keyword-only and have safe defaults
+    conninfo: str,
+    folder: Path,
+    *,
+    wait_seconds: float = 120,
+    lock_timeout_seconds: float = 10,
+    statement_timeout_seconds: float = 600,
+    report: Callable[[str], None] = lambda _line: None,
+) -> tuple[Migration, ...]:
+    """Apply what is pending and return it; `report` gets a line for each thing that happens.
+
+    `wait_seconds` bounds the wait for another run, `lock_timeout_seconds` the wait of one statement for a lock,
+    `statement_timeout_seconds` one statement. A file that fails leaves the database as it was before that file.
+
+    Raises MigrationError, and psycopg.Error when the database cannot be reached.
+    """
+    migrations = read(folder)
+    with psycopg.connect(conninfo, autocommit=True, application_name="migrations") as connection:
+        _lock(connection, wait_seconds, report)
+        connection.execute(CREATE_TABLE)
+        pending = _status(connection, migrations).pending
+        for name, seconds in (
+            ("lock_timeout", lock_timeout_seconds),
+            ("statement_timeout", statement_timeout_seconds),
+        ):
+            connection.execute("SELECT set_config(%s, %s, false)", (name, f"{round(seconds * 1000)}ms"))
+        for migration in pending:
+            started = time.monotonic()
+            _apply(connection, migration)
+            report(f"applied {migration.file} in {time.monotonic() - started:.2f} s")
+        return pending
+
+
+def _apply(connection: psycopg.Connection, migration: Migration) -> None:
+    try:
+        if migration.in_transaction:
+            with connection.transaction():
+                connection.execute(migration.sql.encode())
+                _record(connection, migration)
+        else:
+            connection.execute(migration.sql.encode())
+            _refuse_invalid_index(connection, migration)
+            _record(connection, migration)
+    except psycopg.Error as error:
+        raise MigrationError(f"{migration.file}: {_in_one_line(error, migration.sql)}") from error
+
+
+def _refuse_invalid_index(connection: psycopg.Connection, migration: Migration) -> None:
+    """A CREATE INDEX CONCURRENTLY that failed leaves its index behind, which IF NOT EXISTS then takes for done."""
+    query = (
+        "SELECT relname FROM pg_index JOIN pg_class ON pg_class.oid = indexrelid "
+        "WHERE NOT indisvalid AND pg_table_is_visible(indexrelid)"
+    )
+    if (found := connection.execute(query).fetchone()) is not None:
+        raise MigrationError(
+            f"{migration.file}: index {found[0]} is invalid: DROP INDEX CONCURRENTLY, then run again"
+        )
+
+
+def _record(connection: psycopg.Connection, migration: Migration) -> None:
+    connection.execute(
+        "INSERT INTO schema_migrations (version, name, sha256) VALUES (%s, %s, %s)",
+        (migration.version, migration.name, migration.sha256),
+    )
+
+
+def _in_one_line(error: psycopg.Error, sql: str) -> str:
+    message = error.diag.message_primary or str(error)
+    if error.diag.statement_position:
+        line = sql.count("\n", 0, int(error.diag.statement_position) - 1) + 1
+        message = f"line {line}: {message}"
+    return " ".join(message.split())
+
+
+def _status(connection: psycopg.Connection, migrations: Sequence[Migration]) -> Status:
+    with connection.cursor(row_factory=class_row(Applied)) as cursor:
+        exists = connection.execute("SELECT to_regclass('schema_migrations') IS NOT NULL").fetchone()
+        if exists == (True,):
+            cursor.execute("SELECT version, name, sha256, applied_at FROM schema_migrations ORDER BY version")
+            applied = tuple(cursor.fetchall())
+        else:
+            applied = ()
+    for number, done in enumerate(applied, start=1):
+        if done.version != number:
+            raise MigrationError(f"the database lacks migration {number:04d} but has {done.file}: restore a backup")
+        if number > len(migrations) or migrations[number - 1].name != done.name:
+            raise MigrationError(f"{done.file} was applied to this database and is missing here: put the file back")
+        if migrations[number - 1].sha256 != done.sha256:
+            raise MigrationError(
+                f"{done.file} was changed after it was applied: put it back and write a new migration instead"
+            )
+    return Status(applied, tuple(migrations[len(applied) :]))
+
+
+def _lock(connection: psycopg.Connection, wait_seconds: float, report: Callable[[str], None]) -> None:
+    """Take the lock that keeps runs apart. Postgres frees it when the connection ends, however it ends."""
+    give_up = time.monotonic() + wait_seconds
+    waiting = False
+    while connection.execute("SELECT pg_try_advisory_lock(%s)", (ADVISORY_LOCK,)).fetchone() != (True,):
+        if time.monotonic() > give_up:
+            raise MigrationError(f"another migration run still holds the lock after {wait_seconds:g} s")
+        if not waiting:
+            waiting = True
+            report("waiting for another migration run to end")
+        time.sleep(POLL_SECONDS)

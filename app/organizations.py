@@ -1,0 +1,184 @@
+"""The organizations and their models, in the app's own database."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+from weakref import WeakKeyDictionary
+
+import psycopg
+from psycopg.rows import class_row
+from psycopg_pool import AsyncConnectionPool, ConnectionPool, PoolTimeout
+
+from app._errors import DatabaseUnavailableError, OrganizationNotFoundError
+from app._settings import Settings
+from app._shared import Shared
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from datetime import datetime
+
+COLUMNS = "id, name, llm_model, llm_fallback_model, created_at"
+BY_ID = f"SELECT {COLUMNS} FROM organizations WHERE id = %s"  # noqa: S608 -- the columns are constant
+WAIT_SECONDS = 15.0
+"""How long a call waits for a connection."""
+CONNECT_SECONDS = 5
+MOST_CONNECTIONS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Organization:
+    """An organization, with the model that it prefers and the one that is asked once when that fails."""
+
+    id: UUID
+    name: str
+    llm_model: str
+    llm_fallback_model: str | None
+    created_at: datetime
+
+
+def get(organization_id: UUID | str) -> Organization:
+    """Return one organization. Raises OrganizationNotFoundError, DatabaseUnavailableError, and ValueError."""
+    key = _key(organization_id)
+    return _found(_one(BY_ID, (key,)), key)
+
+
+async def get_async(organization_id: UUID | str) -> Organization:
+    """As `get`, for asyncio."""
+    key = _key(organization_id)
+    with _database_errors():
+        pool = await _async_pool()
+        async with pool.connection() as connection, connection.cursor(row_factory=class_row(Organization)) as cursor:
+            await cursor.execute(BY_ID, (key,))
+            found = await cursor.fetchone()
+    return _found(found, key)
+
+
+def create(name: str, *, model: str | None = None, fallback: str | None = None) -> Organization:
+    """Add an organization; the models are the database's defaults unless they are named.
+
+    Raises ValueError for a name that is empty or taken, and DatabaseUnavailableError.
+    """
+    if not name.strip():
+        raise ValueError("an organization needs a name")
+    given = {"name": name, "llm_model": model, "llm_fallback_model": fallback}
+    columns = {column: value for column, value in given.items() if value is not None}
+    query = (
+        f"INSERT INTO organizations ({', '.join(columns)}) "  # noqa: S608 -- the columns are constant
+        f"VALUES ({', '.join(['%s'] * len(columns))}) ON CONFLICT (name) DO NOTHING RETURNING {COLUMNS}"
+    )
+    made = _one(query, tuple(columns.values()))
+    if made is None:
+        raise ValueError(f"there is an organization {name!r} already")
+    return made
+
+
+def listed() -> list[Organization]:
+    """All organizations, by name. Raises DatabaseUnavailableError."""
+    return _all(f"SELECT {COLUMNS} FROM organizations ORDER BY name", ())  # noqa: S608
+
+
+def set_models(organization_id: UUID | str, *, model: str, fallback: str | None) -> Organization:
+    """Set the preferred model and the fallback (None for no fallback), and return the organization.
+
+    Raises OrganizationNotFoundError, DatabaseUnavailableError, and ValueError.
+    """
+    key = _key(organization_id)
+    query = (
+        "UPDATE organizations SET llm_model = %s, llm_fallback_model = %s "  # noqa: S608
+        f"WHERE id = %s RETURNING {COLUMNS}"
+    )
+    return _found(_one(query, (model, fallback, key)), key)
+
+
+def close() -> None:
+    """Close the connections; the next call opens new ones."""
+    if (pool := _pool.take()) is not None:
+        pool.close()
+
+
+async def close_async() -> None:
+    """As `close`, for the running event loop."""
+    pool = _async_pools.pop(asyncio.get_running_loop(), None)
+    if pool is not None:
+        await pool.close()
+
+
+def _one(query: str, parameters: tuple[object, ...]) -> Organization | None:
+    return next(iter(_all(query, parameters)), None)
+
+
+def _all(query: str, parameters: tuple[object, ...]) -> list[Organization]:
+    Settings.load().required_database_url()
+    with (
+        _database_errors(),
+        _pool.get().connection() as connection,
+        connection.cursor(row_factory=class_row(Organization)) as cursor,
+    ):
+        cursor.execute(query.encode(), parameters)
+        return cursor.fetchall()
+
+
+@contextmanager
+def _database_errors() -> Iterator[None]:
+    """Raise errors that name the next step and neither the database's address nor a password."""
+    try:
+        yield
+    except PoolTimeout:
+        raise DatabaseUnavailableError("no connection to the database in time: check DATABASE_URL") from None
+    except psycopg.errors.UndefinedTable:
+        raise DatabaseUnavailableError("the database has no organizations: run `llmctl migrate up`") from None
+    except psycopg.Error as error:
+        code = error.sqlstate or type(error).__name__
+        raise DatabaseUnavailableError(f"the database failed ({code}): `llmctl doctor` looks closer") from None
+
+
+def _found(organization: Organization | None, key: UUID) -> Organization:
+    if organization is None:
+        raise OrganizationNotFoundError(f"there is no organization {key}: `llmctl org list` shows those there are")
+    return organization
+
+
+def _key(organization_id: UUID | str) -> UUID:
+    try:
+        return organization_id if isinstance(organization_id, UUID) else UUID(organization_id)
+    except (ValueError, AttributeError, TypeError):
+        raise ValueError("an organization's id is a UUID, as `llmctl org list` shows") from None
+
+
+_OPTIONS: dict[str, Any] = {
+    "kwargs": {"autocommit": True, "connect_timeout": CONNECT_SECONDS},
+    "min_size": 1,
+    "max_size": MOST_CONNECTIONS,
+    "timeout": WAIT_SECONDS,
+    "open": False,
+}
+
+
+def _conninfo() -> str:
+    """Read for each new connection, so that a rotated password is taken up."""
+    return Settings.load().required_database_url()
+
+
+def _open_pool() -> ConnectionPool:
+    pool = ConnectionPool(_conninfo, check=ConnectionPool.check_connection, **_OPTIONS)
+    pool.open()
+    return pool
+
+
+_pool = Shared(_open_pool)
+_async_pools: WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncConnectionPool] = WeakKeyDictionary()
+
+
+async def _async_pool() -> AsyncConnectionPool:
+    _conninfo()
+    loop = asyncio.get_running_loop()
+    if loop not in _async_pools:
+        for closed in [each for each in _async_pools if each.is_closed()]:
+            del _async_pools[closed]
+        _async_pools[loop] = AsyncConnectionPool(_conninfo, check=AsyncConnectionPool.check_connection, **_OPTIONS)
+    await _async_pools[loop].open()  # at once where it is open, and waits where another task is opening it
+    return _async_pools[loop]

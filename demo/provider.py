@@ -1,0 +1,237 @@
+"""The demo provider: answers as OpenAI and Anthropic do, with the same content for the same question.
+
+It lets a stack without any provider key answer, and it is what tests, drills and benchmarks measure against.
+A message (or embedding input) may tell it to misbehave, so that faults need no state and no second address:
+
+    [[demo status=429]]                 answers with that HTTP status
+    [[demo delay=2.5]]                  waits that many seconds before the first byte
+    [[demo cut=3]]                      breaks the connection after that many streamed chunks
+    [[demo status=400 code=context_length_exceeded message="too long"]]
+    [[demo status=500 model=gpt-4o]]    only when that upstream model is asked
+
+Runs inside the LiteLLM image, which has FastAPI and uvicorn: `python3 provider.py PORT`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import random
+import re
+import shlex
+import sys
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import uvicorn
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+DIMENSIONS = {"text-embedding-3-small": 1536, "text-embedding-3-large": 3072}
+OK, INTERNAL_SERVER_ERROR = 200, 500
+DIRECTIVE = re.compile(r"\[\[demo ([^\]]*)\]\]")
+
+app = FastAPI(title="demo provider", docs_url=None, redoc_url=None, openapi_url=None)
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What a message tells the provider to do wrong."""
+
+    status: int = 200
+    delay: float = 0.0
+    cut: int | None = None
+    code: str | None = None
+    message: str | None = None
+
+    @classmethod
+    def told_by(cls, text: str, model: str) -> Fault:
+        """Read the directive in `text`, if there is one for `model`."""
+        for directive in DIRECTIVE.findall(text):
+            words = dict(word.split("=", 1) for word in shlex.split(directive))
+            if words.pop("model", model) == model:
+                return cls(
+                    status=int(words.get("status", cls.status)),
+                    delay=float(words.get("delay", cls.delay)),
+                    cut=int(words["cut"]) if "cut" in words else None,
+                    code=words.get("code"),
+                    message=words.get("message", cls.message),
+                )
+        return cls()
+
+
+class BrokenOffError(Exception):
+    """Raised in mid-stream so that the server breaks the connection, as a dying provider does."""
+
+
+def text_of(content: str | list[dict[str, Any]] | None) -> str:
+    """A message's text, whether it came plain or in parts."""
+    if isinstance(content, str):
+        return content
+    return " ".join(part.get("text", "") for part in content or ())
+
+
+def answer_to(messages: list[dict[str, Any]]) -> str:
+    asked = text_of(messages[-1].get("content")) if messages else ""
+    return f"This is the demo provider; no model was asked. You said: {DIRECTIVE.sub('', asked).strip()}"
+
+
+def tokens_in(text: str) -> int:
+    return len(text.split())
+
+
+def request_id(prefix: str, body: dict[str, Any]) -> str:
+    return prefix + hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:24]
+
+
+async def fault_for(body: dict[str, Any], text: str) -> Fault:
+    """The fault that the request asks for, after its delay."""
+    fault = Fault.told_by(text, body.get("model", ""))
+    await asyncio.sleep(fault.delay)
+    return fault
+
+
+def all_text(messages: list[dict[str, Any]]) -> str:
+    return " ".join(text_of(message.get("content")) for message in messages)
+
+
+async def cut_short(chunks: list[str], fault: Fault) -> AsyncIterator[str]:
+    """The chunks of a stream, broken off where the fault says."""
+    for sent, chunk in enumerate(chunks):
+        if sent == fault.cut:
+            raise BrokenOffError
+        yield chunk
+        await asyncio.sleep(0)
+
+
+OPENAI_ERRORS = {
+    401: ("invalid_request_error", "invalid_api_key", "Incorrect API key provided: none."),
+    403: ("request_forbidden", "unsupported_country_region_territory", "Country, region, or territory not supported"),
+    404: ("invalid_request_error", "model_not_found", "The model does not exist or you do not have access to it."),
+    408: ("timeout", None, "Request timed out."),
+    409: ("conflict", None, "The resource was updated by another request."),
+    429: ("requests", "rate_limit_exceeded", "Rate limit reached for requests"),
+}
+"""Type, code and message as OpenAI sends them with a status: LiteLLM looks at all three."""
+
+
+def openai_error(fault: Fault) -> Response:
+    known = "invalid_request_error" if fault.status < INTERNAL_SERVER_ERROR else "server_error"
+    kind, code, message = OPENAI_ERRORS.get(fault.status, (known, None, "The demo provider was told to fail."))
+    error = {"message": fault.message or message, "type": kind, "param": None, "code": fault.code or code}
+    return JSONResponse({"error": error}, status_code=fault.status)
+
+
+@app.post("/v1/chat/completions")
+async def chat_completions(request: Request) -> Response:
+    body = await request.json()
+    messages = body.get("messages", [])
+    asked = all_text(messages)
+    fault = await fault_for(body, asked)
+    if fault.status != OK:
+        return openai_error(fault)
+    answer = answer_to(messages)
+    usage = {"prompt_tokens": tokens_in(asked), "completion_tokens": tokens_in(answer)}
+    usage["total_tokens"] = sum(usage.values())
+    head = {"id": request_id("chatcmpl-", body), "created": int(time.time()), "model": body.get("model", "")}
+    if not body.get("stream"):
+        choice = {"index": 0, "message": {"role": "assistant", "content": answer}, "finish_reason": "stop"}
+        return JSONResponse({**head, "object": "chat.completion", "choices": [choice], "usage": usage})
+
+    def chunk(delta: dict[str, str], finish_reason: str | None = None, **more: object) -> str:
+        choice = {"index": 0, "delta": delta, "finish_reason": finish_reason}
+        data = {**head, "object": "chat.completion.chunk", "choices": [choice], **more}
+        return f"data: {json.dumps(data)}\n\n"
+
+    chunks = [chunk({"role": "assistant", "content": ""})]
+    chunks += [chunk({"content": word}) for word in re.findall(r"\S+\s*", answer)]
+    chunks += [chunk({}, "stop")]
+    if (body.get("stream_options") or {}).get("include_usage"):
+        chunks += [
+            f"data: {json.dumps({**head, 'object': 'chat.completion.chunk', 'choices': [], 'usage': usage})}\n\n"
+        ]
+    chunks += ["data: [DONE]\n\n"]
+    return StreamingResponse(cut_short(chunks, fault), media_type="text/event-stream")
+
+
+@app.post("/v1/embeddings")
+async def embeddings(request: Request) -> Response:
+    body = await request.json()
+    given = body.get("input", [])
+    texts = [given] if isinstance(given, str) else [str(item) for item in given]
+    fault = await fault_for(body, " ".join(texts))
+    if fault.status != OK:
+        return openai_error(fault)
+    dimensions = body.get("dimensions") or DIMENSIONS.get(body.get("model", ""), 1536)
+    data = [
+        {"object": "embedding", "index": index, "embedding": embedding_of(text, dimensions)}
+        for index, text in enumerate(texts)
+    ]
+    prompt_tokens = sum(tokens_in(text) for text in texts)
+    usage = {"prompt_tokens": prompt_tokens, "total_tokens": prompt_tokens}
+    return JSONResponse({"object": "list", "model": body.get("model", ""), "data": data, "usage": usage})
+
+
+def embedding_of(text: str, dimensions: int) -> list[float]:
+    """A vector of length 1 that depends on the text alone."""
+    source = random.Random(text)  # noqa: S311 -- not for secrets
+    vector = [source.gauss(0, 1) for _ in range(dimensions)]
+    length = sum(value * value for value in vector) ** 0.5
+    return [value / length for value in vector]
+
+
+@app.post("/v1/messages")
+async def anthropic_messages(request: Request) -> Response:
+    body = await request.json()
+    messages = body.get("messages", [])
+    asked = all_text(messages)
+    fault = await fault_for(body, asked)
+    if fault.status != OK:
+        kind = {400: "invalid_request_error", 401: "authentication_error", 429: "rate_limit_error"}
+        error = {
+            "type": kind.get(fault.status, "api_error"),
+            "message": fault.message or "The demo provider was told to fail.",
+        }
+        return JSONResponse({"type": "error", "error": error}, status_code=fault.status)
+    answer = answer_to(messages)
+    usage = {"input_tokens": tokens_in(asked), "output_tokens": tokens_in(answer)}
+    message = {
+        "id": request_id("msg_", body),
+        "type": "message",
+        "role": "assistant",
+        "model": body.get("model", ""),
+        "content": [{"type": "text", "text": answer}],
+        "stop_reason": "end_turn",
+        "stop_sequence": None,
+        "usage": usage,
+    }
+    if not body.get("stream"):
+        return JSONResponse(message)
+
+    def event(kind: str, **data: object) -> str:
+        return f"event: {kind}\ndata: {json.dumps({'type': kind, **data})}\n\n"
+
+    started = {**message, "content": [], "stop_reason": None, "usage": {**usage, "output_tokens": 1}}
+    chunks = [event("message_start", message=started)]
+    chunks += [event("content_block_start", index=0, content_block={"type": "text", "text": ""})]
+    for word in re.findall(r"\S+\s*", answer):
+        chunks += [event("content_block_delta", index=0, delta={"type": "text_delta", "text": word})]
+    chunks += [event("content_block_stop", index=0)]
+    ended = {"stop_reason": "end_turn", "stop_sequence": None}
+    chunks += [event("message_delta", delta=ended, usage={"output_tokens": usage["output_tokens"]})]
+    chunks += [event("message_stop")]
+    return StreamingResponse(cut_short(chunks, fault), media_type="text/event-stream")
+
+
+@app.get("/health")
+async def health() -> dict[str, str]:
+    return {"status": "ok"}
+
+
+if __name__ == "__main__":
+    uvicorn.run(app, host="0.0.0.0", port=int(sys.argv[1]), log_level="warning")  # noqa: S104 -- its network is private

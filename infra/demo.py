@@ -1,0 +1,51 @@
+"""The demo provider, which answers until a provider key is set."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pulumi
+
+from infra.workload import Placement, Workload, http_health_check
+
+PORT = 8080
+NETWORK_NAME = "demo"
+URL = f"http://{NETWORK_NAME}:{PORT}"
+MEMORY_MB = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoProviderArgs:
+    """What the demo provider runs with."""
+
+    image: str
+    """LiteLLM's: it has Python, FastAPI and uvicorn."""
+    program: str
+    network: str
+
+
+class DemoProvider(pulumi.ComponentResource):
+    """The demo provider.
+
+    Creates: the workload `demo`. Type token: `llm-infrastructure:demo:DemoProvider`.
+    """
+
+    def __init__(
+        self, name: str, args: DemoProviderArgs, placement: Placement, opts: pulumi.ResourceOptions | None = None
+    ) -> None:
+        super().__init__("llm-infrastructure:demo:DemoProvider", name, {}, opts)
+        placement.run(
+            Workload(
+                name=name,
+                image=args.image,
+                entrypoint=("python3", "/app/provider.py"),
+                command=(str(PORT),),
+                files={"/app/provider.py": args.program},
+                health=http_health_check(PORT, "/health"),
+                user="65534:65534",
+                memory_mb=MEMORY_MB,
+                networks={args.network: NETWORK_NAME},
+            ),
+            opts=pulumi.ResourceOptions(parent=self),
+        )
+        self.register_outputs({})

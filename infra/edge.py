@@ -1,0 +1,166 @@
+"""The edge: HAProxy, the gateway's only published port. It knows the clients and finds the replicas.
+
+All it knows is in live files: a change of its config, a client's key or the master key drops no connection.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from string import Template
+from typing import TYPE_CHECKING
+
+import pulumi
+
+from infra import gateway
+from infra.workload import LIVE, HealthCheck, Live, Placement, Port, Workload
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from infra.secrets import RotatingSecret
+
+LOOPBACK = "127.0.0.1"
+PORT = 4000
+METRICS_PORT = 8404
+# Inside the container only.
+HEALTH_PORT = 8405
+MASTER_PORT = 8406
+PEERS_PORT = 8407
+FALLBACK_PORT = 8408
+REPLICA_SLOTS = 16
+"""How many replicas the edge can tell apart; settings allow no more."""
+REPLICA_CONNECTIONS = 400
+"""How many requests a replica has at most, streams among them."""
+SECONDS_OVER_REQUEST_TIMEOUT = 10
+STOP_SECONDS = 10
+"""Short: while an edge stops nobody is let in. Only a new image, port or limit makes it stop at all."""
+CONFIG = "haproxy.cfg"
+SERVERS_STATE = f"{LIVE}/servers.state"
+RELOAD = "/usr/local/bin/edge-reload"
+MEGABYTE = 1_000_000
+
+# The image has no HTTP client either, but it has bash.
+HEALTH_CHECK = (
+    f"exec 3<>/dev/tcp/127.0.0.1/{HEALTH_PORT} && printf 'GET / HTTP/1.0\\r\\n\\r\\n' >&3 "
+    "&& read -r -t 4 line <&3 && [[ $line == *' 200 '* ]]"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EdgeArgs:
+    """What the edge runs with."""
+
+    image: str
+    memory_mb: int
+    address: str
+    port: int
+    metrics_port: int | None
+    """Where the metrics and the statistics page are published, on the host's loopback address; None for nowhere."""
+    config: pulumi.Input[str]
+    """HAProxy's rendered config."""
+    reload: str
+    """The script that has HAProxy take up new files."""
+    client_keys: Mapping[str, Sequence[pulumi.Input[str]]]
+    """The keys of each client; empty ones and repeated ones do not count."""
+    client_rpm: Mapping[str, int]
+    """The most requests a minute of each client that has a limit."""
+    master_key: RotatingSecret
+    certificate: pulumi.Input[str] | None
+    """A certificate with its chain and its private key, as PEM; without it the edge speaks plain HTTP."""
+    network: str
+
+
+def render(  # noqa: PLR0913 -- all are needed, all by name
+    template: str, *, generation: int, request_timeout: int, max_body_mb: int, tls: bool, metrics: bool
+) -> str:
+    """Fill in HAProxy's config, which has no secret in it.
+
+    `generation` is that of the master key, `request_timeout` is in seconds.
+    """
+    return Template(template).substitute(
+        PORT=PORT,
+        TLS=_switch(tls),
+        METRICS=_switch(metrics),
+        METRICS_PORT=METRICS_PORT,
+        HEALTH_PORT=HEALTH_PORT,
+        PEERS_PORT=PEERS_PORT,
+        FALLBACK_PORT=FALLBACK_PORT,
+        SERVERS_STATE=SERVERS_STATE,
+        SERVER_TIMEOUT_SECONDS=request_timeout + SECONDS_OVER_REQUEST_TIMEOUT,
+        MAX_BODY_MB=max_body_mb,
+        MAX_BODY_BYTES=max_body_mb * MEGABYTE,
+        LIVELINESS=gateway.LIVELINESS,
+        REPLICA_SLOTS=REPLICA_SLOTS,
+        REPLICA_CONNECTIONS=REPLICA_CONNECTIONS,
+        REPLICA_PORT=gateway.PORT,
+        AGENT_PORT=gateway.AGENT_PORT,
+        NEWEST=gateway.network_name(generation),
+        PREVIOUS=gateway.network_name(generation - 1),
+    )
+
+
+def _switch(on: bool) -> str:  # noqa: FBT001
+    return "on" if on else "off"
+
+
+def _clients_map(keys: Mapping[str, list[str]]) -> str:
+    """HAProxy's map from key to client, a line each."""
+    return "".join(f"{key} {client}\n" for client in sorted(keys) for key in dict.fromkeys(keys[client]) if key)
+
+
+def _master_keys_map(key: RotatingSecret) -> pulumi.Output[str]:
+    """HAProxy's map from the name of a generation's replicas to their master key."""
+    return pulumi.Output.all(key.generation, key.value, key.previous).apply(
+        lambda it: "".join(
+            f"{gateway.network_name(int(it[0]) - age)} {value}\n" for age, value in enumerate(it[1:]) if value
+        )
+    )
+
+
+class Edge(pulumi.ComponentResource):
+    """HAProxy before the replicas.
+
+    Creates: the workload `edge`. Type token: `llm-infrastructure:edge:Edge`.
+    """
+
+    def __init__(
+        self, name: str, args: EdgeArgs, placement: Placement, opts: pulumi.ResourceOptions | None = None
+    ) -> None:
+        super().__init__("llm-infrastructure:edge:Edge", name, {}, opts)
+        ports = [Port(internal=PORT, external=args.port, address=args.address)]
+        if args.metrics_port:
+            ports.append(Port(internal=METRICS_PORT, external=args.metrics_port, address=LOOPBACK))
+        files: dict[str, pulumi.Input[str]] = {
+            CONFIG: args.config,
+            "clients.map": pulumi.Output.all(**{name: list(keys) for name, keys in args.client_keys.items()}).apply(
+                _clients_map
+            ),
+            "master-keys.map": _master_keys_map(args.master_key),
+            "rpm.map": "".join(f"{client} {rpm}\n" for client, rpm in sorted(args.client_rpm.items())),
+        }
+        if args.certificate:
+            files["certificate.pem"] = args.certificate
+        placement.run(
+            Workload(
+                name=name,
+                image=args.image,
+                entrypoint=(
+                    *("haproxy", "-W", "-db", "-S", f"127.0.0.1:{MASTER_PORT}"),
+                    *("-f", f"{LIVE}/current/{CONFIG}"),
+                ),
+                files={RELOAD: args.reload},
+                live=Live(
+                    files=files,
+                    check=("haproxy", "-c", "-q", "-f", CONFIG),
+                    reload=("bash", RELOAD, SERVERS_STATE, str(MASTER_PORT)),
+                ),
+                health=HealthCheck(command=("bash", "-c", HEALTH_CHECK), interval_seconds=2),
+                user="haproxy",
+                memory_mb=args.memory_mb,
+                networks={args.network: name},
+                ports=tuple(ports),
+                stop_seconds=STOP_SECONDS,
+            ),
+            opts=pulumi.ResourceOptions(parent=self),
+        )
+        self.register_outputs({})

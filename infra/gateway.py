@@ -1,0 +1,84 @@
+"""The LiteLLM proxy, in replicas."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pulumi
+
+from infra.workload import Placement, Workload, http_health_check
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+PORT = 4000
+AGENT_PORT = 4001
+"""Where litellm/entrypoint.py tells the edge that it is about to stop."""
+LIVELINESS = "/health/liveliness"
+HOST_NAME = "host.docker.internal"
+
+ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",  # else the first request waits for a model hub where there is none to reach
+    "HOME": "/tmp",  # noqa: S108 -- the user has no home of its own
+    "LITELLM_LOCAL_MODEL_COST_MAP": "True",  # else prices are downloaded at start
+    "LITELLM_MODE": "PRODUCTION",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class GatewayArgs:
+    """What the gateway runs with."""
+
+    image: str
+    replicas: int
+    memory_mb: int
+    drain_seconds: int
+    config: str
+    """LiteLLM's rendered config."""
+    entrypoint: str
+    """The program that starts LiteLLM with its secrets, and stops it."""
+    secrets: Mapping[str, pulumi.Input[str]]
+    """Environment variables of LiteLLM that are secret."""
+    generation: pulumi.Input[int]
+    """That of the master key, which callers tell replicas apart by."""
+    network: str
+
+
+def network_name(generation: int) -> str:
+    """The name under which the edge finds the replicas that have a generation of the master key."""
+    return f"litellm-g{generation}"
+
+
+class Gateway(pulumi.ComponentResource):
+    """LiteLLM replicas, each healthy before the next one changes.
+
+    Creates: the workload `litellm`. Type token: `llm-infrastructure:gateway:Gateway`.
+    """
+
+    def __init__(
+        self, name: str, args: GatewayArgs, placement: Placement, opts: pulumi.ResourceOptions | None = None
+    ) -> None:
+        super().__init__("llm-infrastructure:gateway:Gateway", name, {}, opts)
+        placement.run(
+            Workload(
+                name=name,
+                image=args.image,
+                entrypoint=("python3", "-IS", "/app/entrypoint.py", str(AGENT_PORT)),
+                command=("--config", "/app/config.yaml", "--port", str(PORT)),
+                environment=ENVIRONMENT,
+                files={"/app/config.yaml": args.config, "/app/entrypoint.py": args.entrypoint},
+                secrets=args.secrets,
+                health=http_health_check(PORT, LIVELINESS),
+                user="65534:65534",
+                memory_mb=args.memory_mb,
+                networks={
+                    args.network: pulumi.Output.from_input(args.generation).apply(lambda it: network_name(int(it)))
+                },
+                host_gateway=HOST_NAME,
+                replicas=args.replicas,
+                stop_seconds=args.drain_seconds,
+            ),
+            opts=pulumi.ResourceOptions(parent=self),
+        )
+        self.register_outputs({})

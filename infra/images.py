@@ -1,0 +1,43 @@
+"""Which image stands in for which: the record that the set-up writes and the program reads.
+
+Where an image can neither be pulled nor be found on the engine, the set-up builds one from Debian and PyPI packages
+and says so in `.images.yaml`. The program then runs that one, with a warning.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import yaml
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+class ImageRecordError(Exception):
+    """The record of stand-ins cannot be read."""
+
+
+def stand_ins(path: Path) -> dict[str, str]:
+    """Read the record: from an image reference in the stack's configuration to its stand-in's tag.
+
+    Empty where there is no record. Raises ImageRecordError for anything but a mapping of names to names.
+    """
+    try:
+        record = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ImageRecordError(_unreadable(path, str(error))) from error
+    if record is None:
+        return {}
+    if not isinstance(record, dict):
+        raise ImageRecordError(_unreadable(path, f"a mapping is expected, not {type(record).__name__}"))
+    for official, stand_in in record.items():
+        if not (isinstance(official, str) and isinstance(stand_in, str) and official and stand_in):
+            raise ImageRecordError(_unreadable(path, f"`{official}: {stand_in}` is not a pair of image names"))
+    return record
+
+
+def _unreadable(path: Path, why: str) -> str:
+    return f"{path} is not a record of stand-in images: {why}. Remove it, and `make up` writes a new one."

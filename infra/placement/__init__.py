@@ -1,0 +1,1 @@
+"""How a Workload becomes resources: one module a kind of place."""

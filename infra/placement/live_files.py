@@ -1,0 +1,151 @@
+"""Files that a running container takes up without being replaced, on one Docker host."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+import time
+from contextlib import closing
+from typing import TYPE_CHECKING, Any
+
+import docker
+from pulumi.dynamic import CreateResult, DiffResult, Resource, ResourceProvider, UpdateResult
+
+from infra.workload import LIVE
+from toolchain.engine import connect
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import pulumi
+    from docker.models.containers import Container
+
+    from infra.workload import Live
+
+INPUTS = ("container", "files", "check", "reload")
+POLL_SECONDS = 0.2
+LAST_LINES = 15
+"""How much of a container's log a failure shows."""
+
+CLEAR = f"rm -rf {LIVE}/next"
+SWITCH = f"cd {LIVE} && rm -rf old && if [ -d current ]; then mv current old; fi && mv next current"
+SWITCH_BACK = f"cd {LIVE} && rm -rf next && mv current next && mv old current"
+
+
+class _Provider(ResourceProvider):
+    serialize_as_secret_always = False
+
+    def create(self, props: dict[str, Any]) -> CreateResult:
+        return CreateResult("live-files", self._apply(props))
+
+    def diff(self, id: str, olds: dict[str, Any], news: dict[str, Any]) -> DiffResult:  # noqa: A002, ARG002
+        return DiffResult(changes=any(olds.get(name) != news.get(name) for name in INPUTS))
+
+    def update(self, id: str, olds: dict[str, Any], news: dict[str, Any]) -> UpdateResult:  # noqa: A002, ARG002
+        return UpdateResult(self._apply(news))
+
+    def _apply(self, props: dict[str, Any]) -> dict[str, Any]:
+        with closing(connect(props["host"])) as engine:
+            try:
+                container = engine.containers.get(props["container"])
+                restarts = container.attrs["RestartCount"]
+                _load(container, props["files"], check=props["check"], reload=props["reload"])
+                _await_health(container, props["start_seconds"], restarts)
+            except docker.errors.APIError as error:
+                raise RuntimeError(f"the engine at {props['host']} refused: {error.explanation}") from error
+        return props
+
+
+def _load(container: Container, files: Mapping[str, str], *, check: Sequence[str], reload: Sequence[str]) -> None:
+    """Put files beside those in use, check them, put them in their place, and have them taken up."""
+    started = _succeeds(container, ["test", "-d", f"{LIVE}/current"])
+    _run(container, ["sh", "-c", CLEAR])
+    owner = tuple(int(_run(container, ["id", option])) for option in ("-u", "-g"))
+    container.put_archive("/", _archive(files, owner))
+    _run(container, check, folder=f"{LIVE}/next")
+    _run(container, ["sh", "-c", SWITCH])
+    if started:
+        try:
+            _run(container, reload)
+        except RuntimeError:
+            _run(container, ["sh", "-c", SWITCH_BACK])
+            raise
+
+
+def _archive(files: Mapping[str, str], owner: tuple[int, ...]) -> bytes:
+    """The files in the folder `next`, for the eyes of their owner only, as a tar archive of the root folder."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for folder in (LIVE, f"{LIVE}/next"):
+            archive.addfile(_entry(folder, owner, kind=tarfile.DIRTYPE, mode=0o700))
+        for name, text in sorted(files.items()):
+            content = text.encode()
+            entry = _entry(f"{LIVE}/next/{name}", owner, kind=tarfile.REGTYPE, mode=0o400)
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def _entry(path: str, owner: tuple[int, ...], *, kind: bytes, mode: int) -> tarfile.TarInfo:
+    entry = tarfile.TarInfo(path.removeprefix("/"))
+    entry.type, entry.mode, entry.mtime = kind, mode, int(time.time())
+    entry.uid, entry.gid = owner
+    return entry
+
+
+def _run(container: Container, command: Sequence[str], *, folder: str | None = None) -> str:
+    """Run a command in a container and return what it prints. Raises RuntimeError with that when it fails."""
+    code, printed = container.exec_run(list(command), workdir=folder)
+    assert isinstance(printed, bytes)  # noqa: S101 -- it is a stream only where one is asked for
+    text = printed.decode(errors="replace").strip()
+    if code != 0:
+        raise RuntimeError(f"{container.name} refused its new files and goes on as it was: {text or command}")
+    return text
+
+
+def _succeeds(container: Container, command: Sequence[str]) -> bool:
+    return bool(container.exec_run(list(command)).exit_code == 0)
+
+
+def _await_health(container: Container, seconds: float, restarts: int) -> None:
+    """Wait until a container is healthy. Raises RuntimeError with its last lines once it ended, or started again."""
+    deadline = time.monotonic() + seconds
+    while True:
+        container.reload()
+        state = container.attrs["State"]
+        if state["Health"]["Status"] == "healthy":
+            return
+        ended = not state["Running"] or state["Restarting"] or container.attrs["RestartCount"] > restarts
+        if ended or time.monotonic() > deadline:
+            what = f"ended with {state['ExitCode']}" if ended else f"was not healthy after {seconds:.0f} s"
+            lines = container.logs(tail=LAST_LINES).decode(errors="replace").rstrip()
+            raise RuntimeError(f"{container.name} {what}; its last lines:\n{lines}")
+        time.sleep(POLL_SECONDS)
+
+
+class LiveFiles(Resource, module="live_files", name="LiveFiles"):
+    """The live files of a container: put there, checked, taken up by its reload, and the container healthy with them.
+
+    Type token: `pulumi-python:dynamic/live_files:LiveFiles`.
+    """
+
+    def __init__(  # noqa: PLR0913 -- all are needed, all by name
+        self,
+        name: str,
+        *,
+        host: str,
+        container: pulumi.Output[str],
+        live: Live,
+        start_seconds: int,
+        opts: pulumi.ResourceOptions | None = None,
+    ) -> None:
+        """`container` is its id: another container gets the files anew."""
+        props = {
+            "host": host,
+            "container": container,
+            "files": dict(live.files),
+            "check": list(live.check),
+            "reload": list(live.reload),
+            "start_seconds": start_seconds,
+        }
+        super().__init__(_Provider(), name, props, opts)

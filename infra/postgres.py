@@ -1,0 +1,321 @@
+"""Postgres, its roles and its databases."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+import psycopg
+import pulumi
+from psycopg import sql
+from pulumi.dynamic import (
+    CheckFailure,
+    CheckResult,
+    CreateResult,
+    DiffResult,
+    Resource,
+    ResourceProvider,
+    UpdateResult,
+)
+
+from infra.secrets import Constant, GuardProvider, RotatingSecret
+from infra.workload import SECRETS, HealthCheck, Placement, Port, Workload
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+PORT = 5432
+SUPERUSER = "postgres"
+DATA = "/var/lib/postgresql/data"
+APP_DATABASE = "app"
+LITELLM_DATABASE = "litellm"
+"""Of its own, because LiteLLM may drop tables that it does not know."""
+STOP_SECONDS = 60
+"""Long enough for a checkpoint, so that the next start need not recover."""
+CONNECT_SECONDS = 15
+ROLES_INPUTS = (
+    "server",
+    "host",
+    "port",
+    "superuser_password",
+    "superuser_previous",
+    "initial_password",
+    "app_password",
+    "app_previous",
+    "app_generation",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PostgresArgs:
+    """What Postgres runs with."""
+
+    image: str
+    major_version: str
+    """The major version of the image; empty where only a digest is known."""
+    memory_mb: int
+    host: str
+    """The name under which the machine that runs the program reaches the port."""
+    address: str
+    port: int
+    protect: bool
+    superuser_password: RotatingSecret
+    app_password: RotatingSecret
+    network: str
+
+
+class Postgres(pulumi.ComponentResource):
+    """A Postgres server with a volume that outlives it, one database for the app and one for LiteLLM.
+
+    Creates: the workload `postgres`, the volume `postgres-data`, `RotatingSecret`, `Constant`, `DatabaseRoles`.
+    Type token: `llm-infrastructure:postgres:Postgres`.
+    """
+
+    database_url: pulumi.Output[str]
+    """The app's database, with a role that owns it (secret)."""
+    server: pulumi.Output[str]
+    """Another value for each server that comes up, so that what it holds is looked after again."""
+
+    def __init__(
+        self, name: str, args: PostgresArgs, placement: Placement, opts: pulumi.ResourceOptions | None = None
+    ) -> None:
+        super().__init__("llm-infrastructure:postgres:Postgres", name, {}, opts)
+        child = pulumi.ResourceOptions(parent=self)
+        volume = f"{name}-data"
+        version = Constant(
+            f"{name}-major-version",
+            args.major_version,
+            refusal=(
+                "the data was written by another major version of Postgres, which this image cannot read. Put "
+                "postgresImage back; to move, dump the databases, destroy the volume, deploy and restore them."
+            ),
+            opts=child,
+        )
+        # Counts only when the data directory is made; DatabaseRoles then puts the real password in its place, which
+        # so can change without a restart.
+        initial_password = RotatingSecret(
+            f"{name}-initial-password",
+            kind="password",
+            opts=pulumi.ResourceOptions(parent=self, protect=args.protect),
+        )
+        placement.volume(volume, protect=args.protect, opts=child)
+        containers = placement.run(
+            Workload(
+                name=name,
+                image=args.image,
+                command=("postgres",),
+                environment={"POSTGRES_PASSWORD_FILE": f"{SECRETS}/postgres_password", "PGDATA": DATA},
+                secrets={"postgres_password": initial_password.value},
+                health=HealthCheck(
+                    # Over TCP: the server that initializes the data directory listens on the socket only.
+                    command=("pg_isready", "--quiet", "--host=127.0.0.1", f"--username={SUPERUSER}"),
+                    interval_seconds=2,
+                ),
+                user="postgres",
+                memory_mb=args.memory_mb,
+                networks={args.network: name},
+                ports=(Port(internal=PORT, external=args.port, address=args.address),),
+                volumes={DATA: volume},
+                stop_seconds=STOP_SECONDS,
+            ),
+            opts=pulumi.ResourceOptions(parent=self, depends_on=[version]),
+        )
+        self.server = containers[0].id
+        roles = DatabaseRoles(
+            f"{name}-roles",
+            server=self.server,
+            host=args.host,
+            port=args.port,
+            superuser_password=args.superuser_password,
+            initial_password=initial_password.value,
+            app_password=args.app_password,
+            opts=pulumi.ResourceOptions(parent=self, depends_on=containers),
+        )
+        self.database_url = pulumi.Output.all(roles.app_login, args.app_password.value).apply(
+            lambda it: f"postgresql://{it[0]}:{quote(it[1], safe='')}@{args.host}:{args.port}/{APP_DATABASE}"
+        )
+        self.register_outputs({"databaseUrl": self.database_url})
+
+
+def login_role(generation: int) -> str:
+    """The role that the app logs in with: two take turns, so that the last one stays valid during a rotation."""
+    return f"{APP_DATABASE}_{2 - generation % 2}"
+
+
+class _RolesProvider(ResourceProvider):
+    serialize_as_secret_always = False
+
+    def create(self, props: dict[str, Any]) -> CreateResult:
+        return CreateResult("roles", self._apply(props, {}))
+
+    def diff(self, id: str, olds: dict[str, Any], news: dict[str, Any]) -> DiffResult:  # noqa: A002, ARG002
+        return DiffResult(changes=any(olds.get(name) != news.get(name) for name in ROLES_INPUTS))
+
+    def update(self, id: str, olds: dict[str, Any], news: dict[str, Any]) -> UpdateResult:  # noqa: A002, ARG002
+        return UpdateResult(self._apply(news, olds))
+
+    def _apply(self, props: dict[str, Any], olds: dict[str, Any]) -> dict[str, Any]:
+        login = login_role(int(props["app_generation"]))
+        with _connect_as_superuser(props, olds) as connection:
+            _set_password(connection, SUPERUSER, props["superuser_password"])
+            connection.execute(sql.SQL("REVOKE ALL ON DATABASE {} FROM PUBLIC").format(sql.Identifier(SUPERUSER)))
+            for database in (APP_DATABASE, LITELLM_DATABASE):
+                _ensure_database(connection, database)
+            _ensure_login(connection, login, props["app_password"])
+            if not props["app_previous"]:
+                _forbid_login(connection, login_role(int(props["app_generation"]) + 1))
+        return {**props, "app_login": login}
+
+
+def _connect_as_superuser(props: dict[str, Any], olds: dict[str, Any]) -> psycopg.Connection:
+    """Connect with whichever password the server has: `olds` holds the last one that was really set."""
+    known = [props[name] for name in ("superuser_password", "superuser_previous", "initial_password")]
+    known += [olds[name] for name in ("superuser_password",) if name in olds]
+    return _first_that_opens(props["host"], int(props["port"]), filter(None, dict.fromkeys(known)))
+
+
+def _first_that_opens(
+    host: str, port: int, passwords: Iterator[str], database: str = SUPERUSER
+) -> psycopg.Connection:
+    refusal = ""
+    for password in passwords:
+        try:
+            return psycopg.connect(
+                host=host,
+                port=port,
+                user=SUPERUSER,
+                password=password,
+                dbname=database,
+                connect_timeout=CONNECT_SECONDS,
+                autocommit=True,
+            )
+        except psycopg.OperationalError as error:
+            refusal = str(error)
+            if "password authentication failed" not in refusal:
+                break
+    raise RuntimeError(
+        f"Postgres at {host}:{port} cannot be used from where `pulumi up` runs: {refusal}. If its data is older than "
+        "this state, restore the state that belongs to it, or set postgresPassword to the password it has."
+    )
+
+
+def _exists(connection: psycopg.Connection, table: str, column: str, name: str) -> bool:
+    query = sql.SQL("SELECT 1 FROM {} WHERE {} = %s").format(sql.Identifier(table), sql.Identifier(column))
+    return connection.execute(query, (name,)).fetchone() is not None
+
+
+def _ensure_database(connection: psycopg.Connection, name: str) -> None:
+    """A database with an owner role of the same name, which nobody else may connect to."""
+    identifier = sql.Identifier(name)
+    if not _exists(connection, "pg_roles", "rolname", name):
+        connection.execute(sql.SQL("CREATE ROLE {} NOLOGIN").format(identifier))
+    if not _exists(connection, "pg_database", "datname", name):
+        connection.execute(sql.SQL("CREATE DATABASE {} OWNER {}").format(identifier, identifier))
+    connection.execute(sql.SQL("REVOKE ALL ON DATABASE {} FROM PUBLIC").format(identifier))
+
+
+def _ensure_login(connection: psycopg.Connection, name: str, password: str) -> None:
+    """A role that logs in and then acts as the owner of the app's database, to whom all it makes belongs."""
+    identifier, owner = sql.Identifier(name), sql.Identifier(APP_DATABASE)
+    if not _exists(connection, "pg_roles", "rolname", name):
+        connection.execute(sql.SQL("CREATE ROLE {}").format(identifier))
+    connection.execute(sql.SQL("ALTER ROLE {} LOGIN").format(identifier))
+    connection.execute(sql.SQL("GRANT {} TO {}").format(owner, identifier))
+    connection.execute(sql.SQL("ALTER ROLE {} SET role = {}").format(identifier, owner))
+    _set_password(connection, name, password)
+
+
+def _forbid_login(connection: psycopg.Connection, name: str) -> None:
+    """Connections that are open stay open: their clients may have changed over already."""
+    if _exists(connection, "pg_roles", "rolname", name):
+        connection.execute(sql.SQL("ALTER ROLE {} NOLOGIN PASSWORD NULL").format(sql.Identifier(name)))
+
+
+def _set_password(connection: psycopg.Connection, role: str, password: str) -> None:
+    """Hashed here, so that no log of the server ever holds the password."""
+    hashed = connection.pgconn.encrypt_password(password.encode(), role.encode(), b"scram-sha-256").decode()
+    connection.execute(sql.SQL("ALTER ROLE {} PASSWORD {}").format(sql.Identifier(role), sql.Literal(hashed)))
+
+
+class DatabaseRoles(Resource, module="postgres", name="DatabaseRoles"):
+    """The databases and roles on a Postgres server, and their passwords.
+
+    Creates: databases `app` and `litellm` with an owner role each, and the app's two login roles in turn.
+    Type token: `pulumi-python:dynamic/postgres:DatabaseRoles`.
+    """
+
+    app_login: pulumi.Output[str]
+    """The role that the app logs in with."""
+
+    def __init__(  # noqa: PLR0913 -- all are needed, all by name
+        self,
+        name: str,
+        *,
+        server: pulumi.Output[str],
+        host: str,
+        port: int,
+        superuser_password: RotatingSecret,
+        initial_password: pulumi.Output[str],
+        app_password: RotatingSecret,
+        opts: pulumi.ResourceOptions | None = None,
+    ) -> None:
+        props = {
+            "server": server,
+            "host": host,
+            "port": port,
+            "superuser_password": superuser_password.value,
+            "superuser_previous": superuser_password.previous,
+            "initial_password": initial_password,
+            "app_password": app_password.value,
+            "app_previous": app_password.previous,
+            "app_generation": app_password.generation,
+            "app_login": None,
+        }
+        super().__init__(_RolesProvider(), name, props, opts)
+
+
+class _SaltKeyProvider(GuardProvider):
+    def check(self, olds: dict[str, Any], news: dict[str, Any]) -> CheckResult:
+        failures = []
+        if olds and olds["configured"] != news["configured"] and _litellm_has_tables(news):
+            reason = (
+                "LiteLLM's database holds credentials that only the present salt key can decrypt: it cannot change. "
+                "Put saltKey back as it was (pulumi config rm saltKey, if it was not set)."
+            )
+            failures.append(CheckFailure("configured", reason))
+        return CheckResult(news, failures)
+
+
+def _litellm_has_tables(props: dict[str, Any]) -> bool:
+    passwords = filter(None, (props["superuser_password"], props["superuser_previous"]))
+    with _first_that_opens(props["host"], int(props["port"]), passwords, LITELLM_DATABASE) as connection:
+        query = "SELECT 1 FROM pg_tables WHERE tablename LIKE 'LiteLLM\\_%' LIMIT 1"
+        return connection.execute(query).fetchone() is not None
+
+
+class SaltKeyGuard(Resource, module="postgres", name="SaltKeyGuard"):
+    """Refuses another salt key, in the preview, once LiteLLM has tables in its database.
+
+    Creates: nothing outside the state. Type token: `pulumi-python:dynamic/postgres:SaltKeyGuard`.
+    """
+
+    def __init__(  # noqa: PLR0913 -- all are needed, all by name
+        self,
+        name: str,
+        *,
+        configured: str | None,
+        host: str,
+        port: int,
+        superuser_password: RotatingSecret,
+        opts: pulumi.ResourceOptions | None = None,
+    ) -> None:
+        """`configured` is the salt key of the stack config."""
+        props = {
+            "configured": pulumi.Output.secret(configured) if configured else "",
+            "host": host,
+            "port": port,
+            "superuser_password": superuser_password.value,
+            "superuser_previous": superuser_password.previous,
+        }
+        super().__init__(_SaltKeyProvider(), name, props, opts)

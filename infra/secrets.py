@@ -1,0 +1,138 @@
+"""Secrets that nobody has to invent: generated once, kept encrypted in the state, made anew on demand.
+
+A `RotatingSecret` has a current and a previous value, so that both can be valid while clients change over. It makes
+a new one when its version grows; a value set in the stack config wins, and is rotated by setting another one. The
+previous value is forgotten at the next rotation, or when `retire` grows.
+"""
+
+from __future__ import annotations
+
+import secrets
+from typing import Any, Literal
+
+import pulumi
+from pulumi.dynamic import (
+    CheckFailure,
+    CheckResult,
+    CreateResult,
+    DiffResult,
+    Resource,
+    ResourceProvider,
+    UpdateResult,
+)
+
+Kind = Literal["key", "password", "identity"]
+
+OUTPUTS = ("value", "previous", "generation")
+BYTES = {"key": 32, "password": 32, "identity": 8}
+PREFIXES = {"key": "sk-", "password": "", "identity": ""}
+
+
+class _Provider(ResourceProvider):
+    """Makes the values. Lives in an importable module, so that the state holds its name and not its code."""
+
+    serialize_as_secret_always = False
+
+    def check(self, olds: dict[str, Any], news: dict[str, Any]) -> CheckResult:
+        failures = [
+            CheckFailure(name, f"{setting} cannot go back from {int(olds[name])} to {int(news[name])}")
+            for name, setting in (("version", "secretVersions"), ("retire", "retirePrevious"))
+            if news[name] < olds.get(name, 0)
+        ]
+        return CheckResult(news, failures)
+
+    def create(self, props: dict[str, Any]) -> CreateResult:
+        value = props["configured"] or _generate(props["kind"])
+        return CreateResult(secrets.token_hex(8), {**props, "value": value, "previous": "", "generation": 1})
+
+    def diff(self, id: str, olds: dict[str, Any], news: dict[str, Any]) -> DiffResult:  # noqa: A002, ARG002
+        inputs = ("version", "retire", "configured", "kind")
+        return DiffResult(changes=any(olds.get(name) != news.get(name) for name in inputs))
+
+    def update(self, id: str, olds: dict[str, Any], news: dict[str, Any]) -> UpdateResult:  # noqa: A002, ARG002
+        value = olds["value"]
+        if news["configured"]:
+            value = news["configured"]
+        elif news["version"] > olds["version"]:
+            value = _generate(news["kind"])
+        rotated = value != olds["value"]
+        previous = olds["value"] if rotated else olds["previous"]
+        if news["retire"] > olds.get("retire", 0):
+            previous = ""
+        return UpdateResult(
+            {**news, "value": value, "previous": previous, "generation": olds["generation"] + int(rotated)}
+        )
+
+
+def _generate(kind: Kind) -> str:
+    return PREFIXES[kind] + secrets.token_hex(BYTES[kind])
+
+
+class RotatingSecret(Resource, module="secrets", name="RotatingSecret"):
+    """A secret with its current and previous value.
+
+    Creates: nothing outside the state. Type token: `pulumi-python:dynamic/secrets:RotatingSecret`.
+    """
+
+    value: pulumi.Output[str]
+    previous: pulumi.Output[str]
+    """The value before the last rotation; empty before the first, and once it is retired."""
+    generation: pulumi.Output[int]
+    """How many values there have been, from 1."""
+
+    def __init__(  # noqa: PLR0913 -- all by name
+        self,
+        name: str,
+        *,
+        kind: Kind,
+        version: int = 1,
+        retire: int = 0,
+        configured: str | None = None,
+        opts: pulumi.ResourceOptions | None = None,
+    ) -> None:
+        hidden = [] if kind == "identity" else ["value", "previous", "configured"]
+        super().__init__(
+            _Provider(),
+            name,
+            {
+                "kind": kind,
+                "version": version,
+                "retire": retire,
+                "configured": pulumi.Output.secret(configured) if configured else "",
+                **dict.fromkeys(OUTPUTS),
+            },
+            pulumi.ResourceOptions.merge(opts, pulumi.ResourceOptions(additional_secret_outputs=hidden)),
+        )
+
+
+class GuardProvider(ResourceProvider):
+    """Makes nothing, and remembers its inputs, so that `check` can refuse a change of them in the preview."""
+
+    serialize_as_secret_always = False
+
+    def create(self, props: dict[str, Any]) -> CreateResult:
+        return CreateResult("guard", props)
+
+    def diff(self, id: str, olds: dict[str, Any], news: dict[str, Any]) -> DiffResult:  # noqa: A002, ARG002
+        return DiffResult(changes=olds != news)
+
+    def update(self, id: str, olds: dict[str, Any], news: dict[str, Any]) -> UpdateResult:  # noqa: A002, ARG002
+        return UpdateResult(news)
+
+
+class _ConstantProvider(GuardProvider):
+    def check(self, olds: dict[str, Any], news: dict[str, Any]) -> CheckResult:
+        changed = bool(olds) and olds["value"] != news["value"]
+        return CheckResult(news, [CheckFailure("value", news["refusal"])] if changed else [])
+
+
+class Constant(Resource, module="secrets", name="Constant"):
+    """A value that may not change while this resource lives: a preview that changes it fails with `refusal`.
+
+    Creates: nothing outside the state. Type token: `pulumi-python:dynamic/secrets:Constant`.
+    """
+
+    def __init__(
+        self, name: str, value: pulumi.Input[str], *, refusal: str, opts: pulumi.ResourceOptions | None = None
+    ) -> None:
+        super().__init__(_ConstantProvider(), name, {"value": value, "refusal": refusal}, opts)

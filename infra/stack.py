@@ -1,0 +1,248 @@
+"""The whole stack in reading order; the only module that knows all parts.
+
+your code ──► edge ──► litellm-1 … litellm-N ──► providers / local models / demo
+                          network "gateway"
+your code ──► postgres    network "data"
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pulumi
+
+from infra import demo, edge, model_list
+from infra.demo import DemoProvider, DemoProviderArgs
+from infra.edge import Edge, EdgeArgs
+from infra.gateway import Gateway, GatewayArgs
+from infra.migration import Migrations
+from infra.placement.docker import DockerHost
+from infra.postgres import Postgres, PostgresArgs, SaltKeyGuard
+from infra.secrets import RotatingSecret
+from infra.settings import POSTGRES_TAG
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from pydantic import SecretStr
+
+    from infra.settings import Settings
+
+PROJECT = Path(__file__).parent.parent
+GATEWAY_NETWORK = "gateway"
+DATA_NETWORK = "data"
+
+
+def build(settings: Settings) -> Mapping[str, pulumi.Input[object]]:
+    """Register every resource of the stack and return its outputs."""
+    identity = RotatingSecret("identity", kind="identity")
+    placement = DockerHost(settings.docker_host, identity=identity.value, image_choices=PROJECT / ".images.yaml")
+    master_key = RotatingSecret(
+        "master-key",
+        kind="key",
+        version=settings.secret_versions.master_key,
+        configured=_text(settings.master_key),
+    )
+    client_keys = _client_keys(settings)
+    models = model_list.render(_read("litellm/config.yaml"), settings, demo_url=demo.URL)
+    for name, variable in models.left_out.items():
+        pulumi.log.warn(
+            f"{name} is left out: {variable} is not set (pulumi config set --secret {_setting(variable)} …)"
+        )
+    edge_config = master_key.generation.apply(
+        lambda generation: edge.render(
+            _read("edge/haproxy.cfg"),
+            generation=int(generation),
+            request_timeout=models.request_timeout,
+            max_body_mb=settings.max_body_mb,
+            tls=settings.tls_certificate is not None,
+            metrics=settings.metrics_port is not None,
+        )
+    )
+
+    placement.network(GATEWAY_NETWORK, opts=pulumi.ResourceOptions())
+    database = _database(settings, placement)
+    salt_key = RotatingSecret(
+        "salt-key", kind="key", configured=_text(settings.salt_key), opts=database.salt_key_guarded
+    )
+    migrations = Migrations("migrations", database_url=database.url, server=database.server, opts=database.after)
+
+    # Before the replicas, so that it knows a new master key when the first of them has it.
+    front = Edge(
+        "edge",
+        EdgeArgs(
+            image=settings.haproxy_image,
+            memory_mb=settings.edge_memory_mb,
+            address=str(settings.bind_address),
+            port=settings.gateway_port,
+            metrics_port=settings.metrics_port,
+            config=edge_config,
+            reload=_read("edge/reload.sh"),
+            client_keys=client_keys,
+            client_rpm=settings.client_rpm,
+            master_key=master_key,
+            certificate=_certificate(settings),
+            network=GATEWAY_NETWORK,
+        ),
+        placement,
+    )
+    litellm = Gateway(
+        "litellm",
+        GatewayArgs(
+            image=settings.litellm_image,
+            replicas=settings.replicas,
+            memory_mb=settings.litellm_memory_mb,
+            drain_seconds=settings.drain_seconds,
+            config=models.config,
+            entrypoint=_read("litellm/entrypoint.py"),
+            secrets={
+                "LITELLM_MASTER_KEY": master_key.value,
+                "LITELLM_SALT_KEY": salt_key.value,
+                **_provider_secrets(settings),
+            },
+            generation=master_key.generation,
+            network=GATEWAY_NETWORK,
+        ),
+        placement,
+        pulumi.ResourceOptions(depends_on=[migrations, front]),
+    )
+    if settings.demo_answers:
+        # After the replicas, whose image it has: one that does not work must stop at the first of them.
+        DemoProvider(
+            "demo",
+            DemoProviderArgs(
+                image=settings.litellm_image, program=_read("demo/provider.py"), network=GATEWAY_NETWORK
+            ),
+            placement,
+            pulumi.ResourceOptions(depends_on=[litellm]),
+        )
+
+    return {
+        "litellmUrl": settings.litellm_url,
+        "litellmApiKey": pulumi.Output.secret(client_keys["app"][0]),
+        "clientKeys": pulumi.Output.secret({client: keys[0] for client, keys in client_keys.items()}),
+        "databaseUrl": pulumi.Output.secret(database.url),
+        "models": list(models.served),
+        "replicas": settings.replicas,
+        "litellmConfig": models.config,
+        "edgeConfig": edge_config,
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Database:
+    url: pulumi.Input[str]
+    server: pulumi.Input[str]
+    after: pulumi.ResourceOptions
+    salt_key_guarded: pulumi.ResourceOptions
+
+
+def _database(settings: Settings, placement: DockerHost) -> _Database:
+    """The app's database: Postgres of the stack's own, or the server that the settings name."""
+    if settings.database_url is not None:
+        url = pulumi.Output.secret(settings.database_url.get_secret_value())
+        nothing = pulumi.ResourceOptions()
+        return _Database(url=url, server="", after=nothing, salt_key_guarded=nothing)
+    placement.network(DATA_NETWORK, opts=pulumi.ResourceOptions())
+    kept = pulumi.ResourceOptions(protect=settings.protect_data)  # data outlives only with its passwords
+    versions = settings.secret_versions
+    superuser_password = RotatingSecret(
+        "postgres-password",
+        kind="password",
+        version=versions.postgres_password,
+        configured=_text(settings.postgres_password),
+        opts=kept,
+    )
+    postgres = Postgres(
+        "postgres",
+        PostgresArgs(
+            image=settings.postgres_image,
+            major_version=_major_version(settings.postgres_image),
+            memory_mb=settings.postgres_memory_mb,
+            host=settings.host,
+            address=str(settings.bind_address),
+            port=settings.postgres_port,
+            protect=settings.protect_data,
+            superuser_password=superuser_password,
+            app_password=RotatingSecret(
+                "database-password",
+                kind="password",
+                version=versions.database_password,
+                retire=settings.retire_previous.database_password,
+                configured=_text(settings.database_password),
+                opts=kept,
+            ),
+            network=DATA_NETWORK,
+        ),
+        placement,
+    )
+    after = pulumi.ResourceOptions(depends_on=[postgres])
+    guard = SaltKeyGuard(
+        "salt-key-guard",
+        configured=_text(settings.salt_key),
+        host=settings.host,
+        port=settings.postgres_port,
+        superuser_password=superuser_password,
+        opts=after,
+    )
+    return _Database(
+        url=postgres.database_url,
+        server=postgres.server,
+        after=after,
+        salt_key_guarded=pulumi.ResourceOptions(depends_on=[guard]),
+    )
+
+
+def _client_keys(settings: Settings) -> Mapping[str, list[pulumi.Input[str]]]:
+    """The keys that each client may use: its current one first, and the one before it."""
+    keys: dict[str, list[pulumi.Input[str]]] = {}
+    for client in settings.clients:
+        configured = [key.get_secret_value() for key in settings.client_keys.get(client, ())]
+        key = RotatingSecret(
+            f"client-key-{client}",
+            kind="key",
+            version=settings.secret_versions.client_keys.get(client, 1),
+            retire=settings.retire_previous.client_keys.get(client, 0),
+            configured=configured[0] if configured else None,
+        )
+        keys[client] = [key.value, key.previous, *map(pulumi.Output.secret, configured[1:])]
+    return keys
+
+
+def _certificate(settings: Settings) -> pulumi.Output[str] | None:
+    """The edge's certificate, its chain and its private key in one file, as HAProxy reads them."""
+    if settings.tls_certificate is None or settings.tls_key is None:
+        return None
+    parts = (settings.tls_certificate, settings.tls_key)
+    return pulumi.Output.secret("".join(f"{part.get_secret_value().strip()}\n" for part in parts))
+
+
+def _provider_secrets(settings: Settings) -> Mapping[str, pulumi.Input[str]]:
+    """The keys of providers and of the stack config's own models, by environment variable."""
+    keys = {model_list.provider_variable(provider): key for provider, key in settings.provider_keys.items()}
+    for index, model in enumerate(settings.models):
+        if model.name in settings.model_keys:
+            keys[model_list.model_variable(index)] = settings.model_keys[model.name]
+    return {variable: pulumi.Output.secret(key.get_secret_value()) for variable, key in keys.items()}
+
+
+def _setting(variable: str) -> str:
+    """The stack config's key for a provider's environment variable: OPENAI_API_KEY is openaiApiKey."""
+    first, *rest = variable.lower().split("_")
+    return first + "".join(word.capitalize() for word in rest)
+
+
+def _major_version(image: str) -> str:
+    """The major version in the tag of a Postgres image, or nothing where there is a digest only."""
+    match = POSTGRES_TAG.search(image.split("@", maxsplit=1)[0])
+    return match[1] if match else ""
+
+
+def _text(secret: SecretStr | None) -> str | None:
+    return secret.get_secret_value() if secret is not None else None
+
+
+def _read(name: str) -> str:
+    return (PROJECT / name).read_text(encoding="utf-8")

@@ -1,0 +1,109 @@
+"""What a part asks for, in terms that hold on one host and on a cluster alike."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import pulumi
+
+SECRETS = "/run/secrets"
+"""The folder in a container that holds its secrets, one file each."""
+
+LIVE = "/run/live"
+"""The folder in a container that holds its live files: those in use are in its folder `current`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HealthCheck:
+    """A command in the container that ends with 0 when the part can serve. Times are seconds."""
+
+    command: tuple[str, ...]
+    interval_seconds: int
+    timeout_seconds: int = 5
+    retries: int = 3
+    start_seconds: int = 120
+    """How long the part may take from its start until it is healthy."""
+
+
+def http_health_check(port: int, path: str) -> HealthCheck:
+    """A check that `path` answers with 200, for images that have Python but neither curl nor wget."""
+    # No site packages and no http.client: the check runs every few seconds, for ever.
+    program = (
+        "import socket\n"
+        f"s = socket.create_connection(('127.0.0.1', {port}), 4)\n"
+        f"s.sendall(b'GET {path} HTTP/1.0\\r\\n\\r\\n')\n"
+        "raise SystemExit(b' 200 ' not in s.recv(64))"
+    )
+    return HealthCheck(command=("python3", "-ISc", program), interval_seconds=2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Live:
+    """Files, secret ones among them, that a part takes up while it runs: a change of one does not replace the part.
+
+    The part starts once they are there. Commands run in the container, as the part's user.
+    """
+
+    files: Mapping[str, pulumi.Input[str]]
+    """Content by file name."""
+    check: tuple[str, ...]
+    """Run in the folder of the new files; fails, and says why, if the part could not run with them."""
+    reload: tuple[str, ...]
+    """Run when the new files are in place: has the part take them up."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Port:
+    """A port of the container that is reachable on an address of its host."""
+
+    internal: int
+    external: int
+    address: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """One part of the stack: what runs, with which files and secrets, and within which bounds."""
+
+    name: str
+    image: str
+    entrypoint: tuple[str, ...] | None = None
+    """Replaces the image's own entrypoint."""
+    command: tuple[str, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Not for secrets: anyone who may ask the engine can read it."""
+    files: Mapping[str, pulumi.Input[str]] = field(default_factory=dict)
+    """Content by absolute path."""
+    secrets: Mapping[str, pulumi.Input[str]] = field(default_factory=dict)
+    """Content by file name in SECRETS."""
+    live: Live | None = None
+    health: HealthCheck
+    user: str
+    memory_mb: int
+    networks: Mapping[str, pulumi.Input[str]]
+    """The name under which each network knows the part, by network."""
+    ports: tuple[Port, ...] = ()
+    volumes: Mapping[str, str] = field(default_factory=dict)
+    """Volumes by the path they are mounted at."""
+    host_gateway: str | None = None
+    """The name under which the container reaches the machine it runs on."""
+    replicas: int = 1
+    stop_seconds: int = 10
+    """How long the part may take to end when it is stopped."""
+
+
+class Placement(Protocol):
+    """Where workloads run. Parts get one and never know which."""
+
+    def network(self, name: str, *, opts: pulumi.ResourceOptions) -> None:
+        """Make a private network that workloads may name."""
+
+    def volume(self, name: str, *, protect: bool, opts: pulumi.ResourceOptions) -> None:
+        """Make a volume that workloads may name; a protected one is never deleted."""
+
+    def run(self, workload: Workload, *, opts: pulumi.ResourceOptions) -> Sequence[pulumi.CustomResource]:
+        """Run a workload; each resource stands for a replica that is healthy once it is there."""

@@ -1,0 +1,188 @@
+"""The database: its schema, who may reach what on its server, and the volume that holds it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import docker
+import psycopg
+import pytest
+
+from app import migrations
+from infra.migration import FOLDER
+from infra.placement.docker import LABEL
+from infra.postgres import APP_DATABASE, DATA, LITELLM_DATABASE, SUPERUSER
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from docker.models.volumes import Volume
+
+    from tests.deploy.stack import DeployedStack
+
+SECONDS = 15
+PART = "postgres"
+
+
+@pytest.fixture(scope="module")
+def connected(stack: DeployedStack) -> Iterator[psycopg.Connection | psycopg.OperationalError]:
+    """The app's database, with the app's role; or why it cannot be reached."""
+    try:
+        connection = psycopg.connect(stack.outputs["databaseUrl"], connect_timeout=SECONDS, autocommit=True)
+    except psycopg.OperationalError as error:
+        yield error
+        return
+    with connection:
+        yield connection
+
+
+@pytest.fixture
+def database(connected: psycopg.Connection | psycopg.OperationalError) -> psycopg.Connection:
+    if isinstance(connected, psycopg.OperationalError):
+        pytest.skip("the app's database cannot be reached: see test_the_app_reaches_its_database")
+    return connected
+
+
+@pytest.fixture
+def own_server(stack: DeployedStack) -> None:
+    """Skip what holds for a server of the stack's own only."""
+    if stack.settings.database_url is not None:
+        pytest.skip("the database is on a server that is not the stack's own (databaseUrl)")
+
+
+def test_the_app_reaches_its_database(
+    stack: DeployedStack, connected: psycopg.Connection | psycopg.OperationalError
+) -> None:
+    """From where this runs, as the app and `pulumi up` must."""
+    assert isinstance(connected, psycopg.Connection), (
+        f"the app's database cannot be reached: {connected}. See the checks of its container; for its address see "
+        f"./pulumiw config --stack {stack.name}. Then: {stack.up}"
+    )
+
+
+def test_the_schema_is_that_of_the_migrations(stack: DeployedStack, database: psycopg.Connection) -> None:
+    migrate = f"llmctl migrate status tells more; apply them: {stack.up}"
+    try:
+        pending = migrations.status(stack.outputs["databaseUrl"], FOLDER).pending
+    except migrations.MigrationError as error:
+        pytest.fail(f"{error} ({migrate})", pytrace=False)
+    assert not pending, f"not applied: {[migration.file for migration in pending]}. {migrate}"
+
+
+def test_organizations_have_their_models_with_the_defaults(
+    stack: DeployedStack, database: psycopg.Connection
+) -> None:
+    """`llm_model` is never empty and gpt-4o by default; `llm_fallback_model` may be, and is claude-3-5-sonnet."""
+    rows = database.execute(
+        "SELECT attname, format_type(atttypid, atttypmod), attnotnull, pg_get_expr(adbin, adrelid)"
+        " FROM pg_attribute LEFT JOIN pg_attrdef ON adrelid = attrelid AND adnum = attnum"
+        " WHERE attrelid = to_regclass('organizations') AND attname IN ('llm_model', 'llm_fallback_model')"
+        " ORDER BY attname"
+    ).fetchall()
+    assert rows == [
+        ("llm_fallback_model", "text", False, "'claude-3-5-sonnet'::text"),
+        ("llm_model", "text", True, "'gpt-4o'::text"),
+    ], (
+        "someone changed the columns by hand, or a migration did on purpose and this check is to be changed with it. "
+        "To have them as they were, write a migration: llmctl migrate new 'defaults of organizations'"
+    )
+
+
+@pytest.mark.usefixtures("own_server", "database")
+def test_the_apps_role_reaches_its_own_database_only(stack: DeployedStack) -> None:
+    """It tries: neither LiteLLM's database nor the server's own lets it in."""
+    opened = [name for name in (LITELLM_DATABASE, SUPERUSER) if _lets_in(stack.outputs["databaseUrl"], name)]
+    advice = "; ".join(_revoke(stack, name, APP_DATABASE) for name in opened)
+    assert opened == [], f"the app's role can connect to {opened}. {advice}"
+
+
+def _lets_in(url: str, database: str) -> bool:
+    try:
+        psycopg.connect(url, dbname=database, connect_timeout=SECONDS).close()
+    except psycopg.OperationalError as error:
+        if "permission denied for database" in str(error):
+            return False
+        raise
+    return True
+
+
+@pytest.mark.usefixtures("own_server")
+def test_no_role_reaches_a_database_that_is_not_its_own(stack: DeployedStack, database: psycopg.Connection) -> None:
+    """LiteLLM's not the app's, nor the other way round; nobody the server's own."""
+    rows = database.execute(
+        "SELECT rolname, datname FROM pg_roles, pg_database WHERE has_database_privilege(rolname, datname, 'CONNECT')"
+        " AND NOT rolsuper AND NOT starts_with(rolname, 'pg_') AND NOT datistemplate"
+        " AND NOT pg_has_role(rolname, datdba, 'MEMBER') ORDER BY rolname, datname"
+    ).fetchall()
+    advice = "; ".join(_revoke(stack, name, role) for role, name in rows)
+    assert rows == [], f"roles that may connect to a database of another one: {rows}. {advice}"
+
+
+def _revoke(stack: DeployedStack, database: str, role: str) -> str:
+    statement = f"REVOKE ALL ON DATABASE {database} FROM PUBLIC, {role}"
+    command = f"exec {stack.part(PART).container} psql --username={SUPERUSER} --command='{statement}'"
+    return f"Take it back: {stack.docker(command)}"
+
+
+@pytest.mark.usefixtures("own_server")
+def test_no_role_but_the_superuser_has_a_privilege(stack: DeployedStack, database: psycopg.Connection) -> None:
+    """None makes roles or databases, replicates, ignores row security, or is a member of a role that does more."""
+    rows = database.execute(
+        "SELECT rolname FROM pg_roles role WHERE rolname <> %s AND NOT starts_with(rolname, 'pg_') AND ("
+        "rolsuper OR rolcreaterole OR rolcreatedb OR rolreplication OR rolbypassrls OR EXISTS ("
+        "SELECT FROM pg_auth_members WHERE member = role.oid AND starts_with(roleid::regrole::text, 'pg_')))",
+        (SUPERUSER,),
+    ).fetchall()
+    roles = [role for (role,) in rows]
+    statement = "ALTER ROLE … NOSUPERUSER NOCREATEROLE NOCREATEDB NOREPLICATION NOBYPASSRLS"
+    assert roles == [], f"{roles} may do more than use their database. As {SUPERUSER}: {statement}, and REVOKE pg_…"
+
+
+@pytest.fixture
+def volume(stack: DeployedStack, own_server: None) -> Volume:
+    declared = next(stack.of_type("docker:index/volume:Volume"))
+    try:
+        return stack.engine.volumes.get(declared["outputs"]["name"])
+    except docker.errors.NotFound:
+        pytest.fail(
+            f"the volume {declared['outputs']['name']} is gone, and the data with it. Restore a backup of it; for an "
+            f"empty one: {stack.up}",
+            pytrace=False,
+        )
+
+
+def test_the_volume_is_the_stacks_own_and_in_use(stack: DeployedStack, volume: Volume) -> None:
+    """By its labels, and by being what Postgres keeps its data in."""
+    labels = volume.attrs["Labels"] or {}
+    wanted = stack.labels | {f"{LABEL}.part": f"{PART}-data"}
+    assert labels.items() >= wanted.items(), (
+        f"the volume {volume.name} belongs to another deployment, whose passwords this state does not have. Restore "
+        "the state that belongs to it"
+    )
+    name = stack.part(PART).container
+    container = next((it for it in stack.containers() if it.name == name), None)
+    if container is None:
+        pytest.skip(f"{name} is not there: see test_the_engine_has_the_containers_of_the_state")
+    mounted = {mount["Destination"]: mount.get("Name") for mount in container.attrs["Mounts"]}
+    assert mounted == {DATA: volume.name}, (
+        f"{name} keeps its data elsewhere ({mounted}), where the next change of it loses them. Dump the "
+        f"databases first, then: {stack.up}"
+    )
+
+
+@pytest.mark.usefixtures("own_server")
+def test_the_data_is_protected_as_configured(stack: DeployedStack) -> None:
+    """The volume and the passwords without which nobody can read it, as `protectData` says."""
+    wanted = stack.settings.protect_data
+    kept = [*stack.of_type("docker:index/volume:Volume")]
+    kept += [it for it in stack.of_type(":RotatingSecret") if it["name"] in PASSWORDS]
+    assert len(kept) == 1 + len(PASSWORDS), f"the state lacks the volume or a password of it: {stack.up}"
+    wrong = [it["name"] for it in kept if bool(it.get("protect")) != wanted]
+    wrong += [it["name"] for it in kept[:1] if bool(it.get("retainOnDelete")) != wanted]
+    assert wrong == [], (
+        f"protectData is {str(wanted).lower()}, and the state says otherwise of {wrong}. Bring it in line: {stack.up}"
+    )
+
+
+PASSWORDS = {"postgres-password", "postgres-initial-password", "database-password"}
+"""What can be lost together with the data only."""

@@ -1,0 +1,219 @@
+"""The gateway, asked through the edge as its callers do."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import ssl
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import httpx2
+import openai
+import pytest
+import testinfra
+import yaml
+
+from infra import demo, gateway
+from infra.workload import LIVE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.deploy.stack import DeployedStack
+
+SECONDS = 60.0
+CALLERS_PATHS = {
+    *(
+        "/v1/chat/completions",
+        "/chat/completions",
+        "/v1/completions",
+        "/completions",
+        "/v1/embeddings",
+        "/embeddings",
+    ),
+    *("/v1/responses", "/v1/messages", "/v1/moderations", "/v1/rerank", "/v1/models", "/models"),
+    *("/v1/audio/speech", "/v1/audio/transcriptions", "/v1/images/generations"),
+    *("/health/liveliness", "/health/readiness"),
+}
+"""All of LiteLLM's paths that are for callers; the others administer it, show its configuration, or cost money."""
+REFUSED = 401
+CLOSED = 404
+LIST_PATHS = (
+    "import urllib.request\n"
+    f"print(urllib.request.urlopen('http://127.0.0.1:{gateway.PORT}/openapi.json', timeout=30).read().decode())"
+)
+
+
+@pytest.fixture(scope="module")
+def edge_(stack: DeployedStack) -> Iterator[httpx2.Client]:
+    """Connections to the edge. Of its certificate only that it is the configured one: the name is the callers'."""
+    verify: ssl.SSLContext | bool = True
+    if stack.settings.tls_certificate is not None:
+        verify = ssl.create_default_context(cadata=stack.settings.tls_certificate.get_secret_value())
+        verify.check_hostname = False
+        verify.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    with httpx2.Client(
+        base_url=stack.outputs["litellmUrl"], verify=verify, trust_env=False, timeout=SECONDS
+    ) as client:
+        yield client
+
+
+def alive(client: httpx2.Client) -> str:
+    """Why the gateway is not alive; empty when it is."""
+    try:
+        answer = client.get(gateway.LIVELINESS)
+    except httpx2.HTTPError as error:
+        return f"{type(error).__name__}: {error}"
+    return "" if answer.status_code == httpx2.codes.OK else f"{answer.status_code}: {answer.text}"
+
+
+@pytest.fixture
+def client(edge_: httpx2.Client) -> httpx2.Client:
+    """The edge of a gateway that is alive."""
+    if why := alive(edge_):
+        pytest.skip(f"the gateway is not alive ({why}): see test_it_is_alive_through_the_edge")
+    return edge_
+
+
+def bearer(key: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key}"}
+
+
+def test_it_is_alive_through_the_edge(stack: DeployedStack, edge_: httpx2.Client) -> None:
+    why = alive(edge_)
+    assert not why, (
+        f"the gateway does not answer at {edge_.base_url}: {why}. See the checks of the containers, and: "
+        f"{stack.docker(f'logs --tail 50 {edge_container(stack)}')}. Then: {stack.up}"
+    )
+
+
+def edge_container(stack: DeployedStack) -> str:
+    return stack.part("edge").container
+
+
+def not_clients_keys(stack: DeployedStack, kind: str) -> list[str | None]:
+    """Keys of a kind that must not let anybody in."""
+    master = stack.rotating("master-key")
+    match kind:
+        case "none":
+            return [None]
+        case "a random one":
+            return [f"sk-{secrets.token_hex(32)}"]
+        case "the master key":
+            return [master["value"], *filter(None, [master["previous"]])]
+        case _:
+            container = stack.engine.containers.get(edge_container(stack))
+            code, before = container.exec_run(["cat", f"{LIVE}/old/clients.map"])
+            assert isinstance(before, bytes)
+            keys = [line.split()[0] for line in before.decode().splitlines()] if code == 0 else []
+            valid = {key for keys in stack.client_keys().values() for key in keys}
+            return [key for key in keys if key not in valid]
+
+
+@pytest.mark.parametrize("kind", ["none", "a random one", "the master key", "one that was retired"])
+def test_without_a_clients_key_it_is_closed(stack: DeployedStack, client: httpx2.Client, kind: str) -> None:
+    """401 without one, with one that nobody has, with the key that only the edge uses, and with a retired one."""
+    keys = not_clients_keys(stack, kind)
+    if not keys:
+        pytest.skip("the last change of the edge's files retired no key, and earlier ones are not kept anywhere")
+    for key in keys:
+        answer = client.get("/v1/models", headers=bearer(key) if key else {})
+        assert answer.status_code == REFUSED, (
+            f"the edge answers {answer.status_code} instead of {REFUSED} to a request whose key is {kind}. "
+            f"Give it its files again: {stack.make_again(edge_container(stack))}"
+        )
+
+
+def test_each_key_of_each_client_opens_it(stack: DeployedStack, client: httpx2.Client) -> None:
+    """The previous one too, until it is retired; all see the models of the stack's outputs."""
+    for name, keys in stack.client_keys().items():
+        for age, key in enumerate(keys):
+            answer = client.get("/v1/models", headers=bearer(key))
+            assert answer.status_code == httpx2.codes.OK, (
+                f"key {age + 1} of client {name} gets {answer.status_code}. Give the edge its files again: "
+                f"{stack.make_again(edge_container(stack))}"
+            )
+            served = {model["id"] for model in answer.json()["data"]}
+            assert served == set(stack.outputs["models"]), (
+                f"other models are served than deployed. Mend it: {stack.up}"
+            )
+
+
+def test_what_administers_it_is_closed(stack: DeployedStack, client: httpx2.Client) -> None:
+    """Each path that the running LiteLLM has and callers do not need is unknown to the edge, whatever the method."""
+    replicas = [part.container for part in stack.parts if part.kind == "litellm"]
+    asked = (testinfra.get_host(f"docker://{name}").run("python3 -IS -c %s", LIST_PATHS) for name in replicas)
+    description = next((result.stdout for result in asked if result.succeeded), None)
+    assert description, f"no replica tells its paths. See: {stack.docker(f'logs {replicas[0]}')}"
+    paths = sorted({*json.loads(description)["paths"], "/docs", "/ui", "/metrics"} - CALLERS_PATHS)
+    headers = bearer(stack.outputs["litellmApiKey"])
+    # Without a length, so that the edge refuses a POST even where it knows the path, and this changes nothing.
+    answers = {
+        f"{method} {path}": client.request(
+            method, path, headers=headers, content=iter([b"{}"]) if method == "POST" else None
+        ).status_code
+        for path in paths
+        for method in ("GET", "POST")
+    }
+    opened = {request: status for request, status in answers.items() if status != CLOSED}
+    assert not opened, (
+        f"the edge lets through what is not for callers: {opened}. Take it out of edge/haproxy.cfg, then: {stack.up}"
+    )
+
+
+def model_to_ask(stack: DeployedStack, *, embeds: bool, spend: bool) -> str:
+    """A model to ask: one that costs nothing if there is one, else, where that may `spend`, the first."""
+    kind = "embeddings" if embeds else "chats"
+    served: list[dict[str, Any]] = yaml.safe_load(stack.outputs["litellmConfig"])["model_list"]
+    fitting = [model for model in served if ("embed" in model["model_name"]) == embeds]
+    if not fitting:
+        pytest.skip(f"the stack serves no model for {kind}, as far as their names tell")
+    free = [model for model in fitting if _is_free(stack, model)]
+    if not free and not spend:
+        names = ", ".join(model["model_name"] for model in fitting)
+        pytest.skip(f"it would cost money: all models for {kind} ({names}) are a provider's. To ask one: --spend")
+    return str((free or fitting)[0]["model_name"])
+
+
+def _is_free(stack: DeployedStack, model: dict[str, Any]) -> bool:
+    """Whether the demo provider answers, or a server of the stack config that is said to cost nothing."""
+    if urlsplit(model["litellm_params"].get("api_base", "")).hostname == demo.NETWORK_NAME:
+        return True
+    own = [it for it in stack.settings.models if it.name == model["model_name"] and it.api_base is not None]
+    return any(it.input_cost_per_token == it.output_cost_per_token == 0 for it in own)
+
+
+@pytest.fixture
+def spend(pytestconfig: pytest.Config) -> bool:
+    return bool(pytestconfig.getoption("spend", default=False))
+
+
+def sdk(stack: DeployedStack, client: httpx2.Client) -> openai.OpenAI:
+    url = f"{stack.outputs['litellmUrl']}/v1"
+    return openai.OpenAI(base_url=url, api_key=stack.outputs["litellmApiKey"], max_retries=0, http_client=client)
+
+
+def test_a_chat_completion_is_answered(stack: DeployedStack, client: httpx2.Client, *, spend: bool) -> None:
+    model = model_to_ask(stack, embeds=False, spend=spend)
+    try:
+        answer = sdk(stack, client).chat.completions.create(
+            model=model, messages=[{"role": "user", "content": "Say hello."}]
+        )
+    except openai.OpenAIError as error:
+        pytest.fail(f"{model} does not answer: {error}. {_advice(stack)}", pytrace=False)
+    assert answer.choices[0].message.content, f"{model} answers nothing. {_advice(stack)}"
+
+
+def test_an_embedding_is_made(stack: DeployedStack, client: httpx2.Client, *, spend: bool) -> None:
+    model = model_to_ask(stack, embeds=True, spend=spend)
+    try:
+        answer = sdk(stack, client).embeddings.create(model=model, input="hello", encoding_format="float")
+    except openai.OpenAIError as error:
+        pytest.fail(f"{model} does not answer: {error}. {_advice(stack)}", pytrace=False)
+    assert any(answer.data[0].embedding), f"{model} makes an empty embedding. {_advice(stack)}"
+
+
+def _advice(stack: DeployedStack) -> str:
+    replica = next(part for part in stack.parts if part.kind == "litellm")
+    return f"See what the provider said: {stack.docker(f'logs --tail 50 {replica.container}')}"

@@ -1,0 +1,284 @@
+"""Changes, good ones and broken ones, and rotations: none of them costs a request."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import httpx2
+import psycopg
+import pytest
+from psycopg.conninfo import make_conninfo
+from pulumi import automation
+
+from tests.stack_config import PROJECT_NAME, project_file
+from tests.stacks import PARTS, RESTART_SECONDS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from tests.drills.conftest import Drill
+    from tests.stacks import Deployment
+
+CHAT = {"model": "gpt-4o", "messages": [{"role": "user", "content": "hello"}]}
+UNAUTHORIZED = 401
+
+
+@pytest.fixture(autouse=True)
+def _whole(deployment: Deployment) -> Iterator[None]:
+    """Each drill leaves a stack at which the next `up` changes nothing."""
+    yield
+    deployment.up(expect_no_changes=True)
+
+
+def ids(deployment: Deployment) -> dict[str, str | None]:
+    return {part: deployment.container(part).id for part in PARTS}
+
+
+def changed(deployment: Deployment, before: dict[str, str | None]) -> set[str]:
+    return {part for part, container in ids(deployment).items() if container != before[part]}
+
+
+def status(deployment: Deployment, key: str) -> int:
+    """What the edge answers to a key."""
+    url = f"{deployment.outputs['litellmUrl']}/v1/chat/completions"
+    return httpx2.post(url, json=CHAT, headers={"authorization": f"Bearer {key}"}, timeout=60).status_code
+
+
+def test_a_changed_model_list_reaches_every_replica(deployment: Deployment, drill: Drill) -> None:
+    """Replicas are replaced one after another, and only they."""
+    before = ids(deployment)
+    for key, value in {"name": "llama3.1", "model": "openai/llama3.1", "apiBase": "http://demo:8080/v1"}.items():
+        deployment.set_path(f"models[0].{key}", value)
+    with drill("a changed model list") as load:
+        started = time.monotonic()
+        deployment.up()
+        print(f"\nmodel list changed in {time.monotonic() - started:.1f} s")
+    assert load.report.failures == []
+    assert changed(deployment, before) == {"litellm-1", "litellm-2"}
+    for _ in range(8):
+        answer = deployment.client.chat.completions.create(
+            model="llama3.1", messages=[{"role": "user", "content": "hi"}]
+        )
+        assert answer.choices[0].message.content
+
+
+def test_a_config_that_litellm_refuses_stops_at_the_first_replica(deployment: Deployment, drill: Drill) -> None:
+    """The `up` fails in seconds and shows why; the other replica goes on serving; the next good `up` mends it."""
+    config = deployment.folder / "litellm/config.yaml"
+    good = config.read_text()
+    second = deployment.container("litellm-2").id
+    config.write_text(good.replace("model: openai/gpt-4o", "model: os.environ/NOTHING"))
+    with drill("a config that LiteLLM refuses") as load:
+        with pytest.raises(automation.CommandError) as caught:
+            deployment.up()
+        assert f"{PROJECT_NAME}-{deployment.name}-litellm-1 exited with" in str(caught.value)
+        assert deployment.container("litellm-2").id == second
+        config.write_text(good)
+        deployment.up()
+    assert load.report.failures == []
+
+
+def test_an_edge_config_that_haproxy_refuses_changes_nothing(deployment: Deployment, drill: Drill) -> None:
+    """The `up` fails with HAProxy's own words; the edge goes on with the config it has, also after a crash."""
+    config = deployment.folder / "edge/haproxy.cfg"
+    good = config.read_text()
+    config.write_text(good.replace("balance leastconn", "balance nonsense"))
+    with drill("a config that HAProxy refuses") as load:
+        with pytest.raises(automation.CommandError) as caught:
+            deployment.up()
+        assert "goes on as it was" in str(caught.value)
+        assert "nonsense" in str(caught.value)
+        config.write_text(good)
+        deployment.up()
+    assert load.report.failures == []
+
+
+@pytest.fixture
+def broken_image(deployment: Deployment) -> Iterator[Callable[[str], str]]:
+    """An image like LiteLLM's, with another program in LiteLLM's place."""
+    tag = f"{PROJECT_NAME}-{deployment.name}/broken-litellm:1"
+
+    def make(program: str) -> str:
+        container = deployment.engine.containers.create(deployment.image("litellm-1"), ["true"])
+        deployment.put(container, "/usr/local/bin/litellm", f"#!/usr/bin/env python3\n{program}\n", mode=0o755)
+        container.commit(*tag.split(":"))
+        container.remove()
+        return tag
+
+    yield make
+    deployment.engine.images.remove(tag, force=True)
+
+
+@pytest.mark.parametrize(
+    ("what", "program", "said"),
+    [
+        ("an image that ends at its start", "raise SystemExit('no such thing')", "no such thing"),
+        ("an image that never gets healthy", "import time\nprint('idle', flush=True)\ntime.sleep(9999)", "litellm-1"),
+    ],
+)
+def test_a_broken_image_stops_at_the_first_replica(  # noqa: PLR0913, PLR0917 -- a row has these columns
+    deployment: Deployment, drill: Drill, broken_image: Callable[[str], str], what: str, program: str, said: str
+) -> None:
+    """The `up` fails and names the container, with its last lines; the other replica goes on serving."""
+    official = str(project_file()["config"]["litellmImage"]["default"])
+    second = deployment.container("litellm-2").id
+    deployment.set(litellmImage=broken_image(program))
+    with drill(what) as load:
+        try:
+            started = time.monotonic()
+            with pytest.raises(automation.CommandError) as caught:
+                deployment.up()
+            print(f"\n{what}: failed after {time.monotonic() - started:.1f} s")
+            assert f"{PROJECT_NAME}-{deployment.name}-litellm-1" in str(caught.value)
+            assert said in str(caught.value)
+            assert deployment.container("litellm-2").id == second
+        finally:
+            deployment.set(litellmImage=official)
+            deployment.up()
+    assert load.report.failures == []
+
+
+def test_an_edge_reload_drops_no_connection(deployment: Deployment, drill: Drill) -> None:
+    """A rate for a client is loaded, holds, and is taken away again, by the container that was there before."""
+    before = ids(deployment)
+    deployment.set_path("clientKeys.batch", "", secret=True)
+    with drill("edge reloads") as load:
+        for rpm in (600, 3):
+            deployment.set_path("clientRpm.batch", rpm)
+            deployment.up()
+        batch = deployment.outputs["clientKeys"]["batch"]
+        statuses = [status(deployment, batch) for _ in range(5)]
+        assert statuses == [200, 200, 200, 429, 429]
+        deployment.forget("clientRpm")
+        deployment.forget("clientKeys")
+        deployment.up()
+        assert status(deployment, batch) == UNAUTHORIZED
+    assert load.report.failures == []
+    assert changed(deployment, before) == set()
+
+
+def test_the_master_key_is_rotated(deployment: Deployment, drill: Drill) -> None:
+    """Afterwards replicas take the new one and refuse the old one; callers notice nothing."""
+    old = deployment.secret("master-key")
+    with drill("rotation of the master key") as load:
+        deployment.set_path("secretVersions.masterKey", 2)
+        deployment.up()
+    assert load.report.failures == []
+    new = deployment.secret("master-key")
+    assert new != old
+    ask = (
+        "import http.client, sys\n"
+        "c = http.client.HTTPConnection('127.0.0.1', 4000)\n"
+        "c.request('GET', '/v1/models', headers={'authorization': 'Bearer ' + sys.argv[1]})\n"
+        "print(c.getresponse().status)\n"
+    )
+    for part in ("litellm-1", "litellm-2"):
+        assert deployment.read(part, "python3", "-c", ask, new).strip() == "200"
+        assert deployment.read(part, "python3", "-c", ask, old).strip() == str(UNAUTHORIZED)
+    assert status(deployment, new) == UNAUTHORIZED  # never at the edge
+
+
+def test_a_clients_key_is_rotated(deployment: Deployment, drill: Drill) -> None:
+    """Old and new open the gateway until the old one is retired."""
+    with drill("rotation of a client's key") as load:
+        old = load.key
+        deployment.set_path("secretVersions.clientKeys.app", 2)
+        deployment.up()
+        new = deployment.outputs["litellmApiKey"]
+        assert new != old
+        assert status(deployment, old) == status(deployment, new) == httpx2.codes.OK
+        load.key = new
+        load.await_successes(round(load.rate))
+        deployment.set_path("retirePrevious.clientKeys.app", 1)
+        deployment.up()
+        assert (status(deployment, old), status(deployment, new)) == (UNAUTHORIZED, httpx2.codes.OK)
+    assert load.report.failures == []
+
+
+def test_a_providers_key_is_rotated(deployment: Deployment, drill: Drill) -> None:
+    """Every replica has the new one, and none the old one."""
+    for key, value in {"name": "ours", "model": "openai/ours", "apiBase": "http://demo:8080/v1"}.items():
+        deployment.set_path(f"models[1].{key}", value)
+    deployment.set_path("modelKeys.ours", "the-first-key", secret=True)
+    deployment.up()
+    with drill("rotation of a provider's key") as load:
+        deployment.set_path("modelKeys.ours", "the-second-key", secret=True)
+        deployment.up()
+    assert load.report.failures == []
+    for part in ("litellm-1", "litellm-2"):
+        secrets = deployment.read(part, "sh", "-c", "cat /run/secrets/*")
+        assert "the-second-key" in secrets
+        assert "the-first-key" not in secrets
+
+
+def opens(url: str, **changes: Any) -> bool:
+    """Whether a database takes a password; anything else that stands in the way is an error."""
+    try:
+        psycopg.connect(url, connect_timeout=10, **changes).close()
+    except psycopg.OperationalError as error:
+        if "password authentication failed" in str(error) or "not permitted to log in" in str(error):
+            return False
+        raise
+    return True
+
+
+def test_the_superusers_password_is_rotated(deployment: Deployment, drill: Drill) -> None:
+    """The new one opens the server, the old one no longer; neither Postgres nor anything else restarts."""
+    before = ids(deployment)
+    url, superuser = deployment.outputs["databaseUrl"], {"user": "postgres", "dbname": "postgres"}
+    old = deployment.secret("postgres-password")
+    with drill("rotation of the superuser's password") as load:
+        deployment.set_path("secretVersions.postgresPassword", 2)
+        deployment.up()
+    assert load.report.failures == []
+    assert opens(url, **superuser, password=deployment.secret("postgres-password"))
+    assert not opens(url, **superuser, password=old)
+    assert changed(deployment, before) == set()
+
+
+def test_the_apps_database_password_is_rotated(deployment: Deployment, drill: Drill) -> None:
+    """Two login roles take turns: the old URL opens the database until it is retired."""
+    old = deployment.outputs["databaseUrl"]
+    with drill("rotation of the app's database password") as load:
+        deployment.set_path("secretVersions.databasePassword", 2)
+        deployment.up()
+        new = deployment.outputs["databaseUrl"]
+        assert new != old
+        assert opens(old)
+        assert opens(new)
+        deployment.set_path("retirePrevious.databasePassword", 1)
+        deployment.up()
+        assert not opens(old)
+        assert opens(new)
+    assert load.report.failures == []
+
+
+def test_the_salt_key_cannot_change_once_litellm_has_a_database(deployment: Deployment) -> None:
+    """It may before; afterwards the preview refuses, and nothing has changed."""
+    key = "sk-" + "fedcba9876543210" * 3
+    url = make_conninfo(
+        deployment.outputs["databaseUrl"],
+        user="postgres",
+        password=deployment.secret("postgres-password"),
+        dbname="litellm",
+    )
+    deployment.set_path("saltKey", key, secret=True)
+    assert deployment.pulumi("preview").returncode == 0
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute('CREATE TABLE "LiteLLM_VerificationToken" (token text)')
+        try:
+            refused = deployment.pulumi("up", "--yes", "--skip-preview")
+        finally:
+            connection.execute('DROP TABLE "LiteLLM_VerificationToken"')
+    assert refused.returncode != 0
+    assert "only the present salt key can decrypt" in refused.stdout
+    assert key not in refused.stdout
+    deployment.forget("saltKey")
+
+
+def test_drills_wait_as_long_as_a_container_may_take() -> None:
+    """The bound of the drills is not below that of the stack."""
+    from infra.workload import HealthCheck  # noqa: PLC0415
+
+    assert HealthCheck(command=(), interval_seconds=1).start_seconds <= RESTART_SECONDS

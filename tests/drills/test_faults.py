@@ -1,0 +1,98 @@
+"""Parts that die: nobody notices, or for a stated time."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from typing import TYPE_CHECKING, Self
+
+import psycopg
+import pytest
+
+if TYPE_CHECKING:
+    from tests.drills.conftest import Drill
+    from tests.stacks import Deployment
+
+EDGE_GAP_SECONDS = 15
+"""How long the only edge of one host may be away: Docker restarts it at once, and it has its files already."""
+
+
+@pytest.mark.parametrize("part", ["litellm-1", "litellm-2"])
+def test_a_replica_that_is_killed_costs_no_request(deployment: Deployment, drill: Drill, part: str) -> None:
+    """The edge repeats on another replica what the dead one had not answered; streams that had begun break off."""
+    pid = deployment.container(part).attrs["State"]["Pid"]
+    with drill(f"kill -9 of {part}") as load:
+        deployment.kill(part)
+        deployment.await_restart(part, pid)
+    assert load.report.failures == []
+
+
+def test_an_edge_that_is_killed_is_back_in_seconds(deployment: Deployment, drill: Drill) -> None:
+    """With its last config and keys, by itself."""
+    pid = deployment.container("edge").attrs["State"]["Pid"]
+    with drill("kill -9 of the edge") as load:
+        deployment.kill("edge")
+        deployment.await_restart("edge", pid)
+    assert load.report.longest_gap < EDGE_GAP_SECONDS
+
+
+class Writer:
+    """Writes rows one after another and remembers each that the server acknowledged."""
+
+    def __init__(self, *urls: str) -> None:
+        """`urls` are where the server may be; it is asked for at each in turn."""
+        self.acknowledged: list[str] = []
+        self._urls = itertools.cycle(urls)
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        number = 0
+        while not self._ended.is_set():
+            try:
+                with psycopg.connect(next(self._urls), autocommit=True, connect_timeout=5) as connection:
+                    while not self._ended.is_set():
+                        name = f"drill {id(self)} {number}"
+                        connection.execute("INSERT INTO organizations (name) VALUES (%s)", (name,))
+                        self.acknowledged.append(name)
+                        number += 1
+            except psycopg.Error:
+                number += 1  # whether that one was written, nobody can tell
+                self._ended.wait(0.05)
+
+
+def test_postgres_that_is_killed_loses_no_row(deployment: Deployment, drill: Drill) -> None:
+    """Every row that it acknowledged is there when it is back; the gateway does not need it to answer."""
+    pid = deployment.container("postgres").attrs["State"]["Pid"]
+    with drill("kill -9 of Postgres") as load, Writer(deployment.outputs["databaseUrl"]) as writer:
+        load.await_successes(20)
+        deployment.kill("postgres")
+        deployment.await_restart("postgres", pid)
+        before = len(writer.acknowledged)
+        while len(writer.acknowledged) < before + 20:
+            load.await_successes(1)
+    assert load.report.failures == []
+    with deployment.database() as connection:
+        rows = connection.execute("SELECT name FROM organizations WHERE name LIKE 'drill %'").fetchall()
+    assert set(writer.acknowledged) <= {name for (name,) in rows}
+
+
+@pytest.mark.parametrize("fault", ["status=500", "status=429", "delay=5", "cut=2"])
+def test_a_provider_that_fails_for_some_fails_for_nobody_else(
+    deployment: Deployment, drill: Drill, fault: str
+) -> None:
+    """Requests whose provider fails, hangs or cuts streams take nothing from the others."""
+    body = {"model": "gpt-4o", "messages": [{"role": "user", "content": f"[[demo {fault}]]"}], "stream": True}
+    with drill(f"a provider with {fault}") as load:
+        for _ in range(40):
+            load.send_also("/v1/chat/completions", body)
+            load.await_successes(2)
+    assert load.report.failures == []

@@ -1,0 +1,68 @@
+"""An `up` that is killed, whenever that is, and two at once: the next `up` mends all, and nothing is lost."""
+
+from __future__ import annotations
+
+import random
+import time
+from typing import TYPE_CHECKING
+
+from tests.drills.test_faults import Writer
+from tests.stack_config import PROJECT_NAME
+from tests.stacks import PARTS, free_port, kill_tree
+
+if TYPE_CHECKING:
+    from tests.stacks import Deployment
+
+KILLS = 20
+LATEST_SECONDS = 8
+"""By then the slowest of the changes here is done."""
+UP = ("up", "--yes", "--skip-preview", "--non-interactive")
+
+
+def test_an_up_that_is_killed_at_any_moment_is_mended_by_the_next(deployment: Deployment) -> None:
+    """It says what it found; no container is orphaned, no acknowledged row is lost, one Postgres has the volume."""
+    seed = random.randrange(2**32)
+    chance = random.Random(seed)
+    print(f"\nseed {seed}")
+    ports = {key: (deployment.stack.get_config(key).value, free_port()) for key in ("gatewayPort", "postgresPort")}
+    url, (first, second) = deployment.outputs["databaseUrl"], ports["postgresPort"]
+    wanted = {f"{PROJECT_NAME}-{deployment.name}-{part}" for part in PARTS}
+    locks = 0
+    with Writer(url, url.replace(first, str(second))) as writer:
+        for number in range(1, KILLS + 1):
+            key = ("gatewayPort", "drainSeconds", "postgresPort")[number % 3]
+            value = 60 + number if key == "drainSeconds" else ports[key][(number // 3 + 1) % 2]
+            deployment.set(**{key: value})
+            after = chance.uniform(0, LATEST_SECONDS)
+            with deployment.begin(*UP) as process:
+                deadline = time.monotonic() + after
+                while process.poll() is None and time.monotonic() < deadline:
+                    deployment.engine.ping()
+                kill_tree(process.pid)
+            mending = deployment.begin(*UP)
+            said, _ = mending.communicate()
+            print(f"{number}: {key} = {value}, killed after {after:.1f} s, mended with {mending.returncode}")
+            assert mending.returncode == 0, said
+            locks += "A run of Pulumi was killed here" in said
+            assert {str(container.name) for container in deployment.containers()} == wanted
+            assert {container.status for container in deployment.containers()} == {"running"}
+            before = len(writer.acknowledged)
+            while len(writer.acknowledged) == before:
+                deployment.engine.ping()
+    assert locks > 0
+    deployment.up(expect_no_changes=True)
+    deployment.refresh(expect_no_changes=True)
+    with deployment.database() as connection:
+        rows = connection.execute("SELECT name FROM organizations WHERE name LIKE 'drill %'").fetchall()
+    assert set(writer.acknowledged) <= {name for (name,) in rows}
+    print(f"{len(writer.acknowledged)} rows acknowledged, {locks} locks of killed runs removed")
+
+
+def test_of_two_ups_at_once_one_waits_its_turn(deployment: Deployment) -> None:
+    """The second is told that another one runs, and changes nothing; the first is not disturbed."""
+    deployment.set(drainSeconds=45)
+    runs = [deployment.begin(*UP), deployment.begin(*UP)]
+    said = {run.returncode: text for run in runs for text in run.communicate()[:1]}
+    assert sorted(said) == [0, 255]
+    assert "currently locked" in said[255]
+    deployment.up(expect_no_changes=True)

@@ -1,0 +1,36 @@
+"""The stack that most tests here ask."""
+
+from __future__ import annotations
+
+import signal
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.stacks import deployed, pulumi_tools
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.stacks import Deployment
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _pulumi_tools() -> Iterator[None]:
+    with pulumi_tools():
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _interrupts_are_heeded() -> Iterator[None]:
+    """A shell's background job, as this may be, ignores SIGINT, and so would all that it starts."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture(scope="session")
+def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+    """One stack for all tests that leave it as it is."""
+    with deployed(tmp_path_factory.mktemp("stack")) as made:
+        yield made

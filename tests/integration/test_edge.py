@@ -1,0 +1,329 @@
+"""The edge as callers meet it: TLS, who gets in, to what, with how much, and what refusals look like."""
+
+from __future__ import annotations
+
+import json
+import random
+import socket
+import ssl
+import string
+import subprocess
+import time
+from typing import TYPE_CHECKING
+
+import httpx2
+import openai
+import pytest
+from openai import OpenAI
+
+from tests.stacks import deployed, free_port
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from openai.types.chat import ChatCompletionMessageParam
+
+    from tests.stacks import Deployment
+
+MAX_BODY_MB = 1
+RPM = 3
+FUZZED = 3000
+FROM_A_REPLICA = b"server: uvicorn"
+HELLO: list[ChatCompletionMessageParam] = [{"role": "user", "content": "hello"}]
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A certificate for localhost, signed by itself, with its key beside it."""
+    folder = tmp_path_factory.mktemp("tls")
+    command = (
+        "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost "
+        "-addext subjectAltName=DNS:localhost -keyout gateway.key -out gateway.crt"
+    )
+    subprocess.run(command.split(), cwd=folder, check=True, capture_output=True)
+    return folder / "gateway.crt"
+
+
+@pytest.fixture(scope="module")
+def deployment(certificate: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+    """A stack with everything on that the edge can do."""
+
+    def configure(made: Deployment) -> None:
+        made.set_path("tlsCertificate", certificate.read_text(), secret=True)
+        made.set_path("tlsKey", certificate.with_suffix(".key").read_text(), secret=True)
+        made.set_path("clientKeys.batch", "", secret=True)
+        made.set_path("clientRpm.batch", RPM)
+        made.set(maxBodyMb=MAX_BODY_MB, metricsPort=free_port())
+
+    with deployed(tmp_path_factory.mktemp("edge"), configure) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def trusting(certificate: Path) -> ssl.SSLContext:
+    return ssl.create_default_context(cafile=str(certificate))
+
+
+@pytest.fixture(scope="module")
+def client(deployment: Deployment, trusting: ssl.SSLContext) -> Iterator[Callable[..., OpenAI]]:
+    """Make clients of the OpenAI SDK, for any key."""
+    with httpx2.Client(verify=trusting, timeout=60) as connections:
+
+        def make(key: str | None = None) -> OpenAI:
+            outputs = deployment.outputs
+            return OpenAI(
+                base_url=f"{outputs['litellmUrl']}/v1",
+                api_key=key or outputs["litellmApiKey"],
+                max_retries=0,
+                http_client=connections,
+            )
+
+        yield make
+
+
+def raw(deployment: Deployment, trusting: ssl.SSLContext, request: bytes, *, seconds: float = 5) -> bytes:
+    """Whatever the edge answers to some bytes, until it closes the connection or falls silent."""
+    port = int(deployment.outputs["litellmUrl"].rsplit(":", 1)[1])
+    answer = b""
+    with (
+        socket.create_connection(("127.0.0.1", port), seconds) as plain,
+        trusting.wrap_socket(plain, server_hostname="localhost") as connection,
+    ):
+        try:
+            connection.sendall(request)
+            while part := connection.recv(65536):
+                answer += part
+                head, end, body = answer.partition(b"\r\n\r\n")
+                length = [line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")]
+                if end and length and len(body) >= int(length[0].split(b":")[1]):
+                    break
+        except (TimeoutError, ConnectionError, ssl.SSLError):
+            pass
+    return answer
+
+
+def test_the_gateway_speaks_tls_and_http_2(deployment: Deployment, trusting: ssl.SSLContext) -> None:
+    assert deployment.outputs["litellmUrl"].startswith("https://localhost:")
+    port = int(deployment.outputs["litellmUrl"].rsplit(":", 1)[1])
+    trusting.set_alpn_protocols(["h2", "http/1.1"])
+    with (
+        socket.create_connection(("127.0.0.1", port), 5) as plain,
+        trusting.wrap_socket(plain, server_hostname="localhost") as connection,
+    ):
+        assert connection.selected_alpn_protocol() == "h2"
+        assert connection.version() in {"TLSv1.2", "TLSv1.3"}
+    trusting.set_alpn_protocols(["http/1.1"])
+
+
+def test_a_chat_passes_over_http_2(deployment: Deployment, certificate: Path, tmp_path: Path) -> None:
+    (tmp_path / "key").write_text(f"oauth2-bearer = {deployment.outputs['litellmApiKey']}\n")
+    asked = subprocess.run(
+        [
+            *("curl", "--silent", "--http2", "--cacert", str(certificate), "--config", str(tmp_path / "key")),
+            *("--json", json.dumps({"model": "gpt-4o", "messages": HELLO}), "--write-out", "%{http_version}"),
+            f"{deployment.outputs['litellmUrl']}/v1/chat/completions",
+        ],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert asked.stdout.endswith("}2")
+    assert "You said: hello" in asked.stdout
+
+
+def test_clients_chat_and_embed(client: Callable[..., OpenAI], deployment: Deployment) -> None:
+    for key in deployment.outputs["clientKeys"].values():
+        assert client(key).chat.completions.create(model="gpt-4o", messages=HELLO).choices
+    assert client().embeddings.create(model="text-embedding-3-small", input="hello", encoding_format="float").data
+
+
+def test_a_key_that_no_client_has_is_an_authentication_error(
+    client: Callable[..., OpenAI], deployment: Deployment
+) -> None:
+    """The master key too: it never opens the edge."""
+    for key in ("sk-" + "0" * 64, deployment.secret("master-key"), "no-key"):
+        with pytest.raises(openai.AuthenticationError) as caught:
+            client(key).chat.completions.create(model="gpt-4o", messages=HELLO)
+        assert caught.value.code == "invalid_api_key"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("/model/info", "/v1/model/info", "/key/generate", "/config/yaml", "/health", "/routes", "/", "/docs"),
+        *("/v1/models/../model/info", "/v1//models", "/v1/models/", "/v1/models%2f..%2fmodel/info", "/V1/models"),
+        *("/openapi.json", "/metrics", "/spend/logs", "/user/new", "/v1/chat/completions/../../key/list"),
+    ],
+)
+def test_a_path_that_callers_do_not_need_is_not_found(
+    path: str, deployment: Deployment, trusting: ssl.SSLContext
+) -> None:
+    key = deployment.outputs["litellmApiKey"]
+    for method in ("GET", "POST"):
+        head = f"{method} {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key}\r\n"
+        answer = raw(deployment, trusting, f"{head}Content-Length: 0\r\n\r\n".encode())
+        assert answer.startswith(b"HTTP/1.1 404 "), answer
+        assert b"unknown_url" in answer
+
+
+def test_a_body_that_is_too_large_is_refused(client: Callable[..., OpenAI]) -> None:
+    with pytest.raises(openai.APIStatusError) as caught:
+        client().chat.completions.create(
+            model="gpt-4o", messages=[{"role": "user", "content": "x" * MAX_BODY_MB * 1_000_000}]
+        )
+    assert caught.value.status_code == 413
+    assert f"{MAX_BODY_MB} MB" in caught.value.message
+
+
+def test_a_body_of_unknown_length_is_refused(deployment: Deployment, trusting: ssl.SSLContext) -> None:
+    head = "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nAuthorization: Bearer "
+    answer = raw(
+        deployment, trusting, f"{head}{deployment.outputs['litellmApiKey']}\r\n\r\n2\r\n{{}}\r\n0\r\n\r\n".encode()
+    )
+    assert answer.startswith(b"HTTP/1.1 411 ")
+    assert b"length_required" in answer
+
+
+def test_a_client_that_used_its_rate_is_told_when_to_come_back(
+    client: Callable[..., OpenAI], deployment: Deployment
+) -> None:
+    """Only that client, and what was refused does not count."""
+    batch = client(deployment.outputs["clientKeys"]["batch"])
+    with pytest.raises(openai.RateLimitError) as caught:
+        [batch.chat.completions.create(model="gpt-4o", messages=HELLO) for _ in range(RPM + 1)]
+    assert caught.value.response.headers["retry-after"] == "60"
+    assert client().chat.completions.create(model="gpt-4o", messages=HELLO).choices
+
+
+def test_a_client_that_is_slow_is_cut_off(deployment: Deployment, trusting: ssl.SSLContext) -> None:
+    """It gets 408 in OpenAI's form when its request has not arrived in time."""
+    key = deployment.outputs["litellmApiKey"]
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key}\r\nContent-Length: 100"
+    answer = raw(deployment, trusting, f"{head}\r\n\r\n{{".encode(), seconds=60)
+    assert answer.startswith((b"HTTP/1.1 408 ", b"HTTP/1.1 400 "))
+    assert b'{"error":' in answer
+
+
+def test_what_is_not_http_is_refused(deployment: Deployment, trusting: ssl.SSLContext) -> None:
+    """In HAProxy's own words: it reads no further, and knows no format."""
+    answer = raw(deployment, trusting, b"GET / HTTP/1.1\r\nContent-Length: x\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 400 ")
+
+
+def test_nothing_gets_through_that_should_not(deployment: Deployment, trusting: ssl.SSLContext) -> None:
+    """Thousands of broken, tricky and forged requests: no replica ever answers one of them."""
+    seed = random.randrange(2**32)
+    chance = random.Random(seed)
+    key = deployment.outputs["litellmApiKey"]
+    forged = [
+        "Bearer sk-" + "0" * 64,
+        f"Basic {key}",
+        f"Bearer  {key}x",
+        f"{key[:-1]}",
+        "Bearer",
+        "",
+        f"bearer\t{key}z",
+    ]
+    methods = ["GET", "POST", "PUT", "DELETE", "OPTIONS", "HEAD", "PATCH", "TRACE", "CONNECT", "get", "X" * 40]
+    paths = [
+        "/v1/chat/completions",
+        "/v1/models",
+        "/key/generate",
+        "/model/info",
+        "/health",
+        "*",
+        "http://litellm:4000/key/list",
+    ]
+    tricks = [
+        "",
+        "/..",
+        "/%2e%2e/key/list",
+        ";x",
+        "//",
+        "\\",
+        "%00",
+        "?x=/health/liveliness",
+        "#",
+        "/./",
+        "%",
+        "\t",
+        "é",
+    ]
+    headers = [
+        "Content-Length: -1",
+        "Content-Length: 5\r\nContent-Length: 6",
+        "Transfer-Encoding: chunked\r\nContent-Length: 4",
+        "Transfer-Encoding: xchunked",
+        "Host: litellm\r\nHost: x",
+        "X-Litellm-Api-Key: {key}",
+        "Api-Key: {key}",
+        "X-Original-Url: /health/liveliness",
+        "X-Http-Method-Override: GET",
+        "Connection: authorization",
+        "Upgrade: h2c\r\nConnection: upgrade, http2-settings",
+        " folded: x",
+        "\x00: y",
+        "A" * 9000 + ": b",
+    ]
+    statuses: dict[str, int] = {}
+    for _ in range(FUZZED):
+        lines = [
+            f"{chance.choice(methods)} {chance.choice(paths)}{chance.choice(tricks)} HTTP/1.{chance.choice('0112')}"
+        ]
+        lines.append(f"Authorization: {chance.choice(forged)}")
+        lines += [each.replace("{key}", key) for each in chance.sample(headers, chance.randrange(4))]
+        request = ("\r\n".join(lines) + "\r\n\r\n").encode("utf-8", "surrogateescape")
+        if chance.random() < 0.3:
+            position = chance.randrange(len(request))
+            request = request[:position] + chance.choice(string.printable).encode() + request[position + 1 :]
+        answer = raw(deployment, trusting, request, seconds=0.3)
+        assert FROM_A_REPLICA not in answer.lower(), (seed, request, answer)
+        status = answer[9:12].decode() if answer else "closed"
+        statuses[status] = statuses.get(status, 0) + 1
+    print(f"\n{FUZZED} fuzzed requests, seed {seed}: {dict(sorted(statuses.items()))}")
+    assert not statuses.keys() & {"200", "500", "502", "503"}
+
+
+def test_the_access_log_names_client_and_model_and_no_key(
+    client: Callable[..., OpenAI], deployment: Deployment
+) -> None:
+    client().chat.completions.create(
+        model="claude-3-5-sonnet", messages=[{"role": "user", "content": "a secret prompt"}]
+    )
+    log = deployment.container("edge").logs().decode()
+    entries = [json.loads(line) for line in log.splitlines() if line.startswith("{")]
+    last = [entry for entry in entries if entry["client"] == "app"][-1]
+    assert (last["model"], last["status"], last["path"]) == ("claude-3-5-sonnet", 200, "/v1/chat/completions")
+    assert last["ms_total"] >= 0
+    for secret in (*deployment.outputs["clientKeys"].values(), deployment.secret("master-key"), "a secret prompt"):
+        assert secret not in log
+
+
+def test_metrics_are_on_a_loopback_port_of_their_own(deployment: Deployment) -> None:
+    port = deployment.stack.get_config("metricsPort").value
+    metrics = httpx2.get(f"http://127.0.0.1:{port}/metrics").text
+    assert 'haproxy_frontend_http_responses_total{proxy="gateway",code="2xx"}' in metrics
+    assert "gateway" in httpx2.get(f"http://127.0.0.1:{port}/").text
+
+
+def test_a_gateway_without_a_replica_says_so(client: Callable[..., OpenAI], deployment: Deployment) -> None:
+    """503 in OpenAI's form, at once; and 502 for a large request whose replica dies under it."""
+    replicas = [deployment.container(part) for part in ("litellm-1", "litellm-2")]
+    for replica in replicas:
+        replica.stop(timeout=30)
+    with pytest.raises(openai.InternalServerError) as caught:
+        client().chat.completions.create(model="gpt-4o", messages=HELLO)
+    assert caught.value.status_code == 503
+    assert caught.value.code == "service_unavailable"
+    for replica, part in zip(replicas, ("litellm-1", "litellm-2"), strict=True):
+        replica.start()
+        deployment.await_restart(part, 0)
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            assert client().chat.completions.create(model="gpt-4o", messages=HELLO).choices
+        except openai.InternalServerError:
+            assert time.monotonic() < deadline
+        else:
+            break

@@ -1,0 +1,149 @@
+"""The migration runner on a real Postgres: whatever starts at once, stops half-way or does not fit."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import psycopg
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from psycopg import sql
+from psycopg.conninfo import make_conninfo
+
+from app import migrations
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from tests.stacks import Deployment
+
+
+@pytest.fixture
+def conninfo(deployment: Deployment) -> Iterator[str]:
+    """A schema of the test's own in the stack's database."""
+    schema = f"test_{uuid.uuid4().hex}"
+    with deployment.database() as connection:
+        connection.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(schema)))
+        yield make_conninfo(deployment.outputs["databaseUrl"], options=f"-csearch_path={schema}")
+        connection.execute(sql.SQL("DROP SCHEMA {} CASCADE").format(sql.Identifier(schema)))
+
+
+def write(folder: Path, **files: str) -> None:
+    for name, content in files.items():
+        (folder / f"{name.removeprefix('m')}.sql").write_text(content)
+
+
+def rows(conninfo: str, query: str) -> list[tuple[object, ...]]:
+    with psycopg.connect(conninfo, autocommit=True) as connection:
+        connection.execute("SET ROLE NONE")  # the login role, which may see and end its own connections
+        return connection.execute(query.encode()).fetchall()
+
+
+def test_ten_runs_at_once_apply_each_file_once(conninfo: str, tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        m0001_a="CREATE TABLE a (n int); INSERT INTO a VALUES (1); SELECT pg_sleep(0.2);",
+        m0002_b="INSERT INTO a VALUES (2);",
+    )
+    with ThreadPoolExecutor(10) as pool:
+        applied = list(pool.map(lambda _: migrations.up(conninfo, tmp_path), range(10)))
+    assert sorted(map(len, applied)) == [0] * 9 + [2]
+    assert rows(conninfo, "SELECT n FROM a ORDER BY n") == [(1,), (2,)]
+
+
+def test_a_run_says_what_it_waits_for_and_gives_up(conninfo: str, tmp_path: Path) -> None:
+    write(tmp_path, m0001_a="SELECT 1;")
+    said: list[str] = []
+    with psycopg.connect(conninfo, autocommit=True) as other:
+        other.execute("SELECT pg_advisory_lock(%s)", (migrations.ADVISORY_LOCK,))
+        with pytest.raises(migrations.MigrationError, match="still holds the lock"):
+            migrations.up(conninfo, tmp_path, wait_seconds=0.3, report=said.append)
+    assert said == ["waiting for another migration run to end"]
+
+
+def test_a_failing_file_is_undone_whole_and_named(conninfo: str, tmp_path: Path) -> None:
+    write(tmp_path, m0001_a="CREATE TABLE a (n int);", m0002_b="CREATE TABLE b (n int);\nSELECT nothing;")
+    with pytest.raises(migrations.MigrationError, match=r'0002_b\.sql: line 2: column "nothing" does not exist'):
+        migrations.up(conninfo, tmp_path)
+    assert [each.file for each in migrations.status(conninfo, tmp_path).applied] == ["0001_a.sql"]
+    assert rows(conninfo, "SELECT to_regclass('b')") == [(None,)]
+    write(tmp_path, m0002_b="CREATE TABLE b (n int);")
+    assert [each.file for each in migrations.up(conninfo, tmp_path)] == ["0002_b.sql"]
+
+
+def test_a_run_that_is_killed_leaves_nothing_half_and_no_lock(conninfo: str, tmp_path: Path) -> None:
+    write(tmp_path, m0001_a="CREATE TABLE a (n int); SELECT pg_sleep(600);")
+    program = (
+        f"from pathlib import Path; from app import migrations; migrations.up({conninfo!r}, Path({str(tmp_path)!r}))"
+    )
+    with subprocess.Popen([sys.executable, "-c", program]) as process:
+        sleeping = "SELECT 1 FROM pg_stat_activity WHERE application_name = 'migrations' AND wait_event = 'PgSleep'"
+        try:
+            while not rows(conninfo, sleeping):
+                assert process.poll() is None
+        finally:
+            process.send_signal(signal.SIGKILL)
+    rows(conninfo, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event = 'PgSleep'")
+    write(tmp_path, m0001_a="CREATE TABLE a (n int);")
+    assert len(migrations.up(conninfo, tmp_path)) == 1
+
+
+def test_a_statement_does_not_wait_for_ever_for_a_lock(conninfo: str, tmp_path: Path) -> None:
+    write(tmp_path, m0001_a="CREATE TABLE a (n int);")
+    migrations.up(conninfo, tmp_path)
+    write(tmp_path, m0002_b="ALTER TABLE a ADD COLUMN m int;")
+    with psycopg.connect(conninfo) as other:
+        other.execute("LOCK TABLE a")
+        with pytest.raises(migrations.MigrationError, match="lock timeout"):
+            migrations.up(conninfo, tmp_path, lock_timeout_seconds=0.2)
+    write(tmp_path, m0002_b="SELECT pg_sleep(60);")
+    with pytest.raises(migrations.MigrationError, match="statement timeout"):
+        migrations.up(conninfo, tmp_path, statement_timeout_seconds=0.2)
+
+
+def test_a_file_may_ask_to_run_outside_a_transaction(conninfo: str, tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        m0001_a="CREATE TABLE a (n int);",
+        m0002_index="-- migrate: no-transaction\nCREATE INDEX CONCURRENTLY IF NOT EXISTS a_n ON a (n);",
+    )
+    assert len(migrations.up(conninfo, tmp_path)) == 2
+    assert rows(conninfo, "SELECT to_regclass('a_n') IS NOT NULL") == [(True,)]
+
+
+def test_a_changed_or_missing_file_is_refused(conninfo: str, tmp_path: Path) -> None:
+    write(tmp_path, m0001_a="SELECT 1;", m0002_b="SELECT 2;")
+    migrations.up(conninfo, tmp_path)
+    write(tmp_path, m0002_b="SELECT 3;")
+    with pytest.raises(migrations.MigrationError, match=r"0002_b\.sql was changed after it was applied"):
+        migrations.status(conninfo, tmp_path)
+    (tmp_path / "0002_b.sql").unlink()
+    with pytest.raises(migrations.MigrationError, match=r"0002_b\.sql was applied to this database and is missing"):
+        migrations.up(conninfo, tmp_path)
+    write(tmp_path, m0002_c="SELECT 2;")
+    with pytest.raises(migrations.MigrationError, match=r"0002_b\.sql was applied to this database and is missing"):
+        migrations.up(conninfo, tmp_path)
+
+
+@settings(max_examples=10, deadline=None)
+@given(names=st.lists(st.from_regex(r"[a-z][a-z0-9]{0,5}", fullmatch=True), min_size=1, max_size=5))
+def test_any_row_of_files_is_applied_in_order(
+    deployment: Deployment, tmp_path_factory: pytest.TempPathFactory, names: list[str]
+) -> None:
+    folder = tmp_path_factory.mktemp("migrations")
+    for name in names:
+        migrations.new(folder, name)
+    schema = f"test_{uuid.uuid4().hex}"
+    with deployment.database() as connection:
+        connection.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(schema)))
+        conninfo = make_conninfo(deployment.outputs["databaseUrl"], options=f"-csearch_path={schema}")
+        assert [each.name for each in migrations.up(conninfo, folder)] == names
+        assert migrations.up(conninfo, folder) == ()
+        connection.execute(sql.SQL("DROP SCHEMA {} CASCADE").format(sql.Identifier(schema)))

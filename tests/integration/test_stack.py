@@ -1,0 +1,280 @@
+"""A real stack: `pulumi up` on a real engine, real LiteLLM, Postgres and HAProxy, asked by the OpenAI SDK."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import openai
+import psycopg
+import pytest
+from pulumi import automation
+
+from tests.stack_config import PROJECT_NAME
+from tests.stacks import PARTS, deployed, free_port
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from openai import OpenAI
+
+    from tests.stacks import Deployment
+
+
+@pytest.fixture(scope="module")
+def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+    """A stack that the tests of this module change, in their order."""
+    with deployed(tmp_path_factory.mktemp("changing")) as made:
+        yield made
+
+
+def ask(client: OpenAI, model: str = "gpt-4o", text: str = "hello") -> str:
+    answer = client.chat.completions.create(model=model, messages=[{"role": "user", "content": text}])
+    return answer.choices[0].message.content or ""
+
+
+def test_a_chat_completion_passes_edge_gateway_and_provider(deployment: Deployment) -> None:
+    for model in ("gpt-4o", "claude-3-5-sonnet"):
+        assert ask(deployment.client, model).endswith("You said: hello")
+
+
+def test_a_chat_completion_streams(deployment: Deployment) -> None:
+    stream = deployment.client.chat.completions.create(
+        model="gpt-4o", messages=[{"role": "user", "content": "hello"}], stream=True
+    )
+    words = [choice.delta.content for chunk in stream for choice in chunk.choices if choice.delta.content]
+    assert len(words) > 1
+    assert "".join(words).endswith("You said: hello")
+
+
+def test_an_embedding_has_its_models_dimensions(deployment: Deployment) -> None:
+    made = deployment.client.embeddings.create(model="text-embedding-3-small", input="hello", encoding_format="float")
+    assert len(made.data[0].embedding) == 1536
+
+
+def test_only_client_keys_get_in_and_only_to_the_api(deployment: Deployment) -> None:
+    with pytest.raises(openai.AuthenticationError):
+        ask(deployment.client.with_options(api_key="sk-" + "0" * 64))
+    with pytest.raises(openai.NotFoundError):
+        deployment.client.get("/model/info", cast_to=object)
+
+
+def test_the_outputs_are_those_that_are_promised(deployment: Deployment) -> None:
+    outputs = deployment.stack.outputs()
+    secret = {name for name, output in outputs.items() if output.secret}
+    assert secret == {"litellmApiKey", "clientKeys", "databaseUrl"}
+    assert outputs["models"].value == ["gpt-4o", "claude-3-5-sonnet", "text-embedding-3-small"]
+    assert outputs["replicas"].value == 2
+    assert "model_name: gpt-4o" in outputs["litellmConfig"].value
+    assert "server-template" in outputs["edgeConfig"].value
+
+
+def test_a_second_up_and_a_refresh_change_nothing(deployment: Deployment) -> None:
+    deployment.up(expect_no_changes=True)
+    deployment.refresh(expect_no_changes=True)
+    deployment.up(expect_no_changes=True)
+
+
+def test_every_container_is_confined(deployment: Deployment) -> None:
+    """Non-root, no capabilities, no new privileges, bounded memory and logs, restarted, and stopped in peace."""
+    assert {container.name for container in deployment.containers()} == {
+        f"{PROJECT_NAME}-{deployment.name}-{part}" for part in PARTS
+    }
+    for container in deployment.containers():
+        config, host = container.attrs["Config"], container.attrs["HostConfig"]
+        assert config["User"] not in {"", "0", "root"}, container.name
+        assert host["CapDrop"] == ["ALL"], container.name
+        assert not host["CapAdd"], container.name
+        assert host["SecurityOpt"] == ["no-new-privileges:true"], container.name
+        assert host["Memory"] > 0, container.name
+        assert host["Memory"] == host["MemorySwap"], container.name
+        assert host["LogConfig"] == {"Type": "json-file", "Config": {"max-size": "10m", "max-file": "3"}}
+        assert host["RestartPolicy"]["Name"] == "unless-stopped", container.name
+        assert config["StopTimeout"] >= 10, container.name
+        for bindings in (host["PortBindings"] or {}).values():
+            assert [binding["HostIp"] for binding in bindings] == ["127.0.0.1"], container.name
+        assert container.attrs["State"]["Health"]["Status"] == "healthy", container.name
+
+
+def test_litellm_runs_as_it_is_documented(deployment: Deployment) -> None:
+    container = deployment.container("litellm-1")
+    assert container.attrs["Config"]["Cmd"] == ["--config", "/app/config.yaml", "--port", "4000"]
+    assert "/health/liveliness" in str(container.attrs["Config"]["Healthcheck"]["Test"])
+    config = deployment.read("litellm-1", "cat", "/app/config.yaml")
+    assert config == deployment.outputs["litellmConfig"]
+
+
+def test_no_secret_stands_where_it_can_be_read(deployment: Deployment) -> None:
+    """Not in docker inspect, a log, the state, an output in clear or a process list; only in /run/secrets."""
+    secrets = deployment.secrets()
+    assert {name.split(".")[0] for name in secrets} == {
+        "master-key",
+        "salt-key",
+        "client-key-app",
+        "postgres-password",
+        "postgres-initial-password",
+        "database-password",
+    }
+    ask(deployment.client)
+    places: dict[str, str] = {}
+    for container in deployment.containers():
+        places[f"docker inspect {container.name}"] = json.dumps(container.attrs)
+        places[f"docker logs {container.name}"] = container.logs().decode()
+        places[f"docker top {container.name}"] = json.dumps(container.top(ps_args="-eo pid,args"))
+    for path in deployment.state.rglob("*"):
+        if path.is_file():
+            places[f"state file {path.name}"] = path.read_text()
+    places["pulumi stack output"] = deployment.pulumi("stack", "output", "--json").stdout
+    assert len(places) > 3 * len(PARTS)
+    found = [(name, place) for name, value in secrets.items() for place, text in places.items() if value in text]
+    assert found == []
+    files = deployment.read("litellm-1", "ls", "/run/secrets").split()
+    assert files == ["LITELLM_MASTER_KEY", "LITELLM_SALT_KEY"]
+
+
+def test_the_migrations_are_part_of_the_deployment(deployment: Deployment) -> None:
+    with deployment.database() as connection:
+        connection.execute("INSERT INTO organizations (name) VALUES ('of the defaults')")
+        row = connection.execute(
+            "SELECT llm_model, llm_fallback_model FROM organizations WHERE name = 'of the defaults'"
+        ).fetchone()
+        owner = connection.execute("SELECT tableowner FROM pg_tables WHERE tablename = 'organizations'").fetchone()
+    assert row == ("gpt-4o", "claude-3-5-sonnet")
+    assert owner == ("app",)
+
+
+def test_the_apps_role_has_no_other_database_and_no_privilege(deployment: Deployment) -> None:
+    url = deployment.outputs["databaseUrl"]
+    for database in ("litellm", "postgres"):
+        with pytest.raises(psycopg.OperationalError, match="permission denied for database"):
+            psycopg.connect(url, dbname=database)
+    with deployment.database() as connection:
+        row = connection.execute(
+            "SELECT rolsuper, rolcreaterole, rolcreatedb FROM pg_roles WHERE rolname = session_user"
+        )
+        assert row.fetchone() == (False, False, False)
+
+
+def test_a_broken_migration_fails_the_up_and_leaves_the_schema_as_it_was(deployment: Deployment) -> None:
+    """The `up` names the file and the error; the gateway goes on; the next `up`, with the file mended, succeeds."""
+    broken = deployment.folder / "migrations/0003_budgets.sql"
+    broken.write_text("CREATE TABLE budgets (id int);\nALTER TABLE nowhere ADD COLUMN x int;\n")
+    with pytest.raises(automation.CommandError) as caught:
+        deployment.up()
+    assert '0003_budgets.sql: relation "nowhere" does not exist' in str(caught.value)
+    assert ask(deployment.client).endswith("hello")
+    with deployment.database() as connection:
+        assert connection.execute("SELECT to_regclass('budgets')").fetchone() == (None,)
+        assert connection.execute("SELECT max(version) FROM schema_migrations").fetchone() == (2,)
+    broken.write_text("CREATE TABLE budgets (id int);\n")
+    deployment.up()
+    with deployment.database() as connection:
+        assert connection.execute("SELECT max(version) FROM schema_migrations").fetchone() == (3,)
+
+
+def test_a_volume_that_is_gone_is_made_again(deployment: Deployment) -> None:
+    """Whoever removes the data by hand gets an empty database with its roles and schema, not a broken stack."""
+    volume = deployment.container("postgres").attrs["Mounts"][0]["Name"]
+    deployment.container("postgres").remove(force=True)
+    deployment.engine.volumes.get(volume).remove()
+    deployment.refresh()
+    deployment.up()
+    with deployment.database() as connection:
+        assert connection.execute("SELECT count(*) FROM organizations").fetchone() == (0,)
+
+
+def test_another_major_version_of_postgres_is_refused_before_anything_changes(deployment: Deployment) -> None:
+    before = deployment.container("postgres").id
+    preview = deployment.pulumi("preview", "--config", f"{PROJECT_NAME}:postgresImage=postgres:16")
+    deployment.stack.remove_config("postgresImage")
+    assert preview.returncode != 0
+    assert "written by another major version of Postgres" in preview.stdout
+    assert deployment.container("postgres").id == before
+
+
+@pytest.mark.parametrize("part", ["postgres", "litellm-1", "edge"])
+def test_an_up_that_was_killed_is_taken_up_again(deployment: Deployment, part: str) -> None:
+    """SIGKILL while a container is being made: after `pulumi cancel`, `up` mends all and loses no row."""
+    with deployment.database() as connection:
+        connection.execute("INSERT INTO organizations (name) VALUES (%s)", (f"before the kill at {part}",))
+    old = deployment.container(part).id
+    match part:
+        case "postgres":
+            deployment.set(postgresPort=free_port())
+        case "litellm-1":
+            deployment.set(drainSeconds=30)
+        case "edge":
+            deployment.set(gatewayPort=free_port())
+    deployment.killed_up(
+        when=lambda: any(
+            str(container.name).endswith(f"-{part}") and container.id != old for container in deployment.containers()
+        )
+    )
+    deployment.stack.cancel()
+    deployment.up()
+    assert {container.name for container in deployment.containers()} == {
+        f"{PROJECT_NAME}-{deployment.name}-{part}" for part in PARTS
+    }
+    assert ask(deployment.client).endswith("hello")
+    with deployment.database() as connection:
+        row = connection.execute(
+            "SELECT count(*) FROM organizations WHERE name = %s", (f"before the kill at {part}",)
+        )
+        assert row.fetchone() == (1,)
+    deployment.up(expect_no_changes=True)
+    deployment.refresh(expect_no_changes=True)
+
+
+@pytest.mark.parametrize("stack", ["staging", "prod"])
+def test_staging_and_prod_say_what_they_need(deployment: Deployment, stack: str) -> None:
+    """Without a provider key the preview fails with the list of what to set, each with its command."""
+    deployment.stack.workspace.create_stack(stack)
+    deployment.stack.workspace.select_stack(deployment.name)
+    name, deployment.name = deployment.name, stack
+    try:
+        preview = deployment.pulumi("preview")
+    finally:
+        deployment.name = name
+    assert preview.returncode != 0
+    assert f"The configuration of stack {stack} has 2 problems; nothing was changed." in preview.stdout
+    assert f"pulumi config set --stack {stack} --secret openaiApiKey" in preview.stdout
+
+
+def test_a_model_without_a_key_is_left_out_with_a_warning(deployment: Deployment) -> None:
+    deployment.stack.set_config("anthropicApiKey", automation.ConfigValue("sk-ant-nothing", secret=True))
+    try:
+        preview = deployment.pulumi("preview")
+    finally:
+        deployment.stack.remove_config("anthropicApiKey")
+    assert preview.returncode == 0
+    assert "gpt-4o is left out: OPENAI_API_KEY is not set" in preview.stdout
+    assert "sk-ant-nothing" not in preview.stdout
+
+
+def test_a_container_of_another_deployment_is_not_touched(deployment: Deployment) -> None:
+    """What carries the same name and is not this state's is refused by name, and goes on running."""
+    edge = deployment.container("edge")
+    foreign: dict[str, Any] = {
+        "image": edge.attrs["Config"]["Image"],
+        "entrypoint": ["sleep", "600"],
+        "labels": {f"{PROJECT_NAME}.stack": deployment.name, f"{PROJECT_NAME}.identity": "another"},
+    }
+    edge.remove(force=True)
+    container = deployment.engine.containers.run(name=edge.name, detach=True, **foreign)
+    try:
+        deployment.refresh()
+        with pytest.raises(automation.CommandError) as caught:
+            deployment.up()
+        container.reload()
+        assert container.status == "running"
+    finally:
+        container.remove(force=True)
+    assert f"{edge.name} exists and belongs to another deployment" in str(caught.value)
+    deployment.up()
+    assert ask(deployment.client).endswith("hello")
+
+
+def test_destroy_leaves_nothing_behind(deployment: Deployment) -> None:
+    assert len(deployment.leftovers()) >= len(PARTS)
+    deployment.stack.destroy(show_secrets=False)
+    assert deployment.leftovers() == []

@@ -1,0 +1,143 @@
+"""A steady, mixed load on a gateway, each request of it counted: what drills break things under."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import threading
+import time
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from queue import SimpleQueue
+from typing import TYPE_CHECKING
+
+import httpx2
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+REQUESTS_PER_SECOND = 50
+MOST_IN_FLIGHT = 64
+"""On a machine that cannot keep the rate up, requests wait here and do not pile up in the gateway."""
+TIMEOUT_SECONDS = 60
+STREAM_ENDED = "data: [DONE]"
+MESSAGES = [{"role": "user", "content": "hello"}]
+MIX = (
+    ("chat", "/v1/chat/completions", {"model": "gpt-4o", "messages": MESSAGES}),
+    ("stream", "/v1/chat/completions", {"model": "claude-3-5-sonnet", "messages": MESSAGES, "stream": True}),
+    (
+        "embedding",
+        "/v1/embeddings",
+        {"model": "text-embedding-3-small", "input": "hello", "encoding_format": "float"},
+    ),
+    ("chat", "/v1/chat/completions", {"model": "claude-3-5-sonnet", "messages": MESSAGES}),
+)
+
+
+@dataclass
+class Report:
+    """What became of the requests of a load."""
+
+    sent: int = 0
+    failures: list[str] = field(default_factory=list)
+    cut: list[str] = field(default_factory=list)
+    """Streams that broke off after their first byte: nobody can repeat those."""
+    successes: list[float] = field(default_factory=list)
+    """When each request that succeeded had its answer."""
+    last_failure: float = 0.0
+
+    @property
+    def longest_gap(self) -> float:
+        """The longest time without an answer, in seconds."""
+        ended = sorted(self.successes)
+        return max((after - before for before, after in itertools.pairwise(ended)), default=0.0)
+
+
+class Load:
+    """Requests at a steady rate, as far as the machine allows: chat completions, streams, embeddings in turn."""
+
+    def __init__(self, url: str, key: str, *, rate: float = REQUESTS_PER_SECOND) -> None:
+        """`key` may be assigned anew while the load runs, as a client does whose key was rotated."""
+        self.url = url
+        self.key = key
+        self.report = Report()
+        self.rate = rate
+        self._broken_at = 0.0
+        self._also: SimpleQueue[tuple[str, dict[str, object]]] = SimpleQueue()
+        self._ended = threading.Event()
+
+    @contextmanager
+    def running(self) -> Iterator[Load]:
+        """Send requests while the block runs, from a second's worth of answers before it on."""
+        thread = threading.Thread(target=lambda: asyncio.run(self._run()))
+        thread.start()
+        try:
+            self.await_successes(round(self.rate))
+            yield self
+        finally:
+            self._ended.set()
+            thread.join()
+
+    def await_successes(self, count: int) -> None:
+        """Wait for that many more answers. Raises TimeoutError when they do not come."""
+        wanted = len(self.report.successes) + count
+        deadline = time.monotonic() + TIMEOUT_SECONDS
+        while len(self.report.successes) < wanted:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"the gateway does not answer: {self.report.failures[-3:]}")
+            time.sleep(1 / self.rate)
+
+    def send_also(self, path: str, body: dict[str, object]) -> None:
+        """Send a request beside the load, whose outcome does not count."""
+        self._also.put((path, body))
+
+    def broken(self) -> None:
+        """Remember that something is being broken right now."""
+        self._broken_at = time.monotonic()
+
+    @property
+    def recovery(self) -> float:
+        """Seconds from the breaking to the last request that failed of it."""
+        return max(0.0, self.report.last_failure - self._broken_at) if self._broken_at else 0.0
+
+    async def _run(self) -> None:
+        limits = httpx2.Limits(max_connections=None, max_keepalive_connections=64)
+        async with httpx2.AsyncClient(base_url=self.url, timeout=TIMEOUT_SECONDS, limits=limits) as client:
+            next_at = time.monotonic()
+            room = asyncio.Semaphore(MOST_IN_FLIGHT)
+            async with asyncio.TaskGroup() as group:
+                for number in itertools.count():
+                    await room.acquire()
+                    if self._ended.is_set():
+                        break
+                    task = group.create_task(self._one(client, *MIX[number % len(MIX)]))
+                    task.add_done_callback(lambda _: room.release())
+                    while not self._also.empty():
+                        group.create_task(self._aside(client, *self._also.get()))
+                    next_at = max(next_at + 1 / self.rate, time.monotonic())
+                    await asyncio.sleep(next_at - time.monotonic())
+
+    async def _aside(self, client: httpx2.AsyncClient, path: str, body: dict[str, object]) -> None:
+        with suppress(httpx2.HTTPError):
+            await client.post(path, json=body, headers={"authorization": f"Bearer {self.key}"})
+
+    async def _one(self, client: httpx2.AsyncClient, kind: str, path: str, body: dict[str, object]) -> None:
+        self.report.sent += 1
+        started, begun = time.monotonic(), False
+        try:
+            async with client.stream(
+                "POST", path, json=body, headers={"authorization": f"Bearer {self.key}"}
+            ) as answer:
+                begun = answer.status_code == httpx2.codes.OK
+                text = (await answer.aread()).decode()
+            whole = begun and (kind != "stream" or STREAM_ENDED in text)
+            failure = "" if whole else f"status {answer.status_code}: {text[-200:]}"
+        except httpx2.HTTPError as error:
+            failure = repr(error)
+        ended = time.monotonic()
+        if not failure:
+            self.report.successes.append(ended)
+            return
+        self.report.last_failure = ended
+        where = self.report.cut if begun and kind == "stream" else self.report.failures
+        where.append(f"{kind} after {ended - started:.2f} s: {failure}")

@@ -1,0 +1,272 @@
+"""Real stacks on the local engine, each with a state, a project folder, ports and names of its own.
+
+Nothing here touches a stack that is running already, and any number of test runs may go on side by side.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tarfile
+import time
+from contextlib import contextmanager, suppress
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import docker
+import httpx2
+import psycopg
+import pytest
+import yaml
+from openai import OpenAI
+from pulumi import automation
+
+from tests.stack_config import PROJECT, PROJECT_NAME
+from toolchain import tools
+from toolchain.progress import Steps
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from docker.models.containers import Container
+    from docker.models.images import Image
+
+PARTS = ("postgres", "demo", "litellm-1", "litellm-2", "edge")
+RESTART_SECONDS = 120
+POLL_SECONDS = 0.1
+PASSPHRASE = "for this test run only"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def descendants(pid: int) -> list[int]:
+    """The processes that a process started, and those that they started."""
+    threads = Path(f"/proc/{pid}/task").glob("*/children")
+    children = [int(child) for thread in threads for child in thread.read_text().split()]
+    return children + [each for child in children for each in descendants(child)]
+
+
+def kill_tree(pid: int) -> None:
+    """Kill a process and all that it started."""
+    for each in [pid, *descendants(pid)]:
+        with suppress(ProcessLookupError):
+            os.kill(each, signal.SIGKILL)
+
+
+class Deployment:
+    """One stack of a copy of the project, driven as an operator or another program would."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.name = name
+        self.folder = folder / "project"
+        self.environment = {
+            "PULUMI_BACKEND_URL": (folder / "state").as_uri(),
+            "PULUMI_CONFIG_PASSPHRASE": PASSPHRASE,
+            "PULUMI_SKIP_UPDATE_CHECK": "true",
+        }
+        self.of_stack: dict[str, Any] = {"label": f"{PROJECT_NAME}.stack={name}"}
+        self.state = folder / "state"
+        self.state.mkdir()
+        files = subprocess.run(
+            ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+            cwd=PROJECT,
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout.split("\0")
+        for file in filter(None, [*files, ".images.yaml"]):
+            if (PROJECT / file).is_file():
+                (self.folder / file).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(PROJECT / file, self.folder / file)
+        (self.folder / ".venv").symlink_to(PROJECT / ".venv")
+        # As dev is when it is new: what the user has set there, secrets among it, is no business of a test.
+        settings = {f"{PROJECT_NAME}:demo": True, f"{PROJECT_NAME}:protectData": False}
+        (self.folder / f"Pulumi.{name}.yaml").write_text(yaml.safe_dump({"config": settings}))
+        self.engine = docker.from_env()
+        self.connections = httpx2.Client(timeout=60)
+        self.stack = automation.create_stack(
+            name,
+            work_dir=str(self.folder),
+            opts=automation.LocalWorkspaceOptions(env_vars=self.environment),
+        )
+        self.set(gatewayPort=free_port(), postgresPort=free_port())
+
+    def set(self, **config: object) -> None:
+        for key, value in config.items():
+            self.stack.set_config(key, automation.ConfigValue(str(value)))
+
+    def set_path(self, path: str, value: object, *, secret: bool = False) -> None:
+        self.stack.set_config(path, automation.ConfigValue(str(value), secret=secret), path=True)
+
+    def forget(self, path: str) -> None:
+        self.stack.remove_config(path, path=True)
+
+    def secrets(self) -> dict[str, str]:
+        """Every secret of the stack as NAME.value and NAME.previous: from the state, where they are, decrypted."""
+        exported = self.pulumi("stack", "export", "--show-secrets")
+        values = {}
+        for resource in json.loads(exported.stdout)["deployment"]["resources"]:
+            if resource["type"].endswith(":RotatingSecret"):
+                for name in ("value", "previous"):
+                    value = resource["outputs"][name]
+                    if isinstance(value, dict) and value["plaintext"] != '""':
+                        values[f"{resource['urn'].rsplit('::', 1)[1]}.{name}"] = json.loads(value["plaintext"])
+        return values
+
+    def secret(self, name: str) -> str:
+        """The current value of a secret."""
+        return self.secrets()[f"{name}.value"]
+
+    def up(self, **options: Any) -> automation.UpResult:
+        self.__dict__.pop("outputs", None)
+        return self.stack.up(show_secrets=False, color="never", on_output=print, **options)
+
+    def refresh(self, **options: Any) -> automation.RefreshResult:
+        return self.stack.refresh(show_secrets=False, color="never", on_output=print, **options)
+
+    def pulumi(self, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+        """Run the CLI; what it printed is in `stdout`."""
+        return subprocess.run(
+            ["pulumi", *arguments, "--stack", self.name, "--non-interactive", "--color=never"],
+            cwd=self.folder,
+            env={**os.environ, **self.environment},
+            check=False,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            **options,
+        )
+
+    def begin(self, *arguments: str) -> subprocess.Popen[str]:
+        """Start the project's own `pulumiw` beside this program."""
+        return subprocess.Popen(
+            [sys.executable, "-m", "toolchain.pulumi", *arguments, "--stack", self.name, "--color=never"],
+            cwd=self.folder,
+            env={**os.environ, **self.environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def killed_up(self, when: Callable[[], bool]) -> None:
+        """Start an `up` and kill it and all it started, as a lost machine would, as soon as `when` is true."""
+        with self.begin("up", "--yes", "--skip-preview", "--non-interactive") as process:
+            try:
+                while not when():
+                    assert process.poll() is None, "the `up` ended before it could be killed"
+            finally:
+                kill_tree(process.pid)
+
+    def kill(self, part: str) -> None:
+        """Kill a part's process with SIGKILL, as a crash does; after `docker kill` the engine restarts nothing."""
+        os.kill(self.container(part).attrs["State"]["Pid"], signal.SIGKILL)
+
+    def await_restart(self, part: str, pid: int) -> None:
+        """Wait until another process than `pid` runs in a part's container, and is healthy."""
+        deadline = time.monotonic() + RESTART_SECONDS
+        while True:
+            state = self.container(part).attrs["State"]
+            if state["Pid"] not in {0, pid} and state["Health"]["Status"] == "healthy":
+                return
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{part} did not come back: {state}")
+            time.sleep(POLL_SECONDS)
+
+    @cached_property
+    def outputs(self) -> dict[str, Any]:
+        return {name: output.value for name, output in self.stack.outputs().items()}
+
+    @property
+    def client(self) -> OpenAI:
+        return OpenAI(
+            base_url=f"{self.outputs['litellmUrl']}/v1",
+            api_key=self.outputs["litellmApiKey"],
+            max_retries=0,
+            http_client=self.connections,
+        )
+
+    @contextmanager
+    def database(self) -> Iterator[psycopg.Connection]:
+        with psycopg.connect(self.outputs["databaseUrl"], autocommit=True) as connection:
+            yield connection
+
+    def read(self, part: str, *command: str) -> str:
+        """What a command prints in a part's container."""
+        printed = self.container(part).exec_run(list(command)).output
+        assert isinstance(printed, bytes)
+        return printed.decode()
+
+    def put(self, container: Container, path: str, text: str, *, mode: int) -> None:
+        """Write a file into a container."""
+        entry = tarfile.TarInfo(path.removeprefix("/"))
+        entry.size, entry.mode = len(text.encode()), mode
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w") as archive:
+            archive.addfile(entry, io.BytesIO(text.encode()))
+        container.put_archive("/", buffer.getvalue())
+
+    def container(self, part: str) -> Container:
+        return self.engine.containers.get(f"{PROJECT_NAME}-{self.name}-{part}")
+
+    def image(self, part: str) -> Image:
+        image = self.container(part).image
+        assert image is not None
+        return image
+
+    def containers(self) -> list[Container]:
+        return self.engine.containers.list(all=True, filters=self.of_stack, ignore_removed=True)
+
+    def leftovers(self) -> list[str]:
+        """The names of everything on the engine that carries this stack's label."""
+        return [
+            *(str(container.name) for container in self.containers()),
+            *(str(network.name) for network in self.engine.networks.list(filters=self.of_stack)),
+            *(str(volume.name) for volume in self.engine.volumes.list(filters=self.of_stack)),
+        ]
+
+    def destroy(self) -> None:
+        """Take the stack away, and whatever a failed test left of it."""
+        try:
+            self.stack.cancel()
+            self.stack.destroy(show_secrets=False, on_output=print)
+        finally:
+            for container in self.containers():
+                container.remove(force=True)
+            for network in self.engine.networks.list(filters=self.of_stack):
+                network.remove()
+            for volume in self.engine.volumes.list(filters=self.of_stack):
+                volume.remove()
+            self.engine.close()
+            self.connections.close()
+
+
+@contextmanager
+def pulumi_tools() -> Iterator[None]:
+    """Have the project's Pulumi tools on PATH, where the Automation API looks for them."""
+    with pytest.MonkeyPatch.context() as patch, Steps() as steps:
+        patch.setenv("PATH", f"{tools.ensure(steps)}:{Path(sys.executable).parent}", prepend=":")
+        yield
+
+
+@contextmanager
+def deployed(folder: Path, configure: Callable[[Deployment], None] = lambda _: None) -> Iterator[Deployment]:
+    """A stack of its own that is up, and taken away at the end; `configure` sets what differs from dev."""
+    made = Deployment(folder, f"test-{secrets.token_hex(4)}")
+    try:
+        configure(made)
+        made.up()
+        yield made
+    finally:
+        made.destroy()

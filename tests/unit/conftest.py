@@ -1,0 +1,45 @@
+"""What several unit tests share."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import pytest
+
+from infra.settings import Settings, _validate
+from tests.stack_config import raw_config
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+
+@pytest.fixture(autouse=True)
+def _event_loop(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Give Pulumi the thread's event loop, and close those that its mocks make in threads of their own."""
+    make, made = asyncio.new_event_loop, []
+
+    def remembered() -> asyncio.AbstractEventLoop:
+        made.append(make())
+        return made[-1]
+
+    monkeypatch.setattr(asyncio, "new_event_loop", remembered)
+    loop = remembered()
+    asyncio.set_event_loop(loop)
+    yield
+    asyncio.set_event_loop(None)
+    loop.run_until_complete(loop.shutdown_default_executor())
+    for each in made:
+        each.close()
+
+
+@pytest.fixture
+def settings() -> Callable[..., Settings]:
+    """Make settings from a stack's file and changes to it, which must be valid."""
+
+    def make(stack: str = "dev", **changes: object) -> Settings:
+        values, problems = _validate(raw_config(stack, **changes), secret=changes)
+        assert problems == []
+        return Settings.model_construct(**values)
+
+    return make

@@ -1,0 +1,184 @@
+"""What a backup and a restore refuse, and what they read from a file, without a database."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from app import _backup, cli
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+NOWHERE = "postgresql://app_1:the-password@127.0.0.1:9/app"
+SERVER = _backup._Server(
+    url=NOWHERE,
+    database="app",
+    oid=1,
+    user="app_1",
+    role="app",
+    address="127.0.0.1:9",
+    port=9,
+    version=17,
+    password="the-password",
+)
+
+
+def silent(_line: str) -> None:
+    """Report to nobody."""
+
+
+def restored(file: Path, folder: Path) -> _backup.Restored:
+    return _backup.restore(NOWHERE, file, folder, confirm=lambda _name: True, report=silent)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    made = tmp_path / "migrations"
+    made.mkdir()
+    (made / "0001_a.sql").write_text("SELECT 1;")
+    return made
+
+
+@pytest.mark.parametrize("there", ["x.dump", "x.dump.sha256", "x.dump.partial"])
+def test_a_file_that_exists_is_never_written_over(tmp_path: Path, there: str) -> None:
+    """It is refused before the database is asked."""
+    (tmp_path / there).write_text("precious")
+    with pytest.raises(ValueError, match=f"{there} exists"):
+        _backup.backup(NOWHERE, tmp_path / "x.dump", report=silent)
+    assert [(each.name, each.read_text()) for each in tmp_path.iterdir()] == [(there, "precious")]
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\\b"])
+def test_a_name_that_sha256sum_could_not_check_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ValueError, match="cannot be named"):
+        _backup.backup(NOWHERE, tmp_path / name, report=silent)
+
+
+def test_a_new_file_is_private_from_the_start(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        with _backup._new_file(tmp_path / "x") as stream:
+            assert stat.S_IMODE(os.fstat(stream.fileno()).st_mode) == 0o600
+    finally:
+        os.umask(before)
+    with pytest.raises(FileExistsError):
+        _backup._new_file(tmp_path / "x")
+
+
+def test_a_file_without_its_checksum_is_refused(tmp_path: Path, folder: Path) -> None:
+    """Damage, and a checksum that is missing or empty, are found before the database is asked."""
+    file, checksum = tmp_path / "x.dump", tmp_path / "x.dump.sha256"
+    file.write_bytes(b"an archive")
+    with pytest.raises(_backup.BackupError, match=r"x\.dump\.sha256 is missing.*sha256sum"):
+        restored(file, folder)
+    for wrong in ("", "0" * 64, hashlib.sha256(b"an archiv").hexdigest(), "\0"):
+        checksum.write_text(f"{wrong}  x.dump\n" if wrong else "")
+        with pytest.raises(_backup.BackupError, match="damaged or cut short"):
+            restored(file, folder)
+    checksum.write_text(f"{hashlib.sha256(b'an archive').hexdigest()}  renamed.dump\n")
+    with pytest.raises(_backup.BackupError, match="the database at DATABASE_URL cannot be used") as caught:
+        restored(file, folder)
+    assert "the-password" not in str(caught.value)
+
+
+def test_a_file_or_folder_that_cannot_be_used_is_named(tmp_path: Path, folder: Path) -> None:
+    with pytest.raises(_backup.BackupError, match=r"none\.dump: No such file"):
+        restored(tmp_path / "none.dump", folder)
+    with pytest.raises(_backup.BackupError, match="cannot be used"):
+        _backup.backup(NOWHERE, tmp_path, report=silent)
+
+
+def test_rows_are_counted_as_they_stand_in_the_archive() -> None:
+    """Neither names nor rows that look like SQL lead the count astray."""
+    printed = b"""\\restrict token
+SET search_path = '';
+COPY public.schema_migrations (version, name, sha256, applied_at) FROM stdin;
+1\ta\tx\tt
+10\tb\tx\tt
+2\tc\tx\tt
+\\.
+
+COPY public."a ""b"" (c) FROM stdin; d" (id) FROM stdin;
+COPY public.organizations (id) FROM stdin;
+\\\\.
+\\.
+COPY "Other".nothing (id) FROM stdin;
+\\.
+COPY public.no_columns  FROM stdin;
+
+\\.
+SELECT pg_catalog.setval('public.s', 7, true);
+"""
+    content = _backup.read_content(printed.splitlines(keepends=True))
+    assert content.rows == {
+        "public.schema_migrations": 3,
+        'public."a ""b"" (c) FROM stdin; d"': 2,
+        '"Other".nothing': 0,
+        "public.no_columns": 1,
+    }
+    assert content.migration == 10
+    assert str(content) == "6 rows in 4 tables, schema 0010"
+
+
+@given(st.lists(st.binary(max_size=20).filter(lambda row: b"\n" not in row and row != b"\\."), max_size=20))
+def test_any_row_counts_once(rows: list[bytes]) -> None:
+    printed = [b"COPY public.t (a) FROM stdin;\n", *(row + b"\n" for row in rows), b"\\.\n"]
+    assert _backup.read_content(printed).rows == {"public.t": len(rows)}
+
+
+def test_a_program_that_is_missing_or_of_another_version_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The message says what was tried in what order, and what to install."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(_backup.BackupError) as caught:
+        _backup._programs(SERVER)
+    assert "there is no docker on PATH" in str(caught.value)
+    assert "there is no pg_dump on PATH" in str(caught.value)
+    assert "postgresql-client-17" in str(caught.value)
+    assert "the-password" not in str(caught.value)
+    for program in _backup.PROGRAMS:
+        (tmp_path / program).write_text(f"#!/bin/sh\necho '{program} (PostgreSQL) 17.2 (Debian 17.2-1)'\n")
+        (tmp_path / program).chmod(0o755)
+    programs = _backup._programs(SERVER)
+    assert programs.environment["PGPASSWORD"] == "the-password"
+    assert "the-password" not in f"{programs.connection} {programs.admin}"
+    for other in ("15.14", "18.0"):
+        (tmp_path / "pg_restore").write_text(f"#!/bin/sh\necho 'pg_restore (PostgreSQL) {other}'\n")
+        with pytest.raises(_backup.BackupError, match=f"pg_restore on PATH has version {other[:2]}"):
+            _backup._programs(SERVER)
+
+
+def test_the_reason_of_a_failure_has_no_rows_in_it() -> None:
+    errors = (
+        "pg_restore: while PROCESSING TOC:\n"
+        'pg_restore: error: COPY failed for table "t": ERROR:  duplicate key value\n'
+        "DETAIL:  Key (name)=(a customer) already exists.\n"
+        "CONTEXT:  COPY t, line 1: a customer\n"
+    )
+    assert _backup._reason(errors) == 'pg_restore: error: COPY failed for table "t": ERROR:  duplicate key value'
+    in_use = 'ERROR:  database "app" is in use\nDETAIL:  There is 1 other session using the database.\n'
+    assert _backup._reason(in_use).endswith("There is 1 other session using the database.")
+    assert _backup._reason("") == "it says nothing"
+
+
+def test_without_a_terminal_a_restore_needs_yes(tmp_path: Path) -> None:
+    """It is wrong usage, as is a file that is not there."""
+    (tmp_path / "x.dump").write_bytes(b"")
+    for arguments, message in (
+        (["restore", str(tmp_path / "x.dump")], "--yes"),
+        (["restore", str(tmp_path / "none.dump"), "--yes"], "none.dump"),
+        (["restore", str(tmp_path), "--yes"], "directory"),
+        (["restore"], "Missing argument"),
+    ):
+        done = CliRunner().invoke(cli.cli, arguments)
+        assert (done.exit_code, done.stdout) == (2, "")
+        assert message in done.stderr.replace("\n", "")

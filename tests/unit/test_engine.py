@@ -1,0 +1,160 @@
+"""An engine that cannot be reached: the user learns exactly why, and what to do."""
+
+from __future__ import annotations
+
+import grp
+import os
+import pwd
+import socket
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+
+from toolchain import engine
+from toolchain.progress import SetupError, Steps
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine that runs the tests may have an engine of any kind."""
+    monkeypatch.delenv("DOCKER_HOST", raising=False)
+    monkeypatch.setattr(engine, "USUAL_HOSTS", ())
+
+
+@pytest.fixture
+def listener(tmp_path: Path) -> Iterator[socket.socket]:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "docker.sock"))
+        yield listener
+
+
+def failure(host: str) -> SetupError:
+    with pytest.raises(SetupError) as raised:
+        engine.ensure(Steps(), host)
+    return raised.value
+
+
+def test_the_environment_does_not_decide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A DOCKER_HOST that names another engine than the stack's config is refused, with both ways out."""
+    monkeypatch.setenv("DOCKER_HOST", "tcp://build.example:2375")
+    error = failure("unix:///var/run/docker.sock")
+    assert "tcp://build.example:2375" in error.why
+    assert "./pulumiw config set dockerHost tcp://build.example:2375" in error.mend
+    assert "unset DOCKER_HOST" in error.mend
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [("unix://{0}/run/docker.sock", "unix://{0}/var/run/docker.sock"), ("tcp://a:1", "tcp://a:1/")]
+)
+def test_two_names_of_one_engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, one: str, other: str) -> None:
+    """A DOCKER_HOST that names the same engine in another way is no contradiction."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "var").mkdir()
+    (tmp_path / "var/run").symlink_to(tmp_path / "run")
+    monkeypatch.setenv("DOCKER_HOST", other.format(tmp_path))
+    engine._check_environment(one.format(tmp_path))
+
+
+def test_no_socket(tmp_path: Path) -> None:
+    """Without a socket there is no engine; the usual one is named instead."""
+    error = failure(f"unix://{tmp_path}/docker.sock")
+    assert f"no socket {tmp_path}/docker.sock" in error.why
+    assert "./pulumiw config set dockerHost unix:///var/run/docker.sock" in error.mend
+
+
+def test_another_engine_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user with an engine of their own, as a rootless one, is told how to use it."""
+    rootless = f"unix://{tmp_path}/rootless.sock"
+    monkeypatch.setattr(engine, "USUAL_HOSTS", [rootless])
+    monkeypatch.setattr(engine, "_answers", lambda host: host == rootless)
+    error = failure(f"unix://{tmp_path}/docker.sock")
+    assert error.mend.endswith(f"./pulumiw config set dockerHost {rootless}")
+
+
+def test_nothing_listens(tmp_path: Path, listener: socket.socket) -> None:
+    """A socket that an engine left behind is told from one that was never there."""
+    error = failure(f"unix://{tmp_path}/docker.sock")
+    assert f"nothing listens on {tmp_path}/docker.sock" in error.why
+
+
+def test_not_an_engine(tmp_path: Path, listener: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Something else that listens is not taken for an engine, and none is started beside it."""
+    monkeypatch.setattr(engine, "DEFAULT_HOST", f"unix://{tmp_path}/docker.sock")
+    monkeypatch.setattr(engine, "can_install", lambda: True)
+
+    def hang_up() -> None:
+        for _ in range(2):
+            listener.accept()[0].close()
+
+    listener.listen()
+    thread = threading.Thread(target=hang_up)
+    thread.start()
+    assert f"{tmp_path}/docker.sock does not answer" in failure(f"unix://{tmp_path}/docker.sock").why
+    thread.join()
+
+
+@pytest.mark.parametrize(
+    ("group", "members", "mend"),
+    [
+        ("docker", [], "sudo usermod --append --groups docker {user}, then log out and in again"),
+        ("docker", ["{user}"], "log out and in again, or: newgrp docker ({user} is new in the group)"),
+        ("root", [], "run the same as root"),
+    ],
+)
+def test_permission_denied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, group: str, members: list[str], mend: str
+) -> None:
+    """Who may not use the socket learns which group may, and the command that helps."""
+    user = pwd.getpwuid(os.geteuid()).pw_name
+    entry = grp.struct_group((group, "x", 1, [member.format(user=user) for member in members]))
+    monkeypatch.setattr(grp, "getgrgid", lambda _: entry)
+    error = engine._permission_denied(tmp_path)
+    assert error.why == f"{user} may not use the Docker Engine: {tmp_path} is for the group {group}"
+    assert error.mend == mend.format(user=user)
+
+
+def test_an_engine_elsewhere() -> None:
+    """An engine on another machine is never started: what went wrong is said, and how to look."""
+    error = failure("tcp://127.0.0.1:1")
+    assert "tcp://127.0.0.1:1 does not answer" in error.why
+    assert "docker --host tcp://127.0.0.1:1 version" in error.mend
+
+
+@pytest.mark.parametrize(
+    ("script", "why"),
+    [
+        ("echo no such option: $3; exit 1", "dockerd ended at once"),
+        ("echo no such option: $3; exec sleep 60", "dockerd did not answer within 1 s"),
+    ],
+)
+def test_a_daemon_that_does_not_come_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, why: str
+) -> None:
+    """The last lines of the daemon's log are in the error, and no daemon is left."""
+    daemon = tmp_path / "dockerd"
+    daemon.write_text(f"#!/bin/sh\necho $$ >{tmp_path}/pid\n{script}\n")
+    daemon.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(engine, "START_SECONDS", 1)
+    with Steps().step("start") as step, pytest.raises(SetupError) as raised:
+        engine.start(step, f"unix://{tmp_path}/docker.sock", "--wrong", log=tmp_path / "log")
+    assert raised.value.why.startswith(why)
+    assert raised.value.why.endswith("no such option: --wrong")
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
+
+
+def test_a_service_that_does_not_come_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where systemd runs the engine, the last lines of its journal are in the error."""
+    for name, script in {"systemctl": "exit 1", "journalctl": "echo no space left on device"}.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    with Steps().step("start") as step, pytest.raises(SetupError, match="no space left on device") as raised:
+        engine._start_by_systemd(step)
+    assert raised.value.tried == ("systemctl start docker.service",)

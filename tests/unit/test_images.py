@@ -1,0 +1,214 @@
+"""Which mirror, which version, which record: what is decided before any image is built."""
+
+from __future__ import annotations
+
+import re
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+
+from infra.images import ImageRecordError, stand_ins
+from toolchain import images, machine
+from toolchain.images import RECIPES, STAND_INS, apt_settings, package_sources, recipe_hash
+from toolchain.progress import Steps
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+DEBIAN = """\
+Debian bookworm http://mirror.example/debian/
+Debian bookworm-updates http://mirror.example/debian/
+Debian bookworm-backports http://mirror.example/debian/
+Debian bookworm-security https://user:word@mirror.example/debian-security/
+Node Source nodistro https://node.example/
+W: a warning of apt's
+"""
+
+
+def test_the_mirror_is_the_machines_own() -> None:
+    """Packages come from where this machine has its own from, in the suite of the image, without backports."""
+    assert package_sources(DEBIAN, "trixie") == [
+        "deb http://mirror.example/debian/ trixie main",
+        "deb http://mirror.example/debian/ trixie-updates main",
+        "deb https://user:word@mirror.example/debian-security/ trixie-security main",
+    ]
+
+
+def test_a_suite_may_have_its_symbolic_name() -> None:
+    """`stable-security` of the machine is `trixie-security` of the image."""
+    targets = "Debian stable http://mirror.example/debian/\nDebian stable-security http://mirror.example/security/\n"
+    assert package_sources(targets, "trixie") == [
+        "deb http://mirror.example/debian/ trixie main",
+        "deb http://mirror.example/security/ trixie-security main",
+    ]
+
+
+@pytest.mark.parametrize(
+    "targets",
+    ["", "Ubuntu noble http://mirror.example/ubuntu/\n", "Debian bookworm file:///srv/mirror/\n"],
+    ids=["no apt", "Ubuntu", "a folder"],
+)
+def test_no_mirror_is_invented(targets: str) -> None:
+    """Where the machine names no mirror of Debian that a build can reach, debootstrap's own is left to be used."""
+    assert package_sources(targets, "trixie") == []
+
+
+def test_the_ways_to_the_mirrors_are_taken_over() -> None:
+    """Proxies and retries go into the build; what names a file or a program of this machine does not."""
+    dump = """\
+APT::Architecture "amd64";
+Acquire::http::Proxy "http://proxy.example:3128/";
+Acquire::https::Verify-Peer "true";
+Acquire::https::CaInfo "/etc/ssl/own.pem";
+Acquire::http::Proxy-Auto-Detect "/usr/bin/auto-detect";
+Acquire::Retries "3";
+Acquire::cdrom::mount "/media/cdrom/";
+Acquire::https "";
+"""
+    assert apt_settings(dump) == [
+        'Acquire::http::Proxy "http://proxy.example:3128/";',
+        'Acquire::https::Verify-Peer "true";',
+        'Acquire::Retries "3";',
+    ]
+
+
+@pytest.mark.parametrize(
+    ("part", "reference"),
+    [
+        ("litellm", "ghcr.io/berriai/litellm:main-v1.55.0"),
+        ("litellm", "registry.example:5000/mirror/litellm:v1.55.0-stable"),
+        ("postgres", "postgres:17"),
+        ("postgres", "postgres:17-bookworm"),
+        ("postgres", f"postgres:17@sha256:{'0' * 64}"),
+        ("haproxy", "haproxy:3.0"),
+        ("haproxy", "registry.example/library/haproxy:3.0-alpine"),
+    ],
+)
+def test_a_stand_in_for_what_it_is(part: str, reference: str) -> None:
+    """An image may be stood in for when its name and tag say that it is the software and version of the recipe."""
+    assert STAND_INS[part].can_be(reference)
+
+
+@pytest.mark.parametrize(
+    ("part", "reference"),
+    [
+        ("litellm", "ghcr.io/berriai/litellm:main-v1.55.01"),
+        ("litellm", "ghcr.io/berriai/litellm:main-v1.55.0.dev1"),
+        ("litellm", "ghcr.io/berriai/litellm:main-v11.55.0"),
+        ("litellm", "ghcr.io/berriai/litellm-database:main-v1.55.0"),
+        ("litellm", f"ghcr.io/berriai/litellm@sha256:{'0' * 64}"),
+        ("postgres", "postgres:16"),
+        ("postgres", "postgres:17.2"),
+        ("postgres", "pgvector/pgvector:pg17"),
+        ("postgres", "registry.example:17/postgres"),
+        ("haproxy", "haproxy:3"),
+        ("haproxy", "haproxy:3.0.5"),
+    ],
+)
+def test_no_stand_in_for_anything_else(part: str, reference: str) -> None:
+    """Another version, a closer one than the recipe promises, other software, or a bare digest: no stand-in."""
+    assert not STAND_INS[part].can_be(reference)
+
+
+def test_a_tag_says_what_it_is() -> None:
+    """A stand-in never has the official name; its tag tells the version and the recipe."""
+    for part, recipe in STAND_INS.items():
+        version = re.escape(recipe.version)
+        assert re.fullmatch(rf"llm-infrastructure/{part}-stand-in:{version}-[0-9a-f]{{12}}", recipe.tag)
+
+
+def test_the_hash_is_over_the_recipe(tmp_path: Path) -> None:
+    """A change of a file's content, name or mode makes another image; the umask of a checkout does not."""
+    recipe = tmp_path / "recipe"
+    recipe.mkdir()
+    script = recipe / "script"
+    script.write_text("true\n")
+    script.chmod(0o700)
+    hashes = [recipe_hash(recipe)]
+    script.chmod(0o755)
+    assert recipe_hash(recipe) == hashes[0]
+    script.chmod(0o644)
+    hashes.append(recipe_hash(recipe))
+    script.write_text("false\n")
+    hashes.append(recipe_hash(recipe))
+    script.rename(recipe / "other")
+    hashes.append(recipe_hash(recipe))
+    (recipe / "more").touch()
+    hashes.append(recipe_hash(recipe))
+    assert len(set(hashes)) == len(hashes)
+
+
+def test_pythons_packages_are_locked_without_an_index() -> None:
+    """Every package of the LiteLLM image has its hashes, and the file names no address to fetch it from."""
+    lock = (RECIPES / "litellm/requirements.lock").read_text()
+    packages = re.findall(r"^(\S+)==(\S+) \\\n    --hash=sha256:[0-9a-f]{64}", lock, re.MULTILINE)
+    assert len(packages) == len(re.findall(r"^[^\s#]", lock, re.MULTILINE))
+    versions = dict(packages)
+    assert versions["litellm"] == STAND_INS["litellm"].version
+    assert versions["openai"].startswith("1.")
+    assert versions["httpx"] < "0.28"
+    assert "://" not in lock
+    assert "--index" not in lock
+
+
+def test_the_record_is_what_was_written(tmp_path: Path) -> None:
+    """The program reads the pairs that the set-up wrote, and other pairs stay."""
+    record = tmp_path / ".images.yaml"
+    assert stand_ins(record) == {}
+    images._write(record, {"postgres:17": "own/postgres:1", "haproxy:3.0": "haproxy:3.0"})
+    assert stand_ins(record) == {"postgres:17": "own/postgres:1"}
+    images._write(record, {"litellm:1": "own/litellm:1"})
+    assert stand_ins(record) == {"postgres:17": "own/postgres:1", "litellm:1": "own/litellm:1"}
+    assert record.read_text().startswith("# Images that were built on this machine")
+    assert [path.name for path in tmp_path.iterdir()] == [".images.yaml"]
+
+
+def test_an_image_that_can_be_had_again_needs_no_stand_in(tmp_path: Path) -> None:
+    """When the image itself runs, its line goes."""
+    record = tmp_path / ".images.yaml"
+    images._write(record, {"postgres:17": "own/postgres:1"})
+    images._write(record, {"postgres:17": "postgres:17"})
+    assert stand_ins(record) == {}
+
+
+@pytest.mark.parametrize(
+    "content", ["- postgres:17\n", "postgres:17: 17\n", "postgres:17:\n", "postgres: {a: b}\n", "{", "\x00"]
+)
+def test_a_record_that_is_none(tmp_path: Path, content: str) -> None:
+    """Anything but pairs of names is refused, with the file and the way out."""
+    record = tmp_path / ".images.yaml"
+    record.write_text(content)
+    with pytest.raises(ImageRecordError, match=r"(?s)\.images\.yaml is not a record of stand-in images.*Remove it"):
+        stand_ins(record)
+
+
+def test_an_emptied_record(tmp_path: Path) -> None:
+    """A record whose lines were all removed says that nothing stands in."""
+    record = tmp_path / ".images.yaml"
+    record.write_text(images.RECORD_HEADER)
+    assert stand_ins(record) == {}
+
+
+def test_one_build_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A workspace is one build's own, is empty whatever a killed one left, and is gone afterwards."""
+    monkeypatch.setattr(machine, "CACHE", tmp_path)
+    monkeypatch.setattr(images, "CACHE", tmp_path)
+    left = tmp_path / "images/base/root/etc"
+    left.mkdir(parents=True)
+    order: list[str] = []
+
+    def second() -> None:
+        with Steps().step("second") as step, images._workspace("base", step):
+            order.append("second")
+
+    with Steps().step("first") as step:
+        with images._workspace("base", step) as folder:
+            assert list(folder.iterdir()) == []
+            other = threading.Thread(target=second)
+            other.start()
+            other.join(0.2)
+            order.append("first")
+        other.join()
+    assert order == ["first", "second"]
+    assert not folder.exists()

@@ -1,0 +1,69 @@
+"""The rules for migration files, which need no database."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from app import migrations
+from tests.stack_config import PROJECT
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def write(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).write_text("SELECT 1;\n")
+
+
+def test_the_projects_own_migrations_are_in_order() -> None:
+    assert [each.file for each in migrations.read(PROJECT / "migrations")][:2] == [
+        "0001_organizations.sql",
+        "0002_organization_models.sql",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["0002_b.sql"], "0002_b.sql: number 0001 is missing"),
+        (["0001_a.sql", "0003_c.sql"], "0003_c.sql: number 0002 is missing"),
+        (["0001_a.sql", "0001_b.sql"], "0001_b.sql: number 0001 is taken"),
+        (["0000_a.sql"], "0000_a.sql: number 0000 is taken"),
+        (["1_a.sql"], "1_a.sql: name it NNNN_name.sql"),
+        (["0001_A.sql"], "0001_A.sql: name it NNNN_name.sql"),
+        (["0001-a.sql"], "0001-a.sql: name it NNNN_name.sql"),
+    ],
+)
+def test_a_file_out_of_line_is_refused_by_name(tmp_path: Path, names: list[str], message: str) -> None:
+    write(tmp_path, *names)
+    with pytest.raises(migrations.MigrationError, match=message):
+        migrations.read(tmp_path)
+
+
+def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(migrations.MigrationError, match="is not a folder"):
+        migrations.read(tmp_path / "none")
+
+
+def test_other_files_are_not_migrations(tmp_path: Path) -> None:
+    write(tmp_path, "0001_a.sql", "README.md")
+    assert [each.name for each in migrations.read(tmp_path)] == ["a"]
+
+
+def test_the_digest_does_not_depend_on_line_ends(tmp_path: Path) -> None:
+    path = tmp_path / "0001_a.sql"
+    path.write_bytes(b"SELECT 1;\nSELECT 2;\n")
+    unix = migrations.read(tmp_path)[0].sha256
+    path.write_bytes(b"SELECT 1;\r\nSELECT 2;\r\n")
+    assert migrations.read(tmp_path)[0].sha256 == unix
+
+
+def test_a_new_migration_gets_the_next_number(tmp_path: Path) -> None:
+    write(tmp_path, "0001_a.sql")
+    assert migrations.new(tmp_path, "Add budgets!").name == "0002_add_budgets.sql"
+    assert [each.name for each in migrations.read(tmp_path)] == ["a", "add_budgets"]
+    with pytest.raises(migrations.MigrationError, match="no letter or digit"):
+        migrations.new(tmp_path, "!")

@@ -1,0 +1,89 @@
+"""Which models are served, and by whom."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from infra import model_list
+from tests.stack_config import PROJECT
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from infra.settings import Settings
+
+FILE = (PROJECT / "litellm/config.yaml").read_text()
+DEMO = "http://demo:8080"
+LOCAL = {"name": "llama", "model": "ollama/llama3.1", "apiBase": "http://gpu:11434/"}
+
+
+def rendered(settings: Settings) -> tuple[model_list.ModelList, dict[str, dict[str, Any]]]:
+    result = model_list.render(FILE, settings, demo_url=DEMO)
+    config = yaml.safe_load(result.config)
+    return result, {model["model_name"]: model["litellm_params"] for model in config["model_list"]}
+
+
+def test_the_file_names_the_three_models_and_the_fixed_settings() -> None:
+    config = yaml.safe_load(FILE)
+    assert {model["model_name"]: model["litellm_params"]["model"] for model in config["model_list"]} == {
+        "gpt-4o": "openai/gpt-4o",
+        "claude-3-5-sonnet": "anthropic/claude-3-5-sonnet-20241022",
+        "text-embedding-3-small": "openai/text-embedding-3-small",
+    }
+    assert config["litellm_settings"] == {"set_verbose": False, "json_logs": True, "request_timeout": 600}
+
+
+def test_the_demo_provider_answers_for_all_models_until_a_key_is_set(settings: Callable[..., Settings]) -> None:
+    result, models = rendered(settings("dev"))
+    assert result.served == ("gpt-4o", "claude-3-5-sonnet", "text-embedding-3-small")
+    assert result.left_out == {}
+    assert models["gpt-4o"]["api_base"] == f"{DEMO}/v1"
+    assert models["claude-3-5-sonnet"]["api_base"] == DEMO
+
+
+def test_a_model_whose_provider_has_no_key_is_left_out_by_name(settings: Callable[..., Settings]) -> None:
+    result, models = rendered(settings("dev", anthropicApiKey="sk-ant-1"))
+    assert result.served == ("claude-3-5-sonnet",)
+    assert result.left_out == {"gpt-4o": "OPENAI_API_KEY", "text-embedding-3-small": "OPENAI_API_KEY"}
+    assert models["claude-3-5-sonnet"] == {
+        "model": "anthropic/claude-3-5-sonnet-20241022",
+        "api_key": "os.environ/ANTHROPIC_API_KEY",
+    }
+
+
+def test_no_key_stands_in_the_rendered_config(settings: Callable[..., Settings]) -> None:
+    result, models = rendered(
+        settings("dev", openaiApiKey="sk-the-key", models=[LOCAL], modelKeys={"llama": "the-local-key"})
+    )
+    assert "the-" not in result.config
+    assert models["llama"]["api_key"] == "os.environ/MODEL_0_API_KEY"
+
+
+def test_a_local_model_is_added_with_a_price_and_without_a_key(settings: Callable[..., Settings]) -> None:
+    _, models = rendered(settings("prod", models=[LOCAL]))
+    assert models == {
+        "llama": {
+            "model": "ollama/llama3.1",
+            "input_cost_per_token": 0.0,
+            "output_cost_per_token": 0.0,
+            "api_base": "http://gpu:11434",
+            "api_key": "none",
+        }
+    }
+
+
+def test_another_model_of_a_provider_uses_its_key_or_is_left_out(settings: Callable[..., Settings]) -> None:
+    more = [{"name": "mini", "model": "openai/gpt-4o-mini"}, {"name": "haiku", "model": "anthropic/claude-3-5-haiku"}]
+    result, models = rendered(settings("prod", openaiApiKey="sk-1", models=more))
+    assert models["mini"]["api_key"] == "os.environ/OPENAI_API_KEY"
+    assert result.left_out == {"claude-3-5-sonnet": "ANTHROPIC_API_KEY", "haiku": "ANTHROPIC_API_KEY"}
+
+
+def test_a_model_of_the_stack_takes_the_place_of_one_of_that_name(settings: Callable[..., Settings]) -> None:
+    """A team swaps what answers for a name by naming another server for it."""
+    result, models = rendered(settings("dev", openaiApiKey="sk-1", models=[{**LOCAL, "name": "gpt-4o"}]))
+    assert result.served == ("text-embedding-3-small", "gpt-4o")
+    assert models["gpt-4o"]["model"] == "ollama/llama3.1"
+    assert "gpt-4o" not in result.left_out

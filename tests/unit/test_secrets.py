@@ -1,0 +1,103 @@
+"""Generated secrets: stable, rotated on demand, never taken back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from infra.secrets import _ConstantProvider, _Provider
+
+PROVIDER = _Provider()
+
+
+def inputs(**changes: object) -> dict[str, Any]:
+    return {
+        "kind": "key",
+        "version": 1,
+        "retire": 0,
+        "configured": "",
+        "value": None,
+        "previous": None,
+        "generation": None,
+    } | changes
+
+
+def created(**changes: object) -> dict[str, Any]:
+    outs = PROVIDER.create(inputs(**changes)).outs
+    assert outs is not None
+    return outs
+
+
+def updated(olds: dict[str, Any], **changes: object) -> dict[str, Any]:
+    outs = PROVIDER.update("id", olds, inputs(**changes)).outs
+    assert outs is not None
+    return outs
+
+
+def test_a_generated_key_has_the_form_that_settings_demand() -> None:
+    from infra.settings import KEY_CHARACTERS  # noqa: PLC0415
+
+    value = created()["value"]
+    assert value.startswith("sk-")
+    assert len(value) >= KEY_CHARACTERS + 3
+    assert created()["value"] != value
+
+
+def test_nothing_changes_while_the_version_stays() -> None:
+    assert PROVIDER.diff("id", created(), inputs()).changes is False
+
+
+def test_a_higher_version_makes_a_new_value_and_keeps_the_last_one() -> None:
+    first = created()
+    assert PROVIDER.diff("id", first, inputs(version=2)).changes is True
+    second = updated(first, version=2)
+    assert second["value"] != first["value"]
+    assert second["previous"] == first["value"]
+    assert second["generation"] == 2
+
+
+def test_a_configured_value_wins_and_rotates_when_it_changes() -> None:
+    first = created()
+    second = updated(first, configured="sk-mine")
+    assert (second["value"], second["previous"], second["generation"]) == ("sk-mine", first["value"], 2)
+    third = updated(second, configured="sk-other")
+    assert (third["value"], third["previous"], third["generation"]) == ("sk-other", "sk-mine", 3)
+
+
+def test_taking_a_configured_value_away_keeps_it_until_the_next_rotation() -> None:
+    first = created(configured="sk-mine")
+    assert updated(first)["value"] == "sk-mine"
+    assert updated(first)["generation"] == 1
+
+
+def test_a_first_value_has_no_previous_one() -> None:
+    assert created()["previous"] == ""
+
+
+def test_retiring_forgets_the_previous_value_until_the_next_rotation() -> None:
+    first = created()
+    second = updated(first, version=2)
+    assert PROVIDER.diff("id", second, inputs(version=2, retire=1)).changes is True
+    retired = updated(second, version=2, retire=1)
+    assert (retired["value"], retired["previous"], retired["generation"]) == (second["value"], "", 2)
+    assert updated(retired, version=3, retire=1)["previous"] == second["value"]
+
+
+def test_a_rotation_that_retires_at_once_leaves_no_previous_value() -> None:
+    """What a leaked key needs."""
+    assert updated(created(), version=2, retire=1)["previous"] == ""
+
+
+def test_a_number_cannot_go_back() -> None:
+    failures = PROVIDER.check(created(version=3, retire=1), inputs(version=2)).failures
+    assert [failure.reason for failure in failures] == [
+        "secretVersions cannot go back from 3 to 2",
+        "retirePrevious cannot go back from 1 to 0",
+    ]
+
+
+def test_a_constant_refuses_another_value_with_its_reason() -> None:
+    provider = _ConstantProvider()
+    olds = {"value": "16", "refusal": "dump first"}
+    assert provider.check(olds, olds).failures == []
+    assert [each.reason for each in provider.check(olds, {**olds, "value": "17"}).failures] == ["dump first"]
+    assert provider.check({}, olds).failures == []

@@ -1,0 +1,204 @@
+"""The stack config is checked whole, before anything is registered."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pulumi
+import pytest
+from pulumi.runtime.config import set_all_config
+
+from infra.settings import Problem, Settings, _validate
+from tests.stack_config import PROJECT_NAME, project_file, raw_config
+
+KEY = "sk-0123456789abcdefghijklmnopqrstuvwxyz"
+SECRET = {str(field.alias) for field in Settings.model_fields.values() if "SecretStr" in str(field.annotation)}
+OTHER_KEY = "sk-zyxwvutsrqponmlkjihgfedcba9876543210"
+CERTIFICATE = "-----BEGIN CERTIFICATE-----\nnothing\n-----END CERTIFICATE-----\n"
+PRIVATE_KEY = "-----BEGIN PRIVATE KEY-----\nnothing\n-----END PRIVATE KEY-----\n"
+
+
+def problems(stack: str | None = "dev", **changes: object) -> list[Problem]:
+    return _validate(raw_config(stack, **changes), SECRET)[1]
+
+
+def keys(stack: str | None = "dev", **changes: object) -> list[str]:
+    return [problem.key for problem in problems(stack, **changes)]
+
+
+def test_pulumi_yaml_describes_exactly_the_settings() -> None:
+    """Every key of the settings stands in Pulumi.yaml with a type and a description, and no other does."""
+    described = project_file()["config"]
+    assert set(described) == {field.alias for field in Settings.model_fields.values()}
+    for key, spec in described.items():
+        assert spec["type"] in {"string", "integer", "boolean", "array", "object"}, key
+        assert spec["description"].endswith((".", ")")), key
+
+
+@pytest.mark.parametrize(("key", "value"), [("openaiApiKey", "sk-1"), ("clientKeys", {"app": KEY})])
+def test_a_secret_in_clear_is_refused(key: str, value: object) -> None:
+    """A secret that was set without --secret stands in a file in clear: the program says so and does not use it."""
+    found = _validate(raw_config("dev", **{key: value}), secret=set())[1]
+    assert [problem.key for problem in found] == [key]
+    assert "is not encrypted" in found[0].what
+    assert "--secret" in found[0].command
+
+
+def test_dev_needs_nothing() -> None:
+    assert problems("dev") == []
+
+
+@pytest.mark.parametrize("stack", ["staging", "prod"])
+def test_staging_and_prod_need_a_provider_key_or_a_local_model(stack: str) -> None:
+    assert keys(stack) == ["openaiApiKey", "anthropicApiKey"]
+    assert keys(stack, anthropicApiKey="sk-ant-1") == []
+    assert keys(stack, models=[{"name": "llama", "model": "ollama/llama3.1", "apiBase": "http://gpu:11434"}]) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "key", "what"),
+    [
+        ({"replica": "3"}, "replica", "did you mean replicas?"),
+        ({"replicas": "0"}, "replicas", "greater than or equal to 1"),
+        ({"replicas": "17"}, "replicas", "less than or equal to 16"),
+        ({"replicas": "many"}, "replicas", "valid integer"),
+        ({"gatewayPort": "70000"}, "gatewayPort", "65535"),
+        ({"postgresPort": "4000"}, "postgresPort", "is gatewayPort too"),
+        ({"metricsPort": "4000"}, "metricsPort", "is gatewayPort too"),
+        ({"bindAddress": "10.0.0.5"}, "tlsCertificate", "cross the network in clear"),
+        ({"tlsCertificate": CERTIFICATE}, "tlsKey", "is missing"),
+        ({"tlsKey": PRIVATE_KEY}, "tlsCertificate", "is missing"),
+        ({"tlsKey": "not pem"}, "tlsKey", "is not PEM with a private key"),
+        ({"tlsCertificate": CERTIFICATE, "tlsKey": PRIVATE_KEY}, "tlsKey", "cannot be used with tlsCertificate"),
+        ({"maxBodyMb": "0"}, "maxBodyMb", "greater than or equal to 1"),
+        ({"clientRpm": {"app": 0}}, "clientRpm.app", "greater than or equal to 1"),
+        ({"clientRpm": {"batch": 60}}, "clientRpm.batch", "there is no such client"),
+        ({"retirePrevious": {"clientKeys": {"batch": 1}}}, "retirePrevious.clientKeys.batch", "no such client"),
+        (
+            {"secretVersions": {"clientKeys": {"app": 2}}, "clientKeys": {"app": KEY}},
+            "secretVersions.clientKeys.app",
+            "has no effect",
+        ),
+        ({"bindAddress": "localhost"}, "bindAddress", "valid IPv4 address"),
+        ({"dockerHost": "http://x"}, "dockerHost", "must be unix:///path"),
+        ({"litellmImage": "Not An Image"}, "litellmImage", "is not an image reference"),
+        ({"postgresImage": "postgres"}, "postgresImage", "is not pinned"),
+        ({"haproxyImage": "haproxy:latest"}, "haproxyImage", "is not pinned"),
+        ({"haproxyImage": "haproxy@sha256:abc"}, "haproxyImage", "is not an image reference"),
+        ({"dockerHost": "ssh://deploy@staging.example"}, "bindAddress", "nothing reaches it from here"),
+        ({"dockerHost": "tcp://10.0.0.5:2375"}, "dockerHost", "must be unix:///path or ssh://"),
+        ({"postgresImage": "postgres@sha256:" + "0" * 64}, "postgresImage", "name it in the tag"),
+        ({"secretVersions": {"masterKey": 2}, "masterKey": KEY}, "secretVersions.masterKey", "has no effect"),
+        (
+            {"models": [{"name": "m", "model": "openai/m", "apiBase": "http://u:p@h"}]},
+            "models[0].apiBase",
+            "put the key into modelKeys",
+        ),
+        ({"demo": "maybe"}, "demo", "valid boolean"),
+        ({"protectData": "true"}, "demo", "does not go with protectData"),
+        ({"masterKey": "hunter2"}, "masterKey", "must be `sk-` and at least 32"),
+        ({"masterKey": "sk-" + "a" * 40}, "masterKey", "too easy to guess"),
+        ({"openaiApiKey": "  "}, "openaiApiKey", "is empty"),
+        ({"databasePassword": "short"}, "databasePassword", "at least 16 characters"),
+        ({"databaseUrl": "mysql://x"}, "databaseUrl", "must name a host and a database"),
+        ({"clientKeys": {"app": KEY, "App!": OTHER_KEY}}, "clientKeys.App!", "pattern"),
+        ({"clientKeys": {"app": "weak"}}, "clientKeys.app[0]", "must be `sk-`"),
+        ({"clientKeys": {"app": [KEY, OTHER_KEY, KEY]}}, "clientKeys.app", "at most 2"),
+        ({"clientKeys": {"app": KEY, "batch": KEY}}, "clientKeys.batch", "same key as that of app"),
+        ({"clientKeys": {"app": KEY}, "masterKey": KEY}, "clientKeys.app", "same key as that of masterKey"),
+        ({"clientKeys": "not json"}, "clientKeys", "is not a JSON document"),
+        ({"models": [{"name": "m", "model": "ollama/m"}]}, "models[0].apiBase", "URL of its server must be given"),
+        ({"models": [{"name": "m", "model": "m", "apiBase": "http://h"}]}, "models[0].model", "pattern"),
+        ({"models": [{"name": "m", "model": "ollama/m", "apiBase": "h"}]}, "models[0].apiBase", "valid URL"),
+        ({"models": [{"name": "m", "model": "openai/m", "price": 1}]}, "models[0].price", "not permitted"),
+        (
+            {"models": [{"name": "m", "model": "openai/m"}, {"name": "m", "model": "openai/n"}]},
+            "models",
+            "names m 2 times",
+        ),
+        (
+            {"models": [{"name": "llama-3.1", "model": "ollama/llama3.1", "apiBase": "http://h"}]},
+            "models[0].name",
+            "leave the hyphen out",
+        ),
+        ({"modelKeys": {"m": "k"}}, "modelKeys.m", "is the key of no model"),
+        ({"secretVersions": {"masterKey": 0}}, "secretVersions.masterKey", "greater than or equal to 1"),
+        ({"secretVersions": {"nothing": 1}}, "secretVersions.nothing", "not permitted"),
+    ],
+)
+def test_each_mistake_is_named_with_what_is_wrong(changes: dict[str, Any], key: str, what: str) -> None:
+    found = problems(**changes)
+    assert [problem.key for problem in found] == [key]
+    assert what in found[0].what
+
+
+def test_all_problems_are_reported_at_once_each_with_a_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One run lists every problem and the command that mends it, and shows no secret value."""
+    config = raw_config("dev", replicas="0", masterKey="secret-that-is-weak", replica="3")
+    monkeypatch.delenv("PULUMI_CONFIG", raising=False)
+    pulumi.runtime.settings.configure(
+        pulumi.runtime.settings.Settings(project=PROJECT_NAME, stack="dev", dry_run=True)
+    )
+    set_all_config(
+        {f"{PROJECT_NAME}:{key}": value for key, value in config.items()}, [f"{PROJECT_NAME}:{key}" for key in SECRET]
+    )
+    with pytest.raises(pulumi.RunError) as caught:
+        Settings.load()
+    message = str(caught.value)
+    assert "has 3 problems; nothing was changed" in message
+    assert "pulumi config set --stack dev replicas 2" in message
+    assert "pulumi config rm --stack dev replica" in message
+    assert 'pulumi config set --stack dev --secret masterKey "sk-' in message
+    assert "secret-that-is-weak" not in message
+
+
+@pytest.mark.parametrize(
+    "reference",
+    [
+        "ghcr.io/berriai/litellm:main-v1.55.0",
+        "postgres@sha256:" + "0" * 64,
+        "registry.example:5000/team/haproxy:3.0@sha256:" + "f" * 64,
+    ],
+)
+def test_pinned_image_references_are_accepted(reference: str) -> None:
+    assert problems(litellmImage=reference) == []
+
+
+def test_a_client_may_have_two_keys_while_one_is_rotated() -> None:
+    values, found = _validate(raw_config("dev", clientKeys={"app": [KEY, OTHER_KEY]}), SECRET)
+    assert found == []
+    assert [key.get_secret_value() for key in values["client_keys"]["app"]] == [KEY, OTHER_KEY]
+
+
+def test_a_client_without_a_key_gets_a_generated_one() -> None:
+    values, found = _validate(raw_config("dev", clientKeys={"batch": ""}), SECRET)
+    assert found == []
+    assert values["client_keys"]["batch"] == ()
+
+
+def test_plain_http_beyond_loopback_must_be_asked_for() -> None:
+    assert problems(bindAddress="10.0.0.5", allowPlainHttp="true") == []
+
+
+def test_settings_never_show_a_secret() -> None:
+    values, _ = _validate(raw_config("dev", masterKey=KEY, clientKeys={"app": OTHER_KEY}), SECRET)
+    shown = repr(Settings.model_construct(**values))
+    assert KEY not in shown
+    assert OTHER_KEY not in shown
+
+
+def test_every_example_in_a_command_is_itself_valid() -> None:
+    """The command that a problem names mends it: its example passes the same check."""
+    for field in Settings.model_fields.values():
+        example = str((field.examples or [""])[0])
+        if example and not example.startswith(("--path", "< ")) and "$(" not in example and "…" not in example:
+            assert field.alias not in keys("dev", **{str(field.alias): example, "protectData": "false"})
+
+
+def test_defaults_are_typed_as_pulumi_yaml_says() -> None:
+    types = {"string": str, "integer": int, "boolean": bool, "array": list, "object": dict}
+    for key, spec in project_file()["config"].items():
+        if "default" in spec:
+            assert type(spec["default"]) is types[spec["type"]], key
+            assert json.dumps(spec["default"])

@@ -1,0 +1,187 @@
+"""What the whole stack asks Pulumi for, recorded by mocks: no engine, no CLI."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pulumi
+import pytest
+from pulumi.runtime import mocks, rpc
+
+from infra.stack import _major_version, build
+from tests.stack_config import PROJECT_NAME
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from infra.settings import Settings
+
+SECRET_FILES = "/run/secrets/"
+KEY = "sk-0123456789abcdefghijklmnopqrstuvwxyz"
+OTHER_KEY = "sk-zyxwvutsrqponmlkjihgfedcba9876543210"
+
+
+def plain(value: Any) -> Any:
+    """An input without the wrapping that marks it secret."""
+    return value["value"] if isinstance(value, dict) and rpc._special_sig_key in value else value
+
+
+class Recorder(mocks.Mocks):
+    """Every resource that the program registered, by type and name."""
+
+    def __init__(self) -> None:
+        self.inputs: dict[tuple[str, str], dict[str, Any]] = {}
+
+    def new_resource(self, args: mocks.MockResourceArgs) -> tuple[str | None, dict[Any, Any]]:
+        self.inputs[args.typ, args.name] = {name: plain(value) for name, value in args.inputs.items()}
+        made = {"value": f"value-of-{args.name}", "previous": f"previous-of-{args.name}", "generation": 1}
+        if args.typ == "docker:index/remoteImage:RemoteImage":
+            made = {"imageId": f"sha256:{args.name}"}
+        if args.typ.endswith(":DatabaseRoles"):
+            made = {"app_login": "app_1"}
+        return f"{args.name}-id", {**args.inputs, **made}
+
+    def call(self, args: mocks.MockCallArgs) -> tuple[dict[Any, Any], list[tuple[str, str]] | None]:
+        raise NotImplementedError(args.token)
+
+    def containers(self) -> dict[str, dict[str, Any]]:
+        return {name: inputs for (kind, name), inputs in self.inputs.items() if kind.endswith(":Container")}
+
+
+@pytest.fixture
+def registered(settings: Callable[..., Settings]) -> Iterator[Callable[..., Recorder]]:
+    """Run the program's `build` with settings, and return what it registered."""
+
+    def run(stack: str = "dev", **changes: object) -> Recorder:
+        recorder = Recorder()
+        mocks.set_mocks(recorder, project=PROJECT_NAME, stack=stack, preview=False)
+
+        @pulumi.runtime.test  # type: ignore[untyped-decorator]
+        def program() -> pulumi.Output[object]:
+            return pulumi.Output.all(**build(settings(stack, **changes)))
+
+        program()
+        return recorder
+
+    yield run
+    pulumi.runtime.settings.reset_options()
+
+
+def test_the_default_stack_has_its_five_parts(registered: Callable[..., Recorder]) -> None:
+    assert sorted(registered().containers()) == ["demo", "edge", "litellm-1", "litellm-2", "postgres"]
+
+
+def test_parts_are_components_of_their_own_type(registered: Callable[..., Recorder]) -> None:
+    kinds = {kind for kind, _ in registered().inputs if kind.startswith(f"{PROJECT_NAME}:")}
+    assert kinds == {
+        "llm-infrastructure:demo:DemoProvider",
+        "llm-infrastructure:edge:Edge",
+        "llm-infrastructure:gateway:Gateway",
+        "llm-infrastructure:postgres:Postgres",
+    }
+
+
+def test_a_provider_key_takes_the_demo_provider_away(registered: Callable[..., Recorder]) -> None:
+    assert "demo" not in registered(openaiApiKey="sk-1").containers()
+
+
+def test_a_database_of_ones_own_takes_postgres_away(registered: Callable[..., Recorder]) -> None:
+    recorder = registered(databaseUrl="postgresql://u:p@db.example/app")
+    assert "postgres" not in recorder.containers()
+    migrations = next(inputs for (kind, _), inputs in recorder.inputs.items() if kind.endswith(":Migrations"))
+    assert migrations["database_url"] == "postgresql://u:p@db.example/app"
+
+
+def test_names_are_fixed_by_project_stack_and_part(registered: Callable[..., Recorder]) -> None:
+    for name, inputs in registered(replicas="3").containers().items():
+        assert inputs["name"] == f"{PROJECT_NAME}-dev-{name}"
+
+
+def test_replicas_share_the_name_of_their_master_keys_generation(registered: Callable[..., Recorder]) -> None:
+    containers = registered(replicas="3").containers()
+    aliases = [containers[f"litellm-{number}"]["networksAdvanced"][0]["aliases"] for number in (1, 2, 3)]
+    assert aliases == [["litellm-g1"]] * 3
+
+
+def test_only_the_edge_and_postgres_have_ports(registered: Callable[..., Recorder]) -> None:
+    published = {name: inputs["ports"] for name, inputs in registered().containers().items() if inputs.get("ports")}
+    assert published == {
+        "edge": [{"internal": 4000, "external": 4000, "ip": "127.0.0.1"}],
+        "postgres": [{"internal": 5432, "external": 5432, "ip": "127.0.0.1"}],
+    }
+
+
+def test_secrets_are_files_of_the_containers_that_need_them(registered: Callable[..., Recorder]) -> None:
+    files = {
+        name: sorted(
+            each["file"].removeprefix(SECRET_FILES)
+            for each in inputs["uploads"]
+            if each["file"].startswith(SECRET_FILES)
+        )
+        for name, inputs in registered(openaiApiKey="sk-1", masterKey="sk-" + "0123456789abcdef" * 4)
+        .containers()
+        .items()
+    }
+    assert files == {
+        "edge": [],
+        "litellm-1": ["LITELLM_MASTER_KEY", "LITELLM_SALT_KEY", "OPENAI_API_KEY"],
+        "litellm-2": ["LITELLM_MASTER_KEY", "LITELLM_SALT_KEY", "OPENAI_API_KEY"],
+        "postgres": ["postgres_password"],
+    }
+
+
+def test_no_secret_is_in_a_containers_environment(registered: Callable[..., Recorder]) -> None:
+    for name, inputs in registered(openaiApiKey="sk-the-key").containers().items():
+        assert "sk-the-key" not in str(inputs.get("envs")), name
+        assert "value-of" not in str(inputs.get("envs")), name
+
+
+def edge_files(recorder: Recorder) -> dict[str, str]:
+    """The edge's live files."""
+    inputs = next(inputs for (kind, _), inputs in recorder.inputs.items() if kind.endswith(":LiveFiles"))
+    return {name: plain(content) for name, content in inputs["files"].items()}
+
+
+def test_previous_client_keys_stay_valid(registered: Callable[..., Recorder]) -> None:
+    recorder = registered(clientKeys={"batch": [KEY, OTHER_KEY]})
+    assert edge_files(recorder)["clients.map"].splitlines() == [
+        "value-of-client-key-app app",
+        "previous-of-client-key-app app",
+        "value-of-client-key-batch batch",
+        "previous-of-client-key-batch batch",
+        f"{OTHER_KEY} batch",
+    ]
+
+
+def test_the_edge_knows_the_master_key_of_each_generation(registered: Callable[..., Recorder]) -> None:
+    files = edge_files(registered())
+    assert files["master-keys.map"].splitlines() == [
+        "litellm-g1 value-of-master-key",
+        "litellm-g0 previous-of-master-key",
+    ]
+    assert "value-of" not in files["haproxy.cfg"]
+
+
+def test_a_client_may_have_a_rate(registered: Callable[..., Recorder]) -> None:
+    assert edge_files(registered(clientKeys={"batch": ""}, clientRpm={"batch": 60}))["rpm.map"] == "batch 60\n"
+
+
+def test_metrics_are_published_on_loopback_only_if_asked_for(registered: Callable[..., Recorder]) -> None:
+    assert [port["internal"] for port in registered().containers()["edge"]["ports"]] == [4000]
+    ports = registered(metricsPort="9100", bindAddress="10.0.0.5", allowPlainHttp="true").containers()["edge"][
+        "ports"
+    ]
+    assert [(port["external"], port["ip"]) for port in ports] == [(4000, "10.0.0.5"), (9100, "127.0.0.1")]
+
+
+@pytest.mark.parametrize(
+    ("image", "version"),
+    [
+        ("postgres:17", "17"),
+        ("postgres:17.2-bookworm", "17"),
+        ("registry.example:5000/postgres:16@sha256:" + "0" * 64, "16"),
+        ("registry.example:5000/postgres@sha256:" + "0" * 64, ""),
+    ],
+)
+def test_the_major_version_of_postgres_is_in_its_images_tag(image: str, version: str) -> None:
+    assert _major_version(image) == version

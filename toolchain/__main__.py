@@ -1,0 +1,199 @@
+"""`make up`, `make down`, and what `make test` needs: everything from a clean clone to a stack that answers.
+
+Nothing here is needed to work with a stack that stands: that is Pulumi's, by `./pulumiw preview`, `./pulumiw up` …
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shlex
+import socket
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from toolchain import engine, images, tools
+from toolchain.progress import CommandError, SetupError, Step, Steps
+
+if TYPE_CHECKING:
+    import docker
+
+PROJECT = Path(__file__).resolve().parent.parent
+PULUMI = str(PROJECT / "pulumiw")
+UNATTENDED = ("--refresh", "--yes", "--skip-preview", "--non-interactive", "--color=never")
+ENVIRONMENT_FILE = PROJECT / ".env"
+IMAGE_SETTINGS = {"litellm": "litellmImage", "postgres": "postgresImage", "haproxy": "haproxyImage"}
+PORT_SETTINGS = {"edge": "gatewayPort", "postgres": "postgresPort"}
+
+
+class StackConfig:
+    """The plain values of a stack's config, with the project's defaults."""
+
+    def __init__(self, stack: str) -> None:
+        project = yaml.safe_load((PROJECT / "Pulumi.yaml").read_text(encoding="utf-8"))
+        path = PROJECT / f"Pulumi.{stack}.yaml"
+        own = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else None
+        self.project: str = project["name"]
+        self.stack = stack
+        self._defaults = {key: spec.get("default") for key, spec in project["config"].items()}
+        self._values = (own or {}).get("config") or {}
+
+    def __getitem__(self, key: str) -> Any:  # noqa: ANN401 -- the stack config's values are of any type
+        return self._values.get(f"{self.project}:{key}", self._defaults.get(key))
+
+    @property
+    def own_keys(self) -> set[str]:
+        """What the stack sets itself."""
+        return {key.removeprefix(f"{self.project}:") for key in self._values}
+
+
+def prepare(steps: Steps, config: StackConfig) -> docker.DockerClient:
+    """Make sure of the Pulumi tools, the engine and the images that a stack names."""
+    tools.ensure(steps)
+    client = engine.ensure(steps, config["dockerHost"])
+    wanted = {part: config[key] for part, key in IMAGE_SETTINGS.items()}
+    if "databaseUrl" in config.own_keys:
+        del wanted["postgres"]
+    images.ensure(steps, client, wanted, ask=steps.ask if sys.stdin.isatty() else None)
+    return client
+
+
+def up(steps: Steps, stack: str) -> None:
+    """Bring the stack up, write `.env`, and say how to go on."""
+    config = StackConfig(stack)
+    client = prepare(steps, config)
+    _check_ports(client, config)
+    with steps.step(f"pulumi up, stack {stack}") as step:
+        _pulumi(step, "stack", "select", "--create", stack)
+        printed = _pulumi(step, "up", *UNATTENDED)
+    outputs = _outputs(stack)
+    _write_environment_file(
+        {
+            "LITELLM_URL": outputs["litellmUrl"],
+            "LITELLM_API_KEY": outputs["litellmApiKey"],
+            "DATABASE_URL": outputs["databaseUrl"],
+        }
+    )
+    for line in dict.fromkeys(line.strip() for line in printed.splitlines()):
+        if line.startswith("warning:"):
+            steps.console.print(line, markup=False)
+    print(_how_to_go_on(outputs, stack, config))
+
+
+def down(steps: Steps, stack: str) -> None:
+    """Destroy what the stack runs. A stack with protected data refuses, as Pulumi does."""
+    tools.ensure(steps)
+    with steps.step(f"pulumi destroy, stack {stack}") as step:
+        _pulumi(step, "destroy", *UNATTENDED, "--stack", stack)
+
+
+def _pulumi(step: Step, *arguments: str) -> str:
+    try:
+        return step.run([PULUMI, *arguments])
+    except CommandError as error:
+        said = re.search(r"^Diagnostics:.*?(?=^Outputs:|^Resources:|\Z)", error.output, re.MULTILINE | re.DOTALL)
+        raise SetupError(
+            f"pulumi {arguments[0]} failed. {said[0].rstrip() if said else error}",
+            mend="mend what is named above, then run the same command again",
+        ) from error
+
+
+def _check_ports(client: docker.DockerClient, config: StackConfig) -> None:
+    """Find out about a taken port before anything is started. A port of this stack's own container is free to it."""
+    if not config["dockerHost"].startswith("unix:"):
+        return
+    running = {container.name for container in client.containers.list()}
+    for part, key in PORT_SETTINGS.items():
+        if f"{config.project}-{config.stack}-{part}" in running or (
+            part == "postgres" and "databaseUrl" in config.own_keys
+        ):
+            continue
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((config["bindAddress"], int(config[key])))
+            except (OSError, OverflowError, ValueError) as error:
+                raise SetupError(
+                    f"port {config[key]} of {config['bindAddress']} cannot be used for the {part}: {error}",
+                    mend=f"./pulumiw config set --stack {config.stack} {key} PORT",
+                ) from error
+
+
+def _outputs(stack: str) -> dict[str, Any]:
+    command = [PULUMI, "stack", "output", "--json", "--show-secrets", "--stack", stack]
+    printed = subprocess.run(command, check=False, stdout=subprocess.PIPE, text=True)
+    if printed.returncode != 0:
+        raise SetupError("the stack is up, but its outputs cannot be read", mend=f"{PULUMI} stack output")
+    outputs: dict[str, Any] = json.loads(printed.stdout)
+    return outputs
+
+
+def _write_environment_file(values: dict[str, str]) -> None:
+    """Put `values` into `.env`, readable by its owner only; other lines of it stay."""
+    lines = ENVIRONMENT_FILE.read_text(encoding="utf-8").splitlines() if ENVIRONMENT_FILE.exists() else []
+    kept = [line for line in lines if line.split("=", 1)[0].removeprefix("export ").strip() not in values]
+    text = "".join(
+        f"{line}\n" for line in [*kept, *(f"{name}={shlex.quote(value)}" for name, value in values.items())]
+    )
+    descriptor, temporary = tempfile.mkstemp(prefix=".env.", dir=PROJECT)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(text)
+    Path(temporary).replace(ENVIRONMENT_FILE)
+
+
+def _how_to_go_on(outputs: dict[str, Any], stack: str, config: StackConfig) -> str:
+    url = outputs["litellmUrl"]
+    demo = (
+        "\n  The demo provider answers. For real models:\n"
+        f"    ./pulumiw config set --stack {stack} --secret openaiApiKey sk-…        (or anthropicApiKey)\n"
+        f"    make up\n"
+        if config["demo"] and not {"openaiApiKey", "anthropicApiKey"} & config.own_keys
+        else ""
+    )
+    return f"""
+The gateway is up at {url}, with {", ".join(outputs["models"])}.
+
+  Ask it something
+    shell    .venv/bin/llmctl chat "hello"
+    curl     . ./.env; printf 'oauth2-bearer = %s' "$LITELLM_API_KEY" | curl -K - {url}/v1/chat/completions \\
+               -H "Content-Type: application/json" \\
+               -d '{{"model": "gpt-4o", "messages": [{{"role": "user", "content": "hello"}}]}}'
+    Python   .venv/bin/python -c 'from app import *; print(chat_completion([ChatMessage("user", "hello")]).content)'
+{demo}
+  Look at it or change it: ./pulumiw preview, ./pulumiw up, ./pulumiw stack output. End it: make down"""
+
+
+def main() -> int:
+    """Run the command that the Makefile names."""
+    parser = argparse.ArgumentParser(prog="python -m toolchain", description=__doc__)
+    parser.add_argument("command", choices=["prepare", "up", "down"])
+    parser.add_argument("--stack", default="dev")
+    arguments = parser.parse_args()
+    os.chdir(PROJECT)
+    with Steps() as steps:
+        try:
+            match arguments.command:
+                case "prepare":
+                    prepare(steps, StackConfig(arguments.stack))
+                case "up":
+                    up(steps, arguments.stack)
+                case "down":
+                    down(steps, arguments.stack)
+        except SetupError as error:
+            steps.console.print(f"\n{error}", markup=False, style="red")
+            return 1
+        except KeyboardInterrupt:
+            steps.console.print("\nInterrupted. What was finished stays; the same command goes on from there.")
+            return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,189 @@
+"""The Docker Engine that the stack runs on: reached, or on a Debian or Ubuntu machine installed and started."""
+
+from __future__ import annotations
+
+import grp
+import os
+import pwd
+import socket
+import subprocess
+import time
+from collections import deque
+from pathlib import Path
+
+import docker
+
+from toolchain.machine import can_install, environment, exclusive, install, which
+from toolchain.progress import LINES_SHOWN_ON_FAILURE, CommandError, SetupError, Step, Steps
+
+DEFAULT_HOST = "unix:///var/run/docker.sock"
+USUAL_HOSTS = (
+    DEFAULT_HOST,
+    f"unix://{os.environ.get('XDG_RUNTIME_DIR', '/run')}/docker.sock",  # rootless
+    f"unix://{Path.home()}/.docker/run/docker.sock",  # Docker Desktop
+    f"unix://{Path.home()}/.docker/desktop/docker.sock",
+)
+UNREACHABLE = (OSError, docker.errors.DockerException)
+LOG = Path("/var/log/dockerd.log")
+PACKAGES = ("docker.io", "ca-certificates", "iptables")
+START_SECONDS = 60
+POLL_SECONDS = 0.1
+
+
+def ensure(steps: Steps, host: str) -> docker.DockerClient:
+    """Return a client of the engine at `host`, the stack's `dockerHost`; install or start the engine if need be.
+
+    Raises SetupError when it cannot be reached, and when DOCKER_HOST in the environment names another engine.
+    """
+    _check_environment(host)
+    try:
+        return connect(host)
+    except UNREACHABLE as error:
+        why = _why_unreachable(host, error)
+        absent = isinstance(error, (FileNotFoundError, ConnectionRefusedError))
+    if not (absent and _is_default(host) and can_install()):
+        raise why
+    steps.console.print(why.why, markup=False)
+    if which("dockerd") is None:
+        _install(steps)
+    with steps.step("Start the Docker Engine") as step, exclusive("engine", step):
+        if Path("/run/systemd/system").is_dir():
+            _start_by_systemd(step)
+        else:
+            start(step, host, log=LOG)
+    return connect(host)
+
+
+def connect(host: str) -> docker.DockerClient:
+    """Return a client of an engine that has answered. Raises one of UNREACHABLE."""
+    if host.startswith("unix://"):
+        with socket.socket(socket.AF_UNIX) as probe:  # tells more than docker-py, which leaves its own open
+            probe.connect(_path(host))
+    return docker.DockerClient(base_url=host, use_ssh_client=True)
+
+
+def start(step: Step, host: str, *options: str, log: Path) -> None:
+    """Start a `dockerd` that outlives this program, and wait until it answers at `host`, a Unix socket.
+
+    `options` are dockerd's own. Raises SetupError with the last lines of `log` when it does not come up.
+    """
+    if _answers(host):
+        return
+    command = [which("dockerd") or "dockerd", "--host", host, *options]
+    with log.open("ab") as output:
+        # A session of its own and no file of ours: neither Ctrl-C nor the end of a script has to do with it.
+        process = subprocess.Popen(
+            command,
+            cwd="/",
+            env=environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    step.note(f"{' '.join(command)} >>{log}")
+    deadline = time.monotonic() + START_SECONDS
+    while not _answers(host):
+        ended = process.poll() is not None
+        if ended or time.monotonic() > deadline:
+            process.terminate()
+            process.wait()
+            last_lines = deque(log.read_text(errors="replace").splitlines(), LINES_SHOWN_ON_FAILURE)
+            what = "ended at once" if ended else f"did not answer within {START_SECONDS} s"
+            raise SetupError(
+                "\n".join([f"dockerd {what}; the last lines of {log}:", *last_lines]),
+                tried=[" ".join(command)],
+                mend="mend what the log names, or name an engine elsewhere: ./pulumiw config set dockerHost ssh://…",
+            )
+        time.sleep(POLL_SECONDS)
+    process.returncode = 0  # it goes on without us, which is no leak to warn of
+
+
+def _check_environment(host: str) -> None:
+    """Refuse a DOCKER_HOST that names another engine: the `docker` command would show what the stack does not use."""
+    other = os.environ.get("DOCKER_HOST", "")
+    if other and _canonical(other) != _canonical(host):
+        raise SetupError(
+            f"DOCKER_HOST names the engine {other}, and the stack's config names {host}",
+            mend=f"./pulumiw config set dockerHost {other}\n    or, to use {host}: unset DOCKER_HOST",
+        )
+
+
+def _canonical(host: str) -> str:
+    return f"unix://{os.path.realpath(_path(host))}" if host.startswith("unix://") else host.rstrip("/")
+
+
+def _path(host: str) -> str:
+    return host.removeprefix("unix://")
+
+
+def _is_default(host: str) -> bool:
+    return _canonical(host) == _canonical(DEFAULT_HOST)
+
+
+def _answers(host: str) -> bool:
+    try:
+        connect(host).close()
+    except UNREACHABLE:
+        return False
+    return True
+
+
+def _why_unreachable(host: str, error: Exception) -> SetupError:
+    """Say why no engine answers, and what a user who is not root can do."""
+    others = [other for other in USUAL_HOSTS if _canonical(other) != _canonical(host) and _answers(other)]
+    if not host.startswith("unix://"):
+        mend = f"see that `docker --host {host} version` answers, or name another: ./pulumiw config set dockerHost …"
+    elif others or not _is_default(host):
+        mend = f"./pulumiw config set dockerHost {[*others, DEFAULT_HOST][0]}"
+    elif which("dockerd"):
+        mend = "sudo systemctl start docker"
+    else:
+        mend = "install Docker Engine; on Debian and Ubuntu: sudo apt-get install docker.io"
+    match error:
+        case FileNotFoundError():
+            return SetupError(f"There is no Docker Engine here: no socket {_path(host)}", mend=mend)
+        case ConnectionRefusedError():
+            return SetupError(f"The Docker Engine does not run: nothing listens on {_path(host)}", mend=mend)
+        case PermissionError():
+            return _permission_denied(Path(_path(host)))
+        case _:
+            return SetupError(f"The Docker Engine at {host} does not answer: {error}", mend=mend)
+
+
+def _permission_denied(path: Path) -> SetupError:
+    user = pwd.getpwuid(os.geteuid()).pw_name
+    try:
+        group = grp.getgrgid(path.stat().st_gid)
+    except (OSError, KeyError):  # the folder cannot be read either, or the group has no name
+        return SetupError(f"{user} may not use the Docker Engine: no access to {path}", mend=f"sudo ls -l {path}")
+    if group.gr_name == "root":
+        mend = "run the same as root"
+    elif user in group.gr_mem:
+        mend = f"log out and in again, or: newgrp {group.gr_name} ({user} is new in the group)"
+    else:
+        mend = f"sudo usermod --append --groups {group.gr_name} {user}, then log out and in again"
+    return SetupError(f"{user} may not use the Docker Engine: {path} is for the group {group.gr_name}", mend=mend)
+
+
+def _install(steps: Steps) -> None:
+    apparmor = Path("/sys/module/apparmor/parameters/enabled")
+    # Where the kernel has AppArmor on, the engine starts no container without its parser.
+    needs_parser = apparmor.exists() and apparmor.read_text().startswith("Y")
+    try:
+        install(steps, *PACKAGES, *(["apparmor"] if needs_parser else []))
+    except SetupError:
+        # Without systemd the package starts its service by a script that fails where limits cannot be raised, and
+        # so does the installation, of which nothing else is missing.
+        if which("dockerd") is None:
+            raise
+
+
+def _start_by_systemd(step: Step) -> None:
+    try:
+        step.run(["systemctl", "start", "docker.service"])
+    except CommandError as error:
+        journal = step.run(["journalctl", "--unit=docker.service", "--no-pager", f"--lines={LINES_SHOWN_ON_FAILURE}"])
+        raise SetupError(
+            f"{error}\n{journal}", tried=["systemctl start docker.service"], mend="mend what the journal names"
+        ) from error

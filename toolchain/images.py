@@ -1,0 +1,451 @@
+"""The images that the stack runs: present on the engine, pulled, or stood in for by one that is built here.
+
+A stand-in is built from Debian and PyPI packages, from a recipe in `images/`, on networks without an image registry.
+Its tag is the project's own and holds a hash of the recipe. Which image stands in for which is recorded in
+`.images.yaml`, which the program reads (`infra.images`).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import platform
+import re
+import shutil
+import sys
+import threading
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import docker
+import requests
+import yaml
+
+from infra.images import ImageRecordError, stand_ins
+from toolchain.machine import (
+    CACHE,
+    can_install,
+    environment,
+    exclusive,
+    install,
+    update_package_lists,
+    which,
+)
+from toolchain.progress import LINES_SHOWN_ON_FAILURE, CommandError, SetupError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+
+    from toolchain.progress import Step, Steps
+
+T = TypeVar("T")
+
+PROJECT = Path(__file__).resolve().parent.parent
+RECIPES = PROJECT / "images"
+RECORD = PROJECT / ".images.yaml"
+RECORD_HEADER = """\
+# Images that were built on this machine, by the image of the stack config that each stands in for.
+# Written by `make up` where an image could not be pulled. Remove a line to have the pull tried again.
+# To build one anew, with Debian's latest updates: docker rmi --force the image, then make up.
+"""
+CA_BUNDLES = (
+    os.environ.get("SSL_CERT_FILE", ""),
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    requests.utils.DEFAULT_CA_BUNDLE_PATH,
+)
+PROXIES = ("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
+REGISTRY_SECONDS = 30
+"""How long a registry may take to say anything. The engine tries longer where packets are dropped."""
+ENGINE_FAILURES = (docker.errors.DockerException, requests.RequestException)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recipe:
+    """A folder of `images/`, and what comes out of it."""
+
+    part: str
+    """The folder, and the last word of the official image's name."""
+    software: str
+    version: str
+    debian: str
+
+    @property
+    def base(self) -> str:
+        """The tag of the Debian that it starts from."""
+        return f"llm-infrastructure/debian:{self.debian}-{recipe_hash(RECIPES / 'base')}"
+
+    @property
+    def tag(self) -> str:
+        """The stand-in's tag, which a change of the recipe changes."""
+        name = f"llm-infrastructure/{self.part}-stand-in"
+        return f"{name}:{self.version}-{recipe_hash(RECIPES / 'base', RECIPES / self.part)}"
+
+    def can_be(self, reference: str) -> bool:
+        """Whether an image reference says that it is the very software and version that this builds."""
+        name, _, tag = reference.partition("@")[0].rpartition("/")[2].partition(":")
+        return name == self.part and re.search(rf"(^|v|-){re.escape(self.version)}(-|$)", tag) is not None
+
+    def __str__(self) -> str:
+        return f"{self.software} {self.version}"
+
+
+STAND_INS = {
+    recipe.part: recipe
+    for recipe in (
+        Recipe(part="litellm", software="LiteLLM", version="1.55.0", debian="bookworm"),
+        Recipe(part="postgres", software="PostgreSQL", version="17", debian="trixie"),
+        Recipe(part="haproxy", software="HAProxy", version="3.0", debian="trixie"),
+    )
+}
+
+
+def ensure(
+    steps: Steps,
+    engine: docker.DockerClient,
+    wanted: Mapping[str, str],
+    *,
+    ask: Callable[[str], bool] | None,
+    record: Path = RECORD,
+) -> dict[str, str]:
+    """Have the image of each part on the engine; return what runs for each: the image wanted or its stand-in.
+
+    `wanted` maps parts to image references. `ask` gets a question before anything is built; without it, as where
+    there is no terminal, the answer is yes. Raises SetupError.
+    """
+    try:
+        recorded = stand_ins(record)
+    except ImageRecordError as error:
+        raise SetupError(str(error), mend=f"rm {record}") from error
+    chosen = {}
+    for part, reference in wanted.items():
+        choices = (recorded.get(reference), reference)
+        if image := next((each for each in choices if each and _present(engine, each)), None):
+            chosen[part] = image
+            if image not in {reference, STAND_INS[part].tag}:
+                note = "its recipe has changed since; to have it built anew, remove its line from"
+                steps.console.print(f"{image} stands in for {reference}: {note} {record.name}", markup=False)
+    missing = {part: reference for part, reference in wanted.items() if part not in chosen}
+    if missing:
+        chosen |= _Supply(steps, engine, ask).get(missing)
+    try:
+        _write(record, {wanted[part]: image for part, image in chosen.items()})
+    except OSError as error:
+        raise SetupError(f"{record} cannot be written: {error}", mend=f"ls -ld {record.parent}") from error
+    return {part: chosen[part] for part in wanted}
+
+
+def recipe_hash(*folders: Path) -> str:
+    """The first 12 digits of a hash over the names, modes and contents of all files in the folders."""
+    digest = hashlib.sha256()
+    for folder in folders:
+        for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+            content = hashlib.sha256(file.read_bytes()).hexdigest()
+            digest.update(f"{file.relative_to(folder)} {_mode(file):o} {content}\n".encode())
+    return digest.hexdigest()[:12]
+
+
+def package_sources(index_targets: str, suite: str) -> list[str]:
+    """Lines of sources.list for `suite` of Debian, from the mirrors that this machine uses for its own.
+
+    `index_targets` has a line `ORIGIN RELEASE URI` for each of apt's package lists. Empty when none is Debian's.
+    """
+    sources = []
+    for release, uri in re.findall(r"^Debian (\S+) (https?://\S+)$", index_targets, re.MULTILINE):
+        own_suite = release.partition("-")[0]
+        pocket = release.removeprefix(own_suite)
+        if pocket in {"", "-updates", "-security"}:
+            sources.append(f"deb {uri} {suite}{pocket} main")
+    return list(dict.fromkeys(sources))
+
+
+def apt_settings(dump: str) -> list[str]:
+    """The lines of `apt-config dump` that say how mirrors are reached, as proxies and retries.
+
+    What names a file of this machine is left out: it would not be there in an image.
+    """
+    about_mirrors = re.compile(
+        r'Acquire::(https?::|ftp::|Retries|ForceIPv|Check-Date|Check-Valid-Until)\S* "[^/"][^"]*";'
+    )
+    return [line for line in dump.splitlines() if about_mirrors.fullmatch(line)]
+
+
+class _Supply:
+    """Pulls images and builds stand-ins, side by side."""
+
+    def __init__(self, steps: Steps, engine: docker.DockerClient, ask: Callable[[str], bool] | None) -> None:
+        self._steps = steps
+        self._engine = engine
+        self._ask = ask
+        self._interrupted = threading.Event()
+
+    def get(self, missing: Mapping[str, str]) -> dict[str, str]:
+        """Pull each part's image, or build its stand-in; return what there is now for each part."""
+        failures = self._pull(set(missing.values()))
+        for reference, why in failures.items():
+            self._steps.console.print(f"{reference} cannot be pulled: {why}", markup=False)
+        unavailable = {part: reference for part, reference in missing.items() if reference in failures}
+        tried = [f"pull {reference}: {why}" for reference, why in failures.items()]
+        try:
+            return {**missing, **self._stand_ins(unavailable)}
+        except _NotBuiltError as error:
+            raise SetupError(str(error), tried=tried, mend=_elsewhere(unavailable)) from error
+
+    def _pull(self, references: Iterable[str]) -> dict[str, str]:
+        """Pull images; return why, for those that could not be."""
+
+        def pull(reference: str) -> None:
+            with self._steps.step(f"Pull {reference}") as step:
+                self._follow(step, _answer(lambda: self._engine.api.pull(reference, stream=True, decode=True)))
+
+        failures = {}
+        with self._side_by_side() as pool:
+            for reference, pulled in [(each, pool.submit(pull, each)) for each in sorted(references)]:
+                try:
+                    pulled.result()
+                except (*ENGINE_FAILURES, TimeoutError) as error:
+                    failures[reference] = str(getattr(error, "explanation", None) or error)
+        return failures
+
+    def _stand_ins(self, unavailable: Mapping[str, str]) -> dict[str, str]:
+        """Have a stand-in for each image that cannot be pulled; return their tags by part."""
+        recipes = {part: STAND_INS[part] for part in unavailable}
+        for part, reference in unavailable.items():
+            if not recipes[part].can_be(reference):
+                raise _NotBuiltError(
+                    f"{reference} is neither on the engine nor to be pulled, and nothing can stand in for it: what "
+                    f"can be built here is {recipes[part]}, for an image whose name and tag say that it is that"
+                )
+        to_build = [recipe for recipe in recipes.values() if not _present(self._engine, recipe.tag)]
+        if to_build:
+            names = ", ".join(map(str, to_build))
+            question = f"Build {names} here, from Debian and PyPI packages, to stand in? It takes 1 to 3 minutes."
+            if self._ask is not None and not self._ask(question):
+                raise _NotBuiltError(f"{names}: no stand-in was wanted")
+            try:
+                self._build(to_build)
+            except (*ENGINE_FAILURES, CommandError, OSError) as error:
+                raise _NotBuiltError(f"A stand-in could not be built: {error}") from error
+        for part, reference in unavailable.items():
+            self._steps.console.print(f"{recipes[part].tag} stands in for {reference}", markup=False)
+        return {part: recipe.tag for part, recipe in recipes.items()}
+
+    def _build(self, recipes: Iterable[Recipe]) -> None:
+        debians = {recipe.debian: recipe for recipe in recipes if not _present(self._engine, recipe.base)}
+        self._check_machine(needs_debootstrap=bool(debians))
+        with self._side_by_side() as pool:
+            bases = {debian: pool.submit(self._make_base, recipe) for debian, recipe in debians.items()}
+            built = [pool.submit(self._build_one, recipe, bases.get(recipe.debian)) for recipe in recipes]
+            for each in (*bases.values(), *built):
+                each.result()
+
+    def _check_machine(self, *, needs_debootstrap: bool) -> None:
+        """Refuse what could not work before any minute is spent on it, and install debootstrap."""
+        names = {"x86_64": "amd64", "aarch64": "arm64"}
+        here, there = names.get(platform.machine(), platform.machine()), self._engine.version()["Arch"]
+        if here != there:
+            raise _NotBuiltError(f"What is built on this machine runs on {here}, and the engine on {there}")
+        if needs_debootstrap and os.geteuid() != 0:
+            raise _NotBuiltError("Only root can build a stand-in")
+        if needs_debootstrap and which("debootstrap") is None:
+            if not can_install():
+                raise _NotBuiltError("A stand-in is built by debootstrap, which this system does not have")
+            install(self._steps, "debootstrap", "debian-archive-keyring")
+
+    def _make_base(self, recipe: Recipe) -> None:
+        """Make the Debian on the engine that a stand-in starts from."""
+        with (
+            self._steps.step(f"Make a base of Debian {recipe.debian}") as step,
+            _workspace(f"debian-{recipe.debian}", step) as folder,
+        ):
+            if _present(self._engine, recipe.base):
+                return
+            overlay, archive = folder / "overlay", folder / "archive.tar"
+            _copy(RECIPES / "base/root", overlay)
+            sources = package_sources(_index_targets(step), recipe.debian)
+            if sources:
+                _put(overlay / "etc/apt/sources.list", "\n".join(sources) + "\n")
+            settings = apt_settings(step.run(["apt-config", "dump"])) if which("apt-config") else []
+            _put(overlay / "etc/apt/apt.conf.d/machine", "\n".join(settings) + "\n")
+            bundle = next(Path(path) for path in CA_BUNDLES if path and Path(path).is_file())
+            _put(overlay / "etc/ssl/certs/ca-certificates.crt", bundle.read_text(encoding="utf-8"))
+
+            # Its own mounts and processes: whenever this program ends, by a signal too, nothing of them is left.
+            alone = ["setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--pid", "--fork", "--kill-child"]
+            mirror = [source.split()[1] for source in sources if source.split()[2] == recipe.debian][:1]
+            proxies = dict(re.findall(r'^Acquire::(https?)::Proxy "(\w+://.+)";', "\n".join(settings), re.MULTILINE))
+            arguments = [recipe.debian, str(overlay), str(folder / "root"), str(archive), *mirror]
+            step.run(
+                [*alone, "--mount-proc", str(RECIPES / "base/build.sh"), *arguments],
+                env={f"{scheme}_proxy": proxy for scheme, proxy in proxies.items()} | environment(),
+            )
+            step.note("import")
+            repository, _, tag = recipe.base.partition(":")
+            result = self._engine.api.import_image(str(archive), repository=repository, tag=tag)
+            if not _present(self._engine, recipe.base):
+                raise docker.errors.DockerException(f"the base could not be imported: {result}")
+
+    def _build_one(self, recipe: Recipe, base: Future[None] | None) -> None:
+        """Build a stand-in, which gets its tag when nothing of it is missing."""
+        with (
+            self._steps.step(f"Build {recipe}") as step,
+            _workspace(recipe.part, step) as folder,
+        ):
+            context = folder / "context"
+            _copy(RECIPES / recipe.part, context)
+            if (context / "requirements.lock").exists():
+                _download_wheels(step, context / "requirements.lock", context / "wheels")
+            if base is not None:
+                step.note("waits for its base")
+                base.result()
+            if _present(self._engine, recipe.tag):
+                return
+            build = self._engine.api.build(
+                path=str(context),
+                tag=recipe.tag,
+                buildargs={"BASE": recipe.base, **{key: os.environ[key] for key in PROXIES if key in os.environ}},
+                network_mode="host",  # the build reaches mirrors as this machine does
+                nocache=True,
+                rm=True,
+                forcerm=True,
+                decode=True,
+            )
+            try:
+                self._follow(step, build)
+            finally:
+                # The stages before the last are left, untagged. The recipe's label tells them from other builds'.
+                self._engine.images.prune({"dangling": True, "label": f"llm-infrastructure.build={recipe.part}"})
+
+    def _follow(self, step: Step, events: Iterable[Mapping[str, str]]) -> None:
+        """Show what the engine says until it has done its work. Raises DockerException with its last lines."""
+        lines: deque[str] = deque(maxlen=LINES_SHOWN_ON_FAILURE)
+        error = None
+        for event in events:
+            if self._interrupted.is_set():
+                raise docker.errors.DockerException("interrupted")
+            lines += event.get("stream", "").splitlines()
+            error = event.get("error", error)  # raised at the end: what is not read keeps the connection open
+            step.note(" ".join(event[key] for key in ("stream", "id", "status", "progress") if key in event))
+        if error:
+            raise docker.errors.DockerException("\n".join([error, *lines]))
+
+    @contextmanager
+    def _side_by_side(self) -> Iterator[ThreadPoolExecutor]:
+        """Threads for work on the engine. An interrupt ends them at the engine's next word."""
+        with ThreadPoolExecutor() as pool:
+            try:
+                yield pool
+            except KeyboardInterrupt:
+                self._interrupted.set()
+                raise
+
+
+class _NotBuiltError(Exception):
+    """A stand-in was not built; the message says why."""
+
+
+def _answer(call: Callable[[], T]) -> T:
+    """Call the engine, and give up (the engine may go on) when its registry says nothing for too long."""
+    answer: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            answer.set_result(call())
+        except ENGINE_FAILURES as error:
+            answer.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    try:
+        return answer.result(REGISTRY_SECONDS)
+    except TimeoutError as error:
+        raise TimeoutError(f"its registry said nothing for {REGISTRY_SECONDS} s") from error
+
+
+def _download_wheels(step: Step, lock: Path, folder: Path) -> None:
+    """Fetch what Debian 12's Python installs, by this machine's pip with its own index, proxy and certificates."""
+    machine = platform.machine()
+    platforms = [f"manylinux{glibc}_{machine}" for glibc in ("2014", "_2_17", "_2_28", "_2_34", "_2_36")]
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", "download", "--quiet"]
+    target = ["--python-version=3.11", "--implementation=cp", *(f"--platform={each}" for each in platforms)]
+    locked = ["--no-deps", "--only-binary=:all:", "--require-hashes", f"--requirement={lock}"]
+    step.note("download of its Python packages")
+    step.run([*pip, *target, *locked, f"--dest={folder}"])
+
+
+def _index_targets(step: Step) -> str:
+    """Where this machine has its packages from, as `package_sources` reads it."""
+    if which("apt-get") is None:
+        return ""
+    query = ["apt-get", "indextargets", "--format", "$(ORIGIN) $(RELEASE) $(REPO_URI)", "Created-By: Packages"]
+    if "Debian" not in (targets := step.run(query)):  # as on a machine whose lists were never fetched
+        update_package_lists(step)
+        targets = step.run(query)
+    return targets
+
+
+def _present(engine: docker.DockerClient, reference: str) -> bool:
+    try:
+        engine.images.get(reference)
+    except docker.errors.NotFound:
+        return False
+    return True
+
+
+def _elsewhere(unavailable: Mapping[str, str]) -> str:
+    references = " ".join(sorted(set(unavailable.values())))
+    settings = ", ".join(f"./pulumiw config set {part}Image …" for part in unavailable)
+    return (
+        f"on a machine that has the images: docker save {references} | gzip >images.tar.gz\n"
+        "    then on this one: docker load <images.tar.gz\n"
+        f"    or name a registry that this network has: {settings}"
+    )
+
+
+@contextmanager
+def _workspace(name: str, step: Step) -> Iterator[Path]:
+    """An empty folder that one process at a time has to itself. What a killed one left in it is removed."""
+    folder = CACHE / "images" / name
+    with exclusive(f"images/{name}", step):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder)
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy a recipe with the modes that an image needs, whatever this checkout's umask was."""
+    for file in source.rglob("*"):
+        if file.is_file():
+            _put(target / file.relative_to(source), file.read_text(encoding="utf-8"), _mode(file))
+
+
+def _put(file: Path, content: str, mode: int = 0o644) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(content, encoding="utf-8")
+    file.chmod(mode)
+
+
+def _mode(file: Path) -> int:
+    return 0o755 if file.stat().st_mode & 0o100 else 0o644
+
+
+def _write(record: Path, chosen: Mapping[str, str]) -> None:
+    """Record which image stands in for which, for the references in `chosen`; leave the others as they are."""
+    folder = os.open(record.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        before = stand_ins(record)
+        after = {reference: tag for reference, tag in {**before, **chosen}.items() if reference != tag}
+        if after != before:
+            new = record.with_name(f"{record.name}.new")
+            new.write_text(RECORD_HEADER + yaml.safe_dump(after), encoding="utf-8")
+            new.replace(record)
+    finally:
+        os.close(folder)

@@ -1,0 +1,73 @@
+"""The machine that the set-up runs on: its distribution's packages, and the user's cache."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from toolchain.progress import CommandError, SetupError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from toolchain.progress import Step, Steps
+
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llm-infrastructure"
+DPKG_LOCK_SECONDS = 300
+"""How long another package manager, as one that upgrades unattended, may hold the lock."""
+
+
+def environment(**more: str) -> dict[str, str]:
+    """The environment for programs of the system, whose folders root need not have on PATH, as after `su`."""
+    return {**os.environ, "PATH": f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin", **more}
+
+
+def which(program: str) -> str | None:
+    """Where a program of the system is."""
+    return shutil.which(program, path=environment()["PATH"])
+
+
+def can_install() -> bool:
+    """Whether packages of Debian or Ubuntu can be installed: as root, on one of them."""
+    return os.geteuid() == 0 and which("apt-get") is not None
+
+
+def install(steps: Steps, *packages: str) -> None:
+    """Install packages of the distribution, without what they only recommend. Raises SetupError."""
+    apt = ["apt-get", "--quiet", "--yes", "--option", f"DPkg::Lock::Timeout={DPKG_LOCK_SECONDS}"]
+    command = [*apt, "install", "--no-install-recommends", *packages]
+    with steps.step(f"Install {', '.join(packages)}") as step:
+        try:
+            update_package_lists(step)
+            step.run(command, env=environment(DEBIAN_FRONTEND="noninteractive"))
+        except CommandError as error:
+            raise SetupError(
+                f"{', '.join(packages)} could not be installed: {error}",
+                mend=f"{' '.join(command)}, and mend what it complains about",
+            ) from error
+
+
+def update_package_lists(step: Step) -> None:
+    """Fetch the package lists of all mirrors that can be reached: one that cannot need not be the one needed."""
+    try:
+        step.run(["apt-get", "--quiet", "update"])
+    except CommandError as error:
+        step.note(str(error))
+
+
+@contextmanager
+def exclusive(name: str, step: Step) -> Iterator[None]:
+    """Let one process of this user at a time do what `name` stands for."""
+    path = CACHE / f"{name}.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            step.note("waits for another set-up that does the same")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

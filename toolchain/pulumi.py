@@ -1,0 +1,194 @@
+"""Run Pulumi for this project: `./pulumiw ARGS…`.
+
+Without any setting it keeps the state and the passphrase of its secrets in the user's own state folder,
+`${XDG_STATE_HOME:-~/.local/state}/llm-infrastructure`. `PULUMI_BACKEND_URL` puts the state elsewhere, and
+`PULUMI_CONFIG_PASSPHRASE` or `PULUMI_CONFIG_PASSPHRASE_FILE` set a passphrase of one's own. Who has the state and
+the passphrase has every secret of the stack; who loses one of them has lost those that were generated.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
+
+import yaml
+
+from toolchain import tools
+from toolchain.progress import SetupError, Steps
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from types import FrameType
+
+PROJECT = Path(__file__).resolve().parent.parent
+VIRTUAL_ENVIRONMENT = PROJECT / ".venv"
+
+
+def environment(tools: Path) -> dict[str, str]:
+    """Return the whole environment for Pulumi; `tools` is the folder that `tools.ensure` returned."""
+    env = {name: value for name, value in os.environ.items() if name not in {"PYTHONHOME", "PYTHONPATH"}}
+    programs = VIRTUAL_ENVIRONMENT / "bin"
+    env |= {
+        "PATH": f"{tools}:{programs}:{env.get('PATH', os.defpath)}",
+        "VIRTUAL_ENV": str(VIRTUAL_ENVIRONMENT),
+        "PULUMI_PYTHON_CMD": str(programs / "python"),
+        "PULUMI_SKIP_UPDATE_CHECK": "true",
+        "PULUMI_FALLBACK_TO_STATE_SECRETS_MANAGER": "true",
+    }
+    own = Path(env.get("XDG_STATE_HOME") or Path.home() / ".local/state").absolute() / "llm-infrastructure"
+    own.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not env.get("PULUMI_BACKEND_URL"):
+        (own / "state").mkdir(mode=0o700, exist_ok=True)
+        env["PULUMI_BACKEND_URL"] = (own / "state").as_uri()
+        if not {"PULUMI_CONFIG_PASSPHRASE", "PULUMI_CONFIG_PASSPHRASE_FILE"} & env.keys():
+            # Not for a state elsewhere: whoever shares that shares its passphrase too.
+            env["PULUMI_CONFIG_PASSPHRASE_FILE"] = str(_passphrase_file(own))
+    return env
+
+
+def _passphrase_file(folder: Path) -> Path:
+    """Return the file with the user's passphrase, made once. Raises SetupError rather than replace a lost one."""
+    path = folder / "passphrase"
+    if path.exists():
+        return path
+    if any((folder / "state/.pulumi/stacks").rglob("*.json")):
+        raise SetupError(
+            f"{path} is missing, and the secrets of the stacks in {folder / 'state'} can only be read with it",
+            mend=f"restore it from a backup, or set PULUMI_CONFIG_PASSPHRASE if you chose the passphrase yourself; "
+            f"if it is lost for good, destroy what the stacks run and move {folder / 'state'} away",
+        )
+    with tempfile.NamedTemporaryFile("w", dir=folder) as file:
+        file.write(secrets.token_urlsafe(32))
+        file.flush()
+        os.fsync(file.fileno())
+        with suppress(FileExistsError):  # another run was first
+            os.link(file.name, path)
+    return path
+
+
+def run(arguments: Sequence[str], *, tools: Path) -> int:
+    """Run Pulumi on this terminal, in the project's folder; return its exit code, or 128 + n for signal n."""
+    process: subprocess.Popen[bytes] | None = None
+
+    def forward(number: int, _: FrameType | None) -> None:
+        if process is None:
+            raise SystemExit(128 + number)
+        process.send_signal(number)
+
+    def leave_to_pulumi(*_: object) -> None:
+        """Ctrl-C reaches Pulumi from the terminal and cancels; a second one would make it drop everything."""
+
+    variables = environment(tools)
+    _remove_locks_of_the_dead(variables["PULUMI_BACKEND_URL"])
+    with (
+        _salt_kept_out_of_config(PROJECT),
+        _handled({signal.SIGINT: leave_to_pulumi, signal.SIGTERM: forward, signal.SIGHUP: forward}),
+    ):
+        process = subprocess.Popen([tools / "pulumi", *arguments], cwd=PROJECT, env=variables)
+        code = process.wait()
+    return code if code >= 0 else 128 - code
+
+
+def _remove_locks_of_the_dead(backend: str) -> None:
+    """Remove the locks that killed runs left in a state folder: those of this machine's processes that are no more.
+
+    Pulumi itself cannot tell them from those of runs that go on, and asks for `pulumi cancel`.
+    """
+    url = urlsplit(backend)
+    if url.scheme != "file":
+        return
+    for path in (Path(unquote(url.path)) / ".pulumi/locks").rglob("*.json"):
+        with suppress(OSError, ValueError, KeyError):
+            lock = json.loads(path.read_text())
+            if lock["hostname"] == socket.gethostname() and not _runs(int(lock["pid"])):
+                path.unlink()
+                print(
+                    f"A run of Pulumi was killed here (process {lock['pid']}, started {lock['timestamp']}): its lock "
+                    "is removed. The next `up` finishes what it had begun.",
+                    file=sys.stderr,
+                )
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+@contextmanager
+def _handled(handlers: Mapping[signal.Signals, Callable[[int, FrameType | None], None]]) -> Iterator[None]:
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _salt_kept_out_of_config(folder: Path) -> Iterator[None]:
+    """Take back the salt that Pulumi adds to a stack's config file as soon as it needs one.
+
+    The same salt stands in the state, and PULUMI_FALLBACK_TO_STATE_SECRETS_MANAGER has Pulumi read it there. So a
+    clone stays clean after `up`. In a config file with secrets of its own the salt stays.
+    """
+
+    def config_files() -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in folder.glob("Pulumi.*.yaml")}
+
+    before = config_files()
+    try:
+        yield
+    finally:
+        for path, content in config_files().items():
+            if not _only_salt_is_new(before.get(path, b""), content):
+                continue
+            if path in before:
+                restored = path.with_name(f".{path.name}.{os.getpid()}")
+                restored.write_bytes(before[path])
+                shutil.copymode(path, restored)
+                restored.replace(path)
+            else:
+                path.unlink()
+
+
+def _only_salt_is_new(before: bytes, after: bytes) -> bool:
+    if before == after or b"secure:" in after:
+        return False
+    # Scalars as they are written: Pulumi puts those into quotes that were not.
+    old, new = (yaml.load(content, yaml.BaseLoader) or {} for content in (before, after))  # noqa: S506 -- no objects
+    return "encryptionsalt" not in old and {**old, "encryptionsalt": new.get("encryptionsalt")} == new
+
+
+def main() -> int:
+    """Make sure of Pulumi's tools, and run it with the arguments of this process."""
+    try:
+        folder = tools.ready()
+        if folder is None:
+            with Steps() as steps:
+                folder = tools.ensure(steps)
+        return run(sys.argv[1:], tools=folder)
+    except SetupError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,463 @@
+"""Find, download or build the programs that Pulumi needs: its CLI, the Python language host, the Docker provider.
+
+In this order: what is installed in the pinned version or was made before; Pulumi's own download, its checksum
+verified; a build from the Go module proxy, of the modules in `cli`, `language-python` and `docker-provider`.
+
+What is made is kept per user in `${XDG_CACHE_HOME:-~/.cache}/llm-infrastructure/tools`, each tool under a hash of
+what it is made from. The cache may be deleted at any time. `PULUMI_DOWNLOAD_URL` names a mirror of Pulumi's
+download host, laid out as that host is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+import tarfile
+import tempfile
+import threading
+import urllib.error
+import urllib.request
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass
+from http.client import HTTPException
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from toolchain import machine
+from toolchain.progress import CommandError, SetupError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from http.client import HTTPResponse
+
+    from toolchain.progress import Step, Steps
+
+MODULES = Path(__file__).resolve().parent
+CLI_VERSION = re.findall(r"pulumi/pulumi/pkg/v3 v(\d+\.\d+\.\d+)", (MODULES / "cli/go.mod").read_text())[0]
+CLI_FILES = (
+    "pulumi",
+    "pulumi-language-python",
+    "pulumi-language-python-exec",
+    "pulumi-resource-pulumi-python",
+)
+DOCKER_VERSION = "5.2.0"
+DOCKER_FILE = "pulumi-resource-docker"
+
+DOWNLOAD_URL = "https://get.pulumi.com/releases"
+REACH_SECONDS = 6.0
+"""How long the download host may take to answer with a release's checksums."""
+STALL_SECONDS = 30.0
+"""How long a download that has begun may stand still."""
+CHECKSUMS = {40: "sha1", 64: "sha256"}
+"""What Pulumi lists its plugins and its CLI by, told from the length."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GoModule:
+    """A Go module with one program, and what a build of it needs."""
+
+    title: str
+    instead: str
+    """What would do as well, were it installed."""
+    folder: Path
+    package: str
+    program: str
+    disk_gb: float
+    """Room on the disk that a build needs, in 10⁹ bytes; nearly all is free again when it has ended."""
+    linker_flags: str = ""
+    scripts: tuple[str, ...] = ()
+    """Files of the Pulumi SDK, in the version that the module requires, that go beside the program."""
+
+    def cached(self) -> Path:
+        """The folder in which the built program is kept."""
+        digest = hashlib.sha256(repr((self.package, self.linker_flags, self.scripts)).encode())
+        for path in sorted([*self.folder.rglob("*.go"), *self.folder.rglob("go.*")]):
+            content = path.read_bytes()
+            digest.update(f"\n{path.relative_to(self.folder)} {len(content)}\n".encode())
+            digest.update(content)
+        return _cache() / f"{self.program}-{'-'.join(_platform())}-{digest.hexdigest()[:16]}"
+
+
+_INSTALLED_CLI = f"pulumi {CLI_VERSION} or later on PATH, its Python language host beside it"
+CLI = GoModule(
+    title=f"Pulumi CLI {CLI_VERSION}",
+    instead=_INSTALLED_CLI,
+    folder=MODULES / "cli",
+    package="github.com/pulumi/pulumi/pkg/v3/cmd/pulumi",
+    program="pulumi",
+    disk_gb=5,
+    linker_flags=f"-X github.com/pulumi/pulumi/sdk/v3/go/common/version.Version=v{CLI_VERSION}",
+    scripts=("python/cmd/pulumi-language-python-exec", "python/dist/pulumi-resource-pulumi-python"),
+)
+LANGUAGE_HOST = GoModule(
+    title="Pulumi's Python language host",
+    instead=_INSTALLED_CLI,
+    folder=MODULES / "language-python",
+    package="github.com/pulumi/pulumi/sdk/v3/python/cmd/pulumi-language-python",
+    program="pulumi-language-python",
+    disk_gb=1,
+)
+DOCKER_PROVIDER = GoModule(
+    title="Docker provider for Pulumi",
+    instead=f"the official Docker plugin {DOCKER_VERSION} in Pulumi's plugin folder",
+    folder=MODULES / "docker-provider",
+    package=".",
+    program=DOCKER_FILE,
+    disk_gb=3,
+)
+
+
+def ensure(steps: Steps) -> Path:
+    """Return the folder to put in front of PATH, after finding, downloading or building what belongs in it.
+
+    It holds the Pulumi CLI with its Python language host, and a Docker provider unless the official one is in
+    Pulumi's plugin folder. Raises SetupError when one of them can be had in no way.
+    """
+    if folder := ready():
+        return folder
+    with _scratch(steps) as scratch:
+        maker = _Maker(steps, scratch)
+        cli = _installed_cli() or maker.cli()
+        docker = _installed_docker_provider()
+        if docker is None:
+            docker = maker.docker_provider(cli["pulumi"])
+        return _linked(cli | docker)
+
+
+def ready() -> Path | None:
+    """Return the folder that `ensure` would, or None if something has to be made for it; takes milliseconds."""
+    cli, docker = _installed_cli(), _installed_docker_provider()
+    if cli is None or docker is None:
+        return None
+    folder = _link_folder(cli | docker)
+    return folder if folder.exists() else None
+
+
+def _installed_cli() -> dict[str, Path] | None:
+    """The files of the CLI and its language host by their names, or None if one is missing."""
+    if on_path := _cli_on_path():
+        return on_path
+    for folders in ((_downloaded_cli(),), (CLI.cached(), LANGUAGE_HOST.cached())):
+        if all(folder.exists() for folder in folders):
+            return _files(*folders)
+    return None
+
+
+def _cli_on_path() -> dict[str, Path] | None:
+    """An installed CLI of the pinned version, or a later one of the same major, with its host beside it."""
+    found = shutil.which("pulumi")
+    if found is None or _cache() in (program := Path(found).resolve()).parents:
+        return None
+    files = {name: program.with_name(name) for name in CLI_FILES}
+    if not all(os.access(path, os.X_OK) for path in files.values()):
+        return None
+    version, pinned = _version_of(program), _numbers(CLI_VERSION)
+    return files if version[:1] == pinned[:1] and version >= pinned else None
+
+
+def _version_of(program: Path) -> tuple[int, ...]:
+    """What the CLI says, remembered because asking takes it longer than all else here; () if no release."""
+    status = program.stat()
+    key = hashlib.sha256(f"{program} {status.st_size} {status.st_mtime_ns}".encode()).hexdigest()
+    remembered = _cache() / f"version-{key[:16]}"
+    if not remembered.exists():
+        try:
+            answer = subprocess.run([program, "version"], capture_output=True, text=True, check=False).stdout
+        except OSError:  # it cannot even be started
+            return ()
+        with tempfile.NamedTemporaryFile("w", dir=_cache(), delete=False) as file:
+            file.write(answer)
+        Path(file.name).rename(remembered)
+    return _numbers(remembered.read_text().strip())
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    match = re.fullmatch(r"v?(\d+)\.(\d+)\.(\d+)", version)
+    return tuple(map(int, match.groups())) if match else ()
+
+
+def _installed_docker_provider() -> dict[str, Path] | None:
+    """The Docker provider by its name; {} if Pulumi finds the official one by itself; None if missing."""
+    plugins = Path(os.environ.get("PULUMI_HOME") or Path.home() / ".pulumi") / "plugins"
+    official = plugins / f"resource-docker-v{DOCKER_VERSION}"
+    if (official / DOCKER_FILE).exists() and not official.with_name(f"{official.name}.partial").exists():
+        return {}
+    built = DOCKER_PROVIDER.cached()
+    return _files(built) if built.exists() else None
+
+
+class _DownloadError(Exception):
+    """Pulumi's download host did not give a tool; the message says why."""
+
+
+class _UnreachableError(_DownloadError):
+    """The download host does not answer, so that it is of no use to ask it for other files."""
+
+
+class _Maker:
+    """Downloads and builds what one run of `ensure` lacks; `scratch` is a folder that others remove."""
+
+    def __init__(self, steps: Steps, scratch: Path) -> None:
+        self._steps = steps
+        self._scratch = scratch
+        self._url = os.environ.get("PULUMI_DOWNLOAD_URL", DOWNLOAD_URL).rstrip("/")
+        self._unreachable = ""
+
+    def cli(self) -> dict[str, Path]:
+        """Download the CLI with its language host, or build both. Raises SetupError."""
+
+        def unpack(archive: Path, _: Step) -> None:
+            with _made_whole(_downloaded_cli()) as folder, tarfile.open(archive) as content:
+                for name in CLI_FILES:
+                    file = content.extractfile(f"pulumi/{name}")
+                    if file is None:
+                        raise tarfile.ReadError(f"{archive.name}: {name} is no file")
+                    _write_program(file.read(), folder / name)
+
+        system, processor = _platform()
+        try:
+            self._download(
+                CLI.title,
+                f"sdk/pulumi-v{CLI_VERSION}-{system}-{processor.replace('amd64', 'x64')}.tar.gz",
+                f"sdk/pulumi-{CLI_VERSION}-checksums.txt",
+                unpack,
+            )
+        except _DownloadError as error:
+            return _files(self._build(CLI, error), self._build(LANGUAGE_HOST, error))
+        return _files(_downloaded_cli())
+
+    def docker_provider(self, pulumi: Path) -> dict[str, Path]:
+        """Have `pulumi` install the official Docker provider, or build one. Raises SetupError."""
+
+        def install(archive: Path, step: Step) -> None:
+            plugin = ("resource", "docker", DOCKER_VERSION)
+            step.run([str(pulumi), "plugin", "install", *plugin, "--file", str(archive)])
+
+        try:
+            self._download(
+                f"{DOCKER_PROVIDER.title} {DOCKER_VERSION}",
+                f"plugins/pulumi-resource-docker-v{DOCKER_VERSION}-{'-'.join(_platform())}.tar.gz",
+                f"plugins/pulumi-docker_{DOCKER_VERSION}_checksums.txt",
+                install,
+            )
+        except _DownloadError as error:
+            return _files(self._build(DOCKER_PROVIDER, error))
+        return {}
+
+    def _download(self, title: str, archive: str, checksums: str, install: Callable[[Path, Step], None]) -> None:
+        """Fetch an archive, verify it and have it installed. Raises _DownloadError."""
+        if self._unreachable:
+            raise _DownloadError(self._unreachable)
+        target = self._scratch / Path(archive).name
+        try:
+            with self._steps.step(f"{title}: download") as step:
+                expected = self._checksum(checksums, target.name)
+                _fetch(f"{self._url}/{archive}", target, expected, step)
+                install(target, step)
+        except (_DownloadError, CommandError, tarfile.TarError, KeyError) as error:
+            self._steps.console.print(f"  {error}", markup=False)
+            raise _DownloadError(str(error)) from error
+
+    def _checksum(self, listing: str, archive: str) -> str:
+        """Return an archive's checksum from the release's list. Raises _DownloadError."""
+        url = f"{self._url}/{listing}"
+        try:
+            lines = _read(url, within=REACH_SECONDS).decode(errors="replace")
+        except _UnreachableError as error:
+            self._unreachable = str(error)
+            raise
+        listed = re.search(rf"^([0-9a-f]+) [ *](?:\./)?{re.escape(archive)}$", lines, re.MULTILINE)
+        if listed is None or len(listed[1]) not in CHECKSUMS:
+            raise _DownloadError(f"{url}: {archive} is not listed")
+        return listed[1]
+
+    def _build(self, module: GoModule, download: _DownloadError) -> Path:
+        """Return the folder of the built program. Raises SetupError."""
+        folder = module.cached()
+        if folder.exists():
+            return folder
+        tried = [f"{module.instead}: not there", f"download: {download}"]
+        free_gb = shutil.disk_usage(self._scratch).free / 1e9
+        if free_gb < module.disk_gb:
+            raise SetupError(
+                f"{module.title} is to be built, which takes {module.disk_gb} GB of disk for some minutes; "
+                f"{free_gb:.1f} GB are free in {_cache()}",
+                tried=tried,
+                mend="free some room there, or set XDG_CACHE_HOME to a folder on a larger disk",
+            )
+        try:
+            with self._steps.step(f"{module.title}: build with Go") as step, _made_whole(folder) as making:
+                self._go_build(step, module, making)
+        except (CommandError, FileNotFoundError) as error:
+            needed = re.findall(r"^go (\S+)", (module.folder / "go.mod").read_text(), re.MULTILINE)[0]
+            raise SetupError(
+                f"{module.title} could be neither found nor downloaded nor built",
+                tried=[*tried, f"build: {error}"],
+                mend=f"let this machine reach {self._url}, or a mirror of it that PULUMI_DOWNLOAD_URL names; or "
+                f"install Go {needed} or newer from https://go.dev/dl (Go 1.21 or newer fetches that itself unless "
+                f"GOTOOLCHAIN forbids it) and see that the Go module proxy answers; or install {module.instead}",
+            ) from error
+        return folder
+
+    def _go_build(self, step: Step, module: GoModule, making: Path) -> None:
+        """Build into the folder `making`. Raises CommandError."""
+        caches = {name: str(self._scratch / name) for name in ("GOCACHE", "GOMODCACHE", "GOPATH", "GOTMPDIR")}
+        Path(caches["GOTMPDIR"]).mkdir(exist_ok=True)
+        system, processor = _platform()
+        environment = {
+            **os.environ,
+            **caches,
+            "GOOS": system,
+            "GOARCH": processor,
+            "CGO_ENABLED": "0",  # so that no C compiler is needed
+            "GOFLAGS": f"{os.environ.get('GOFLAGS', '')} -modcacherw",  # so that the caches can be removed
+            "GOWORK": "off",
+        }
+
+        def go(*arguments: str) -> str:
+            return step.run(["go", *arguments], cwd=module.folder, env=environment)
+
+        flags = ("-mod=readonly", "-buildvcs=false", "-trimpath", "-v", "-ldflags", f"-s -w {module.linker_flags}")
+        go("build", *flags, "-o", str(making / module.program), module.package)
+        if module.scripts:
+            sdk = go("list", "-mod=readonly", "-m", "-f", "{{.Dir}}", "github.com/pulumi/pulumi/sdk/v3")
+            for script in module.scripts:
+                source = Path(sdk.splitlines()[-1]) / script
+                _write_program(source.read_bytes(), making / source.name)
+
+
+def _open(url: str, seconds: float) -> HTTPResponse:
+    """Open a URL; no part of the answer may keep it waiting longer than `seconds`. Raises _DownloadError."""
+    try:
+        answer: HTTPResponse = urllib.request.urlopen(url, timeout=seconds)  # noqa: S310 -- file:// may be a mirror
+    except urllib.error.HTTPError as error:
+        raise _DownloadError(f"{url}: {error}") from error
+    except (OSError, HTTPException, ValueError) as error:
+        raise _UnreachableError(f"{url}: {error}") from error
+    return answer
+
+
+def _read(url: str, *, within: float) -> bytes:
+    """Read a small file within some seconds, of which name resolution alone may take many. Raises _DownloadError."""
+    content: Future[bytes] = Future()
+
+    def read() -> None:
+        try:
+            content.set_result(_open(url, within).read())
+        except Exception as error:  # noqa: BLE001 -- it is raised in the caller's thread
+            content.set_exception(error)
+
+    threading.Thread(target=read, daemon=True).start()
+    try:
+        return content.result(within)
+    except (OSError, HTTPException) as error:
+        raise _UnreachableError(f"{url}: no answer within {within:.0f} s") from error
+
+
+def _fetch(url: str, target: Path, expected: str, step: Step) -> None:
+    """Download to `target` and compare the checksum. Raises _DownloadError."""
+    digest = hashlib.new(CHECKSUMS[len(expected)])
+    try:
+        with _open(url, STALL_SECONDS) as answer, target.open("wb") as file:
+            while block := answer.read(1 << 20):
+                file.write(block)
+                digest.update(block)
+                step.note(f"{file.tell() / 1e6:.0f} MB")
+    except (OSError, HTTPException) as error:
+        raise _DownloadError(f"{url}: {error}") from error
+    if digest.hexdigest() != expected:
+        raise _DownloadError(f"{url}: its checksum is {digest.hexdigest()}, and {expected} is what the release lists")
+
+
+def _write_program(content: bytes, path: Path) -> None:
+    path.write_bytes(content)
+    path.chmod(0o755)
+
+
+def _link_folder(files: dict[str, Path]) -> Path:
+    key = hashlib.sha256(repr(sorted((name, str(path)) for name, path in files.items())).encode()).hexdigest()
+    return _cache() / f"bin-{key[:16]}"
+
+
+def _linked(files: dict[str, Path]) -> Path:
+    """Return a folder that has just these files under these names."""
+    folder = _link_folder(files)
+    if not folder.exists():
+        with _made_whole(folder) as making:
+            for name, path in files.items():
+                # The CLI and its language host look for their other files beside what they really are. Those of
+                # the cache come together by hard links; an installed CLI has all of them beside it.
+                link = os.link if _cache() in path.parents else os.symlink
+                link(path, making / name)
+    return folder
+
+
+@contextmanager
+def _made_whole(folder: Path) -> Iterator[Path]:
+    """Yield a folder to fill, which gets the name `folder` when the block has ended well, and else is removed."""
+    making = Path(tempfile.mkdtemp(prefix="making-", dir=_cache()))
+    try:
+        yield making
+        for path in making.iterdir():  # lest a power cut leave the name with empty files
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        making.rename(folder)
+    except BaseException:
+        shutil.rmtree(making, ignore_errors=True)
+        raise
+
+
+@contextmanager
+def _scratch(steps: Steps) -> Iterator[Path]:
+    """Let one run at a time make tools, in a folder that is gone afterwards, however it ends."""
+    with steps.step("Pulumi's tools") as step, machine.exclusive("tools", step), _terminable():
+        for left in _cache().glob("making-*"):  # by a run that was killed
+            shutil.rmtree(left, ignore_errors=True)
+        folder = Path(tempfile.mkdtemp(prefix="making-", dir=_cache()))
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end the block by an exception, so that what it has begun is cleaned up."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(number: int, _: object) -> NoReturn:
+        raise SystemExit(128 + number)
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _downloaded_cli() -> Path:
+    return _cache() / f"pulumi-{CLI_VERSION}-{'-'.join(_platform())}"
+
+
+def _files(*folders: Path) -> dict[str, Path]:
+    return {path.name: path for folder in folders for path in folder.iterdir()}
+
+
+def _platform() -> tuple[str, str]:
+    """Return the operating system and the processor as Go names them."""
+    processor = os.uname().machine
+    return os.uname().sysname.lower(), {"x86_64": "amd64", "aarch64": "arm64"}.get(processor, processor)
+
+
+def _cache() -> Path:
+    folder = machine.CACHE / "tools"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder.resolve()
