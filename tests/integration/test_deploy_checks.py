@@ -91,7 +91,7 @@ def check(deployment: Deployment, *arguments: str, stack: str = "") -> subproces
 
 
 def failed(result: subprocess.CompletedProcess[str]) -> set[str]:
-    return set(re.findall(r"^(?:FAILED|ERROR) \S+?::(\S+(?: [^\]\s]+)*\]|\S+)", result.stdout, re.MULTILINE))
+    return set(re.findall(r"^(?:FAILED|ERROR) \S+?::(\w+(?:\[[^\]]*\])?)", result.stdout, re.MULTILINE))
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
