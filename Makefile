@@ -1,5 +1,5 @@
 # make up      everything: tools, images, engine, stack        make down    destroy the stack
-# make test    everything but the drills                       make check   fast enough for every commit
+# make test    everything there is, drills too                 make check   fast enough for every commit
 # make drill   break things under load (NAME=… for some)        make check-deploy    ask a stack that is up
 # STACK=staging with any of them for another stack
 STACK  ?= dev
@@ -37,4 +37,4 @@ integration: prepare
 drill: prepare
 	$(BIN)/pytest tests/drills $(if $(NAME),-k "$(NAME)")
 
-test: check integration
+test: check integration drill

@@ -1,7 +1,8 @@
 """The demo provider: answers as OpenAI and Anthropic do, with the same content for the same question.
 
 It lets a stack without any provider key answer, and it is what tests, drills and benchmarks measure against.
-A message (or embedding input) may tell it to misbehave, so that faults need no state and no second address:
+A message, an embedding's input or the API key may tell it to misbehave, so that faults need no state and no second
+address:
 
     [[demo status=429]]                 answers with that HTTP status
     [[demo delay=2.5]]                  waits that many seconds before the first byte
@@ -89,9 +90,10 @@ def request_id(prefix: str, body: dict[str, Any]) -> str:
     return prefix + hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:24]
 
 
-async def fault_for(body: dict[str, Any], text: str) -> Fault:
+async def fault_for(request: Request, body: dict[str, Any], text: str) -> Fault:
     """The fault that the request asks for, after its delay."""
-    fault = Fault.told_by(text, body.get("model", ""))
+    keys = (request.headers.get(name, "") for name in ("authorization", "x-api-key"))
+    fault = Fault.told_by(" ".join((text, *keys)), body.get("model", ""))
     await asyncio.sleep(fault.delay)
     return fault
 
@@ -132,7 +134,7 @@ async def chat_completions(request: Request) -> Response:
     body = await request.json()
     messages = body.get("messages", [])
     asked = all_text(messages)
-    fault = await fault_for(body, asked)
+    fault = await fault_for(request, body, asked)
     if fault.status != OK:
         return openai_error(fault)
     answer = answer_to(messages)
@@ -164,7 +166,7 @@ async def embeddings(request: Request) -> Response:
     body = await request.json()
     given = body.get("input", [])
     texts = [given] if isinstance(given, str) else [str(item) for item in given]
-    fault = await fault_for(body, " ".join(texts))
+    fault = await fault_for(request, body, " ".join(texts))
     if fault.status != OK:
         return openai_error(fault)
     dimensions = body.get("dimensions") or DIMENSIONS.get(body.get("model", ""), 1536)
@@ -190,7 +192,7 @@ async def anthropic_messages(request: Request) -> Response:
     body = await request.json()
     messages = body.get("messages", [])
     asked = all_text(messages)
-    fault = await fault_for(body, asked)
+    fault = await fault_for(request, body, asked)
     if fault.status != OK:
         kind = {400: "invalid_request_error", 401: "authentication_error", 429: "rate_limit_error"}
         error = {

@@ -25,6 +25,8 @@ Kind = Literal["key", "password", "identity"]
 
 OUTPUTS = ("value", "previous", "generation")
 BYTES = {"key": 32, "password": 32, "identity": 8}
+SETTINGS = {"version": "secretVersions", "retire": "retirePrevious"}
+"""The numbers that only grow, by what they are called in the stack config."""
 PREFIXES = {"key": "sk-", "password": "", "identity": ""}
 
 
@@ -34,9 +36,11 @@ class _Provider(ResourceProvider):
     serialize_as_secret_always = False
 
     def check(self, olds: dict[str, Any], news: dict[str, Any]) -> CheckResult:
+        # A number that made values says nothing of a value of one's own: settings want it removed beside one.
+        counted = ("retire",) if news["configured"] else ("version", "retire")
         failures = [
-            CheckFailure(name, f"{setting} cannot go back from {int(olds[name])} to {int(news[name])}")
-            for name, setting in (("version", "secretVersions"), ("retire", "retirePrevious"))
+            CheckFailure(name, f"{SETTINGS[name]} cannot go back from {int(olds[name])} to {int(news[name])}")
+            for name in counted
             if news[name] < olds.get(name, 0)
         ]
         return CheckResult(news, failures)

@@ -68,7 +68,8 @@ def kill_tree(pid: int) -> None:
 class Deployment:
     """One stack of a copy of the project, driven as an operator or another program would."""
 
-    def __init__(self, folder: Path, name: str) -> None:
+    def __init__(self, folder: Path, name: str, *, host: str | None = None) -> None:
+        """`host` is a Docker Engine other than the machine's usual one."""
         self.name = name
         self.folder = folder / "project"
         self.environment = {
@@ -94,14 +95,14 @@ class Deployment:
         # As dev is when it is new: what the user has set there, secrets among it, is no business of a test.
         settings = {f"{PROJECT_NAME}:demo": True, f"{PROJECT_NAME}:protectData": False}
         (self.folder / f"Pulumi.{name}.yaml").write_text(yaml.safe_dump({"config": settings}))
-        self.engine = docker.from_env()
+        self.engine = docker.DockerClient(host) if host else docker.from_env()
         self.connections = httpx2.Client(timeout=60)
         self.stack = automation.create_stack(
             name,
             work_dir=str(self.folder),
             opts=automation.LocalWorkspaceOptions(env_vars=self.environment),
         )
-        self.set(gatewayPort=free_port(), postgresPort=free_port())
+        self.set(gatewayPort=free_port(), postgresPort=free_port(), **({"dockerHost": host} if host else {}))
 
     def set(self, **config: object) -> None:
         for key, value in config.items():
@@ -261,9 +262,11 @@ def pulumi_tools() -> Iterator[None]:
 
 
 @contextmanager
-def deployed(folder: Path, configure: Callable[[Deployment], None] = lambda _: None) -> Iterator[Deployment]:
+def deployed(
+    folder: Path, configure: Callable[[Deployment], None] = lambda _: None, *, host: str | None = None
+) -> Iterator[Deployment]:
     """A stack of its own that is up, and taken away at the end; `configure` sets what differs from dev."""
-    made = Deployment(folder, f"test-{secrets.token_hex(4)}")
+    made = Deployment(folder, f"test-{secrets.token_hex(4)}", host=host)
     try:
         configure(made)
         made.up()

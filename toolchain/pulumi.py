@@ -115,7 +115,7 @@ def _remove_locks_of_the_dead(backend: str) -> None:
                 path.unlink()
                 print(
                     f"A run of Pulumi was killed here (process {lock['pid']}, started {lock['timestamp']}): its lock "
-                    "is removed. The next `up` finishes what it had begun.",
+                    "is removed. The next `up` finishes what it had begun: run one before a `destroy` too.",
                     file=sys.stderr,
                 )
 
@@ -127,7 +127,12 @@ def _runs(pid: int) -> bool:
         return False
     except PermissionError:
         return True
-    return True
+    try:
+        # In a container whose first process waits for nobody, what was killed stays as a zombie.
+        state = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
+    except OSError:  # not Linux
+        return True
+    return state not in {"Z", "X"}
 
 
 @contextmanager

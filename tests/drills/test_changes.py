@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from secrets import token_hex
 from typing import TYPE_CHECKING, Any
 
 import httpx2
 import psycopg
 import pytest
+from openai import AuthenticationError
 from psycopg.conninfo import make_conninfo
 from pulumi import automation
 
@@ -43,6 +45,25 @@ def status(deployment: Deployment, key: str) -> int:
     """What the edge answers to a key."""
     url = f"{deployment.outputs['litellmUrl']}/v1/chat/completions"
     return httpx2.post(url, json=CHAT, headers={"authorization": f"Bearer {key}"}, timeout=60).status_code
+
+
+def status_of_replica(deployment: Deployment, part: str, key: str) -> int:
+    """What a replica itself answers to a key."""
+    ask = (
+        "import http.client, sys\n"
+        "c = http.client.HTTPConnection('127.0.0.1', 4000)\n"
+        "c.request('GET', '/v1/models', headers={'authorization': 'Bearer ' + sys.argv[1]})\n"
+        "print(c.getresponse().status)\n"
+    )
+    return int(deployment.read(part, "python3", "-c", ask, key))
+
+
+def serve_ours(deployment: Deployment, *, key: str) -> None:
+    """Serve a model of the stack's own, with a provider key."""
+    for name, value in {"name": "ours", "model": "openai/ours", "apiBase": "http://demo:8080/v1"}.items():
+        deployment.set_path(f"models[0].{name}", value)
+    deployment.set_path("modelKeys.ours", key, secret=True)
+    deployment.up()
 
 
 def test_a_changed_model_list_reaches_every_replica(deployment: Deployment, drill: Drill) -> None:
@@ -167,15 +188,9 @@ def test_the_master_key_is_rotated(deployment: Deployment, drill: Drill) -> None
     assert load.report.failures == []
     new = deployment.secret("master-key")
     assert new != old
-    ask = (
-        "import http.client, sys\n"
-        "c = http.client.HTTPConnection('127.0.0.1', 4000)\n"
-        "c.request('GET', '/v1/models', headers={'authorization': 'Bearer ' + sys.argv[1]})\n"
-        "print(c.getresponse().status)\n"
-    )
     for part in ("litellm-1", "litellm-2"):
-        assert deployment.read(part, "python3", "-c", ask, new).strip() == "200"
-        assert deployment.read(part, "python3", "-c", ask, old).strip() == str(UNAUTHORIZED)
+        assert status_of_replica(deployment, part, new) == httpx2.codes.OK
+        assert status_of_replica(deployment, part, old) == UNAUTHORIZED
     assert status(deployment, new) == UNAUTHORIZED  # never at the edge
 
 
@@ -198,18 +213,71 @@ def test_a_clients_key_is_rotated(deployment: Deployment, drill: Drill) -> None:
 
 def test_a_providers_key_is_rotated(deployment: Deployment, drill: Drill) -> None:
     """Every replica has the new one, and none the old one."""
-    for key, value in {"name": "ours", "model": "openai/ours", "apiBase": "http://demo:8080/v1"}.items():
-        deployment.set_path(f"models[1].{key}", value)
-    deployment.set_path("modelKeys.ours", "the-first-key", secret=True)
-    deployment.up()
+    serve_ours(deployment, key="the-first-key")
     with drill("rotation of a provider's key") as load:
-        deployment.set_path("modelKeys.ours", "the-second-key", secret=True)
-        deployment.up()
+        serve_ours(deployment, key="the-second-key")
     assert load.report.failures == []
     for part in ("litellm-1", "litellm-2"):
         secrets = deployment.read(part, "sh", "-c", "cat /run/secrets/*")
         assert "the-second-key" in secrets
         assert "the-first-key" not in secrets
+
+
+def test_a_wrong_provider_key_fails_what_needs_it_and_nothing_else(deployment: Deployment, drill: Drill) -> None:
+    """Its model's callers learn that the provider refused; the others notice nothing; the right key mends it."""
+    wrong = "[[demo status=401]]"
+    serve_ours(deployment, key=wrong)
+    body: dict[str, object] = {**CHAT, "model": "ours"}
+    with drill("a wrong provider key") as load:
+        for _ in range(20):
+            load.send_also("/v1/chat/completions", body)
+            load.await_successes(2)
+        with pytest.raises(AuthenticationError) as caught:
+            deployment.client.post("/chat/completions", body=body, cast_to=object)
+        serve_ours(deployment, key="the-right-key")
+        assert deployment.client.post("/chat/completions", body=body, cast_to=object)
+    assert "Incorrect API key" in str(caught.value)
+    assert wrong not in str(caught.value)
+    assert load.report.failures == []
+
+
+def test_secrets_are_rotated_by_values_of_ones_own(deployment: Deployment, drill: Drill) -> None:
+    """Also those that a number made before; a value that is taken out of the config again stays in force."""
+    own = {
+        "masterKey": f"sk-{token_hex(24)}",
+        "clientKeys.app": f"sk-{token_hex(24)}",
+        "postgresPassword": token_hex(24),
+        "databasePassword": token_hex(24),
+    }
+    before = deployment.secrets()
+    with drill("rotation by values of one's own") as load:
+        for name in own:
+            deployment.set_path(f"secretVersions.{name}", 9)
+        deployment.up()
+        by_number = load.key = deployment.outputs["litellmApiKey"]
+        load.await_successes(round(load.rate))
+        deployment.forget("secretVersions")
+        for name, value in own.items():
+            deployment.set_path(name, value, secret=True)
+        deployment.up()
+        load.key = own["clientKeys.app"]
+        load.await_successes(round(load.rate))
+        assert status(deployment, by_number) == httpx2.codes.OK
+        for name in ("masterKey", "clientKeys", "postgresPassword", "databasePassword"):
+            deployment.forget(name)
+        deployment.up()
+    assert load.report.failures == []
+    url = deployment.outputs["databaseUrl"]
+    assert own["databasePassword"] in url
+    assert opens(url)
+    superuser = {"user": "postgres", "dbname": "postgres"}
+    assert opens(url, **superuser, password=own["postgresPassword"])
+    assert not opens(url, **superuser, password=before["postgres-password.value"])
+    for part in ("litellm-1", "litellm-2"):
+        assert status_of_replica(deployment, part, own["masterKey"]) == httpx2.codes.OK
+        assert status_of_replica(deployment, part, before["master-key.value"]) == UNAUTHORIZED
+    assert status(deployment, own["clientKeys.app"]) == httpx2.codes.OK
+    assert status(deployment, before["client-key-app.value"]) == UNAUTHORIZED
 
 
 def opens(url: str, **changes: Any) -> bool:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
 from typing import TYPE_CHECKING, Self
 
 import psycopg
 import pytest
+
+from tests.stacks import POLL_SECONDS, RESTART_SECONDS
 
 if TYPE_CHECKING:
     from tests.drills.conftest import Drill
@@ -42,6 +45,8 @@ class Writer:
     def __init__(self, *urls: str) -> None:
         """`urls` are where the server may be; it is asked for at each in turn."""
         self.acknowledged: list[str] = []
+        self.refusal = ""
+        """What stood in the way last."""
         self._urls = itertools.cycle(urls)
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run)
@@ -54,6 +59,15 @@ class Writer:
         self._ended.set()
         self._thread.join()
 
+    def await_rows(self, count: int) -> None:
+        """Wait for that many more rows."""
+        wanted = len(self.acknowledged) + count
+        deadline = time.monotonic() + RESTART_SECONDS
+        while len(self.acknowledged) < wanted:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"Postgres takes no rows: {self.refusal}")
+            time.sleep(POLL_SECONDS)
+
     def _run(self) -> None:
         number = 0
         while not self._ended.is_set():
@@ -64,9 +78,17 @@ class Writer:
                         connection.execute("INSERT INTO organizations (name) VALUES (%s)", (name,))
                         self.acknowledged.append(name)
                         number += 1
-            except psycopg.Error:
+            except psycopg.Error as error:
+                self.refusal = str(error)
                 number += 1  # whether that one was written, nobody can tell
                 self._ended.wait(0.05)
+
+
+def all_there(deployment: Deployment, writer: Writer) -> bool:
+    """Whether the database has every row that it acknowledged."""
+    with deployment.database() as connection:
+        rows = connection.execute("SELECT name FROM organizations WHERE name LIKE 'drill %'").fetchall()
+    return set(writer.acknowledged) <= {name for (name,) in rows}
 
 
 def test_postgres_that_is_killed_loses_no_row(deployment: Deployment, drill: Drill) -> None:
@@ -76,13 +98,9 @@ def test_postgres_that_is_killed_loses_no_row(deployment: Deployment, drill: Dri
         load.await_successes(20)
         deployment.kill("postgres")
         deployment.await_restart("postgres", pid)
-        before = len(writer.acknowledged)
-        while len(writer.acknowledged) < before + 20:
-            load.await_successes(1)
+        writer.await_rows(20)
     assert load.report.failures == []
-    with deployment.database() as connection:
-        rows = connection.execute("SELECT name FROM organizations WHERE name LIKE 'drill %'").fetchall()
-    assert set(writer.acknowledged) <= {name for (name,) in rows}
+    assert all_there(deployment, writer)
 
 
 @pytest.mark.parametrize("fault", ["status=500", "status=429", "delay=5", "cut=2"])

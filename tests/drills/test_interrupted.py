@@ -6,17 +6,25 @@ import random
 import time
 from typing import TYPE_CHECKING
 
-from tests.drills.test_faults import Writer
+from tests.drills.test_faults import Writer, all_there
 from tests.stack_config import PROJECT_NAME
-from tests.stacks import PARTS, free_port, kill_tree
+from tests.stacks import PARTS, POLL_SECONDS, free_port, kill_tree
 
 if TYPE_CHECKING:
+    from docker.models.containers import Container
+
     from tests.stacks import Deployment
 
 KILLS = 20
 LATEST_SECONDS = 8
 """By then the slowest of the changes here is done."""
 UP = ("up", "--yes", "--skip-preview", "--non-interactive")
+
+
+def servers(deployment: Deployment) -> list[Container]:
+    """The containers that run on the volume with the data."""
+    volume = f"{PROJECT_NAME}-{deployment.name}-postgres-data"
+    return deployment.engine.containers.list(filters={"volume": volume}, ignore_removed=True)
 
 
 def test_an_up_that_is_killed_at_any_moment_is_mended_by_the_next(deployment: Deployment) -> None:
@@ -37,32 +45,35 @@ def test_an_up_that_is_killed_at_any_moment_is_mended_by_the_next(deployment: De
             with deployment.begin(*UP) as process:
                 deadline = time.monotonic() + after
                 while process.poll() is None and time.monotonic() < deadline:
-                    deployment.engine.ping()
+                    assert len(servers(deployment)) <= 1
                 kill_tree(process.pid)
             mending = deployment.begin(*UP)
             said, _ = mending.communicate()
+            assert len(servers(deployment)) == 1
             print(f"{number}: {key} = {value}, killed after {after:.1f} s, mended with {mending.returncode}")
             assert mending.returncode == 0, said
             locks += "A run of Pulumi was killed here" in said
             assert {str(container.name) for container in deployment.containers()} == wanted
             assert {container.status for container in deployment.containers()} == {"running"}
-            before = len(writer.acknowledged)
-            while len(writer.acknowledged) == before:
-                deployment.engine.ping()
+            writer.await_rows(1)
     assert locks > 0
     deployment.up(expect_no_changes=True)
     deployment.refresh(expect_no_changes=True)
-    with deployment.database() as connection:
-        rows = connection.execute("SELECT name FROM organizations WHERE name LIKE 'drill %'").fetchall()
-    assert set(writer.acknowledged) <= {name for (name,) in rows}
+    assert all_there(deployment, writer)
     print(f"{len(writer.acknowledged)} rows acknowledged, {locks} locks of killed runs removed")
 
 
-def test_of_two_ups_at_once_one_waits_its_turn(deployment: Deployment) -> None:
+def test_of_two_ups_at_once_one_is_told_of_the_other(deployment: Deployment) -> None:
     """The second is told that another one runs, and changes nothing; the first is not disturbed."""
     deployment.set(drainSeconds=45)
-    runs = [deployment.begin(*UP), deployment.begin(*UP)]
-    said = {run.returncode: text for run in runs for text in run.communicate()[:1]}
-    assert sorted(said) == [0, 255]
-    assert "currently locked" in said[255]
+    first = deployment.begin(*UP)
+    while not any(deployment.state.glob(".pulumi/locks/**/*.json")):
+        assert first.poll() is None
+        time.sleep(POLL_SECONDS)
+    second = deployment.begin(*UP)
+    refused, _ = second.communicate()
+    done, _ = first.communicate()
+    assert first.returncode == 0, done
+    assert second.returncode != 0
+    assert "currently locked" in refused
     deployment.up(expect_no_changes=True)

@@ -255,10 +255,13 @@ def test_lock_of_a_killed_run_goes(user: User) -> None:
     clone.pulumi("stack", "init", "dev")
     with subprocess.Popen(["true"]) as ended:
         pass
+    zombie = subprocess.Popen(["true"])
+    os.waitid(os.P_PID, zombie.pid, os.WEXITED | os.WNOWAIT)
     locks = user.own / "state/.pulumi/locks/organization/any/dev"
     locks.mkdir(parents=True)
     kinds = {
         "dead": (ended.pid, socket.gethostname()),
+        "zombie": (zombie.pid, socket.gethostname()),
         "alive": (os.getpid(), socket.gethostname()),
         "elsewhere": (ended.pid, "another-machine"),
     }
@@ -269,6 +272,7 @@ def test_lock_of_a_killed_run_goes(user: User) -> None:
 
     with clone.start("whoami") as process:
         printed, _ = process.communicate()
+    zombie.wait()
 
     assert f"A run of Pulumi was killed here (process {ended.pid}," in printed
     assert sorted(lock.stem for lock in locks.iterdir()) == ["alive", "elsewhere", "unreadable"]

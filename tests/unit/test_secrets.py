@@ -95,6 +95,18 @@ def test_a_number_cannot_go_back() -> None:
     ]
 
 
+def test_a_value_of_ones_own_takes_the_place_of_a_number() -> None:
+    """Settings want the number removed beside a value; taking the value away keeps it, and numbers start anew."""
+    counted = updated(created(), version=3)
+    assert PROVIDER.check(counted, inputs(configured="sk-mine")).failures == []
+    mine = updated(counted, configured="sk-mine")
+    assert (mine["value"], mine["previous"]) == ("sk-mine", counted["value"])
+    assert PROVIDER.check(mine, inputs()).failures == []
+    kept = updated(mine)
+    assert kept["value"] == "sk-mine"
+    assert updated(kept, version=2)["value"] != "sk-mine"
+
+
 def test_a_constant_refuses_another_value_with_its_reason() -> None:
     provider = _ConstantProvider()
     olds = {"value": "16", "refusal": "dump first"}

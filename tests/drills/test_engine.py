@@ -1,0 +1,110 @@
+"""The engine restarts, or its disk is full: on an engine of the drills' own, whose volumes have little room."""
+
+from __future__ import annotations
+
+import subprocess
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+import docker
+import psycopg
+import pytest
+
+from infra.images import stand_ins
+from tests.drills.test_faults import Writer, all_there
+from tests.engines import Daemon, needs_an_engine_of_its_own, own_network
+from tests.stack_config import PROJECT, project_file
+from tests.stacks import PARTS, deployed
+from toolchain import engine
+from toolchain.__main__ import IMAGE_SETTINGS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from tests.drills.conftest import Drill
+    from tests.stacks import Deployment
+
+VOLUMES_MB = 256
+GAP_SECONDS = {"stops its containers": 120, "lets them run": 30}
+"""How long nobody is answered: until the engine is back, and with it the containers that it had stopped."""
+OPTIONS = {"stops its containers": (), "lets them run": ("--live-restore",)}
+MORE_THAN_THE_DISK = "CREATE TABLE much AS SELECT md5(i::text) FROM generate_series(1, %s) AS i"
+"""32 bytes a row."""
+
+pytestmark = needs_an_engine_of_its_own
+
+
+@pytest.fixture(scope="module")
+def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    """An engine with the stack's images, and a small disk for its volumes."""
+    daemon = Daemon(tmp_path_factory.mktemp("engine"))
+    daemon.volumes.mkdir(parents=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={VOLUMES_MB}m", "tmpfs", daemon.volumes], check=True)
+    with own_network():
+        try:
+            daemon.start()
+            with closing(docker.from_env()) as usual, closing(engine.connect(daemon.host)) as own:
+                instead = stand_ins(PROJECT / ".images.yaml")
+                for setting in IMAGE_SETTINGS.values():
+                    reference = str(project_file()["config"][setting]["default"])
+                    own.images.load(usual.images.get(instead.get(reference, reference)).save(named=True))  # type: ignore[arg-type]  # a stream
+            yield daemon
+        finally:
+            daemon.remove()
+
+
+@pytest.fixture(scope="module")
+def deployment(daemon: Daemon, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+    """A stack on that engine."""
+    with deployed(tmp_path_factory.mktemp("drilled"), host=daemon.host) as made:
+        yield made
+
+
+def fill(path: Path) -> None:
+    """Write a file until its disk is full."""
+    with path.open("wb", buffering=0) as file, pytest.raises(OSError, match="No space left on device"):
+        while True:
+            file.write(bytes(2**16))
+
+
+def test_a_full_disk_loses_no_acknowledged_row(daemon: Daemon, deployment: Deployment, drill: Drill) -> None:
+    """Postgres says what is wrong and takes no more; with room again it goes on; the gateway does not need it."""
+    filler = daemon.volumes / "filler"
+    url = deployment.outputs["databaseUrl"]
+    with drill("a full disk under Postgres") as load, Writer(url) as writer:
+        try:
+            fill(filler)
+            with pytest.raises(psycopg.OperationalError), psycopg.connect(url, autocommit=True) as connection:
+                connection.execute(MORE_THAN_THE_DISK % (VOLUMES_MB * 2**20 // 32))
+            assert b"No space left on device" in deployment.container("postgres").logs()
+        finally:
+            filler.unlink()
+        writer.await_rows(20)
+    assert load.report.failures == []
+    assert all_there(deployment, writer)
+    deployment.await_restart("postgres", 0)
+
+
+@pytest.mark.parametrize("mode", OPTIONS)
+def test_an_engine_that_restarts_brings_all_back(
+    daemon: Daemon, deployment: Deployment, drill: Drill, mode: str
+) -> None:
+    """By itself, with the keys and the configuration there were, and every acknowledged row."""
+    daemon.end()
+    daemon.start(*OPTIONS[mode])
+    for part in PARTS:
+        deployment.await_restart(part, 0)
+    before = {part: deployment.container(part).attrs["State"]["Pid"] for part in PARTS}
+    with drill(f"an engine that restarts and {mode}") as load, Writer(deployment.outputs["databaseUrl"]) as writer:
+        daemon.end()
+        daemon.start(*OPTIONS[mode])
+        for part in PARTS:
+            deployment.await_restart(part, 0)
+        load.await_successes(1)
+        writer.await_rows(20)
+    assert load.report.longest_gap < GAP_SECONDS[mode]
+    assert all_there(deployment, writer)
+    kept = {part for part in PARTS if deployment.container(part).attrs["State"]["Pid"] == before[part]}
+    assert kept == (set(PARTS) if OPTIONS[mode] else set())
+    deployment.up(expect_no_changes=True)
