@@ -8,6 +8,7 @@ import select
 import shutil
 import signal
 import subprocess
+import tempfile
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -43,8 +44,9 @@ def _end(pid: int) -> bool:
 class Daemon:
     """A second engine; all that it has is in one folder."""
 
-    def __init__(self, folder: Path, *options: str) -> None:
-        self.folder = folder
+    def __init__(self, *options: str) -> None:
+        # Not below a test's own folder: the paths of sockets must be short.
+        self.folder = folder = Path(tempfile.mkdtemp(prefix="engine-"))
         self.host = f"unix://{folder}/docker.sock"
         self.log = folder / "log"
         self.pid_file = folder / "pid"

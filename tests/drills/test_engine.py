@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import TYPE_CHECKING
 
 import docker
@@ -36,9 +37,9 @@ pytestmark = needs_an_engine_of_its_own
 
 
 @pytest.fixture(scope="module")
-def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+def daemon() -> Iterator[Daemon]:
     """An engine with the stack's images, and a small disk for its volumes."""
-    daemon = Daemon(tmp_path_factory.mktemp("engine"))
+    daemon = Daemon()
     daemon.volumes.mkdir(parents=True)
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={VOLUMES_MB}m", "tmpfs", daemon.volumes], check=True)
     with own_network():
@@ -62,10 +63,11 @@ def deployment(daemon: Daemon, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 
 def fill(path: Path) -> None:
-    """Write a file until its disk is full."""
-    with path.open("wb", buffering=0) as file, pytest.raises(OSError, match="No space left on device"):
+    """Make a file of all the room that its disk has left."""
+    with path.open("wb", buffering=0) as file, suppress(OSError):
         while True:
             file.write(bytes(2**16))
+    assert shutil.disk_usage(path).free < 2**16
 
 
 def test_a_full_disk_loses_no_acknowledged_row(daemon: Daemon, deployment: Deployment, drill: Drill) -> None:

@@ -22,9 +22,8 @@ pytestmark = needs_an_engine_of_its_own
 
 
 @pytest.fixture
-def daemon(tmp_path: Path) -> Iterator[Daemon]:
-    daemon = Daemon(tmp_path / "engine", "--bridge=none", "--iptables=false")
-    daemon.folder.mkdir()
+def daemon() -> Iterator[Daemon]:
+    daemon = Daemon("--bridge=none", "--iptables=false")
     with own_network():
         try:
             yield daemon
