@@ -100,7 +100,7 @@ class Postgres(pulumi.ComponentResource):
             opts=pulumi.ResourceOptions(parent=self, protect=args.protect),
         )
         placement.volume(volume, protect=args.protect, opts=child)
-        containers = placement.run(
+        replicas = placement.run(
             Workload(
                 name=name,
                 image=args.image,
@@ -121,7 +121,7 @@ class Postgres(pulumi.ComponentResource):
             ),
             opts=pulumi.ResourceOptions(parent=self, depends_on=[version]),
         )
-        self.server = containers[0].id
+        self.server = replicas[0].instance
         roles = DatabaseRoles(
             f"{name}-roles",
             server=self.server,
@@ -130,7 +130,7 @@ class Postgres(pulumi.ComponentResource):
             superuser_password=args.superuser_password,
             initial_password=initial_password.value,
             app_password=args.app_password,
-            opts=pulumi.ResourceOptions(parent=self, depends_on=containers),
+            opts=pulumi.ResourceOptions(parent=self, depends_on=[replica.ready for replica in replicas]),
         )
         self.database_url = pulumi.Output.all(roles.app_login, args.app_password.value).apply(
             lambda it: f"postgresql://{it[0]}:{quote(it[1], safe='')}@{args.host}:{args.port}/{APP_DATABASE}"

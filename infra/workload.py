@@ -96,6 +96,16 @@ class Workload:
     """How long the part may take to end when it is stopped."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Replica:
+    """A replica of a workload that runs."""
+
+    ready: pulumi.Resource
+    """Is there once the replica is healthy: what needs the replica depends on it."""
+    instance: pulumi.Output[str]
+    """Another value for each container that serves in its place."""
+
+
 class Placement(Protocol):
     """Where workloads run. Parts get one and never know which."""
 
@@ -105,5 +115,5 @@ class Placement(Protocol):
     def volume(self, name: str, *, protect: bool, opts: pulumi.ResourceOptions) -> None:
         """Make a volume that workloads may name; a protected one is never deleted."""
 
-    def run(self, workload: Workload, *, opts: pulumi.ResourceOptions) -> Sequence[pulumi.CustomResource]:
-        """Run a workload; each resource stands for a replica that is healthy once it is there."""
+    def run(self, workload: Workload, *, opts: pulumi.ResourceOptions) -> Sequence[Replica]:
+        """Run a workload."""

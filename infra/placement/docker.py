@@ -15,8 +15,9 @@ import pulumi
 import pulumi_docker
 
 from infra.images import stand_ins
+from infra.placement.health import Healthy
 from infra.placement.live_files import LiveFiles
-from infra.workload import LIVE, SECRETS, Workload
+from infra.workload import LIVE, SECRETS, Replica, Workload
 from toolchain.engine import connect
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class DockerHost:
 
     Creates, for each workload: `docker:index/remoteImage:RemoteImage` (one an image) and
     `docker:index/container:Container` (one a replica); for networks and volumes `docker:index/network:Network`,
-    `docker:index/volume:Volume`; for live files `LiveFiles`.
+    `docker:index/volume:Volume`. Each container is awaited by a `Healthy`, or by the `LiveFiles` that it starts with.
     """
 
     def __init__(self, host: str, *, identity: pulumi.Output[str], image_choices: Path) -> None:
@@ -80,25 +81,31 @@ class DockerHost:
             ),
         )
 
-    def run(self, workload: Workload, *, opts: pulumi.ResourceOptions) -> Sequence[pulumi.CustomResource]:
-        replicas: list[pulumi.CustomResource] = []
+    def run(self, workload: Workload, *, opts: pulumi.ResourceOptions) -> Sequence[Replica]:
+        replicas: list[Replica] = []
         for number in range(1, workload.replicas + 1):
             name = f"{workload.name}-{number}" if workload.replicas > 1 else workload.name
-            after = pulumi.ResourceOptions(depends_on=replicas[-1:] or None)
+            after = pulumi.ResourceOptions(depends_on=[replica.ready for replica in replicas[-1:]])
             container = self._container(name, workload, pulumi.ResourceOptions.merge(opts, after))
-            if workload.live is None:
-                replicas.append(container)
-            else:
-                files = LiveFiles(
-                    f"{name}-files",
-                    host=self._host,
-                    container=container.id,
-                    live=workload.live,
-                    start_seconds=workload.health.start_seconds,
-                    opts=opts,
-                )
-                replicas.append(files)
+            replicas.append(Replica(ready=self._ready(name, workload, container, opts), instance=container.id))
         return replicas
+
+    def _ready(
+        self, name: str, workload: Workload, container: pulumi_docker.Container, opts: pulumi.ResourceOptions
+    ) -> pulumi.Resource:
+        seconds = workload.health.start_seconds
+        if workload.live is None:
+            return Healthy(
+                f"{name}-healthy", host=self._host, container=container.id, start_seconds=seconds, opts=opts
+            )
+        return LiveFiles(
+            f"{name}-files",
+            host=self._host,
+            container=container.id,
+            live=workload.live,
+            start_seconds=seconds,
+            opts=opts,
+        )
 
     def _container(self, name: str, workload: Workload, opts: pulumi.ResourceOptions) -> pulumi_docker.Container:
         health = workload.health
@@ -143,8 +150,6 @@ class DockerHost:
                 start_period=_duration(health.start_seconds),
                 retries=health.retries,
             ),
-            wait=workload.live is None,  # else LiveFiles waits, as the part can only start with them
-            wait_timeout=health.start_seconds,
             must_run=True,
             stop_timeout=workload.stop_seconds,
             destroy_grace_seconds=workload.stop_seconds + SECONDS_TO_KILL,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import docker
 from pulumi.dynamic import CreateResult, DiffResult, Resource, ResourceProvider, UpdateResult
 
+from infra.placement.health import await_health
 from infra.workload import LIVE
 from toolchain.engine import connect
 
@@ -23,10 +24,6 @@ if TYPE_CHECKING:
     from infra.workload import Live
 
 INPUTS = ("container", "files", "check", "reload")
-POLL_SECONDS = 0.2
-LAST_LINES = 15
-"""How much of a container's log a failure shows."""
-
 CLEAR = f"rm -rf {LIVE}/next"
 SWITCH = f"cd {LIVE} && rm -rf old && if [ -d current ]; then mv current old; fi && mv next current"
 SWITCH_BACK = f"cd {LIVE} && rm -rf next && mv current next && mv old current"
@@ -48,9 +45,8 @@ class _Provider(ResourceProvider):
         with closing(connect(props["host"])) as engine:
             try:
                 container = engine.containers.get(props["container"])
-                restarts = container.attrs["RestartCount"]
                 _load(container, props["files"], check=props["check"], reload=props["reload"])
-                _await_health(container, props["start_seconds"], restarts)
+                await_health(container, props["start_seconds"])
             except docker.errors.APIError as error:
                 raise RuntimeError(f"the engine at {props['host']} refused: {error.explanation}") from error
         return props
@@ -105,22 +101,6 @@ def _run(container: Container, command: Sequence[str], *, folder: str | None = N
 
 def _succeeds(container: Container, command: Sequence[str]) -> bool:
     return bool(container.exec_run(list(command)).exit_code == 0)
-
-
-def _await_health(container: Container, seconds: float, restarts: int) -> None:
-    """Wait until a container is healthy. Raises RuntimeError with its last lines once it ended, or started again."""
-    deadline = time.monotonic() + seconds
-    while True:
-        container.reload()
-        state = container.attrs["State"]
-        if state["Health"]["Status"] == "healthy":
-            return
-        ended = not state["Running"] or state["Restarting"] or container.attrs["RestartCount"] > restarts
-        if ended or time.monotonic() > deadline:
-            what = f"ended with {state['ExitCode']}" if ended else f"was not healthy after {seconds:.0f} s"
-            lines = container.logs(tail=LAST_LINES).decode(errors="replace").rstrip()
-            raise RuntimeError(f"{container.name} {what}; its last lines:\n{lines}")
-        time.sleep(POLL_SECONDS)
 
 
 class LiveFiles(Resource, module="live_files", name="LiveFiles"):

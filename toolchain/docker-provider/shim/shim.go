@@ -6,10 +6,9 @@ import (
 	"github.com/terraform-providers/terraform-provider-docker/internal/provider"
 )
 
-// Provider is the Terraform provider for Docker, with two of its faults mended. It sends version in its User-Agent.
+// Provider is the Terraform provider for Docker, with a fault of it mended. It sends version in its User-Agent.
 func Provider(version string) *schema.Provider {
 	upstream := provider.New(version)()
-	awaitHealth(upstream.ResourcesMap["docker_container"])
 	noticeLoss(upstream.ResourcesMap["docker_volume"])
 	return upstream
 }

@@ -1,0 +1,80 @@
+"""The health of a container on one Docker host, awaited as a step of the deployment."""
+
+from __future__ import annotations
+
+import time
+from contextlib import closing
+from typing import TYPE_CHECKING, Any
+
+import docker
+from pulumi.dynamic import CreateResult, DiffResult, Resource, ResourceProvider, UpdateResult
+
+from toolchain.engine import connect
+
+if TYPE_CHECKING:
+    import pulumi
+    from docker.models.containers import Container
+
+POLL_SECONDS = 0.2
+LAST_LINES = 15
+"""How much of a container's log a failure shows."""
+
+
+def await_health(container: Container, seconds: float) -> None:
+    """Wait until a container is healthy. Raises RuntimeError with its last lines once it ended, or started again."""
+    restarts = container.attrs["RestartCount"]
+    deadline = time.monotonic() + seconds
+    while True:
+        container.reload()
+        state = container.attrs["State"]
+        if state["Health"]["Status"] == "healthy":
+            return
+        ended = not state["Running"] or state["Restarting"] or container.attrs["RestartCount"] > restarts
+        if ended or time.monotonic() > deadline:
+            what = f"exited with {state['ExitCode']}" if ended else f"was not healthy after {seconds:.0f} s"
+            lines = container.logs(tail=LAST_LINES).decode(errors="replace").rstrip()
+            raise RuntimeError(f"{container.name} {what}; its last lines:\n{lines}")
+        time.sleep(POLL_SECONDS)
+
+
+class _Provider(ResourceProvider):
+    serialize_as_secret_always = False
+
+    def create(self, props: dict[str, Any]) -> CreateResult:
+        return CreateResult("healthy", self._await(props))
+
+    def diff(self, id: str, olds: dict[str, Any], news: dict[str, Any]) -> DiffResult:  # noqa: A002, ARG002
+        return DiffResult(changes=olds.get("container") != news.get("container"))
+
+    def update(self, id: str, olds: dict[str, Any], news: dict[str, Any]) -> UpdateResult:  # noqa: A002, ARG002
+        return UpdateResult(self._await(news))
+
+    def _await(self, props: dict[str, Any]) -> dict[str, Any]:
+        with closing(connect(props["host"])) as engine:
+            try:
+                await_health(engine.containers.get(props["container"]), props["start_seconds"])
+            except docker.errors.NotFound:
+                raise RuntimeError(f"container {props['container'][:12]} was removed while it started") from None
+        return props
+
+
+class Healthy(Resource, module="health", name="Healthy"):
+    """A container that is healthy. Whatever waits for it fails with the container's own last lines.
+
+    Not the provider's own wait: that goes on to its end for a container that has long exited, and shows no line.
+
+    Creates: nothing outside the state. Type token: `pulumi-python:dynamic/health:Healthy`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        host: str,
+        container: pulumi.Output[str],
+        start_seconds: int,
+        opts: pulumi.ResourceOptions | None = None,
+    ) -> None:
+        """`container` is its id; `start_seconds` is how long it may take."""
+        props = {"host": host, "container": container, "start_seconds": start_seconds}
+        super().__init__(_Provider(), name, props, opts)
