@@ -1,326 +1,353 @@
-"""A Swarm of several machines on this one: each node has namespaces and an engine of its own, and a cable to a bridge.
+"""A real Swarm on one machine: an engine in each of several sets of namespaces, with a network of the test's own.
 
-A node is what `unshare` starts: network, host name, mounts and processes of its own. So one signal to its first process
-is a power cut, and nothing of a node outlives it but its folder. The bridge and the registry are in a network of the
-test's own (`tests.engines.own_network`), from where the test, and all that it starts, reaches the nodes' addresses.
+A node is what Swarm takes for a machine: it has its own host name, network, processes and mounts. Its first process
+dies with the test that started it, and with that process, at once, all that runs on the node.
 """
 
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import signal
 import subprocess
-import tempfile
 import time
 from contextlib import ExitStack, closing, contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import docker
-import httpx2
+import requests
+import yaml
 
 from tests.engines import Daemon, own_network
+from tests.stacks import descendants
 from toolchain import engine
-from toolchain.machine import CACHE, environment, exclusive, install, update_package_lists, which
-from toolchain.progress import Steps
+from toolchain.machine import CACHE, environment, exclusive, update_package_lists, which
+from toolchain.progress import CommandError, Steps
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Sequence
 
 T = TypeVar("T")
 
-BRIDGE = "swarm"
-NETWORK = "192.0.2.{}"
-"""Addresses that are nobody's (RFC 5737): .1 is the test and the registry, .2 and so on are the nodes."""
+NETWORK = "198.18.0"
+"""Set aside for tests of networks by RFC 2544: no engine and no Swarm takes of it for networks of its own."""
+BRIDGE = "bridge"
 REGISTRY_PORT = 5000
-START_SECONDS = 60
-END_SECONDS = 60
-POLL_SECONDS = 0.05
-MACHINE = """
-set -e
-hostname "$1"; address=$2; log=$3; shift 3
-mount -t tmpfs tmpfs /run  # containerd's sockets are there, whatever the options say
+WITHIN_SECONDS = 60
+POLL_SECONDS = 0.1
+CGROUPS = Path("/sys/fs/cgroup")
+DIES_WITH_THIS_PROGRAM = ("setpriv", "--pdeathsig", "KILL")
+NEW_MACHINE = ("unshare", "--net", "--uts", "--pid", "--mount", "--mount-proc", "--fork", "--kill-child")
+BOOT = """
+set -o errexit
+hostname "$0"
 ip link set lo up
-echo ready; read -r plugged_in
-ip address add "$address/24" dev eth0
+ip link add eth0 type veth peer name "$0" netns /dev/stdin
+nsenter --net=/dev/stdin ip link set "$0" master "$1" up
+ip address add "$2" dev eth0
 ip link set eth0 up
-exec 3<&0
-dockerd "$@" </dev/null >>"$log" 2>&1 &
-dockerd=$!
-{ read -r forever; kill "$dockerd"; } <&3 >/dev/null &  # the test has ended it, or is no more
-wait "$dockerd"
+"${@:3}" &
+wait $!
 """
-"""A node's first process. It waits for its cable, and collects the processes that lost their parents."""
+"""What the first process of a node does; its standard input is the network outside."""
+UNREACHABLE = (*engine.UNREACHABLE, requests.RequestException)
 
 
-def eventually(what: str, condition: Callable[[], T], *, seconds: float = START_SECONDS) -> T:
-    """Return what `condition` returns as soon as that is true. Raises TimeoutError that says `what` did not happen."""
-    deadline = time.monotonic() + seconds
+def until(condition: Callable[[], T], what: str, *, within: float = WITHIN_SECONDS) -> T:
+    """Wait until a condition gives something true, and return that; an engine that does not answer gives nothing."""
+    deadline = time.monotonic() + within
     while True:
-        if result := condition():
-            return result
+        error = None
+        try:
+            if result := condition():
+                return result
+        except UNREACHABLE as failure:
+            error = failure
         if time.monotonic() > deadline:
-            raise TimeoutError(f"{what}: not within {seconds} s")
+            raise TimeoutError(f"{what}: not within {within} s") from error
         time.sleep(POLL_SECONDS)
 
 
 class Node(Daemon):
-    """An engine on a machine of its own."""
+    """A machine with an engine."""
 
-    def __init__(self, number: int, *options: str) -> None:
+    def __init__(self, name: str, address: str, *options: str) -> None:
         super().__init__(*options)
-        self.name = f"node-{number}"
-        """Its host name, which is its name in the Swarm."""
-        self.address = NETWORK.format(number + 1)
-        self._cable = f"cable-{number}"
-        self._mac = f"02:00:00:00:00:{number:02x}"
-        self._process: subprocess.Popen[bytes] | None = None
-        # The cgroups of what is killed are left behind, so they have a place of their own.
-        self._cgroup = self.folder.name
-        config = self.folder / "daemon.json"
-        config.write_text("{}")
-        self.options += [f"--host={self.host}", f"--cgroup-parent=/{self._cgroup}", f"--config-file={config}"]
+        self.name = name
+        self.address = address
+        """Where the test and the other nodes reach it, and the ports that are published on it."""
+        self._machine: subprocess.Popen[bytes] | None = None
 
     @property
-    def pid(self) -> int:
-        """Its first process; the others are below it."""
-        assert self._process is not None
-        [first] = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
-        return int(first)
+    def runs(self) -> bool:
+        return self._machine is not None and self._machine.poll() is None
 
     @cached_property
     def client(self) -> docker.DockerClient:
         return engine.connect(self.host)
 
-    @property
+    @cached_property
     def id(self) -> str:
-        """Its id in the Swarm."""
+        """What Swarm calls it."""
         return str(self.client.info()["Swarm"]["NodeID"])
 
     @property
-    def runs(self) -> bool:
-        return self._process is not None
+    def pid(self) -> int:
+        """Its engine's process."""
+        return self._children()[0]
+
+    def boot(self) -> None:
+        """Switch it on; `start` waits for its engine too."""
+        assert not self.runs
+        self.pid_file.unlink(missing_ok=True)  # what a real machine has in /run, which no reboot survives
+        shutil.rmtree(self.folder / "exec", ignore_errors=True)
+        command = ["dockerd", f"--host={self.host}", *self.options]
+        with self.log.open("ab") as log, Path("/proc/thread-self/ns/net").open() as outside:
+            self._machine = subprocess.Popen(
+                [
+                    *DIES_WITH_THIS_PROGRAM,
+                    *NEW_MACHINE,
+                    "bash",
+                    "-c",
+                    BOOT,
+                    self.name,
+                    BRIDGE,
+                    f"{self.address}/24",
+                    *command,
+                ],
+                cwd="/",
+                env=environment(),
+                stdin=outside,
+                stdout=log,
+                stderr=log,
+            )
 
     def start(self, *options: str) -> None:
-        """Switch it on, and wait until its engine answers; what was on its disk is still there."""
-        self.switch_on(*options)
+        self.options += options
+        self.boot()
         self.await_engine()
-
-    def switch_on(self, *options: str) -> None:
-        assert self._process is None
-        shutil.rmtree(self.folder / "exec", ignore_errors=True)  # as what is in /run goes when a machine does
-        self.pid_file.unlink(missing_ok=True)
-        own = ["--net", "--uts", "--mount", "--mount-proc", "--pid", "--fork", "--kill-child"]
-        of_script = [self.name, self.address, str(self.log), *self.options, *options]
-        self._process = process = subprocess.Popen(
-            ["unshare", *own, "sh", "-c", MACHINE, "machine", *of_script],
-            cwd="/",
-            env=environment(),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            start_new_session=True,
-        )
-        assert process.stdin is not None
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"ready\n"
-        of_peer = ["peer", "name", "eth0", "address", self._mac, "netns", str(process.pid)]
-        _ip("link", "add", self._cable, "master", BRIDGE, "type", "veth", *of_peer)
-        _ip("link", "set", self._cable, "up")
-        process.stdin.write(b"\n")
-        process.stdin.flush()
 
     def await_engine(self) -> None:
         def answers() -> bool:
-            assert self._process is not None
-            assert self._process.poll() is None, self.log.read_text()
-            with suppress(*engine.UNREACHABLE):
-                return bool(self.client.ping())
-            return False
+            assert self.runs, self.log.read_text()
+            engine.connect(self.host).close()
+            return True
 
-        eventually(f"the engine of {self.name} answers", answers)
+        until(answers, f"the engine of {self.name} answers")
+
+    def run(self, *command: str) -> str:
+        """Run a program on it, as root at its console would; return what it printed."""
+        enter = ["nsenter", "--all", f"--target={self._first_process()}", "--"]
+        return subprocess.run([*enter, *command], check=True, stdout=subprocess.PIPE, text=True).stdout
 
     def kill(self) -> None:
-        """Cut its power: its cable is dead before any of its processes can say goodbye, and all end at once."""
-        _ip("link", "delete", self._cable)
-        os.kill(self.pid, signal.SIGKILL)
-        self._gone()
+        """Take its power and its network away at once: no process on it gets to say another word."""
+        subprocess.run(["ip", "link", "delete", self.name], check=True)
+        os.kill(self._first_process(), signal.SIGKILL)
+        self._wait()
 
     def end(self) -> None:
-        """Shut it down as an operator does: its engine stops its containers and says goodbye."""
-        if self._process is not None:
-            assert self._process.stdin is not None
-            self._process.stdin.close()
-            self._process.wait(END_SECONDS)
-            _ip("link", "delete", self._cable)
-            self._gone()
+        """Have its engine end as by `systemctl stop`, and with it the machine."""
+        os.kill(self.pid, signal.SIGTERM)
+        self._wait()
 
     def remove(self) -> None:
-        """Kill it, and remove all that it had."""
-        if self._process is not None:
+        """Switch it off and remove its disk."""
+        if self.runs:
             self.kill()
-        for cgroup in [Path("/sys/fs/cgroup", self._cgroup), *Path("/sys/fs/cgroup").glob(f"*/{self._cgroup}")]:
-            for folder, _, _ in os.walk(cgroup, topdown=False):
-                Path(folder).rmdir()
-        shutil.rmtree(self.folder)
-
-    def _gone(self) -> None:
         if "client" in self.__dict__:
             self.client.close()
-            del self.client
-        assert self._process is not None
-        # The first process of a namespace ends when all others in it have.
-        with self._process as process:
-            process.wait(END_SECONDS)
-        self._process = None
+        shutil.rmtree(self.folder)
+
+    def _first_process(self) -> int:
+        assert self._machine is not None
+        return int(Path(f"/proc/{self._machine.pid}/task/{self._machine.pid}/children").read_text())
+
+    def _children(self) -> list[int]:
+        return descendants(self._first_process())
+
+    def _wait(self) -> None:
+        assert self._machine is not None
+        self._machine.wait(WITHIN_SECONDS)  # the kernel lets a first process go when all others are gone
 
 
 class Cluster:
-    """Nodes of one Swarm, and a registry that they get their images from."""
+    """Machines on one network, made by `cluster`; a Swarm when they have joined it."""
 
-    def __init__(self, size: int) -> None:
-        self.registry = f"{NETWORK.format(1)}:{REGISTRY_PORT}"
-        self.nodes = [Node(number, f"--insecure-registry={self.registry}") for number in range(1, size + 1)]
+    def __init__(self, nodes: Sequence[Node], registry: str) -> None:
+        self.nodes = nodes
+        self.registry = registry
+        """The address and port of a registry of their own, which the nodes get images from, and nowhere else."""
 
-    @property
-    def manager(self) -> docker.DockerClient:
-        """A client of a manager that answers and knows a leader."""
-
-        def manages(node: Node) -> bool:
-            with suppress(*engine.UNREACHABLE):
-                return node.runs and bool(node.client.nodes.list(filters={"role": "manager"}))
-            return False
-
-        return eventually("a manager answers", lambda: next(filter(manages, self.nodes), None)).client
-
-    def start(self) -> None:
-        for node in self.nodes:
-            node.switch_on()
-        for node in self.nodes:
-            node.await_engine()
-
-    def join(self, *, managers: int = 1, **settings: Any) -> None:
-        """Make one Swarm of the nodes, the first of them its managers; `settings` are those of docker-py's `init`."""
+    def join(self, *, managers: int = 1, heartbeat_seconds: float = 5) -> None:
+        """Make the nodes one Swarm, the first of them as managers; `heartbeat_seconds` has Docker's default."""
         first, *others = self.nodes
-        first.client.swarm.init(first.address, first.address, **settings)
+        first.client.swarm.init(
+            advertise_addr=first.address, dispatcher_heartbeat_period=round(heartbeat_seconds * 1e9)
+        )
         tokens = first.client.swarm.attrs["JoinTokens"]
-        for number, node in enumerate(others, 2):
-            token = tokens["Manager" if number <= managers else "Worker"]
-            node.client.swarm.join([first.address], token, node.address, node.address)
+        for number, node in enumerate(others, start=2):
+            role = "Manager" if number <= managers else "Worker"
+            node.client.swarm.join([first.address], tokens[role], advertise_addr=node.address)
+        for node in self.nodes:
+            self.await_state(node, "ready")
 
     def leader(self) -> Node:
-        """The manager that the others follow."""
-        states = self.manager.nodes.list(filters={"role": "manager"})
-        [name] = [
-            state.attrs["Description"]["Hostname"] for state in states if state.attrs["ManagerStatus"].get("Leader")
-        ]
-        return self.node(name)
+        """The manager that decides; while managers elect one, this waits."""
 
-    def node(self, name: str) -> Node:
-        [node] = [node for node in self.nodes if node.name == name]
-        return node
+        def elected() -> Node | None:
+            for asked in filter(lambda node: node.runs, self.nodes):
+                with suppress(docker.errors.APIError):
+                    for each in asked.client.nodes.list(filters={"role": "manager"}):
+                        if each.attrs.get("ManagerStatus", {}).get("Leader"):
+                            return next(node for node in self.nodes if node.id == each.id and node.runs)
+            return None
+
+        return until(elected, "the managers have a leader")
+
+    def state(self, node: Node) -> str:
+        """What its leader takes a node for, as "ready" or "down"."""
+        return str(self._attributes(node)["Status"]["State"])
+
+    def await_state(self, node: Node, state: str) -> None:
+        until(lambda: self.state(node) == state, f"{node.name} is {state}")
 
     def drain(self, node: Node) -> None:
-        """Have the Swarm move a node's tasks elsewhere."""
-        self._update(node, Availability="drain")
+        self._update(node, lambda spec: spec.update(Availability="drain"))
 
     def activate(self, node: Node) -> None:
-        self._update(node, Availability="active")
+        self._update(node, lambda spec: spec.update(Availability="active"))
 
     def label(self, node: Node, key: str, value: str) -> None:
-        self._update(node, labels={key: value})
+        self._update(node, lambda spec: spec["Labels"].update({key: value}))
 
-    def _update(self, node: Node, *, labels: Mapping[str, str] | None = None, **changes: str) -> None:
-        [found] = self.manager.nodes.list(filters={"name": node.name})
-        spec = found.attrs["Spec"]
-        found.update({**spec, **changes, "Labels": {**spec.get("Labels", {}), **(labels or {})}})
+    def fill(self, reference: str, image: str) -> str:
+        """Push an image of the machine's usual engine to the registry as NAME:TAG.
 
-    def fill(self, name: str, image: str) -> str:
-        """Put an image of the machine's usual engine into the registry; return the reference, by its digest."""
-        reference = f"{self.registry}/{name}"
-        with tempfile.NamedTemporaryFile("r") as digest:
-            subprocess.run(
-                [
-                    *("skopeo", "--insecure-policy", "copy", "--quiet", "--dest-tls-verify=false"),
-                    *("--digestfile", digest.name, f"docker-daemon:{image}", f"docker://{reference}"),
-                ],
-                check=True,
-                env=environment(),
-            )
-            return f"{reference}@{digest.read()}"
+        Returns what a node pulls it by: REGISTRY/NAME:TAG@DIGEST.
+        """
+        pushed = f"{self.registry}/{reference}"
+        client = self.nodes[0].client
+        with closing(docker.from_env()) as usual:
+            (loaded,) = client.images.load(usual.images.get(image).save())  # type: ignore[arg-type]  # a stream
+        loaded.tag(pushed)
+        try:
+            events = list(client.images.push(pushed, stream=True, decode=True))
+        finally:
+            client.images.remove(pushed, force=True)
+        digests = [event["aux"]["Digest"] for event in events if "aux" in event]
+        assert digests, events
+        return f"{pushed}@{digests[0]}"
 
-    def remove(self) -> None:
-        for node in self.nodes:
-            node.remove()
+    def _attributes(self, node: Node) -> dict[str, Any]:
+        attributes: dict[str, Any] = self.leader().client.nodes.get(node.id).attrs
+        return attributes
+
+    def _update(self, node: Node, change: Callable[[dict[str, Any]], None]) -> None:
+        def updated() -> bool:
+            attributes = self._attributes(node)
+            change(attributes["Spec"])
+            # Refused, and tried again, when Swarm itself has changed the node in between.
+            self.leader().client.api.update_node(node.id, attributes["Version"]["Index"], attributes["Spec"])
+            return True
+
+        until(updated, f"{node.name} is updated")
 
 
 @contextmanager
-def running_cluster(size: int = 3, *, managers: int = 1, **settings: Any) -> Iterator[Cluster]:
-    """A Swarm of `size` nodes and its registry, reached from this thread; all of it is taken away at the end."""
-    program = registry_program()
-    with own_network(), ExitStack() as cleanup:
-        _ip("link", "add", BRIDGE, "type", "bridge")
-        _ip("address", "add", f"{NETWORK.format(1)}/24", "dev", BRIDGE)
-        _ip("link", "set", BRIDGE, "up")
-        cleanup.callback(_ip, "link", "delete", BRIDGE)
-        made = Cluster(size)
-        cleanup.callback(made.remove)
-        cleanup.enter_context(running_registry(program, made.registry))
-        made.start()
-        made.join(managers=managers, **settings)
-        yield made
+def cluster(nodes: int = 3, *options: str) -> Iterator[Cluster]:
+    """Machines that are up, with engines that are no Swarm yet; `options` are their dockerds' own.
 
-
-def registry_program() -> str:
-    """Have Debian's registry, and the program that fills it; return the former.
-
-    The package is unpacked, not installed: that would start a registry which is not the tests' own.
+    The thread that has it is in their network meanwhile, and all that it starts.
     """
-    steps = Steps()
-    if which("skopeo") is None:
-        install(steps, "skopeo")
+    group = f"cluster-{secrets.token_hex(4)}"
+    gateway = f"{NETWORK}.1"
+    registry = f"{gateway}:{REGISTRY_PORT}"
+    of_nodes = (
+        f"--insecure-registry={registry}",
+        f"--cgroup-parent=/{group}",
+        "--exec-opt=native.cgroupdriver=cgroupfs",
+        *options,
+    )
+    with Steps() as steps, ExitStack() as stack:
+        program = _registry_program(steps)
+        stack.enter_context(own_network())
+        subprocess.run(["ip", "link", "add", BRIDGE, "type", "bridge"], check=True)
+        subprocess.run(["ip", "address", "add", f"{gateway}/24", "dev", BRIDGE], check=True)
+        subprocess.run(["ip", "link", "set", BRIDGE, "up"], check=True)
+        stack.callback(_remove_cgroups, group)
+        with steps.step("Start a registry"):
+            stack.enter_context(_registry(program, registry))
+        with steps.step(f"Start {nodes} engines"):
+            made = []
+            for number in range(1, nodes + 1):
+                node = Node(f"node-{number}", f"{NETWORK}.{number + 1}", *of_nodes)
+                stack.callback(node.remove)
+                node.boot()
+                made.append(node)
+            for node in made:
+                node.await_engine()
+        yield Cluster(made, registry)
+
+
+def _registry_program(steps: Steps) -> str:
+    """The program of Debian's package, which is not installed: that would start a service."""
     if installed := which("docker-registry"):
         return installed
     folder = CACHE / "docker-registry"
     program = folder / "usr/bin/docker-registry"
-    with steps.step("Fetch docker-registry") as step, exclusive("docker-registry", step):
+    with steps.step("Get docker-registry") as step, exclusive("docker-registry", step):
         if not program.exists():
-            update_package_lists(step)
-            with tempfile.TemporaryDirectory() as download:
-                step.run(["apt-get", "--quiet", "download", "docker-registry"], cwd=Path(download))
-                [package] = Path(download).iterdir()
+            with TemporaryDirectory() as download:
+                fetch = ["apt-get", "--quiet", "download", "docker-registry"]
+                try:
+                    step.run(fetch, cwd=Path(download))
+                except CommandError:  # as on a machine whose lists were never fetched, or are old
+                    update_package_lists(step)
+                    step.run(fetch, cwd=Path(download))
+                (package,) = Path(download).glob("*.deb")
                 step.run(["dpkg-deb", "--extract", str(package), str(folder)])
     return str(program)
 
 
 @contextmanager
-def running_registry(program: str, address: str) -> Iterator[None]:
-    """A registry at `address`, which holds what it gets as long as it runs."""
-    with tempfile.TemporaryDirectory(prefix="registry-") as folder:
-        config = Path(folder) / "config.yml"
-        config.write_text(
-            f"version: 0.1\nlog: {{level: warn}}\nhttp: {{addr: '{address}'}}\n"
-            f"storage: {{filesystem: {{rootdirectory: {folder}/data}}}}\n"
-        )
-        with (Path(folder) / "log").open("wb") as log:
-            # Nobody else would end it if this program were killed.
-            command = ["setpriv", "--pdeathsig", "KILL", program, "serve", str(config)]
-            process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
-        with process:
+def _registry(program: str, address: str) -> Iterator[None]:
+    with TemporaryDirectory() as folder:
+        settings = Path(folder, "config.yml")
+        storage = {"filesystem": {"rootdirectory": f"{folder}/images"}, "delete": {"enabled": True}}
+        settings.write_text(yaml.safe_dump({"version": 0.1, "storage": storage, "http": {"addr": address}}))
+        log = Path(folder, "log")
+        with (
+            log.open("wb") as output,
+            subprocess.Popen(
+                [*DIES_WITH_THIS_PROGRAM, program, "serve", settings], stdout=output, stderr=output
+            ) as process,
+        ):
             try:
-                eventually("the registry answers", lambda: _answers(f"http://{address}/v2/"))
+
+                def answers() -> bool:
+                    assert process.poll() is None, log.read_text()
+                    return requests.get(f"http://{address}/v2/", timeout=WITHIN_SECONDS).ok
+
+                until(answers, "the registry answers")
                 yield
             finally:
                 process.kill()
 
 
-def _answers(url: str) -> bool:
-    try:
-        return httpx2.get(url, trust_env=False).is_success
-    except httpx2.TransportError:
-        return False
+def _remove_cgroups(name: str) -> None:
+    """Remove what engines that lost their power left of their containers' groups."""
+    tops = [*CGROUPS.glob(name), *CGROUPS.glob(f"*/{name}")]
 
+    def removed() -> bool:
+        for top in tops:
+            for folder, _, _ in os.walk(top, topdown=False):
+                with suppress(OSError):  # busy for as long as the kernel has to do with its last process
+                    Path(folder).rmdir()
+        return not any(top.exists() for top in tops)
 
-def _ip(*arguments: str) -> None:
-    subprocess.run(["ip", *arguments], check=True)
+    until(removed, f"the groups {name} are gone")
