@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import socket
 import ssl
 import string
 import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import httpx2
@@ -16,21 +18,42 @@ import openai
 import pytest
 from openai import OpenAI
 
-from tests.stacks import deployed, free_port
+from tests.stack_config import PROJECT
+from tests.stacks import POLL_SECONDS, deployed, free_port
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from openai.types.chat import ChatCompletionMessageParam
+    from openai.types.chat import ChatCompletion
 
     from tests.stacks import Deployment
 
 MAX_BODY_MB = 1
 RPM = 3
+REQUEST_TIMEOUT_SECONDS = 5
+"""LiteLLM's own; the edge waits a little longer."""
+CONNECT_SECONDS = 60
+RECOVERY_SECONDS = 60
 FUZZED = 3000
 FROM_A_REPLICA = b"server: uvicorn"
-HELLO: list[ChatCompletionMessageParam] = [{"role": "user", "content": "hello"}]
+REPLICAS = ("litellm-1", "litellm-2")
+REFUSALS = {
+    int(status): body
+    for status, body in re.findall(
+        r"status (\d{3}) content-type application/json string '([^']+)'", (PROJECT / "edge/haproxy.cfg").read_text()
+    )
+}
+"""What the edge says when it does not let a request through, or has no answer to it."""
+ERRORS = {
+    400: openai.BadRequestError,
+    401: openai.AuthenticationError,
+    403: openai.PermissionDeniedError,
+    404: openai.NotFoundError,
+    429: openai.RateLimitError,
+    **dict.fromkeys((500, 502, 503, 504), openai.InternalServerError),
+    **dict.fromkeys((408, 411, 413), openai.APIStatusError),
+}
 
 
 @pytest.fixture(scope="module")
@@ -47,9 +70,15 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def deployment(certificate: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
-    """A stack with everything on that the edge can do."""
+    """A stack with everything on that the edge can do, and less patience than usual."""
 
     def configure(made: Deployment) -> None:
+        config = made.folder / "litellm/config.yaml"
+        text, changes = re.subn(
+            r"(?<=request_timeout: )\d+", str(REQUEST_TIMEOUT_SECONDS), config.read_text(), count=1
+        )
+        assert changes == 1
+        config.write_text(text)
         made.set_path("tlsCertificate", certificate.read_text(), secret=True)
         made.set_path("tlsKey", certificate.with_suffix(".key").read_text(), secret=True)
         made.set_path("clientKeys.batch", "", secret=True)
@@ -87,9 +116,10 @@ def raw(deployment: Deployment, trusting: ssl.SSLContext, request: bytes, *, sec
     port = int(deployment.outputs["litellmUrl"].rsplit(":", 1)[1])
     answer = b""
     with (
-        socket.create_connection(("127.0.0.1", port), seconds) as plain,
+        socket.create_connection(("127.0.0.1", port), CONNECT_SECONDS) as plain,
         trusting.wrap_socket(plain, server_hostname="localhost") as connection,
     ):
+        connection.settimeout(seconds)
         try:
             connection.sendall(request)
             while part := connection.recv(65536):
@@ -101,6 +131,51 @@ def raw(deployment: Deployment, trusting: ssl.SSLContext, request: bytes, *, sec
         except (TimeoutError, ConnectionError, ssl.SSLError):
             pass
     return answer
+
+
+def ask(client: OpenAI, text: str = "hello") -> ChatCompletion:
+    return client.chat.completions.create(model="gpt-4o", messages=[{"role": "user", "content": text}])
+
+
+def await_answers(client: OpenAI) -> None:
+    """Wait until the gateway answers again."""
+    deadline = time.monotonic() + RECOVERY_SECONDS
+    while True:
+        try:
+            ask(client)
+        except openai.InternalServerError:
+            assert time.monotonic() < deadline
+            time.sleep(POLL_SECONDS)
+        else:
+            return
+
+
+def at_replicas(deployment: Deployment, what: str) -> int:
+    """A metric of the edge, over all replicas."""
+    port = deployment.stack.get_config("metricsPort").value
+    metrics = httpx2.get(f"http://127.0.0.1:{port}/metrics").text
+    values = re.findall(rf'^haproxy_server_{what}{{.*server="replica\d+".*}} (\d+)', metrics, re.MULTILINE)
+    assert values
+    return sum(map(int, values))
+
+
+@pytest.mark.parametrize("status", ERRORS)
+def test_each_refusal_is_in_openais_form(status: int) -> None:
+    """The SDK raises its class for the status, with a code and a message."""
+    answer = httpx2.Response(status, text=REFUSALS[status], headers={"content-type": "application/json"})
+    with httpx2.Client(transport=httpx2.MockTransport(lambda _: answer)) as connections:
+        client = OpenAI(base_url="http://edge/v1", api_key="sk-", max_retries=0, http_client=connections)
+        with pytest.raises(openai.APIStatusError) as caught:
+            ask(client)
+    assert type(caught.value) is ERRORS[status]
+    assert isinstance(caught.value.body, dict)
+    assert set(caught.value.body) == {"message", "type", "param", "code"}
+    assert caught.value.code
+    assert caught.value.body["message"].endswith(".")
+
+
+def test_no_other_refusal_is_made_by_the_edge() -> None:
+    assert set(REFUSALS) == set(ERRORS)
 
 
 def test_the_gateway_speaks_tls_and_http_2(deployment: Deployment, trusting: ssl.SSLContext) -> None:
@@ -118,10 +193,11 @@ def test_the_gateway_speaks_tls_and_http_2(deployment: Deployment, trusting: ssl
 
 def test_a_chat_passes_over_http_2(deployment: Deployment, certificate: Path, tmp_path: Path) -> None:
     (tmp_path / "key").write_text(f"oauth2-bearer = {deployment.outputs['litellmApiKey']}\n")
+    body = json.dumps({"model": "gpt-4o", "messages": [{"role": "user", "content": "hello"}]})
     asked = subprocess.run(
         [
             *("curl", "--silent", "--http2", "--cacert", str(certificate), "--config", str(tmp_path / "key")),
-            *("--json", json.dumps({"model": "gpt-4o", "messages": HELLO}), "--write-out", "%{http_version}"),
+            *("--json", body, "--write-out", "%{http_version}"),
             f"{deployment.outputs['litellmUrl']}/v1/chat/completions",
         ],
         check=True,
@@ -134,7 +210,7 @@ def test_a_chat_passes_over_http_2(deployment: Deployment, certificate: Path, tm
 
 def test_clients_chat_and_embed(client: Callable[..., OpenAI], deployment: Deployment) -> None:
     for key in deployment.outputs["clientKeys"].values():
-        assert client(key).chat.completions.create(model="gpt-4o", messages=HELLO).choices
+        assert ask(client(key)).choices
     assert client().embeddings.create(model="text-embedding-3-small", input="hello", encoding_format="float").data
 
 
@@ -144,7 +220,7 @@ def test_a_key_that_no_client_has_is_an_authentication_error(
     """The master key too: it never opens the edge."""
     for key in ("sk-" + "0" * 64, deployment.secret("master-key"), "no-key"):
         with pytest.raises(openai.AuthenticationError) as caught:
-            client(key).chat.completions.create(model="gpt-4o", messages=HELLO)
+            ask(client(key))
         assert caught.value.code == "invalid_api_key"
 
 
@@ -169,9 +245,7 @@ def test_a_path_that_callers_do_not_need_is_not_found(
 
 def test_a_body_that_is_too_large_is_refused(client: Callable[..., OpenAI]) -> None:
     with pytest.raises(openai.APIStatusError) as caught:
-        client().chat.completions.create(
-            model="gpt-4o", messages=[{"role": "user", "content": "x" * MAX_BODY_MB * 1_000_000}]
-        )
+        ask(client(), "x" * MAX_BODY_MB * 1_000_000)
     assert caught.value.status_code == 413
     assert f"{MAX_BODY_MB} MB" in caught.value.message
 
@@ -191,9 +265,9 @@ def test_a_client_that_used_its_rate_is_told_when_to_come_back(
     """Only that client, and what was refused does not count."""
     batch = client(deployment.outputs["clientKeys"]["batch"])
     with pytest.raises(openai.RateLimitError) as caught:
-        [batch.chat.completions.create(model="gpt-4o", messages=HELLO) for _ in range(RPM + 1)]
+        [ask(batch) for _ in range(RPM + 1)]
     assert caught.value.response.headers["retry-after"] == "60"
-    assert client().chat.completions.create(model="gpt-4o", messages=HELLO).choices
+    assert ask(client()).choices
 
 
 def test_a_client_that_is_slow_is_cut_off(deployment: Deployment, trusting: ssl.SSLContext) -> None:
@@ -212,7 +286,7 @@ def test_what_is_not_http_is_refused(deployment: Deployment, trusting: ssl.SSLCo
 
 
 def test_nothing_gets_through_that_should_not(deployment: Deployment, trusting: ssl.SSLContext) -> None:
-    """Thousands of broken, tricky and forged requests: no replica ever answers one of them."""
+    """Thousands of broken, tricky and forged requests: no replica gets one of them."""
     seed = random.randrange(2**32)
     chance = random.Random(seed)
     key = deployment.outputs["litellmApiKey"]
@@ -267,6 +341,7 @@ def test_nothing_gets_through_that_should_not(deployment: Deployment, trusting: 
         "A" * 9000 + ": b",
     ]
     statuses: dict[str, int] = {}
+    before = at_replicas(deployment, "sessions_total")
     for _ in range(FUZZED):
         lines = [
             f"{chance.choice(methods)} {chance.choice(paths)}{chance.choice(tricks)} HTTP/1.{chance.choice('0112')}"
@@ -283,6 +358,7 @@ def test_nothing_gets_through_that_should_not(deployment: Deployment, trusting: 
         statuses[status] = statuses.get(status, 0) + 1
     print(f"\n{FUZZED} fuzzed requests, seed {seed}: {dict(sorted(statuses.items()))}")
     assert not statuses.keys() & {"200", "500", "502", "503"}
+    assert at_replicas(deployment, "sessions_total") == before
 
 
 def test_the_access_log_names_client_and_model_and_no_key(
@@ -308,22 +384,54 @@ def test_metrics_are_on_a_loopback_port_of_their_own(deployment: Deployment) -> 
 
 
 def test_a_gateway_without_a_replica_says_so(client: Callable[..., OpenAI], deployment: Deployment) -> None:
-    """503 in OpenAI's form, at once; and 502 for a large request whose replica dies under it."""
-    replicas = [deployment.container(part) for part in ("litellm-1", "litellm-2")]
+    """503 in OpenAI's form, at once."""
+    replicas = [deployment.container(part) for part in REPLICAS]
     for replica in replicas:
         replica.stop(timeout=30)
     with pytest.raises(openai.InternalServerError) as caught:
-        client().chat.completions.create(model="gpt-4o", messages=HELLO)
+        ask(client())
     assert caught.value.status_code == 503
     assert caught.value.code == "service_unavailable"
-    for replica, part in zip(replicas, ("litellm-1", "litellm-2"), strict=True):
+    for replica, part in zip(replicas, REPLICAS, strict=True):
         replica.start()
         deployment.await_restart(part, 0)
-    deadline = time.monotonic() + 30
-    while True:
-        try:
-            assert client().chat.completions.create(model="gpt-4o", messages=HELLO).choices
-        except openai.InternalServerError:
-            assert time.monotonic() < deadline
-        else:
-            break
+    await_answers(client())
+
+
+def test_a_request_that_cannot_be_repeated_fails_with_the_replica_that_had_it(
+    client: Callable[..., OpenAI], deployment: Deployment
+) -> None:
+    """502 in OpenAI's form, for one of more than 64 KB."""
+    pids = {part: deployment.container(part).attrs["State"]["Pid"] for part in REPLICAS}
+    large = f"[[demo delay={REQUEST_TIMEOUT_SECONDS - 1}]]" + " hello" * 20_000
+    with ThreadPoolExecutor() as others:
+        asked = others.submit(ask, client(), large)
+        while not at_replicas(deployment, "current_sessions"):
+            assert not asked.done(), asked.result()
+        for part in REPLICAS:
+            deployment.kill(part)
+        with pytest.raises(openai.InternalServerError) as caught:
+            asked.result()
+    assert caught.value.status_code == 502
+    assert caught.value.code == "bad_gateway"
+    for part, pid in pids.items():
+        deployment.await_restart(part, pid)
+    await_answers(client())
+
+
+def test_a_replica_that_hangs_is_not_waited_for_without_end(
+    client: Callable[..., OpenAI], deployment: Deployment
+) -> None:
+    """504 in OpenAI's form, a little after LiteLLM's own time is up."""
+    replicas = [deployment.container(part) for part in REPLICAS]
+    for replica in replicas:
+        replica.pause()
+    try:
+        with pytest.raises(openai.InternalServerError) as caught:
+            ask(client())
+    finally:
+        for replica in replicas:
+            replica.unpause()
+    assert caught.value.status_code == 504
+    assert caught.value.code == "gateway_timeout"
+    await_answers(client())
