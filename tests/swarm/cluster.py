@@ -1,13 +1,12 @@
-"""A real Swarm on one machine: an engine in each of several sets of namespaces, with a network of the test's own.
+"""A real Swarm on one machine: nodes with an engine each, on a network of the test's own, and a registry.
 
-A node is what Swarm takes for a machine: it has its own host name, network, processes and mounts. Its first process
-dies with the test that started it, and with that process, at once, all that runs on the node.
+A node is what Swarm takes for a machine: a host name, a network, processes and mounts of its own, by namespaces. All
+that runs on it ends at once with its first process, and that one when the test does, by whatever signal.
 """
 
 from __future__ import annotations
 
 import os
-import secrets
 import shutil
 import signal
 import subprocess
@@ -15,15 +14,14 @@ import time
 from contextlib import ExitStack, closing, contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, mkdtemp
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import docker
-import requests
+import httpx2
 import yaml
 
-from tests.engines import Daemon, own_network
-from tests.stacks import descendants
+from tests.engines import own_network
 from toolchain import engine
 from toolchain.machine import CACHE, environment, exclusive, update_package_lists, which
 from toolchain.progress import CommandError, Steps
@@ -31,56 +29,81 @@ from toolchain.progress import CommandError, Steps
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from docker.models.containers import Container
+
 T = TypeVar("T")
 
-NETWORK = "198.18.0"
+NETWORK = "198.18.0.{}"
 """Set aside for tests of networks by RFC 2544: no engine and no Swarm takes of it for networks of its own."""
+MAC = "02:00:00:00:00:{:02x}"
+"""A card has its address for life: its neighbours remember it over a restart."""
 BRIDGE = "bridge"
 REGISTRY_PORT = 5000
 WITHIN_SECONDS = 60
 POLL_SECONDS = 0.1
 CGROUPS = Path("/sys/fs/cgroup")
-DIES_WITH_THIS_PROGRAM = ("setpriv", "--pdeathsig", "KILL")
-NEW_MACHINE = ("unshare", "--net", "--uts", "--pid", "--mount", "--mount-proc", "--fork", "--kill-child")
+DIES_WITH_THIS_THREAD = ("setpriv", "--pdeathsig", "KILL")
+MACHINE = ("unshare", "--net", "--uts", "--pid", "--mount", "--mount-proc", "--fork", "--kill-child", "bash", "-c")
 BOOT = """
 set -o errexit
 hostname "$0"
+mount -t tmpfs tmpfs /run
 ip link set lo up
-ip link add eth0 type veth peer name "$0" netns /dev/stdin
-nsenter --net=/dev/stdin ip link set "$0" master "$1" up
-ip address add "$2" dev eth0
+ip link add eth0 address "$1" type veth peer name "$0" netns /dev/stdin
+nsenter --net=/dev/stdin ip link set "$0" master "$2" up
+ip address add "$3/24" dev eth0
 ip link set eth0 up
-"${@:3}" &
-wait $!
+echo plugged in
+exec >&2
+"${@:4}" &
+trap "kill $!" TERM
+wait $! || wait $! || true
+ip link delete eth0
 """
-"""What the first process of a node does; its standard input is the network outside."""
-UNREACHABLE = (*engine.UNREACHABLE, requests.RequestException)
+"""What the first process of a node does. It has the network outside as stdin, and collects orphans, as bash does."""
 
 
-def until(condition: Callable[[], T], what: str, *, within: float = WITHIN_SECONDS) -> T:
-    """Wait until a condition gives something true, and return that; an engine that does not answer gives nothing."""
+def until(condition: Callable[[], T | None], what: str, *, within: float = WITHIN_SECONDS) -> T:
+    """Return what a condition gives once that is true; an engine that does not answer is waited for too."""
     deadline = time.monotonic() + within
     while True:
         error = None
         try:
             if result := condition():
                 return result
-        except UNREACHABLE as failure:
+        except engine.UNREACHABLE as failure:
             error = failure
         if time.monotonic() > deadline:
             raise TimeoutError(f"{what}: not within {within} s") from error
         time.sleep(POLL_SECONDS)
 
 
-class Node(Daemon):
+class Node:
     """A machine with an engine."""
 
-    def __init__(self, name: str, address: str, *options: str) -> None:
-        super().__init__(*options)
-        self.name = name
-        self.address = address
-        """Where the test and the other nodes reach it, and the ports that are published on it."""
-        self._machine: subprocess.Popen[bytes] | None = None
+    def __init__(self, number: int, *options: str) -> None:
+        """`options` are dockerd's own."""
+        # Not below a test's own folder: the paths of sockets must be short.
+        self.folder = folder = Path(mkdtemp(prefix="node-"))
+        """Its disk."""
+        self.name = f"node-{number}"
+        """Its host name, and so its name in the Swarm."""
+        self.address = NETWORK.format(number + 1)
+        """Where the test and the other nodes reach it."""
+        self.host = f"unix://{folder}/docker.sock"
+        self.log = folder / "log"
+        self._card = MAC.format(number)
+        settings = folder / "daemon.json"  # this machine's own are no business of a node
+        settings.write_text("{}")
+        self._dockerd = [
+            f"--host={self.host}",
+            f"--data-root={folder}/data",
+            f"--config-file={settings}",
+            f"--cgroup-parent=/{folder.name}",
+            "--exec-opt=native.cgroupdriver=cgroupfs",  # systemd knows nothing of processes on a node
+            *options,
+        ]
+        self._machine: subprocess.Popen[str] | None = None
 
     @property
     def runs(self) -> bool:
@@ -88,48 +111,40 @@ class Node(Daemon):
 
     @cached_property
     def client(self) -> docker.DockerClient:
+        """A client of its engine, good until the node stops."""
         return engine.connect(self.host)
 
     @cached_property
     def id(self) -> str:
-        """What Swarm calls it."""
+        """What the Swarm calls it, which it must have joined."""
         return str(self.client.info()["Swarm"]["NodeID"])
 
-    @property
-    def pid(self) -> int:
-        """Its engine's process."""
-        return self._children()[0]
+    def start(self) -> None:
+        """Switch it on, with what is on its disk, and wait until its engine answers."""
+        self.boot()
+        self.await_engine()
 
     def boot(self) -> None:
-        """Switch it on; `start` waits for its engine too."""
+        """Switch it on."""
         assert not self.runs
-        self.pid_file.unlink(missing_ok=True)  # what a real machine has in /run, which no reboot survives
-        shutil.rmtree(self.folder / "exec", ignore_errors=True)
-        command = ["dockerd", f"--host={self.host}", *self.options]
         with self.log.open("ab") as log, Path("/proc/thread-self/ns/net").open() as outside:
             self._machine = subprocess.Popen(
                 [
-                    *DIES_WITH_THIS_PROGRAM,
-                    *NEW_MACHINE,
-                    "bash",
-                    "-c",
-                    BOOT,
-                    self.name,
-                    BRIDGE,
-                    f"{self.address}/24",
-                    *command,
+                    *(*DIES_WITH_THIS_THREAD, *MACHINE, BOOT, self.name, self._card, BRIDGE, self.address),
+                    *("dockerd", *self._dockerd),
                 ],
                 cwd="/",
-                env=environment(),
+                env={"PATH": environment()["PATH"]},  # no proxy: a closed network
                 stdin=outside,
-                stdout=log,
+                stdout=subprocess.PIPE,
                 stderr=log,
+                text=True,
             )
-
-    def start(self, *options: str) -> None:
-        self.options += options
-        self.boot()
-        self.await_engine()
+        assert self._machine.stdout
+        with self._machine.stdout as output:
+            if not output.readline():
+                self._await_end()
+                raise AssertionError(self.log.read_text())
 
     def await_engine(self) -> None:
         def answers() -> bool:
@@ -144,47 +159,50 @@ class Node(Daemon):
         enter = ["nsenter", "--all", f"--target={self._first_process()}", "--"]
         return subprocess.run([*enter, *command], check=True, stdout=subprocess.PIPE, text=True).stdout
 
+    def container(self, service: str) -> Container:
+        """The container of a service's only running task on it."""
+        [container] = self.client.containers.list(filters={"label": f"com.docker.swarm.service.name={service}"})
+        return container
+
     def kill(self) -> None:
-        """Take its power and its network away at once: no process on it gets to say another word."""
+        """Take its network and its power away: no process on it gets to say another word."""
         subprocess.run(["ip", "link", "delete", self.name], check=True)
         os.kill(self._first_process(), signal.SIGKILL)
-        self._wait()
+        self._await_end()
 
     def end(self) -> None:
-        """Have its engine end as by `systemctl stop`, and with it the machine."""
-        os.kill(self.pid, signal.SIGTERM)
-        self._wait()
+        """Shut it down: its engine stops its containers and says goodbye."""
+        os.kill(self._first_process(), signal.SIGTERM)
+        self._await_end()
 
     def remove(self) -> None:
         """Switch it off and remove its disk."""
         if self.runs:
             self.kill()
-        if "client" in self.__dict__:
-            self.client.close()
-        shutil.rmtree(self.folder)
+        remove_traces(self.folder)
 
     def _first_process(self) -> int:
-        assert self._machine is not None
+        assert self._machine
         return int(Path(f"/proc/{self._machine.pid}/task/{self._machine.pid}/children").read_text())
 
-    def _children(self) -> list[int]:
-        return descendants(self._first_process())
-
-    def _wait(self) -> None:
-        assert self._machine is not None
-        self._machine.wait(WITHIN_SECONDS)  # the kernel lets a first process go when all others are gone
+    def _await_end(self) -> None:
+        assert self._machine
+        self._machine.wait(WITHIN_SECONDS)  # a first process ends when all others of its machine have
+        if "client" in self.__dict__:
+            self.client.close()
+            del self.client
 
 
 class Cluster:
-    """Machines on one network, made by `cluster`; a Swarm when they have joined it."""
+    """Nodes on one network; a Swarm when they have joined it."""
 
     def __init__(self, nodes: Sequence[Node], registry: str) -> None:
         self.nodes = nodes
         self.registry = registry
-        """The address and port of a registry of their own, which the nodes get images from, and nowhere else."""
+        """The address and port of the one place where nodes get images from."""
 
     def join(self, *, managers: int = 1, heartbeat_seconds: float = 5) -> None:
-        """Make the nodes one Swarm, the first of them as managers; `heartbeat_seconds` has Docker's default."""
+        """Make the nodes one Swarm, the first of them its managers; `heartbeat_seconds` is Docker's default."""
         first, *others = self.nodes
         first.client.swarm.init(
             advertise_addr=first.address, dispatcher_heartbeat_period=round(heartbeat_seconds * 1e9)
@@ -201,16 +219,27 @@ class Cluster:
 
         def elected() -> Node | None:
             for asked in filter(lambda node: node.runs, self.nodes):
-                with suppress(docker.errors.APIError):
+                with suppress(*engine.UNREACHABLE):  # as a worker, or a manager that has no leader
                     for each in asked.client.nodes.list(filters={"role": "manager"}):
                         if each.attrs.get("ManagerStatus", {}).get("Leader"):
-                            return next(node for node in self.nodes if node.id == each.id and node.runs)
+                            return next((node for node in self.nodes if node.id == each.id and node.runs), None)
             return None
 
         return until(elected, "the managers have a leader")
 
+    def running(self, service: str) -> list[Node]:
+        """Where tasks of a service run that are to run: a node for each task, in the order of their names."""
+        tasks = self.leader().client.api.tasks({"service": service, "desired-state": "running"})  # type: ignore[no-untyped-call]
+        places = [task["NodeID"] for task in tasks if task["Status"]["State"] == "running"]
+        return [node for node in self.nodes for _ in range(places.count(node.id))]
+
+    def await_running(self, service: str, *nodes: Node) -> None:
+        """Wait until a service's tasks run on these nodes and on no other."""
+        names = ", ".join(node.name for node in nodes)
+        until(lambda: self.running(service) == list(nodes), f"{service} runs on {names}")
+
     def state(self, node: Node) -> str:
-        """What its leader takes a node for, as "ready" or "down"."""
+        """What the leader takes a node for, as "ready" or "down"."""
         return str(self._attributes(node)["Status"]["State"])
 
     def await_state(self, node: Node, state: str) -> None:
@@ -223,72 +252,81 @@ class Cluster:
         self._update(node, lambda spec: spec.update(Availability="active"))
 
     def label(self, node: Node, key: str, value: str) -> None:
-        self._update(node, lambda spec: spec["Labels"].update({key: value}))
+        self._update(node, lambda spec: spec.update(Labels=spec["Labels"] | {key: value}))
 
     def fill(self, reference: str, image: str) -> str:
-        """Push an image of the machine's usual engine to the registry as NAME:TAG.
+        """Push an image of the machine's usual engine to the registry as `reference`, NAME:TAG.
 
-        Returns what a node pulls it by: REGISTRY/NAME:TAG@DIGEST.
+        Returns what nodes pull it by, REGISTRY/NAME:TAG@DIGEST. No node has it before.
         """
         pushed = f"{self.registry}/{reference}"
-        client = self.nodes[0].client
+        client = next(node for node in self.nodes if node.runs).client
         with closing(docker.from_env()) as usual:
-            (loaded,) = client.images.load(usual.images.get(image).save())  # type: ignore[arg-type]  # a stream
+            [loaded] = client.images.load(usual.images.get(image).save())  # type: ignore[arg-type]  # a stream
         loaded.tag(pushed)
-        try:
-            events = list(client.images.push(pushed, stream=True, decode=True))
-        finally:
-            client.images.remove(pushed, force=True)
-        digests = [event["aux"]["Digest"] for event in events if "aux" in event]
-        assert digests, events
-        return f"{pushed}@{digests[0]}"
+        events = list(client.images.push(pushed, stream=True, decode=True))
+        client.images.remove(pushed, force=True)
+        [digest] = [event["aux"]["Digest"] for event in events if "aux" in event] or [events]
+        return f"{pushed}@{digest}"
 
     def _attributes(self, node: Node) -> dict[str, Any]:
-        attributes: dict[str, Any] = self.leader().client.nodes.get(node.id).attrs
-        return attributes
+        return dict(self.leader().client.nodes.get(node.id).attrs)
 
     def _update(self, node: Node, change: Callable[[dict[str, Any]], None]) -> None:
         def updated() -> bool:
             attributes = self._attributes(node)
             change(attributes["Spec"])
-            # Refused, and tried again, when Swarm itself has changed the node in between.
+            # Refused, and tried again, when the Swarm itself has changed the node in between.
             self.leader().client.api.update_node(node.id, attributes["Version"]["Index"], attributes["Spec"])
             return True
 
         until(updated, f"{node.name} is updated")
 
 
+def cgroups(folder: Path) -> list[Path]:
+    """The groups of the processes of the containers of a node, by its folder, in each hierarchy that there is."""
+    return [*CGROUPS.glob(folder.name), *CGROUPS.glob(f"*/{folder.name}")]
+
+
+def remove_traces(folder: Path) -> None:
+    """Remove what a node that has no power leaves: its disk, and groups without processes."""
+
+    def removed() -> bool:
+        for group in cgroups(folder):
+            for each, _, _ in os.walk(group, topdown=False):
+                with suppress(OSError):  # busy for as long as the kernel has to do with its last process
+                    Path(each).rmdir()
+        return not cgroups(folder)
+
+    until(removed, f"the control groups of {folder} are gone")
+    shutil.rmtree(folder)
+
+
 @contextmanager
 def cluster(nodes: int = 3, *options: str) -> Iterator[Cluster]:
-    """Machines that are up, with engines that are no Swarm yet; `options` are their dockerds' own.
+    """Nodes that are up, and no Swarm yet; `options` are their dockerds' own. Nothing is left of them at the end.
 
-    The thread that has it is in their network meanwhile, and all that it starts.
+    The thread that has it is in their network meanwhile, with all that it starts.
     """
-    group = f"cluster-{secrets.token_hex(4)}"
-    gateway = f"{NETWORK}.1"
+    gateway = NETWORK.format(1)
     registry = f"{gateway}:{REGISTRY_PORT}"
-    of_nodes = (
-        f"--insecure-registry={registry}",
-        f"--cgroup-parent=/{group}",
-        "--exec-opt=native.cgroupdriver=cgroupfs",
-        *options,
-    )
     with Steps() as steps, ExitStack() as stack:
         program = _registry_program(steps)
         stack.enter_context(own_network())
-        subprocess.run(["ip", "link", "add", BRIDGE, "type", "bridge"], check=True)
-        subprocess.run(["ip", "address", "add", f"{gateway}/24", "dev", BRIDGE], check=True)
-        subprocess.run(["ip", "link", "set", BRIDGE, "up"], check=True)
-        stack.callback(_remove_cgroups, group)
+        for arguments in (
+            f"link add {BRIDGE} type bridge",
+            f"address add {gateway}/24 dev {BRIDGE}",
+            f"link set {BRIDGE} up",
+        ):
+            subprocess.run(["ip", *arguments.split()], check=True)
         with steps.step("Start a registry"):
             stack.enter_context(_registry(program, registry))
-        with steps.step(f"Start {nodes} engines"):
-            made = []
+        made = []
+        with steps.step(f"Start {nodes} nodes"):
             for number in range(1, nodes + 1):
-                node = Node(f"node-{number}", f"{NETWORK}.{number + 1}", *of_nodes)
+                made.append(node := Node(number, f"--insecure-registry={registry}", *options))
                 stack.callback(node.remove)
                 node.boot()
-                made.append(node)
             for node in made:
                 node.await_engine()
         yield Cluster(made, registry)
@@ -300,54 +338,40 @@ def _registry_program(steps: Steps) -> str:
         return installed
     folder = CACHE / "docker-registry"
     program = folder / "usr/bin/docker-registry"
-    with steps.step("Get docker-registry") as step, exclusive("docker-registry", step):
+    with (
+        steps.step("Get docker-registry") as step,
+        exclusive("docker-registry", step),
+        TemporaryDirectory() as download,
+    ):
         if not program.exists():
-            with TemporaryDirectory() as download:
-                fetch = ["apt-get", "--quiet", "download", "docker-registry"]
-                try:
-                    step.run(fetch, cwd=Path(download))
-                except CommandError:  # as on a machine whose lists were never fetched, or are old
-                    update_package_lists(step)
-                    step.run(fetch, cwd=Path(download))
-                (package,) = Path(download).glob("*.deb")
-                step.run(["dpkg-deb", "--extract", str(package), str(folder)])
+            fetch = ["apt-get", "--quiet", "download", "docker-registry"]
+            try:
+                step.run(fetch, cwd=Path(download))
+            except CommandError:  # as on a machine whose lists were never fetched, or are old
+                update_package_lists(step)
+                step.run(fetch, cwd=Path(download))
+            [package] = Path(download).iterdir()
+            step.run(["dpkg-deb", "--extract", str(package), str(folder)])
     return str(program)
 
 
 @contextmanager
 def _registry(program: str, address: str) -> Iterator[None]:
     with TemporaryDirectory() as folder:
-        settings = Path(folder, "config.yml")
-        storage = {"filesystem": {"rootdirectory": f"{folder}/images"}, "delete": {"enabled": True}}
+        log, settings = Path(folder, "log"), Path(folder, "config.yml")
+        storage = {"filesystem": {"rootdirectory": f"{folder}/images"}}
         settings.write_text(yaml.safe_dump({"version": 0.1, "storage": storage, "http": {"addr": address}}))
-        log = Path(folder, "log")
-        with (
-            log.open("wb") as output,
-            subprocess.Popen(
-                [*DIES_WITH_THIS_PROGRAM, program, "serve", settings], stdout=output, stderr=output
-            ) as process,
-        ):
+        command = [*DIES_WITH_THIS_THREAD, program, "serve", str(settings)]
+        with log.open("wb") as output, subprocess.Popen(command, stdout=output, stderr=output) as process:
+
+            def answers() -> bool:
+                assert process.poll() is None, log.read_text()
+                with suppress(httpx2.ConnectError):
+                    return httpx2.get(f"http://{address}/v2/", trust_env=False).is_success
+                return False
+
             try:
-
-                def answers() -> bool:
-                    assert process.poll() is None, log.read_text()
-                    return requests.get(f"http://{address}/v2/", timeout=WITHIN_SECONDS).ok
-
                 until(answers, "the registry answers")
                 yield
             finally:
                 process.kill()
-
-
-def _remove_cgroups(name: str) -> None:
-    """Remove what engines that lost their power left of their containers' groups."""
-    tops = [*CGROUPS.glob(name), *CGROUPS.glob(f"*/{name}")]
-
-    def removed() -> bool:
-        for top in tops:
-            for folder, _, _ in os.walk(top, topdown=False):
-                with suppress(OSError):  # busy for as long as the kernel has to do with its last process
-                    Path(folder).rmdir()
-        return not any(top.exists() for top in tops)
-
-    until(removed, f"the groups {name} are gone")
