@@ -6,12 +6,17 @@ from dataclasses import dataclass
 
 import pulumi
 
+from infra.gateway import USER_ID
 from infra.workload import Placement, Workload, http_health_check
 
 PORT = 8080
 NETWORK_NAME = "demo"
-URL = f"http://{NETWORK_NAME}:{PORT}"
 MEMORY_MB = 256
+
+
+def url(placement: Placement) -> str:
+    """The demo provider's address, as the replicas reach it."""
+    return f"http://{placement.host_name(NETWORK_NAME)}:{PORT}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +47,8 @@ class DemoProvider(pulumi.ComponentResource):
                 command=(str(PORT),),
                 files={"/app/provider.py": args.program},
                 health=http_health_check(PORT, "/health"),
-                user="65534:65534",
+                user=f"{USER_ID}:{USER_ID}",
+                file_owner=USER_ID,
                 memory_mb=MEMORY_MB,
                 networks={args.network: NETWORK_NAME},
             ),

@@ -15,7 +15,7 @@ from infra import gateway
 from infra.workload import LIVE, HealthCheck, Live, Placement, Port, Workload
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from infra.secrets import RotatingSecret
 
@@ -27,6 +27,10 @@ HEALTH_PORT = 8405
 MASTER_PORT = 8406
 PEERS_PORT = 8407
 FALLBACK_PORT = 8408
+USER_ID = 99
+"""That of `haproxy` in HAProxy's image."""
+NODE_LABEL = "edge"
+"""On a cluster: that of the nodes which let callers in."""
 REPLICA_SLOTS = 16
 """How many replicas the edge can tell apart; settings allow no more."""
 REPLICA_CONNECTIONS = 400
@@ -68,15 +72,26 @@ class EdgeArgs:
     certificate: pulumi.Input[str] | None
     """A certificate with its chain and its private key, as PEM; without it the edge speaks plain HTTP."""
     network: str
+    drain_seconds: int
+    """How long an edge may finish what it has, where others let callers in meanwhile."""
 
 
 def render(  # noqa: PLR0913 -- all are needed, all by name
-    template: str, *, generation: int, request_timeout: int, max_body_mb: int, tls: bool, metrics: bool
+    template: str,
+    *,
+    generation: int,
+    host_name: Callable[[str], str],
+    request_timeout: int,
+    max_body_mb: int,
+    tls: bool,
+    metrics: bool,
 ) -> str:
     """Fill in HAProxy's config, which has no secret in it.
 
-    `generation` is that of the master key, `request_timeout` is in seconds.
+    `generation` is that of the master key, `host_name` tells by which name an alias is found, `request_timeout` is in
+    seconds.
     """
+    newest, previous = gateway.network_name(generation), gateway.network_name(generation - 1)
     return Template(template).substitute(
         PORT=PORT,
         TLS=_switch(tls),
@@ -94,8 +109,10 @@ def render(  # noqa: PLR0913 -- all are needed, all by name
         REPLICA_CONNECTIONS=REPLICA_CONNECTIONS,
         REPLICA_PORT=gateway.PORT,
         AGENT_PORT=gateway.AGENT_PORT,
-        NEWEST=gateway.network_name(generation),
-        PREVIOUS=gateway.network_name(generation - 1),
+        NEWEST=newest,
+        NEWEST_HOST=host_name(newest),
+        PREVIOUS=previous,
+        PREVIOUS_HOST=host_name(previous),
     )
 
 
@@ -130,16 +147,14 @@ class Edge(pulumi.ComponentResource):
         ports = [Port(internal=PORT, external=args.port, address=args.address)]
         if args.metrics_port:
             ports.append(Port(internal=METRICS_PORT, external=args.metrics_port, address=LOOPBACK))
-        files: dict[str, pulumi.Input[str]] = {
-            CONFIG: args.config,
+        secrets: dict[str, pulumi.Input[str]] = {
             "clients.map": pulumi.Output.all(**{name: list(keys) for name, keys in args.client_keys.items()}).apply(
                 _clients_map
             ),
             "master-keys.map": _master_keys_map(args.master_key),
-            "rpm.map": "".join(f"{client} {rpm}\n" for client, rpm in sorted(args.client_rpm.items())),
         }
         if args.certificate:
-            files["certificate.pem"] = args.certificate
+            secrets["certificate.pem"] = args.certificate
         placement.run(
             Workload(
                 name=name,
@@ -150,16 +165,23 @@ class Edge(pulumi.ComponentResource):
                 ),
                 files={RELOAD: args.reload},
                 live=Live(
-                    files=files,
+                    files={
+                        CONFIG: args.config,
+                        "rpm.map": "".join(f"{client} {rpm}\n" for client, rpm in sorted(args.client_rpm.items())),
+                    },
+                    secrets=secrets,
                     check=("haproxy", "-c", "-q", "-f", CONFIG),
                     reload=("bash", RELOAD, SERVERS_STATE, str(MASTER_PORT)),
                 ),
                 health=HealthCheck(command=("bash", "-c", HEALTH_CHECK), interval_seconds=2),
                 user="haproxy",
+                file_owner=USER_ID,
                 memory_mb=args.memory_mb,
                 networks={args.network: name},
                 ports=tuple(ports),
+                on_each=NODE_LABEL,
                 stop_seconds=STOP_SECONDS,
+                drain_seconds=args.drain_seconds,
             ),
             opts=pulumi.ResourceOptions(parent=self),
         )

@@ -17,6 +17,8 @@ AGENT_PORT = 4001
 """Where litellm/entrypoint.py tells the edge that it is about to stop."""
 LIVELINESS = "/health/liveliness"
 HOST_NAME = "host.docker.internal"
+USER_ID = 65534
+"""That of `nobody`."""
 
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",  # else the first request waits for a model hub where there is none to reach
@@ -70,7 +72,8 @@ class Gateway(pulumi.ComponentResource):
                 files={"/app/config.yaml": args.config, "/app/entrypoint.py": args.entrypoint},
                 secrets=args.secrets,
                 health=http_health_check(PORT, LIVELINESS),
-                user="65534:65534",
+                user=f"{USER_ID}:{USER_ID}",
+                file_owner=USER_ID,
                 memory_mb=args.memory_mb,
                 networks={
                     args.network: pulumi.Output.from_input(args.generation).apply(lambda it: network_name(int(it)))

@@ -39,5 +39,12 @@ def stand_ins(path: Path) -> dict[str, str]:
     return record
 
 
+def in_registry(reference: str, registry: str) -> str:
+    """The name of an image in a registry of one's own: `ghcr.io/berriai/litellm:1` is REGISTRY/berriai/litellm:1."""
+    host, slash, path = reference.partition("/")
+    has_host = slash and ("." in host or ":" in host or host == "localhost")
+    return f"{registry}/{path if has_host else reference}"
+
+
 def _unreadable(path: Path, why: str) -> str:
     return f"{path} is not a record of stand-in images: {why}. Remove it, and `make up` writes a new one."

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 PORT = 5432
 SUPERUSER = "postgres"
 DATA = "/var/lib/postgresql/data"
+VOLUME = "postgres-data"
+USER_ID = 999
+"""That of `postgres` in the Debian images of Postgres."""
 APP_DATABASE = "app"
 LITELLM_DATABASE = "litellm"
 """Of its own, because LiteLLM may drop tables that it does not know."""
@@ -82,7 +85,6 @@ class Postgres(pulumi.ComponentResource):
     ) -> None:
         super().__init__("llm-infrastructure:postgres:Postgres", name, {}, opts)
         child = pulumi.ResourceOptions(parent=self)
-        volume = f"{name}-data"
         version = Constant(
             f"{name}-major-version",
             args.major_version,
@@ -99,7 +101,7 @@ class Postgres(pulumi.ComponentResource):
             kind="password",
             opts=pulumi.ResourceOptions(parent=self, protect=args.protect),
         )
-        placement.volume(volume, protect=args.protect, opts=child)
+        placement.volume(VOLUME, protect=args.protect, opts=child)
         replicas = placement.run(
             Workload(
                 name=name,
@@ -113,10 +115,11 @@ class Postgres(pulumi.ComponentResource):
                     interval_seconds=2,
                 ),
                 user="postgres",
+                file_owner=USER_ID,
                 memory_mb=args.memory_mb,
                 networks={args.network: name},
                 ports=(Port(internal=PORT, external=args.port, address=args.address),),
-                volumes={DATA: volume},
+                volumes={DATA: VOLUME},
                 stop_seconds=STOP_SECONDS,
             ),
             opts=pulumi.ResourceOptions(parent=self, depends_on=[version]),

@@ -15,7 +15,7 @@ from collections import Counter
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
 import pulumi
@@ -35,6 +35,9 @@ from pydantic import (
     ValidationError,
 )
 from pydantic.alias_generators import to_camel
+
+from infra.placement.cluster import CONSTRAINT
+from toolchain.engine import CERTIFICATE_FILES, certificates
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
@@ -93,9 +96,22 @@ def _present(key: SecretStr) -> SecretStr:
 
 def _docker_host(host: str) -> str:
     url = urlsplit(host)
-    if not (url.scheme == "unix" and url.path) and not (url.scheme == "ssh" and url.hostname):
-        raise ValueError("must be unix:///path or ssh://user@host (plain tcp would send every secret in clear)")
+    if not (url.scheme == "unix" and url.path) and not (url.scheme in {"ssh", "tcp"} and url.hostname):
+        raise ValueError("must be unix:///path, ssh://user@host, or tcp://host:2376 for TLS")
+    if folder := certificates(host):
+        missing = [file for file in CERTIFICATE_FILES if not Path(folder, file).is_file()]
+        if missing:
+            raise ValueError(
+                f"is reached by TLS only, as plain tcp would send every secret in clear: {folder} lacks "
+                f"{', '.join(missing)} (DOCKER_CERT_PATH names another folder)"
+            )
     return host
+
+
+def _constraint(constraint: str) -> str:
+    if not CONSTRAINT.fullmatch(constraint):
+        raise ValueError("is no placement constraint of Docker, as node.labels.gpu == true")
+    return constraint
 
 
 def _database_url(url: SecretStr) -> SecretStr:
@@ -136,6 +152,9 @@ def _sorted(keys: dict[str, Any]) -> dict[str, Any]:
     return dict(sorted(keys.items()))
 
 
+Constraint = Annotated[str, AfterValidator(_constraint)]
+Registry = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9.-]*(:\d{1,5})?(/[a-z0-9._/-]+)?$")]
+HostName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,251}[A-Za-z0-9])?$")]
 Image = Annotated[str, AfterValidator(_image)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 MemoryMb = Annotated[int, Field(ge=64, le=1024 * 1024)]
@@ -200,6 +219,8 @@ class Settings(_Frozen):
 
     docker_host: Annotated[str, AfterValidator(_docker_host)] = Field(examples=["unix:///var/run/docker.sock"])
     bind_address: IPv4Address = Field(examples=["127.0.0.1"])
+    placement: Literal["docker", "swarm"] = Field(examples=["swarm"])
+    gateway_host: Annotated[HostName | None, Optional] = Field(examples=["llm.example"])
     gateway_port: Port = Field(examples=["4000"])
     postgres_port: Port = Field(examples=["5432"])
     tls_certificate: Annotated[Certificate | None, Optional] = Field(examples=["< gateway.crt"])
@@ -211,6 +232,10 @@ class Settings(_Frozen):
     litellm_image: Image = Field(examples=["ghcr.io/berriai/litellm:main-v1.55.0"])
     postgres_image: Image = Field(examples=["postgres:17"])
     haproxy_image: Image = Field(examples=["haproxy:3.0"])
+    image_registry: Annotated[Registry | None, Optional] = Field(examples=["registry.example:5000"])
+    constraints: tuple[Constraint, ...] = Field(examples=["--path 'constraints[0]' 'node.labels.llm == true'"])
+    postgres_node: Annotated[HostName | None, Optional] = Field(examples=["NODE"])
+    encrypt_networks: bool = Field(examples=["true"])
     replicas: Annotated[int, Field(ge=1, le=16)] = Field(examples=["2"])
     drain_seconds: Annotated[int, Field(ge=1, le=3600)] = Field(examples=["60"])
     litellm_memory_mb: MemoryMb = Field(examples=["1024"])
@@ -257,7 +282,9 @@ class Settings(_Frozen):
 
     @property
     def host(self) -> str:
-        """The name under which the machine that runs the program reaches the stack's ports."""
+        """The name under which callers and the machine that runs the program reach the stack's ports."""
+        if self.gateway_host:
+            return self.gateway_host
         if not self.bind_address.is_loopback and not self.bind_address.is_unspecified:
             return str(self.bind_address)
         return urlsplit(self.docker_host).hostname or "localhost"
@@ -328,7 +355,9 @@ def _parsed(value: str, key: str) -> object:
     return json.loads(value) if key in STRUCTURED else value
 
 
-STRUCTURED = frozenset({"models", "modelKeys", "clientKeys", "secretVersions", "retirePrevious", "clientRpm"})
+STRUCTURED = frozenset(
+    {"models", "modelKeys", "clientKeys", "secretVersions", "retirePrevious", "clientRpm", "constraints"}
+)
 
 
 def _path(key: str, location: tuple[int | str, ...]) -> str:
@@ -359,6 +388,7 @@ def _contradictions(values: Mapping[str, Any]) -> Iterator[Problem]:
     if host.hostname and address is not None and address.is_loopback:
         what = f"is that machine's own: nothing reaches it from here, and `up` must reach Postgres on {host.hostname}"
         yield Problem("bindAddress", what, "set bindAddress 10.0.0.5")
+    yield from _swarm_problems(values)
     if (image := values.get("postgres_image")) and not POSTGRES_TAG.search(image.split("@")[0]):
         what = "does not tell its major version, which cannot change over data: name it in the tag"
         yield Problem("postgresImage", what, "set postgresImage postgres:17@sha256:…")
@@ -444,6 +474,22 @@ def _port_problems(values: Mapping[str, Any]) -> Iterator[Problem]:
     for key, port in ports.items():
         if port is not None and (other := first.setdefault(port, key)) != key:
             yield Problem(key, f"is {other} too", f"set {key} {port + 1}")
+
+
+def _swarm_problems(values: Mapping[str, Any]) -> Iterator[Problem]:
+    """What Swarm cannot do, and what only Swarm can."""
+    if values.get("placement") == "swarm":
+        if (address := values.get("bind_address")) is not None and not address.is_unspecified:
+            what = "cannot be kept on a Swarm, which publishes a port on each address of a node"
+            yield Problem("bindAddress", what, "set bindAddress 0.0.0.0")
+        if values.get("metrics_port"):
+            what = "would be published on each address of each node: a Swarm knows no loopback port"
+            yield Problem("metricsPort", what, "rm metricsPort")
+    elif values.get("placement") == "docker":
+        for key in ("image_registry", "constraints", "postgres_node"):
+            if values.get(key):
+                what = "is for a Swarm, and placement is docker"
+                yield Problem(to_camel(key), what, "set placement swarm")
 
 
 def _tls_problems(values: Mapping[str, Any]) -> Iterator[Problem]:

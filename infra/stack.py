@@ -19,7 +19,8 @@ from infra.edge import Edge, EdgeArgs
 from infra.gateway import Gateway, GatewayArgs
 from infra.migration import Migrations
 from infra.placement.docker import DockerHost
-from infra.postgres import Postgres, PostgresArgs, SaltKeyGuard
+from infra.placement.swarm import Swarm
+from infra.postgres import VOLUME, Postgres, PostgresArgs, SaltKeyGuard
 from infra.secrets import RotatingSecret
 from infra.settings import POSTGRES_TAG
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from pydantic import SecretStr
 
     from infra.settings import Settings
+    from infra.workload import Placement
 
 PROJECT = Path(__file__).parent.parent
 GATEWAY_NETWORK = "gateway"
@@ -38,7 +40,7 @@ DATA_NETWORK = "data"
 def build(settings: Settings) -> Mapping[str, pulumi.Input[object]]:
     """Register every resource of the stack and return its outputs."""
     identity = RotatingSecret("identity", kind="identity")
-    placement = DockerHost(settings.docker_host, identity=identity.value, image_choices=PROJECT / ".images.yaml")
+    placement = _placement(settings, identity)
     master_key = RotatingSecret(
         "master-key",
         kind="key",
@@ -46,7 +48,7 @@ def build(settings: Settings) -> Mapping[str, pulumi.Input[object]]:
         configured=_text(settings.master_key),
     )
     client_keys = _client_keys(settings)
-    models = model_list.render(_read("litellm/config.yaml"), settings, demo_url=demo.URL)
+    models = model_list.render(_read("litellm/config.yaml"), settings, demo_url=demo.url(placement))
     for name, variable in models.left_out.items():
         pulumi.log.warn(
             f"{name} is left out: {variable} is not set (pulumi config set --secret {_setting(variable)} …)"
@@ -55,6 +57,7 @@ def build(settings: Settings) -> Mapping[str, pulumi.Input[object]]:
         lambda generation: edge.render(
             _read("edge/haproxy.cfg"),
             generation=int(generation),
+            host_name=placement.host_name,
             request_timeout=models.request_timeout,
             max_body_mb=settings.max_body_mb,
             tls=settings.tls_certificate is not None,
@@ -85,6 +88,7 @@ def build(settings: Settings) -> Mapping[str, pulumi.Input[object]]:
             master_key=master_key,
             certificate=_certificate(settings),
             network=GATEWAY_NETWORK,
+            drain_seconds=settings.drain_seconds,
         ),
         placement,
     )
@@ -139,13 +143,34 @@ class _Database:
     salt_key_guarded: pulumi.ResourceOptions
 
 
-def _database(settings: Settings, placement: DockerHost) -> _Database:
+def _placement(settings: Settings, identity: RotatingSecret) -> Placement:
+    """Where the stack runs: on one host, or on the nodes of a Swarm."""
+    choices = PROJECT / ".images.yaml"
+    if settings.placement == "docker":
+        return DockerHost(
+            settings.docker_host, identity=identity.value, image_choices=choices, published_at=settings.host
+        )
+    return Swarm(
+        settings.docker_host,
+        identity=identity.value,
+        image_choices=choices,
+        image_registry=settings.image_registry,
+        encrypt=settings.encrypt_networks,
+        constraints=settings.constraints,
+        volume_node=settings.postgres_node or "",
+        on_each=edge.NODE_LABEL,
+        published_at=settings.host,
+    )
+
+
+def _database(settings: Settings, placement: Placement) -> _Database:
     """The app's database: Postgres of the stack's own, or the server that the settings name."""
     if settings.database_url is not None:
         url = pulumi.Output.secret(settings.database_url.get_secret_value())
         nothing = pulumi.ResourceOptions()
         return _Database(url=url, server="", after=nothing, salt_key_guarded=nothing)
     placement.network(DATA_NETWORK, opts=pulumi.ResourceOptions())
+    host = placement.published_at(VOLUME)
     kept = pulumi.ResourceOptions(protect=settings.protect_data)  # data outlives only with its passwords
     versions = settings.secret_versions
     superuser_password = RotatingSecret(
@@ -161,7 +186,7 @@ def _database(settings: Settings, placement: DockerHost) -> _Database:
             image=settings.postgres_image,
             major_version=_major_version(settings.postgres_image),
             memory_mb=settings.postgres_memory_mb,
-            host=settings.host,
+            host=host,
             address=str(settings.bind_address),
             port=settings.postgres_port,
             protect=settings.protect_data,
@@ -182,7 +207,7 @@ def _database(settings: Settings, placement: DockerHost) -> _Database:
     guard = SaltKeyGuard(
         "salt-key-guard",
         configured=_text(settings.salt_key),
-        host=settings.host,
+        host=host,
         port=settings.postgres_port,
         superuser_password=superuser_password,
         opts=after,

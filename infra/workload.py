@@ -43,13 +43,15 @@ def http_health_check(port: int, path: str) -> HealthCheck:
 
 @dataclass(frozen=True, kw_only=True)
 class Live:
-    """Files, secret ones among them, that a part takes up while it runs: a change of one does not replace the part.
+    """Files that a part takes up while it runs, where the placement can: a change of one does not replace the part.
 
     The part starts once they are there. Commands run in the container, as the part's user.
     """
 
     files: Mapping[str, pulumi.Input[str]]
     """Content by file name."""
+    secrets: Mapping[str, pulumi.Input[str]]
+    """Content of those that are secret, by file name."""
     check: tuple[str, ...]
     """Run in the folder of the new files; fails, and says why, if the part could not run with them."""
     reload: tuple[str, ...]
@@ -83,6 +85,8 @@ class Workload:
     live: Live | None = None
     health: HealthCheck
     user: str
+    file_owner: int
+    """The user's id: on a cluster, its secrets are this one's files."""
     memory_mb: int
     networks: Mapping[str, pulumi.Input[str]]
     """The name under which each network knows the part, by network."""
@@ -92,8 +96,12 @@ class Workload:
     host_gateway: str | None = None
     """The name under which the container reaches the machine it runs on."""
     replicas: int = 1
+    on_each: str | None = None
+    """On a cluster: one on each node that is labelled so, in place of `replicas`."""
     stop_seconds: int = 10
     """How long the part may take to end when it is stopped."""
+    drain_seconds: int | None = None
+    """The same where others serve meanwhile; as `stop_seconds` if None."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +122,12 @@ class Placement(Protocol):
 
     def volume(self, name: str, *, protect: bool, opts: pulumi.ResourceOptions) -> None:
         """Make a volume that workloads may name; a protected one is never deleted."""
+
+    def host_name(self, alias: str) -> str:
+        """The name by which workloads reach the one that a network of theirs knows under `alias`."""
+
+    def published_at(self, volume: str | None = None) -> str:
+        """Where the program reaches the ports of the workload that has a volume, or of those on each node."""
 
     def run(self, workload: Workload, *, opts: pulumi.ResourceOptions) -> Sequence[Replica]:
         """Run a workload."""

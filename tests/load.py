@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import threading
 import time
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
@@ -34,6 +34,25 @@ MIX = (
 )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Bound:
+    """What a fault may cost callers at most."""
+
+    streams_may_break: bool = False
+    """Whether a stream that had begun may break off: nobody can repeat it."""
+    gap_seconds: float = 0.0
+    """How long requests may fail."""
+
+    def __str__(self) -> str:
+        if self.gap_seconds:
+            return f"back in {self.gap_seconds:.0f} s"
+        return "streams may break" if self.streams_may_break else "nothing fails"
+
+
+NOTHING_FAILS = Bound()
+STREAMS_MAY_BREAK = Bound(streams_may_break=True)
+
+
 @dataclass
 class Report:
     """What became of the requests of a load."""
@@ -41,9 +60,13 @@ class Report:
     sent: int = 0
     failures: list[str] = field(default_factory=list)
     cut: list[str] = field(default_factory=list)
-    """Streams that broke off after their first byte: nobody can repeat those."""
+    """Streams that broke off after their first byte."""
+    beside: list[str] = field(default_factory=list)
+    """Why each request beside the load failed; empty for one that did not."""
     successes: list[float] = field(default_factory=list)
     """When each request that succeeded had its answer."""
+    broken: float = 0.0
+    """When something was broken."""
     last_failure: float = 0.0
 
     @property
@@ -51,6 +74,18 @@ class Report:
         """The longest time without an answer, in seconds."""
         ended = sorted(self.successes)
         return max((after - before for before, after in itertools.pairwise(ended)), default=0.0)
+
+    @property
+    def recovery(self) -> float:
+        """Seconds from the breaking to the last request that failed of it."""
+        return max(0.0, self.last_failure - self.broken) if self.broken else 0.0
+
+    def beyond(self, bound: Bound) -> list[str]:
+        """What callers noticed that is out of bounds."""
+        if bound.gap_seconds:
+            seconds = max(self.longest_gap, self.recovery)
+            return [f"requests failed for {seconds:.1f} s"] if seconds > bound.gap_seconds else []
+        return self.failures if bound.streams_may_break else [*self.failures, *self.cut]
 
 
 class Load:
@@ -62,7 +97,6 @@ class Load:
         self.key = key
         self.report = Report()
         self.rate = rate
-        self._broken_at = 0.0
         self._also: SimpleQueue[tuple[str, dict[str, object]]] = SimpleQueue()
         self._ended = threading.Event()
 
@@ -88,17 +122,8 @@ class Load:
             time.sleep(1 / self.rate)
 
     def send_also(self, path: str, body: dict[str, object]) -> None:
-        """Send a request beside the load, whose outcome does not count."""
+        """Send a request beside the load."""
         self._also.put((path, body))
-
-    def broken(self) -> None:
-        """Remember that something is being broken right now."""
-        self._broken_at = time.monotonic()
-
-    @property
-    def recovery(self) -> float:
-        """Seconds from the breaking to the last request that failed of it."""
-        return max(0.0, self.report.last_failure - self._broken_at) if self._broken_at else 0.0
 
     async def _run(self) -> None:
         limits = httpx2.Limits(max_connections=None, max_keepalive_connections=64)
@@ -117,23 +142,10 @@ class Load:
                     next_at = max(next_at + 1 / self.rate, time.monotonic())
                     await asyncio.sleep(next_at - time.monotonic())
 
-    async def _aside(self, client: httpx2.AsyncClient, path: str, body: dict[str, object]) -> None:
-        with suppress(httpx2.HTTPError):
-            await client.post(path, json=body, headers={"authorization": f"Bearer {self.key}"})
-
     async def _one(self, client: httpx2.AsyncClient, kind: str, path: str, body: dict[str, object]) -> None:
         self.report.sent += 1
-        started, begun = time.monotonic(), False
-        try:
-            async with client.stream(
-                "POST", path, json=body, headers={"authorization": f"Bearer {self.key}"}
-            ) as answer:
-                begun = answer.status_code == httpx2.codes.OK
-                text = (await answer.aread()).decode()
-            whole = begun and (kind != "stream" or STREAM_ENDED in text)
-            failure = "" if whole else f"status {answer.status_code}: {text[-200:]}"
-        except httpx2.HTTPError as error:
-            failure = repr(error)
+        started = time.monotonic()
+        begun, failure = await self._ask(client, path, body)
         ended = time.monotonic()
         if not failure:
             self.report.successes.append(ended)
@@ -141,3 +153,21 @@ class Load:
         self.report.last_failure = ended
         where = self.report.cut if begun and kind == "stream" else self.report.failures
         where.append(f"{kind} after {ended - started:.2f} s: {failure}")
+
+    async def _aside(self, client: httpx2.AsyncClient, path: str, body: dict[str, object]) -> None:
+        _, failure = await self._ask(client, path, body)
+        self.report.beside.append(failure)
+
+    async def _ask(self, client: httpx2.AsyncClient, path: str, body: dict[str, object]) -> tuple[bool, str]:
+        """Send a request; return whether a good answer began, and why it is not whole, or nothing."""
+        begun = False
+        try:
+            async with client.stream(
+                "POST", path, json=body, headers={"authorization": f"Bearer {self.key}"}
+            ) as answer:
+                begun = answer.status_code == httpx2.codes.OK
+                text = (await answer.aread()).decode()
+        except httpx2.HTTPError as error:
+            return begun, repr(error)
+        whole = begun and (STREAM_ENDED in text or not body.get("stream"))
+        return begun, "" if whole else f"status {answer.status_code}: {text[-200:]}"

@@ -12,6 +12,7 @@ from collections import deque
 from pathlib import Path
 
 import docker
+from docker.tls import TLSConfig
 
 from toolchain.machine import can_install, environment, exclusive, install, which
 from toolchain.progress import LINES_SHOWN_ON_FAILURE, CommandError, SetupError, Step, Steps
@@ -25,6 +26,7 @@ USUAL_HOSTS = (
 )
 UNREACHABLE = (OSError, docker.errors.DockerException)
 LOG = Path("/var/log/dockerd.log")
+CERTIFICATE_FILES = ("ca.pem", "cert.pem", "key.pem")
 PACKAGES = ("docker.io", "ca-certificates", "iptables")
 START_SECONDS = 60
 POLL_SECONDS = 0.1
@@ -59,7 +61,18 @@ def connect(host: str) -> docker.DockerClient:
     if host.startswith("unix://"):
         with socket.socket(socket.AF_UNIX) as probe:  # tells more than docker-py, which leaves its own open
             probe.connect(_path(host))
-    return docker.DockerClient(base_url=host, use_ssh_client=True)
+    tls: TLSConfig | bool = False
+    if folder := certificates(host):
+        ca, certificate, key = (f"{folder}/{file}" for file in CERTIFICATE_FILES)
+        tls = TLSConfig(client_cert=(certificate, key), ca_cert=ca, verify=True)
+    return docker.DockerClient(base_url=host, tls=tls, use_ssh_client=True)
+
+
+def certificates(host: str) -> str | None:
+    """The folder with the certificates for an engine that is reached by TLS: Docker's own convention."""
+    if not host.startswith("tcp://"):
+        return None
+    return os.environ.get("DOCKER_CERT_PATH") or str(Path.home() / ".docker")
 
 
 def start(step: Step, host: str, *options: str, log: Path) -> None:

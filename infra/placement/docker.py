@@ -1,44 +1,40 @@
 """Workloads as containers on one Docker host, without interrupting the service when they change.
 
 Each replica waits for the one before it, so that Pulumi replaces the first, sees it healthy, and only then goes on.
-All names are fixed, `<project>-<stack>-<part>`: two containers for one part cannot come to be, whatever is killed
-when. What a killed `up` left behind, which the state does not know, is removed before the part is made again.
 """
 
 from __future__ import annotations
 
 from contextlib import closing
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import docker
 import pulumi
 import pulumi_docker
 
-from infra.images import stand_ins
+from infra.placement.engine import LOG_FILES, LOG_SIZE, EnginePlacement, check_ours, duration, stands_alone
 from infra.placement.health import Healthy
 from infra.placement.live_files import LiveFiles
+from infra.placement.services import stand_down
 from infra.workload import LIVE, SECRETS, Replica, Workload
 from toolchain.engine import connect
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
-LABEL = "llm-infrastructure"
-LOG_SIZE = "10m"
-LOG_FILES = "3"
 SECONDS_TO_KILL = 5
 """What a container gets beside its own time to stop, so that the engine kills none that is just ending."""
 
 # The provider accepts these without applying them to a container that exists; and a container that came to be but
-# never got healthy must be made again, or the next `up` would turn green over it.
+# could not be started must be made again, or the next `up` would turn green over it.
 REPLACED_BY = ["healthcheck", "#initerror"]
 
 # What stops a container must end the waiting too.
 START_WITH_LIVE_FILES = f'trap "exit 0" TERM USR1; until [ -d {LIVE}/current ]; do sleep 0.1; done; exec "$@"'
 
 
-class DockerHost:
+class DockerHost(EnginePlacement):
     """Places workloads on one Docker Engine.
 
     Creates, for each workload: `docker:index/remoteImage:RemoteImage` (one an image) and
@@ -46,16 +42,12 @@ class DockerHost:
     `docker:index/volume:Volume`. Each container is awaited by a `Healthy`, or by the `LiveFiles` that it starts with.
     """
 
-    def __init__(self, host: str, *, identity: pulumi.Output[str], image_choices: Path) -> None:
-        """`identity` tells this deployment's containers from those of another one of the same name."""
-        self._host = host
-        self._identity = identity
-        self._prefix = f"{pulumi.get_project()}-{pulumi.get_stack()}"
-        self._stand_ins = stand_ins(image_choices)
-        self._provider = pulumi_docker.Provider("engine", host=host)
+    def __init__(self, host: str, *, identity: pulumi.Output[str], image_choices: Path, published_at: str) -> None:
+        """`published_at` is the name under which the machine that runs the program reaches the host's ports."""
+        super().__init__(host, identity=identity, image_choices=image_choices)
+        self._published_at = published_at
         self._images: dict[str, pulumi_docker.RemoteImage] = {}
         self._networks: dict[str, pulumi_docker.Network] = {}
-        self._volumes: dict[str, pulumi_docker.Volume] = {}
 
     def network(self, name: str, *, opts: pulumi.ResourceOptions) -> None:
         self._networks[name] = pulumi_docker.Network(
@@ -66,20 +58,11 @@ class DockerHost:
             opts=self._options(opts, delete_before_replace=True, hooks=self._before_create(self._free_network)),
         )
 
-    def volume(self, name: str, *, protect: bool, opts: pulumi.ResourceOptions) -> None:
-        self._volumes[name] = pulumi_docker.Volume(
-            name,
-            name=f"{self._prefix}-{name}",
-            labels=[pulumi_docker.VolumeLabelArgs(label=k, value=v) for k, v in self._labels(name)],
-            # A change of labels would replace the volume, and so the data.
-            opts=self._options(
-                opts,
-                protect=protect,
-                retain_on_delete=protect,
-                ignore_changes=["labels"],
-                hooks=self._before_create(self._check_volume),
-            ),
-        )
+    def host_name(self, alias: str) -> str:
+        return alias
+
+    def published_at(self, volume: str | None = None) -> str:  # noqa: ARG002 -- there is one host
+        return self._published_at
 
     def run(self, workload: Workload, *, opts: pulumi.ResourceOptions) -> Sequence[Replica]:
         replicas: list[Replica] = []
@@ -145,9 +128,9 @@ class DockerHost:
             uploads=self._uploads(workload),
             healthcheck=pulumi_docker.ContainerHealthcheckArgs(
                 tests=["CMD", *health.command],
-                interval=_duration(health.interval_seconds),
-                timeout=_duration(health.timeout_seconds),
-                start_period=_duration(health.start_seconds),
+                interval=duration(health.interval_seconds),
+                timeout=duration(health.timeout_seconds),
+                start_period=duration(health.start_seconds),
                 retries=health.retries,
             ),
             must_run=True,
@@ -157,7 +140,9 @@ class DockerHost:
                 opts,
                 delete_before_replace=True,
                 replace_on_changes=REPLACED_BY,
-                hooks=self._before_create(self._free_container),
+                hooks=self._before_create(
+                    self._free_container, *([self._stand_service_down] if stands_alone(workload) else [])
+                ),
             ),
         )
 
@@ -173,27 +158,13 @@ class DockerHost:
 
     def _image(self, reference: str) -> pulumi_docker.RemoteImage:
         if reference not in self._images:
-            name = self._stand_ins.get(reference, reference)
-            if name != reference:
-                pulumi.log.warn(f"{name} stands in for {reference} (.images.yaml): it was built on this machine.")
             self._images[reference] = pulumi_docker.RemoteImage(
-                reference, name=name, keep_locally=True, opts=self._options(pulumi.ResourceOptions())
+                reference,
+                name=self._stand_in(reference),
+                keep_locally=True,
+                opts=self._options(pulumi.ResourceOptions()),
             )
         return self._images[reference]
-
-    def _labels(self, part: str) -> list[tuple[str, pulumi.Input[str]]]:
-        return [
-            (f"{LABEL}.identity", self._identity),
-            (f"{LABEL}.part", part),
-            (f"{LABEL}.project", pulumi.get_project()),
-            (f"{LABEL}.stack", pulumi.get_stack()),
-        ]
-
-    def _options(self, opts: pulumi.ResourceOptions, **more: object) -> pulumi.ResourceOptions:
-        return pulumi.ResourceOptions.merge(opts, pulumi.ResourceOptions(provider=self._provider, **more))  # type: ignore[arg-type]
-
-    def _before_create(self, hook: object) -> pulumi.ResourceHookBinding:
-        return pulumi.ResourceHookBinding(before_create=[hook])  # type: ignore[list-item]
 
     def _free_container(self, args: pulumi.ResourceHookArgs) -> None:
         """Remove the container that a killed `up` left under the name of one that is about to be made."""
@@ -203,45 +174,14 @@ class DockerHost:
                 container = engine.containers.get(inputs["name"])
             except docker.errors.NotFound:
                 return
-            self._check_ours(container.labels, inputs, "container")
+            check_ours(container.labels, inputs, "container")
             pulumi.log.warn(
                 f"{container.name} is not in the state (stopped, or an `up` was killed): it is made again."
             )
             container.stop(timeout=int(inputs["stopTimeout"]))
             container.remove()
 
-    def _free_network(self, args: pulumi.ResourceHookArgs) -> None:
-        """Remove the network that a killed `up` left under the name of one that is about to be made."""
-        inputs = args.new_inputs or {}
+    def _stand_service_down(self, args: pulumi.ResourceHookArgs) -> None:
+        """Stop the Swarm service that had a part's port or volume, when a stack moves from there to one host."""
         with closing(connect(self._host)) as engine:
-            for network in engine.networks.list(names=[inputs["name"]]):
-                if network.name == inputs["name"]:
-                    self._check_ours(network.attrs["Labels"], inputs, "network")
-                    network.remove()
-
-    def _check_volume(self, args: pulumi.ResourceHookArgs) -> None:
-        """Refuse a volume whose data another state has the passwords of; the engine would hand it out unasked."""
-        inputs = args.new_inputs or {}
-        with closing(connect(self._host)) as engine:
-            try:
-                volume = engine.volumes.get(inputs["name"])
-            except docker.errors.NotFound:
-                return
-            self._check_ours(volume.attrs["Labels"] or {}, inputs, "volume")
-
-    def _check_ours(self, labels: Mapping[str, str], inputs: Mapping[str, Any], kind: str) -> None:
-        wanted = {each["label"]: each["value"] for each in inputs["labels"]}
-        if labels.get(f"{LABEL}.identity") != wanted[f"{LABEL}.identity"]:
-            name = inputs["name"]
-            raise pulumi.RunError(
-                f"The {kind} {name} exists and belongs to another deployment of stack {pulumi.get_stack()}: another "
-                "user's, or one whose state was lost. Use a stack of another name (pulumi stack init NAME), or, if "
-                f"nobody needs it any more: docker {kind} rm {'--force ' if kind == 'container' else ''}{name}"
-            )
-
-
-def _duration(seconds: int) -> str:
-    """Seconds as Go prints them, which is how they come back at a refresh."""
-    minutes, rest = divmod(seconds, 60)
-    hours, minutes = divmod(minutes, 60)
-    return (f"{hours}h" if hours else "") + (f"{minutes}m" if hours or minutes else "") + f"{rest}s"
+            stand_down(engine, args.new_inputs or {})

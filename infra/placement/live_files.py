@@ -123,7 +123,7 @@ class LiveFiles(Resource, module="live_files", name="LiveFiles"):
         props = {
             "host": host,
             "container": container,
-            "files": dict(live.files),
+            "files": {**live.files, **live.secrets},
             "check": list(live.check),
             "reload": list(live.reload),
             "start_seconds": start_seconds,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from psycopg.conninfo import conninfo_to_dict
 
-from infra.placement.docker import LABEL
+from infra.placement.engine import LABEL
 from infra.settings import STRUCTURED, Settings, _report, _set, _validate
 from infra.workload import LIVE
 from tests.deploy.leaks import Secret

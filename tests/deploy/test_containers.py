@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from infra import demo, edge, postgres
-from infra.placement.docker import LABEL, LOG_FILES, LOG_SIZE
+from infra.placement.engine import LABEL, LOG_FILES, LOG_SIZE
 from infra.workload import LIVE
 
 if TYPE_CHECKING:

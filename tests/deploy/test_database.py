@@ -10,7 +10,7 @@ import pytest
 
 from app import migrations
 from infra.migration import FOLDER
-from infra.placement.docker import LABEL
+from infra.placement.engine import LABEL
 from infra.postgres import APP_DATABASE, DATA, LITELLM_DATABASE, SUPERUSER
 
 if TYPE_CHECKING:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -16,11 +17,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
 
+    from tests.load import Bound, Report
     from tests.stacks import Deployment
 
-    Drill = Callable[[str], AbstractContextManager[Load]]
+    Drill = Callable[[str, Bound], AbstractContextManager[Load]]
 
-ROWS = pytest.StashKey[list[tuple[str, Load]]]()
+ROWS = pytest.StashKey[list[tuple[str, "Bound", "Report"]]]()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -38,27 +40,31 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]
 
 @pytest.fixture
 def drill(request: pytest.FixtureRequest, deployment: Deployment) -> Drill:
-    """Put the stack under load while a block breaks something; what became of the requests goes into the table."""
+    """Put the stack under load while a block breaks something, and see that callers notice no more than the bound.
+
+    What became of the requests goes into the table.
+    """
     rows = request.config.stash.setdefault(ROWS, [])
 
     @contextmanager
-    def run(name: str) -> Iterator[Load]:
+    def run(name: str, bound: Bound) -> Iterator[Load]:
         load = Load(deployment.outputs["litellmUrl"], deployment.outputs["litellmApiKey"])
-        rows.append((name, load))
+        rows.append((name, bound, load.report))
         with load.running():
-            load.broken()
+            load.report.broken = time.monotonic()
             yield load
             load.await_successes(round(load.rate))
+        assert load.report.beyond(bound) == []
 
     return run
 
 
 def pytest_terminal_summary(config: pytest.Config) -> None:
     rows = config.stash.get(ROWS, [])
-    table = Table("drill", "requests", "failed", "streams cut", "longest gap s", "recovery s", title="Drills")
-    for name, load in rows:
-        report = load.report
+    columns = ("drill", "bound", "requests", "failed", "streams cut", "longest gap s", "recovery s")
+    table = Table(*columns, title="Drills")
+    for name, bound, report in rows:
         counts = (report.sent, len(report.failures), len(report.cut))
-        table.add_row(name, *map(str, counts), f"{report.longest_gap:.2f}", f"{load.recovery:.2f}")
+        table.add_row(name, str(bound), *map(str, counts), f"{report.longest_gap:.2f}", f"{report.recovery:.2f}")
     if rows:
-        Console(width=118).print(table)
+        Console(width=140).print(table)

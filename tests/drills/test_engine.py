@@ -14,6 +14,7 @@ import pytest
 from infra.images import stand_ins
 from tests.drills.test_faults import Writer, all_there
 from tests.engines import Daemon, needs_an_engine_of_its_own, own_network
+from tests.load import NOTHING_FAILS, Bound
 from tests.stack_config import PROJECT, project_file
 from tests.stacks import PARTS, deployed
 from toolchain import engine
@@ -27,8 +28,8 @@ if TYPE_CHECKING:
     from tests.stacks import Deployment
 
 VOLUMES_MB = 256
-GAP_SECONDS = {"stops its containers": 120, "lets them run": 30}
-"""How long nobody is answered: until the engine is back, and with it the containers that it had stopped."""
+BOUNDS = {"stops its containers": Bound(gap_seconds=120), "lets them run": Bound(gap_seconds=30)}
+"""Nobody is answered until the engine is back, and with it the containers that it had stopped."""
 OPTIONS = {"stops its containers": (), "lets them run": ("--live-restore",)}
 MORE_THAN_THE_DISK = "CREATE TABLE much AS SELECT md5(i::text) FROM generate_series(1, %s) AS i"
 """32 bytes a row."""
@@ -74,7 +75,7 @@ def test_a_full_disk_loses_no_acknowledged_row(daemon: Daemon, deployment: Deplo
     """Postgres says what is wrong and takes no more; with room again it goes on; the gateway does not need it."""
     filler = daemon.volumes / "filler"
     url = deployment.outputs["databaseUrl"]
-    with drill("a full disk under Postgres") as load, Writer(url) as writer:
+    with drill("a full disk under Postgres", NOTHING_FAILS), Writer(url) as writer:
         try:
             fill(filler)
             with pytest.raises(psycopg.OperationalError), psycopg.connect(url, autocommit=True) as connection:
@@ -83,7 +84,6 @@ def test_a_full_disk_loses_no_acknowledged_row(daemon: Daemon, deployment: Deplo
         finally:
             filler.unlink()
         writer.await_rows(20)
-    assert load.report.failures == []
     assert all_there(deployment, writer)
     deployment.await_restart("postgres", 0)
 
@@ -98,14 +98,14 @@ def test_an_engine_that_restarts_brings_all_back(
     for part in PARTS:
         deployment.await_restart(part, 0)
     before = {part: deployment.container(part).attrs["State"]["Pid"] for part in PARTS}
-    with drill(f"an engine that restarts and {mode}") as load, Writer(deployment.outputs["databaseUrl"]) as writer:
+    name, url = f"an engine that restarts and {mode}", deployment.outputs["databaseUrl"]
+    with drill(name, BOUNDS[mode]) as load, Writer(url) as writer:
         daemon.end()
         daemon.start(*OPTIONS[mode])
         for part in PARTS:
             deployment.await_restart(part, 0)
         load.await_successes(1)
         writer.await_rows(20)
-    assert load.report.longest_gap < GAP_SECONDS[mode]
     assert all_there(deployment, writer)
     kept = {part for part in PARTS if deployment.container(part).attrs["State"]["Pid"] == before[part]}
     assert kept == (set(PARTS) if OPTIONS[mode] else set())

@@ -41,6 +41,8 @@ BRIDGE = "bridge"
 REGISTRY_PORT = 5000
 WITHIN_SECONDS = 60
 POLL_SECONDS = 0.1
+LEADER_SECONDS = 2
+"""A manager that asks a leader without power waits 20 s for it, when there may long be another."""
 CGROUPS = Path("/sys/fs/cgroup")
 DIES_WITH_THIS_THREAD = ("setpriv", "--pdeathsig", "KILL")
 MACHINE = ("unshare", "--net", "--uts", "--pid", "--mount", "--mount-proc", "--fork", "--kill-child", "bash", "-c")
@@ -219,10 +221,13 @@ class Cluster:
 
         def elected() -> Node | None:
             for asked in filter(lambda node: node.runs, self.nodes):
-                with suppress(*engine.UNREACHABLE):  # as a worker, or a manager that has no leader
-                    for each in asked.client.nodes.list(filters={"role": "manager"}):
-                        if each.attrs.get("ManagerStatus", {}).get("Leader"):
-                            return next((node for node in self.nodes if node.id == each.id and node.runs), None)
+                with (
+                    suppress(*engine.UNREACHABLE),  # as a worker, or a manager that has no leader
+                    closing(docker.DockerClient(asked.host, timeout=LEADER_SECONDS)) as client,
+                ):
+                    for each in client.nodes.list(filters={"role": "manager"}):
+                        if each.attrs["ManagerStatus"].get("Leader"):
+                            return next((node for node in self.nodes if node.runs and node.id == each.id), None)
             return None
 
         return until(elected, "the managers have a leader")

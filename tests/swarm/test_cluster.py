@@ -53,7 +53,7 @@ def usual_image(setting: str) -> str:
 def swarm() -> Iterator[Cluster]:
     """Three managers, so that any of them can be lost."""
     with cluster() as made:
-        made.join(managers=3)
+        made.join(managers=3, heartbeat_seconds=2)
         yield made
 
 
@@ -162,7 +162,7 @@ def test_a_leader_that_loses_its_power_is_replaced_and_comes_back(swarm: Cluster
 
 
 def test_a_node_can_be_shut_down_and_started_again(swarm: Cluster) -> None:
-    """Its engine says goodbye, so the Swarm knows at once; what was on its disk is there again."""
+    """What was on its disk is there again."""
     node = next(node for node in swarm.nodes if node is not swarm.leader())
     volume = str(node.client.volumes.create().id)
     node.end()

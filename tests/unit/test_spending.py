@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from infra import demo, model_list
+from infra import model_list
 from tests.deploy.test_gateway import model_to_ask
 from tests.stack_config import PROJECT
 
@@ -23,7 +23,7 @@ OWN = {"name": "own", "model": "openai/own", "apiBase": "http://10.0.0.9/v1"}
 def stack(settings: Settings) -> Any:
     """What the checks read of a stack that was deployed with these settings."""
     text = (PROJECT / "litellm/config.yaml").read_text()
-    config = model_list.render(text, settings, demo_url=demo.URL).config
+    config = model_list.render(text, settings, demo_url="http://demo:8080").config
     return SimpleNamespace(settings=settings, outputs={"litellmConfig": config})
 
 

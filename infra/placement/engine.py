@@ -1,0 +1,125 @@
+"""What every placement by a Docker Engine has: its provider, labels by which its things are found, and its volumes.
+
+Names of containers, networks, services and volumes are fixed, `<project>-<stack>-<part>`: two of one part cannot come
+to be, whatever is killed when. What a killed `up` left behind, which the state does not know, is removed before the
+part is made again, and nothing is that carries another deployment's identity.
+"""
+
+from __future__ import annotations
+
+from contextlib import closing
+from typing import TYPE_CHECKING, Any
+
+import docker
+import pulumi
+import pulumi_docker
+
+from infra.images import stand_ins
+from toolchain.engine import certificates, connect
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from infra.workload import Workload
+
+    Hook = Callable[[pulumi.ResourceHookArgs], None]
+
+LABEL = "llm-infrastructure"
+LOG_SIZE = "10m"
+LOG_FILES = "3"
+
+
+class EnginePlacement:
+    """The base of the placements. `identity` tells this deployment's things from those of another one of its name."""
+
+    def __init__(self, host: str, *, identity: pulumi.Output[str], image_choices: Path) -> None:
+        self._host = host
+        self._identity = identity
+        self._prefix = f"{pulumi.get_project()}-{pulumi.get_stack()}"
+        self._stand_ins = stand_ins(image_choices)
+        self._provider = pulumi_docker.Provider("engine", host=host, cert_path=certificates(host))
+        self._volumes: dict[str, pulumi_docker.Volume] = {}
+
+    def volume(self, name: str, *, protect: bool, opts: pulumi.ResourceOptions) -> None:
+        self._volumes[name] = pulumi_docker.Volume(
+            name,
+            name=f"{self._prefix}-{name}",
+            labels=[pulumi_docker.VolumeLabelArgs(label=k, value=v) for k, v in self._labels(name)],
+            # A change of labels would replace the volume, and so the data.
+            opts=self._options(
+                opts,
+                protect=protect,
+                retain_on_delete=protect,
+                ignore_changes=["labels"],
+                hooks=self._before_create(self._check_volume),
+            ),
+        )
+
+    def _stand_in(self, reference: str) -> str:
+        name = self._stand_ins.get(reference, reference)
+        if name != reference:
+            pulumi.log.warn(f"{name} stands in for {reference} (.images.yaml): it was built on this machine.")
+        return name
+
+    def _labels(self, part: str) -> list[tuple[str, pulumi.Input[str]]]:
+        return [
+            (f"{LABEL}.identity", self._identity),
+            (f"{LABEL}.part", part),
+            (f"{LABEL}.project", pulumi.get_project()),
+            (f"{LABEL}.stack", pulumi.get_stack()),
+        ]
+
+    def _options(self, opts: pulumi.ResourceOptions, **more: object) -> pulumi.ResourceOptions:
+        return pulumi.ResourceOptions.merge(opts, pulumi.ResourceOptions(provider=self._provider, **more))  # type: ignore[arg-type]
+
+    def _before_create(self, *hooks: Hook) -> pulumi.ResourceHookBinding:
+        return pulumi.ResourceHookBinding(before_create=list(hooks))
+
+    def _free_network(self, args: pulumi.ResourceHookArgs) -> None:
+        """Remove the network that a killed `up` left under the name of one that is about to be made."""
+        inputs = args.new_inputs or {}
+        with closing(connect(self._host)) as engine:
+            for network in engine.networks.list(names=[inputs["name"]]):
+                if network.name == inputs["name"]:
+                    check_ours(network.attrs["Labels"], inputs, "network")
+                    network.remove()
+
+    def _check_volume(self, args: pulumi.ResourceHookArgs) -> None:
+        """Refuse a volume whose data another state has the passwords of; the engine would hand it out unasked."""
+        inputs = args.new_inputs or {}
+        with closing(connect(self._host)) as engine:
+            try:
+                volume = engine.volumes.get(inputs["name"])
+            except docker.errors.NotFound:
+                return
+            check_ours(volume.attrs["Labels"] or {}, inputs, "volume")
+
+
+def check_ours(labels: Mapping[str, str], inputs: Mapping[str, Any], kind: str) -> None:
+    """Raise RunError unless `labels` carry the identity of the resource with these inputs."""
+    if not is_ours(labels, inputs):
+        name = inputs["name"]
+        raise pulumi.RunError(
+            f"The {kind} {name} exists and belongs to another deployment of stack {pulumi.get_stack()}: another "
+            "user's, or one whose state was lost. Use a stack of another name (pulumi stack init NAME), or, if "
+            f"nobody needs it any more: docker {kind} rm {'--force ' if kind == 'container' else ''}{name}"
+        )
+
+
+def is_ours(labels: Mapping[str, str], inputs: Mapping[str, Any]) -> bool:
+    """Whether `labels` carry the identity of the resource with these inputs."""
+    wanted = {each["label"]: each["value"] for each in inputs["labels"]}
+    return bool(labels.get(f"{LABEL}.identity") == wanted[f"{LABEL}.identity"])
+
+
+def stands_alone(workload: Workload) -> bool:
+    """Whether a workload cannot run beside its successor: there is one port, and one volume."""
+    return bool(workload.ports or workload.volumes)
+
+
+def duration(seconds: int) -> str:
+    """Seconds as Go prints them, which is how they come back at a refresh."""
+    minutes, rest = divmod(seconds, 60)
+    hours, minutes = divmod(minutes, 60)
+    return (f"{hours}h" if hours else "") + (f"{minutes}m" if hours or minutes else "") + f"{rest}s"

@@ -1,0 +1,382 @@
+"""Workloads as services of a Docker Swarm, updated task by task, each healthy before the next one changes.
+
+Secrets and files are Swarm's own secrets and configs. A changed one gets another name, the service takes it up task
+by task, and the old one is deleted. What a service changed to and could not run, it takes back by itself.
+"""
+
+from __future__ import annotations
+
+import base64
+from contextlib import closing
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING
+
+import docker
+import pulumi
+import pulumi_docker
+
+from infra.images import in_registry
+from infra.placement.cluster import Cluster
+from infra.placement.engine import (
+    LOG_FILES,
+    LOG_SIZE,
+    EnginePlacement,
+    check_ours,
+    duration,
+    is_ours,
+    stands_alone,
+)
+from infra.placement.services import Converged, await_end
+from infra.workload import LIVE, SECRETS, Replica, Workload
+from toolchain.engine import UNREACHABLE, connect
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from infra.workload import HealthCheck
+
+MEBIBYTE = 2**20
+SECRET_MODE = 0o400
+CONFIG_MODE = 0o444
+RESERVED_SHARE = 4
+"""Of a part's memory limit one in so many is kept free for it on its node: about what it has without load."""
+MONITOR_SECONDS = 10
+"""So long a task that was just replaced must stay well, or the service is rolled back."""
+RESTART_SECONDS = 2
+SPARE_SECONDS = 60
+"""What pulling an image, and finding out that an update failed, may take beside the start of a task."""
+
+
+class Swarm(EnginePlacement):
+    """Places workloads on the Swarm that an engine manages.
+
+    Creates, for each workload: `docker:index/service:Service`, a `docker:index/secret:Secret` for each secret of it,
+    a `docker:index/serviceConfig:ServiceConfig` for each of its files, and `Converged`; for networks
+    `docker:index/network:Network`; for a volume on the engine's own node `docker:index/volume:Volume`.
+    """
+
+    def __init__(  # noqa: PLR0913 -- all are needed, all by name
+        self,
+        host: str,
+        *,
+        identity: pulumi.Output[str],
+        image_choices: Path,
+        image_registry: str | None,
+        encrypt: bool,
+        constraints: Sequence[str],
+        volume_node: str,
+        on_each: str,
+        published_at: str,
+    ) -> None:
+        """Take the Swarm that an engine manages, once it has a node for each workload.
+
+        `constraints` are those of workloads without a volume, `volume_node` is where volumes are (the engine's own
+        node if empty), `on_each` labels the nodes with published ports, which callers reach as `published_at`.
+
+        Raises RunError, before anything is registered, when the Swarm lacks a node for one of them.
+        """
+        super().__init__(host, identity=identity, image_choices=image_choices)
+        self._registry = image_registry
+        self._encrypt = encrypt
+        self._constraints = tuple(constraints)
+        self._published_at = published_at
+        self._networks: dict[str, pulumi_docker.Network] = {}
+        self._images: dict[str, str] = {}
+        self._cluster = Cluster(host)
+        node = self._cluster.node(volume_node)
+        if node is None:
+            names = ", ".join(each.name for each in self._cluster.nodes)
+            raise pulumi.RunError(
+                f"The Swarm of {host} has no node {volume_node}; nothing was changed. It has {names}:\n"
+                f"  pulumi config set --stack {pulumi.get_stack()} postgresNode NAME"
+            )
+        self._volume_node = node
+        self._cluster.check(
+            {
+                "postgresNode": self._pinned(),
+                "constraints": self._constraints,
+                f"the label {on_each}": (_labelled(on_each),),
+            }
+        )
+
+    def network(self, name: str, *, opts: pulumi.ResourceOptions) -> None:
+        # Not by the name of the network on one host: moving there and back, both are there for a moment.
+        self._networks[name] = pulumi_docker.Network(
+            f"{name}-overlay",
+            name=f"{self._prefix}-{name}-overlay",
+            driver="overlay",
+            options={"encrypted": ""} if self._encrypt else None,
+            labels=[pulumi_docker.NetworkLabelArgs(label=k, value=v) for k, v in self._labels(name)],
+            opts=self._options(opts, delete_before_replace=True, hooks=self._before_create(self._free_network)),
+        )
+
+    def volume(self, name: str, *, protect: bool, opts: pulumi.ResourceOptions) -> None:
+        # On another node than the engine's own, the task that mounts it makes it, and nothing ever deletes it.
+        if self._volume_node.id == self._cluster.own_id:
+            super().volume(name, protect=protect, opts=opts)
+
+    def host_name(self, alias: str) -> str:
+        return f"{self._prefix}-{alias}"
+
+    def published_at(self, volume: str | None = None) -> str:
+        here = self._volume_node.id == self._cluster.own_id
+        return self._published_at if here or volume is None else self._volume_node.address
+
+    def run(self, workload: Workload, *, opts: pulumi.ResourceOptions) -> Sequence[Replica]:
+        service = self._service(workload, opts)
+        starts = workload.health.start_seconds * (1 if workload.on_each is None else len(self._cluster.nodes))
+        converged = Converged(
+            f"{workload.name}-converged",
+            host=self._host,
+            service=service,
+            seconds=starts * max(workload.replicas, 1) + _stop_seconds(workload) * workload.replicas + SPARE_SECONDS,
+            opts=opts,
+        )
+        return [Replica(ready=converged, instance=converged.instance)]
+
+    def _service(self, workload: Workload, opts: pulumi.ResourceOptions) -> pulumi_docker.Service:
+        alone = stands_alone(workload)
+        alias = next(iter(workload.networks.values()))
+        return pulumi_docker.Service(
+            workload.name,
+            name=pulumi.Output.from_input(alias).apply(self.host_name),
+            labels=[pulumi_docker.ServiceLabelArgs(label=k, value=v) for k, v in self._labels(workload.name)],
+            task_spec=pulumi_docker.ServiceTaskSpecArgs(
+                container_spec=self._container_spec(workload, opts),
+                resources=pulumi_docker.ServiceTaskSpecResourcesArgs(
+                    limits=pulumi_docker.ServiceTaskSpecResourcesLimitsArgs(
+                        memory_bytes=workload.memory_mb * MEBIBYTE
+                    ),
+                    reservation=pulumi_docker.ServiceTaskSpecResourcesReservationArgs(
+                        memory_bytes=workload.memory_mb * MEBIBYTE // RESERVED_SHARE
+                    ),
+                ),
+                # All of it: what is left out comes back with a default, and each refresh would show it as a change.
+                restart_policy=pulumi_docker.ServiceTaskSpecRestartPolicyArgs(
+                    condition="any", delay=duration(RESTART_SECONDS), max_attempts=0, window="0s"
+                ),
+                placement=pulumi_docker.ServiceTaskSpecPlacementArgs(
+                    constraints=sorted(self._constraints_of(workload)), max_replicas=0
+                ),
+                force_update=0,
+                runtime="container",
+                networks_advanceds=[
+                    pulumi_docker.ServiceTaskSpecNetworksAdvancedArgs(id=self._networks[network].id)
+                    for network in sorted(workload.networks)
+                ],
+                log_driver=pulumi_docker.ServiceTaskSpecLogDriverArgs(
+                    name="json-file", options={"max-size": LOG_SIZE, "max-file": LOG_FILES}
+                ),
+            ),
+            mode=pulumi_docker.ServiceModeArgs(global_=True)
+            if workload.on_each
+            else pulumi_docker.ServiceModeArgs(
+                replicated=pulumi_docker.ServiceModeReplicatedArgs(replicas=workload.replicas)
+            ),
+            # A kernel may lack the module that virtual addresses need; HAProxy wants to see each replica anyway.
+            endpoint_spec=pulumi_docker.ServiceEndpointSpecArgs(
+                mode="dnsrr",
+                ports=[
+                    pulumi_docker.ServiceEndpointSpecPortArgs(
+                        target_port=port.internal,
+                        published_port=port.external,
+                        protocol="tcp",
+                        publish_mode="host",
+                    )
+                    for port in workload.ports
+                ],
+            ),
+            update_config=pulumi_docker.ServiceUpdateConfigArgs(
+                parallelism=1,
+                delay="0s",
+                failure_action="rollback",
+                monitor=duration(MONITOR_SECONDS),
+                max_failure_ratio="0.0",
+                order="stop-first" if alone else "start-first",
+            ),
+            rollback_config=pulumi_docker.ServiceRollbackConfigArgs(
+                parallelism=1,
+                delay="0s",
+                failure_action="pause",
+                monitor=duration(MONITOR_SECONDS),
+                max_failure_ratio="0.0",
+                order="stop-first" if alone else "start-first",
+            ),
+            opts=self._options(
+                opts,
+                # The provider asks the registry for them when it makes a service, and not when it changes one.
+                ignore_changes=["taskSpec.placement.platforms"],
+                hooks=self._before_create(self._free_service, *([self._stand_containers_down] if alone else [])),
+            ),
+        )
+
+    def _container_spec(
+        self, workload: Workload, opts: pulumi.ResourceOptions
+    ) -> pulumi_docker.ServiceTaskSpecContainerSpecArgs:
+        files, secrets = dict(workload.files), {f"{SECRETS}/{name}": it for name, it in workload.secrets.items()}
+        if workload.live:
+            files |= {f"{LIVE}/current/{name}": it for name, it in workload.live.files.items()}
+            secrets |= {f"{LIVE}/current/{name}": it for name, it in workload.live.secrets.items()}
+        health = workload.health
+        return pulumi_docker.ServiceTaskSpecContainerSpecArgs(
+            image=self._image(workload.image),
+            commands=list(workload.entrypoint) if workload.entrypoint else None,
+            args=list(workload.command) or None,
+            env=dict(sorted(workload.environment.items())) or None,
+            labels=[
+                pulumi_docker.ServiceTaskSpecContainerSpecLabelArgs(label=k, value=v)
+                for k, v in self._labels(workload.name)
+            ],
+            user=workload.user,
+            read_only=not workload.volumes,
+            mounts=self._mounts(workload),
+            stop_grace_period=duration(_stop_seconds(workload)),
+            healthcheck=_health_check(health),
+            hosts=[pulumi_docker.ServiceTaskSpecContainerSpecHostArgs(host=workload.host_gateway, ip="host-gateway")]
+            if workload.host_gateway
+            else None,
+            configs=[self._config(workload, path, files[path], opts) for path in sorted(files)],
+            secrets=[self._secret(workload, path, secrets[path], opts) for path in sorted(secrets)],
+            isolation="default",
+        )
+
+    def _mounts(self, workload: Workload) -> list[pulumi_docker.ServiceTaskSpecContainerSpecMountArgs]:
+        mount = pulumi_docker.ServiceTaskSpecContainerSpecMountArgs
+        volumes = [
+            mount(
+                target=path,
+                type="volume",
+                read_only=False,
+                source=self._volumes[volume].name if volume in self._volumes else f"{self._prefix}-{volume}",
+                volume_options=pulumi_docker.ServiceTaskSpecContainerSpecMountVolumeOptionsArgs(
+                    no_copy=False,
+                    labels=[
+                        pulumi_docker.ServiceTaskSpecContainerSpecMountVolumeOptionsLabelArgs(label=k, value=v)
+                        for k, v in self._labels(volume)
+                    ],
+                ),
+            )
+            for path, volume in sorted(workload.volumes.items())
+        ]
+        scratch = [] if workload.volumes else [mount(target="/tmp", type="tmpfs", read_only=False)]  # noqa: S108
+        return [*volumes, *scratch]
+
+    def _config(
+        self, workload: Workload, path: str, content: pulumi.Input[str], opts: pulumi.ResourceOptions
+    ) -> pulumi_docker.ServiceTaskSpecContainerSpecConfigArgs:
+        made = pulumi_docker.ServiceConfig(
+            f"{workload.name}-{PurePosixPath(path).name}", data=_base64(content), opts=self._options(opts)
+        )
+        owner = str(workload.file_owner)
+        return pulumi_docker.ServiceTaskSpecContainerSpecConfigArgs(
+            config_id=made.id,
+            config_name=made.name,
+            file_name=path,
+            file_uid=owner,
+            file_gid=owner,
+            file_mode=CONFIG_MODE,
+        )
+
+    def _secret(
+        self, workload: Workload, path: str, content: pulumi.Input[str], opts: pulumi.ResourceOptions
+    ) -> pulumi_docker.ServiceTaskSpecContainerSpecSecretArgs:
+        made = pulumi_docker.Secret(
+            f"{workload.name}-{PurePosixPath(path).name}",
+            data=_base64(pulumi.Output.secret(content)),
+            labels=[pulumi_docker.SecretLabelArgs(label=k, value=v) for k, v in self._labels(workload.name)],
+            opts=self._options(opts),
+        )
+        owner = str(workload.file_owner)
+        return pulumi_docker.ServiceTaskSpecContainerSpecSecretArgs(
+            secret_id=made.id,
+            secret_name=made.name,
+            file_name=path,
+            file_uid=owner,
+            file_gid=owner,
+            file_mode=SECRET_MODE,
+        )
+
+    def _constraints_of(self, workload: Workload) -> tuple[str, ...]:
+        if workload.volumes:
+            return self._pinned()
+        return (_labelled(workload.on_each),) if workload.on_each else self._constraints
+
+    def _pinned(self) -> tuple[str, ...]:
+        return (f"node.id == {self._volume_node.id}",)
+
+    def _image(self, reference: str) -> str:
+        """The image with its digest, which every node has to fetch by itself."""
+        if reference not in self._images:
+            self._images[reference] = self._resolved(self._stand_in(reference))
+        return self._images[reference]
+
+    def _resolved(self, reference: str) -> str:
+        name = in_registry(reference, self._registry) if self._registry else reference
+        if "@" in name:
+            return name
+        with closing(connect(self._host)) as engine:
+            try:
+                return f"{name}@{engine.images.get_registry_data(name).id}"
+            except (docker.errors.APIError, *UNREACHABLE) as error:
+                if self._registry is None and len(self._cluster.nodes) == 1 and _is_present(engine, name):
+                    return name
+                why = getattr(error, "explanation", None) or error
+        if self._registry:
+            mend = f"make push STACK={pulumi.get_stack()}, which fills it"
+        else:
+            mend = f"pulumi config set --stack {pulumi.get_stack()} imageRegistry HOST:PORT, then make push fills it"
+        raise pulumi.RunError(
+            f"The nodes of the Swarm cannot get the image {name}: {why}. Nothing was changed.\n  {mend}"
+        )
+
+    def _free_service(self, args: pulumi.ResourceHookArgs) -> None:
+        """Remove the service that a killed `up` left under the name of one that is about to be made."""
+        inputs = args.new_inputs or {}
+        with closing(connect(self._host)) as engine:
+            for service in engine.services.list(filters={"name": inputs["name"]}):
+                if service.name == inputs["name"]:
+                    check_ours(service.attrs["Spec"]["Labels"], inputs, "service")
+                    pulumi.log.warn(f"{service.name} is not in the state (an `up` was killed): it is made again.")
+                    service.remove()  # type: ignore[no-untyped-call]
+                    await_end(engine, str(service.id))
+
+    def _stand_containers_down(self, args: pulumi.ResourceHookArgs) -> None:
+        """Stop the container that had a part's port or volume, when a stack moves here from one host."""
+        inputs = args.new_inputs or {}
+        with closing(connect(self._host)) as engine:
+            for container in engine.containers.list(filters={"name": f"^/{inputs['name']}$"}):
+                if is_ours(container.labels, inputs):
+                    pulumi.log.info(f"{container.name} is stopped: the service of its name takes its place.")
+                    container.stop(timeout=container.attrs["Config"].get("StopTimeout"))
+
+
+def _labelled(label: str) -> str:
+    return f"node.labels.{label} == true"
+
+
+def _stop_seconds(workload: Workload) -> int:
+    return workload.drain_seconds or workload.stop_seconds
+
+
+def _health_check(health: HealthCheck) -> pulumi_docker.ServiceTaskSpecContainerSpecHealthcheckArgs:
+    return pulumi_docker.ServiceTaskSpecContainerSpecHealthcheckArgs(
+        tests=["CMD", *health.command],
+        interval=duration(health.interval_seconds),
+        timeout=duration(health.timeout_seconds),
+        start_period=duration(health.start_seconds),
+        retries=health.retries,
+    )
+
+
+def _base64(content: pulumi.Input[str]) -> pulumi.Output[str]:
+    # Swarm refuses what is empty.
+    return pulumi.Output.from_input(content).apply(lambda text: base64.b64encode((text or "\n").encode()).decode())
+
+
+def _is_present(engine: docker.DockerClient, reference: str) -> bool:
+    try:
+        engine.images.get(reference)
+    except docker.errors.ImageNotFound:
+        return False
+    return True
