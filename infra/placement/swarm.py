@@ -41,7 +41,7 @@ SECRET_MODE = 0o400
 CONFIG_MODE = 0o444
 RESERVED_SHARE = 4
 """Of a part's memory limit one in so many is kept free for it on its node: about what it has without load."""
-MONITOR_SECONDS = 10
+MONITOR_SECONDS = 5
 """So long a task that was just replaced must stay well, or the service is rolled back."""
 RESTART_SECONDS = 2
 SPARE_SECONDS = 60
@@ -154,7 +154,7 @@ class Swarm(EnginePlacement):
                 ),
                 # All of it: what is left out comes back with a default, and each refresh would show it as a change.
                 restart_policy=pulumi_docker.ServiceTaskSpecRestartPolicyArgs(
-                    condition="any", delay=duration(RESTART_SECONDS), max_attempts=0, window="0s"
+                    condition="any", delay=_duration(RESTART_SECONDS), max_attempts=0, window="0s"
                 ),
                 placement=pulumi_docker.ServiceTaskSpecPlacementArgs(
                     constraints=sorted(self._constraints_of(workload)), max_replicas=0
@@ -191,7 +191,7 @@ class Swarm(EnginePlacement):
                 parallelism=1,
                 delay="0s",
                 failure_action="rollback",
-                monitor=duration(MONITOR_SECONDS),
+                monitor=_duration(MONITOR_SECONDS),
                 max_failure_ratio="0.0",
                 order="stop-first" if alone else "start-first",
             ),
@@ -199,7 +199,7 @@ class Swarm(EnginePlacement):
                 parallelism=1,
                 delay="0s",
                 failure_action="pause",
-                monitor=duration(MONITOR_SECONDS),
+                monitor=_duration(MONITOR_SECONDS),
                 max_failure_ratio="0.0",
                 order="stop-first" if alone else "start-first",
             ),
@@ -231,7 +231,7 @@ class Swarm(EnginePlacement):
             user=workload.user,
             read_only=not workload.volumes,
             mounts=self._mounts(workload),
-            stop_grace_period=duration(_stop_seconds(workload)),
+            stop_grace_period=_duration(_stop_seconds(workload)),
             healthcheck=_health_check(health),
             hosts=[pulumi_docker.ServiceTaskSpecContainerSpecHostArgs(host=workload.host_gateway, ip="host-gateway")]
             if workload.host_gateway
@@ -351,6 +351,14 @@ class Swarm(EnginePlacement):
                     container.stop(timeout=container.attrs["Config"].get("StopTimeout"))
 
 
+def _duration(seconds: int) -> str:
+    """Seconds as they come back from a service: "2m", where a container's are "2m0s"."""
+    text = duration(seconds)
+    for zero in ("m0s", "h0m"):
+        text = text.removesuffix(zero[1:]) if text.endswith(zero) else text
+    return text
+
+
 def _labelled(label: str) -> str:
     return f"node.labels.{label} == true"
 
@@ -362,9 +370,9 @@ def _stop_seconds(workload: Workload) -> int:
 def _health_check(health: HealthCheck) -> pulumi_docker.ServiceTaskSpecContainerSpecHealthcheckArgs:
     return pulumi_docker.ServiceTaskSpecContainerSpecHealthcheckArgs(
         tests=["CMD", *health.command],
-        interval=duration(health.interval_seconds),
-        timeout=duration(health.timeout_seconds),
-        start_period=duration(health.start_seconds),
+        interval=_duration(health.interval_seconds),
+        timeout=_duration(health.timeout_seconds),
+        start_period=_duration(health.start_seconds),
         retries=health.retries,
     )
 
