@@ -15,7 +15,7 @@ import pulumi_docker
 from infra.placement.engine import LOG_FILES, LOG_SIZE, EnginePlacement, check_ours, duration, stands_alone
 from infra.placement.health import Healthy
 from infra.placement.live_files import LiveFiles
-from infra.placement.services import stand_down
+from infra.placement.services import stand_part_down
 from infra.workload import LIVE, SECRETS, Replica, Workload
 from toolchain.engine import connect
 
@@ -184,4 +184,4 @@ class DockerHost(EnginePlacement):
     def _stand_service_down(self, args: pulumi.ResourceHookArgs) -> None:
         """Stop the Swarm service that had a part's port or volume, when a stack moves from there to one host."""
         with closing(connect(self._host)) as engine:
-            stand_down(engine, args.new_inputs or {})
+            stand_part_down(engine, args.new_inputs or {})

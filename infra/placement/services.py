@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import TYPE_CHECKING, Any
 
 import docker
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
     Task = Mapping[str, Any]
 
-INPUTS = ("service", "spec")
 PARTS_OF_A_TASK = ("ContainerSpec", "Resources", "RestartPolicy", "Networks", "LogDriver", "ForceUpdate")
 ENDED = {"complete", "failed", "shutdown", "rejected", "orphaned", "remove"}
 """States of a task that has no process any more."""
@@ -53,9 +52,12 @@ def await_convergence(engine: docker.DockerClient, service: str, seconds: float)
         current = [task for task in tasks if _is_current(task, declared) and task["DesiredState"] == "running"]
         running = [task for task in current if task["Status"]["State"] == "running"]
         others = [task for task in tasks if task not in current and task["Status"]["State"] not in ENDED]
-        # Nodes that are down keep their tasks' last states.
         wanted = _wanted(declared, current)
-        if wanted and len(running) == wanted == len(current) and not _updating(declared, others):
+        if wanted == 0:
+            raise RuntimeError(
+                f"{declared['Spec']['Name']} was scaled to nothing; bring it back: pulumi up --refresh"
+            )
+        if len(running) == wanted == len(current) and not _updating(declared, others):
             return " ".join(sorted(task["ID"] for task in running))
         if waited > seconds:
             raise RuntimeError(
@@ -68,7 +70,7 @@ def await_convergence(engine: docker.DockerClient, service: str, seconds: float)
 def _wanted(service: Mapping[str, Any], current: Sequence[Task]) -> int:
     """How many tasks there are to be; of a global service Swarm makes one for each node that fits."""
     mode = service["Spec"]["Mode"]
-    return int(mode["Replicated"]["Replicas"]) if "Replicated" in mode else len(current)
+    return int(mode["Replicated"]["Replicas"]) if "Replicated" in mode else max(len(current), 1)
 
 
 def _is_current(task: Task, service: Mapping[str, Any]) -> bool:
@@ -132,26 +134,28 @@ def _log(engine: docker.DockerClient, task: str) -> str:
         return ""
 
 
-def stand_down(engine: docker.DockerClient, inputs: Mapping[str, Any]) -> None:
-    """Have this deployment's service of a part run nothing, and wait until nothing runs.
-
-    `inputs` are those of the container that takes its place. The service itself is Pulumi's to delete.
-    """
-    swarm = engine.info()["Swarm"]
-    if not swarm.get("ControlAvailable"):
+def stand_part_down(engine: docker.DockerClient, inputs: Mapping[str, Any]) -> None:
+    """Stand this deployment's service of a part down. `inputs` are those of the container that takes its place."""
+    if not engine.info()["Swarm"].get("ControlAvailable"):
         return
     part = next(each["value"] for each in inputs["labels"] if each["label"] == f"{LABEL}.part")
     for service in engine.services.list(filters={"label": f"{LABEL}.part={part}"}):
-        spec = service.attrs["Spec"]
-        if not is_ours(spec["Labels"], inputs):
-            continue
-        pulumi.log.info(f"{spec['Name']} is stopped: {inputs['name']} takes its place.")
-        if "Replicated" in spec["Mode"]:
-            spec["Mode"]["Replicated"]["Replicas"] = 0
-        else:
-            spec["TaskTemplate"]["Placement"] = {"Constraints": [NOWHERE]}
-        _post(engine, f"/services/{service.id}/update?version={service.version}", spec)
-        await_end(engine, str(service.id))
+        if is_ours(service.attrs["Spec"]["Labels"], inputs):
+            pulumi.log.info(f"{service.name} is stopped: {inputs['name']} takes its place.")
+            stand_down(engine, str(service.id))
+
+
+def stand_down(engine: docker.DockerClient, service: str) -> None:
+    """Have a service run nothing, and wait until nothing runs. The service itself is Pulumi's to delete."""
+    api: Any = engine.api
+    declared = api.inspect_service(service)
+    spec = declared["Spec"]
+    if "Replicated" in spec["Mode"]:
+        spec["Mode"]["Replicated"]["Replicas"] = 0
+    else:
+        spec["TaskTemplate"]["Placement"] = {"Constraints": [NOWHERE]}
+    _post(engine, f"/services/{service}/update?version={declared['Version']['Index']}", spec)
+    await_end(engine, service)
 
 
 def _post(engine: docker.DockerClient, path: str, data: object) -> None:
@@ -180,10 +184,18 @@ class _Provider(ResourceProvider):
         return CreateResult("converged", self._await(props))
 
     def diff(self, id: str, olds: dict[str, Any], news: dict[str, Any]) -> DiffResult:  # noqa: A002, ARG002
-        return DiffResult(changes=any(olds.get(name) != news.get(name) for name in INPUTS))
+        another = olds.get("service") != news.get("service")
+        changes = another or olds.get("spec") != news.get("spec")
+        # The service that another one takes the place of is stood down when the other one runs.
+        return DiffResult(changes=changes, replaces=["service"] if another else [])
 
     def update(self, id: str, olds: dict[str, Any], news: dict[str, Any]) -> UpdateResult:  # noqa: A002, ARG002
         return UpdateResult(self._await(news))
+
+    def delete(self, id: str, props: dict[str, Any]) -> None:  # noqa: A002, ARG002
+        # The provider gives up a service that takes as long to end as it may, and does not wait for other nodes.
+        with closing(connect(props["host"])) as engine, suppress(docker.errors.NotFound):
+            stand_down(engine, props["service"])
 
     def _await(self, props: dict[str, Any]) -> dict[str, Any]:
         with closing(connect(props["host"])) as engine:
@@ -195,7 +207,7 @@ class _Provider(ResourceProvider):
 
 
 class Converged(Resource, module="services", name="Converged"):
-    """A service whose tasks all run as declared, and healthy.
+    """A service whose tasks all run as declared, and healthy. Deleted, it has them end first.
 
     Not the provider's own wait: that knows no global services, leaves a state that turns green after a rollback, and
     shows no line of what failed.

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
 
+    import httpx2
+
     from tests.load import Bound, Report
     from tests.stacks import Deployment
 
@@ -39,7 +41,17 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]
 
 
 @pytest.fixture
-def drill(request: pytest.FixtureRequest, deployment: Deployment) -> Drill:
+def transport() -> Callable[[], httpx2.AsyncBaseTransport] | None:
+    """What the load connects by; None for plain HTTP."""
+    return None
+
+
+@pytest.fixture
+def drill(
+    request: pytest.FixtureRequest,
+    deployment: Deployment,
+    transport: Callable[[], httpx2.AsyncBaseTransport] | None,
+) -> Drill:
     """Put the stack under load while a block breaks something, and see that callers notice no more than the bound.
 
     What became of the requests goes into the table.
@@ -48,7 +60,7 @@ def drill(request: pytest.FixtureRequest, deployment: Deployment) -> Drill:
 
     @contextmanager
     def run(name: str, bound: Bound) -> Iterator[Load]:
-        load = Load(deployment.outputs["litellmUrl"], deployment.outputs["litellmApiKey"])
+        load = Load(deployment.outputs["litellmUrl"], deployment.outputs["litellmApiKey"], transport=transport)
         rows.append((name, bound, load.report))
         with load.running():
             load.report.broken = time.monotonic()
@@ -61,10 +73,10 @@ def drill(request: pytest.FixtureRequest, deployment: Deployment) -> Drill:
 
 def pytest_terminal_summary(config: pytest.Config) -> None:
     rows = config.stash.get(ROWS, [])
-    columns = ("drill", "bound", "requests", "failed", "streams cut", "longest gap s", "recovery s")
+    columns = ("drill", "bound", "requests", "failed", "in flight", "streams cut", "longest gap s", "recovery s")
     table = Table(*columns, title="Drills")
     for name, bound, report in rows:
-        counts = (report.sent, len(report.failures), len(report.cut))
+        counts = (report.sent, len(report.failures), len(report.in_flight), len(report.cut))
         table.add_row(name, str(bound), *map(str, counts), f"{report.longest_gap:.2f}", f"{report.recovery:.2f}")
     if rows:
         Console(width=140).print(table)

@@ -1,0 +1,103 @@
+"""A Swarm of three managers whose registry has the stack's images, and load through all of its nodes."""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+from typing import TYPE_CHECKING
+
+import httpx2
+import pytest
+
+from infra.images import stand_ins
+from tests.drills.conftest import _pulumi_tools, drill, pytest_terminal_summary
+from tests.stack_config import PROJECT, project_file
+from tests.swarm.cluster import cluster
+from toolchain.__main__ import IMAGE_SETTINGS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from tests.stacks import Deployment
+    from tests.swarm.cluster import Cluster, Node
+
+__all__ = ["_pulumi_tools", "drill", "pytest_terminal_summary"]
+
+ENCRYPTED = ("src", "192.0.2.1", "dst", "192.0.2.2", "proto", "esp", "spi", "1", "mode", "transport")
+CIPHER = ("aead", "rfc4106(gcm(aes))", f"0x{bytes(20).hex()}", "64")
+"""What an engine has the kernel do with packets between nodes."""
+GATEWAY_PORT = 4000
+POSTGRES_PORT = 5432
+
+
+@pytest.fixture(scope="session")
+def swarm() -> Iterator[Cluster]:
+    """Three managers, so that any of them can be lost; each lets callers in."""
+    with cluster() as made:
+        made.join(managers=3, heartbeat_seconds=2)
+        for node in made.nodes:
+            made.label(node, "edge", "true")
+        instead = stand_ins(PROJECT / ".images.yaml")
+        for setting in IMAGE_SETTINGS.values():
+            reference = str(project_file()["config"][setting]["default"])
+            image = instead.get(reference, reference)
+            made.fill(image, image)
+        yield made
+
+
+def place_on(swarm: Cluster) -> Callable[[Deployment], None]:
+    """What configures a stack for a Swarm, as its operator would."""
+
+    def configure(made: Deployment) -> None:
+        made.set(
+            placement="swarm",
+            bindAddress="0.0.0.0",  # noqa: S104 -- all that a Swarm can
+            allowPlainHttp=True,
+            gatewayHost=swarm.nodes[0].address,
+            gatewayPort=GATEWAY_PORT,
+            postgresPort=POSTGRES_PORT,
+            imageRegistry=swarm.registry,
+            encryptNetworks=can_encrypt(swarm.nodes[0]),
+        )
+
+    return configure
+
+
+def can_encrypt(node: Node) -> bool:
+    """Whether the kernel has what an encrypted network needs: where it has not, no packet leaves a node."""
+    try:
+        node.run("ip", "xfrm", "state", "add", *ENCRYPTED, *CIPHER)
+    except subprocess.CalledProcessError:
+        return False
+    node.run("ip", "xfrm", "state", "deleteall")
+    return True
+
+
+class Balancer(httpx2.AsyncBaseTransport):
+    """Asks one address after another, and the next one when one does not let it in, as a load balancer does."""
+
+    def __init__(self, addresses: Sequence[str]) -> None:
+        self._addresses = addresses
+        self._turn = itertools.count()
+        # Each request over a connection of its own: whether a machine is lost shows when it does not let one in.
+        self._direct = httpx2.AsyncHTTPTransport(limits=httpx2.Limits(max_keepalive_connections=0))
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        first = next(self._turn)
+        refusal: httpx2.TransportError | None = None
+        for offset in range(len(self._addresses)):
+            request.url = request.url.copy_with(host=self._addresses[(first + offset) % len(self._addresses)])
+            try:
+                return await self._direct.handle_async_request(request)
+            except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
+                refusal = error
+        assert refusal
+        raise refusal
+
+    async def aclose(self) -> None:
+        await self._direct.aclose()
+
+
+@pytest.fixture
+def transport(swarm: Cluster) -> Callable[[], httpx2.AsyncBaseTransport]:
+    return lambda: Balancer([node.address for node in swarm.nodes])

@@ -1,0 +1,337 @@
+"""The stack on a Swarm of three machines, under load through all of them: changes, rotations, lost machines."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from typing import TYPE_CHECKING, Any
+
+import httpx2
+import psycopg
+import pytest
+from pulumi import automation
+
+from infra.placement.engine import LABEL
+from tests.engines import needs_an_engine_of_its_own
+from tests.load import IN_FLIGHT_MAY_FAIL, NOTHING_FAILS
+from tests.stack_config import PROJECT_NAME
+from tests.stacks import deployed
+from tests.swarm.cluster import until
+from tests.swarm.conftest import place_on
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from docker.models.containers import Container
+    from docker.models.services import Service
+
+    from tests.drills.conftest import Drill
+    from tests.stacks import Deployment
+    from tests.swarm.cluster import Cluster, Node
+
+REPLICAS = 3
+UNAUTHORIZED = 401
+CHAT = {"model": "gpt-4o", "messages": [{"role": "user", "content": "hello"}]}
+SUPERUSER = {"user": "postgres", "dbname": "postgres"}
+
+pytestmark = [needs_an_engine_of_its_own, pytest.mark.timeout(1800)]
+
+
+@pytest.fixture(scope="module")
+def deployment(swarm: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+    """One stack for all drills of this module; each leaves it whole."""
+
+    def configure(made: Deployment) -> None:
+        place_on(swarm)(made)
+        made.set(replicas=REPLICAS)
+
+    started = time.monotonic()
+    with deployed(tmp_path_factory.mktemp("swarm"), configure, host=swarm.nodes[0].host) as made:
+        print(f"\nup from nothing in {time.monotonic() - started:.1f} s")
+        yield made
+
+
+def service(swarm: Cluster, deployment: Deployment, part: str) -> Service:
+    """A part's service; of LiteLLM, that of the newest generation."""
+    labels = [f"{LABEL}.stack={deployment.name}", f"{LABEL}.part={part}"]
+    (found,) = swarm.leader().client.services.list(filters={"label": labels})
+    return found
+
+
+def nodes_of(swarm: Cluster, deployment: Deployment, part: str) -> list[Node]:
+    """The nodes that run a part's tasks, one for each task."""
+    return swarm.running(str(service(swarm, deployment, part).name))
+
+
+def await_tasks(
+    swarm: Cluster, deployment: Deployment, part: str, count: int, *, without: Node | None = None
+) -> None:
+    def there() -> bool:
+        nodes = nodes_of(swarm, deployment, part)
+        return len(nodes) == count and without not in nodes
+
+    until(there, f"{count} tasks of {part} run", within=120)
+
+
+def output(container: Container, *command: str) -> str:
+    printed = container.exec_run(list(command)).output
+    assert isinstance(printed, bytes)
+    return printed.decode()
+
+
+def status(swarm: Cluster, deployment: Deployment, key: str) -> list[int]:
+    """What the edge of each node answers to a key."""
+    port = deployment.outputs["litellmUrl"].rsplit(":", 1)[1]
+    return [
+        httpx2.post(
+            f"http://{node.address}:{port}/v1/chat/completions",
+            json=CHAT,
+            headers={"authorization": f"Bearer {key}"},
+            timeout=60,
+            trust_env=False,
+        ).status_code
+        for node in swarm.nodes
+    ]
+
+
+def opens(url: str, **changes: str) -> bool:
+    """Whether the database takes a password; anything else that stands in the way is an error."""
+    try:
+        psycopg.connect(url, connect_timeout=10, **changes).close()  # type: ignore[arg-type]  # options are texts
+    except psycopg.OperationalError as error:
+        if "password authentication failed" in str(error) or "not permitted to log in" in str(error):
+            return False
+        raise
+    return True
+
+
+def add_model(deployment: Deployment, name: str, *, key: str | None = None) -> None:
+    base = f"http://{PROJECT_NAME}-{deployment.name}-demo:8080/v1"
+    for setting, value in {"name": name, "model": f"openai/{name}", "apiBase": base}.items():
+        deployment.set_path(f"models[0].{setting}", value)
+    if key:
+        deployment.set_path(f"modelKeys.{name}", key, secret=True)
+
+
+def test_a_second_up_and_a_refresh_change_nothing(deployment: Deployment) -> None:
+    deployment.up(expect_no_changes=True)
+    deployment.refresh(expect_no_changes=True)
+    deployment.up(expect_no_changes=True)
+
+
+def test_each_node_lets_callers_in(swarm: Cluster, deployment: Deployment) -> None:
+    """Each runs an edge, and each edge reaches the replicas on the others."""
+    key = deployment.outputs["litellmApiKey"]
+    assert sorted(node.name for node in nodes_of(swarm, deployment, "edge")) == [it.name for it in swarm.nodes]
+    assert sorted(node.name for node in nodes_of(swarm, deployment, "litellm")) == [it.name for it in swarm.nodes]
+    for _ in range(REPLICAS):
+        assert status(swarm, deployment, key) == [httpx2.codes.OK] * len(swarm.nodes)
+    with deployment.database() as connection:
+        connection.execute("INSERT INTO organizations (name) VALUES ('on a node')")
+
+
+def test_secrets_are_files_for_their_process_alone(swarm: Cluster, deployment: Deployment) -> None:
+    """0400 and of the process's own user, on whichever node it runs; nothing can be written beside them."""
+    for part, folder in (("litellm", "/run/secrets"), ("edge", "/run/live/current"), ("postgres", "/run/secrets")):
+        node = nodes_of(swarm, deployment, part)[0]
+        container = node.container(str(service(swarm, deployment, part).name))
+        uid = output(container, "id", "-u").strip()
+        listed = output(container, "find", folder, "-type", "f", "-printf", "%m %U %f\\n")
+        files = [line.split() for line in listed.splitlines()]
+        secret = [file for file in files if not file[2].endswith((".cfg", "rpm.map"))]
+        assert secret, part
+        assert {(mode, owner) for mode, owner, _ in secret} == {("400", uid)}, part
+        assert container.attrs["HostConfig"]["ReadonlyRootfs"] == (part != "postgres")
+
+
+def test_a_changed_model_list_reaches_every_replica(swarm: Cluster, deployment: Deployment, drill: Drill) -> None:
+    add_model(deployment, "llama3.1")
+    with drill("Swarm: a changed model list, 3 replicas", NOTHING_FAILS):
+        started = time.monotonic()
+        deployment.up()
+        print(f"\n{REPLICAS} replicas updated in {time.monotonic() - started:.1f} s")
+    answer = deployment.client.chat.completions.create(model="llama3.1", messages=[{"role": "user", "content": "hi"}])
+    assert answer.choices[0].message.content
+
+
+@pytest.fixture
+def broken_image(swarm: Cluster, deployment: Deployment) -> str:
+    """An image like LiteLLM's whose program ends at once, in the registry."""
+    client = swarm.nodes[0].client
+    image = client.images.get(
+        service(swarm, deployment, "litellm").attrs["Spec"]["TaskTemplate"]["ContainerSpec"]["Image"]
+    )
+    container = client.containers.create(image, ["true"])
+    deployment.put(
+        container, "/usr/local/bin/litellm", "#!/usr/bin/env python3\nraise SystemExit('no such thing')\n", mode=0o755
+    )
+    name = f"{swarm.registry}/broken/litellm"
+    container.commit(name, "1")
+    container.remove()
+    client.images.push(name, "1")
+    return "broken/litellm:1"
+
+
+def test_a_broken_image_is_rolled_back(
+    swarm: Cluster, deployment: Deployment, drill: Drill, broken_image: str
+) -> None:
+    """The `up` fails with the reason, the node and the last lines; it does so again; the next good one mends it."""
+    before = service(swarm, deployment, "litellm").attrs["Spec"]["TaskTemplate"]["ContainerSpec"]["Image"]
+    with drill("Swarm: a broken image, rolled back", NOTHING_FAILS):
+        deployment.set(litellmImage=broken_image)
+        started = time.monotonic()
+        for _ in range(2):
+            with pytest.raises(automation.CommandError) as caught:
+                deployment.up()
+            said = str(caught.value)
+            assert f"{PROJECT_NAME}-{deployment.name}-litellm-g1 was rolled back" in said
+            assert "no such thing" in said
+            assert "on node node-" in said
+        print(f"\nrefused twice in {time.monotonic() - started:.1f} s")
+        assert service(swarm, deployment, "litellm").attrs["Spec"]["TaskTemplate"]["ContainerSpec"]["Image"] == before
+        deployment.forget("litellmImage")
+        deployment.up()
+    deployment.up(expect_no_changes=True)
+
+
+def test_the_master_key_is_rotated(swarm: Cluster, deployment: Deployment, drill: Drill) -> None:
+    """Replicas with the new key come up beside those with the old one, which then go."""
+    old = deployment.secret("master-key")
+    with drill("Swarm: rotation of the master key", NOTHING_FAILS):
+        deployment.set_path("secretVersions.masterKey", 2)
+        deployment.up()
+    assert service(swarm, deployment, "litellm").name == f"{PROJECT_NAME}-{deployment.name}-litellm-g2"
+    new = deployment.secret("master-key")
+    ask = (
+        "import http.client, sys\n"
+        "c = http.client.HTTPConnection('127.0.0.1', 4000)\n"
+        "c.request('GET', '/v1/models', headers={'authorization': 'Bearer ' + sys.argv[1]})\n"
+        "print(c.getresponse().status)\n"
+    )
+    for node in nodes_of(swarm, deployment, "litellm"):
+        container = node.container(str(service(swarm, deployment, "litellm").name))
+        assert [output(container, "python3", "-c", ask, key).split() for key in (new, old)] == [["200"], ["401"]]
+    assert status(swarm, deployment, new) == [UNAUTHORIZED] * len(swarm.nodes)  # never at the edge
+
+
+def test_a_clients_key_is_rotated(swarm: Cluster, deployment: Deployment, drill: Drill) -> None:
+    """Old and new open every node's edge until the old one is retired."""
+    everywhere = len(swarm.nodes)
+    with drill("Swarm: rotation of a client's key", NOTHING_FAILS) as load:
+        old = load.key
+        deployment.set_path("secretVersions.clientKeys.app", 2)
+        deployment.up()
+        new = deployment.outputs["litellmApiKey"]
+        assert new != old
+        assert status(swarm, deployment, old) == status(swarm, deployment, new) == [httpx2.codes.OK] * everywhere
+        load.key = new
+        load.await_successes(round(load.rate))
+        deployment.set_path("retirePrevious.clientKeys.app", 1)
+        deployment.up()
+    assert status(swarm, deployment, old) == [UNAUTHORIZED] * everywhere
+    assert status(swarm, deployment, new) == [httpx2.codes.OK] * everywhere
+
+
+def test_a_providers_key_is_rotated(swarm: Cluster, deployment: Deployment, drill: Drill) -> None:
+    add_model(deployment, "ours", key="the-first-key")
+    deployment.forget("models[1]")
+    deployment.up()
+    with drill("Swarm: rotation of a provider's key", NOTHING_FAILS):
+        add_model(deployment, "ours", key="the-second-key")
+        deployment.up()
+    for node in nodes_of(swarm, deployment, "litellm"):
+        container = node.container(str(service(swarm, deployment, "litellm").name))
+        secrets = output(container, "sh", "-c", "cat /run/secrets/*")
+        assert "the-second-key" in secrets
+        assert "the-first-key" not in secrets
+
+
+def test_the_passwords_of_postgres_are_rotated(swarm: Cluster, deployment: Deployment, drill: Drill) -> None:
+    """The superuser's at once, the app's by two roles that take turns; Postgres does not restart."""
+    before = service(swarm, deployment, "postgres").attrs["Version"]
+    old_url, old = deployment.outputs["databaseUrl"], deployment.secret("postgres-password")
+    with drill("Swarm: rotation of Postgres' passwords", NOTHING_FAILS):
+        deployment.set_path("secretVersions.postgresPassword", 2)
+        deployment.set_path("secretVersions.databasePassword", 2)
+        deployment.up()
+        url = deployment.outputs["databaseUrl"]
+        assert opens(url)
+        assert opens(old_url)
+        deployment.set_path("retirePrevious.databasePassword", 1)
+        deployment.up()
+    assert not opens(old_url)
+    assert opens(url, **SUPERUSER, password=deployment.secret("postgres-password"))
+    assert not opens(url, **SUPERUSER, password=old)
+    assert service(swarm, deployment, "postgres").attrs["Version"] == before
+
+
+def test_more_and_fewer_replicas(swarm: Cluster, deployment: Deployment, drill: Drill) -> None:
+    """Up to six and back to two, spread over the nodes."""
+    with drill("Swarm: 2 replicas, 6, 2", NOTHING_FAILS):
+        for replicas in (2, 6, 2):
+            deployment.set(replicas=replicas)
+            deployment.up()
+            nodes = nodes_of(swarm, deployment, "litellm")
+            assert len(nodes) == replicas
+            assert len({node.name for node in nodes}) == min(replicas, len(swarm.nodes))
+    deployment.set(replicas=REPLICAS)
+    deployment.up()
+
+
+def others(swarm: Cluster) -> Sequence[Node]:
+    """The nodes that do not hold Postgres' volume."""
+    return swarm.nodes[1:]
+
+
+def test_a_drained_node_is_left(swarm: Cluster, deployment: Deployment, drill: Drill) -> None:
+    """Swarm stops its tasks before others take their place; two of three replicas and edges go on."""
+    node = others(swarm)[0]
+    with drill("Swarm: a node is drained", NOTHING_FAILS):
+        swarm.drain(node)
+        await_tasks(swarm, deployment, "litellm", REPLICAS, without=node)
+    swarm.activate(node)
+    await_tasks(swarm, deployment, "edge", len(swarm.nodes))
+    deployment.up(expect_no_changes=True)
+
+
+@pytest.mark.parametrize("what", ["a machine", "the leader of three"])
+def test_a_machine_that_is_lost_takes_only_what_was_in_flight(
+    swarm: Cluster, deployment: Deployment, drill: Drill, what: str
+) -> None:
+    """Its tasks come up elsewhere; when it is back it lets callers in again."""
+    node = others(swarm)[1]
+    make_leader(swarm, node if "leader" in what else others(swarm)[0])
+    with drill(f"Swarm: {what} is lost", IN_FLIGHT_MAY_FAIL):
+        started = time.monotonic()
+        node.kill()
+        await_tasks(swarm, deployment, "litellm", REPLICAS, without=node)
+        print(f"\n{what}: {REPLICAS} replicas run again after {time.monotonic() - started:.1f} s")
+    node.start()
+    swarm.await_state(node, "ready")
+    await_tasks(swarm, deployment, "edge", len(swarm.nodes))
+    deployment.up(expect_no_changes=True)
+
+
+def make_leader(swarm: Cluster, node: Node) -> None:
+    """Have a manager lead: the others stop being managers until it does."""
+    while swarm.leader() is not node:
+        leader = swarm.leader()
+        for command in ("demote", "promote"):
+            subprocess.run(["docker", "--host", node.host, "node", command, leader.name], check=True)
+
+
+def test_destroy_leaves_nothing_behind(swarm: Cluster, deployment: Deployment) -> None:
+    client = swarm.leader().client
+    label: dict[str, Any] = {"label": f"{LABEL}.stack={deployment.name}"}
+    kinds: list[Callable[[], Sequence[object]]] = [
+        lambda: client.services.list(filters=label),
+        lambda: client.secrets.list(filters=label),
+        client.configs.list,
+        lambda: client.networks.list(filters=label),
+        lambda: swarm.nodes[0].client.volumes.list(filters=label),
+    ]
+    assert all(kind() for kind in kinds)
+    deployment.stack.destroy(show_secrets=False, on_output=print)
+    assert [kind() for kind in kinds] == [[]] * len(kinds)
+    for node in swarm.nodes:
+        assert node.client.containers.list(all=True, filters=label) == []
