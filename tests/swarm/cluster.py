@@ -39,7 +39,7 @@ MAC = "02:00:00:00:00:{:02x}"
 """A card has its address for life: its neighbours remember it over a restart."""
 BRIDGE = "bridge"
 REGISTRY_PORT = 5000
-WITHIN_SECONDS = 60
+WITHIN_SECONDS = 180
 POLL_SECONDS = 0.1
 LEADER_SECONDS = 2
 """A manager that asks a leader without power waits 20 s for it, when there may long be another."""
