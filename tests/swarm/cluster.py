@@ -271,7 +271,8 @@ class Cluster:
         loaded.tag(pushed)
         events = list(client.images.push(pushed, stream=True, decode=True))
         client.images.remove(pushed, force=True)
-        [digest] = [event["aux"]["Digest"] for event in events if "aux" in event] or [events]
+        digest = next((event["aux"]["Digest"] for event in events if "aux" in event), None)
+        assert digest, events
         return f"{pushed}@{digest}"
 
     def _attributes(self, node: Node) -> dict[str, Any]:
