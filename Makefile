@@ -1,12 +1,13 @@
 # make up      everything: tools, images, engine, stack        make down    destroy the stack
 # make test    everything there is, drills too                 make check   fast enough for every commit
 # make drill   break things under load (NAME=… for some)        make check-deploy    ask a stack that is up
+# make push    fill the registry that a stack's config names (imageRegistry)
 # STACK=staging with any of them for another stack
 STACK  ?= dev
 PYTHON ?= python3
 BIN    := .venv/bin
 
-.PHONY: help up down environment prepare check check-deploy integration drill test
+.PHONY: help up down push environment prepare check check-deploy integration drill test
 help:
 	@sed -n 's/^# //p' Makefile
 
@@ -18,6 +19,9 @@ up: environment
 
 down: environment
 	@$(BIN)/python -m toolchain down --stack $(STACK)
+
+push: environment
+	@$(BIN)/python -m toolchain push --stack $(STACK)
 
 prepare: environment
 	@$(BIN)/python -m toolchain prepare

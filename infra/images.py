@@ -40,10 +40,17 @@ def stand_ins(path: Path) -> dict[str, str]:
 
 
 def in_registry(reference: str, registry: str) -> str:
-    """The name of an image in a registry of one's own: `ghcr.io/berriai/litellm:1` is REGISTRY/berriai/litellm:1."""
+    """The name of an image in a registry of one's own: `ghcr.io/berriai/litellm:1` is REGISTRY/berriai/litellm:1.
+
+    What names a digest gets it as its tag, `sha256-…`: the image is filled in under another manifest, and its own
+    digest there is another one.
+    """
     host, slash, path = reference.partition("/")
     has_host = slash and ("." in host or ":" in host or host == "localhost")
-    return f"{registry}/{path if has_host else reference}"
+    name, _, digest = (path if has_host else reference).partition("@")
+    if digest:
+        name = f"{name.partition(':')[0]}:{digest.replace(':', '-')}"
+    return f"{registry}/{name}"
 
 
 def _unreadable(path: Path, why: str) -> str:

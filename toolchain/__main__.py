@@ -1,4 +1,4 @@
-"""`make up`, `make down`, and what `make test` needs: everything from a clean clone to a stack that answers.
+"""`make up`, `make down`, `make push` and what `make test` needs: all from a clean clone to a stack that answers.
 
 Nothing here is needed to work with a stack that stands: that is Pulumi's, by `./pulumiw preview`, `./pulumiw up` …
 """
@@ -19,10 +19,12 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from toolchain import engine, images, tools
+from toolchain import engine, images, registry, tools
 from toolchain.progress import CommandError, SetupError, Step, Steps
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import docker
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -53,16 +55,35 @@ class StackConfig:
         """What the stack sets itself."""
         return {key.removeprefix(f"{self.project}:") for key in self._values}
 
+    @property
+    def images(self) -> dict[str, str]:
+        """The images that the stack runs, by part."""
+        parts = IMAGE_SETTINGS.keys() - ({"postgres"} if "databaseUrl" in self.own_keys else set())
+        return {part: self[key] for part, key in IMAGE_SETTINGS.items() if part in parts}
+
 
 def prepare(steps: Steps, config: StackConfig) -> docker.DockerClient:
-    """Make sure of the Pulumi tools, the engine and the images that a stack names."""
+    """Make sure of the Pulumi tools, the engine and the images that a stack names: on it, or in their registry."""
     tools.ensure(steps)
     client = engine.ensure(steps, config["dockerHost"])
-    wanted = {part: config[key] for part, key in IMAGE_SETTINGS.items()}
-    if "databaseUrl" in config.own_keys:
-        del wanted["postgres"]
-    images.ensure(steps, client, wanted, ask=steps.ask if sys.stdin.isatty() else None)
+    if address := config["imageRegistry"]:
+        registry.fill(steps, client, config.images, address, ask=_asking(steps))
+    else:
+        images.ensure(steps, client, config.images, ask=_asking(steps))
     return client
+
+
+def push(steps: Steps, stack: str) -> None:
+    """Push the images that a stack names to the registry that it names, and print what is there now."""
+    config = StackConfig(stack)
+    if not config["imageRegistry"]:
+        raise SetupError(
+            f"stack {stack} names no registry to push to",
+            mend=f"./pulumiw config set --stack {stack} imageRegistry HOST:PORT",
+        )
+    client = engine.ensure(steps, config["dockerHost"])
+    for image in registry.push(steps, client, config.images, config["imageRegistry"], ask=_asking(steps)):
+        print(image)
 
 
 def up(steps: Steps, stack: str) -> None:
@@ -94,6 +115,10 @@ def down(steps: Steps, stack: str) -> None:
         _pulumi(step, "destroy", *UNATTENDED, "--stack", stack)
 
 
+def _asking(steps: Steps) -> Callable[[str], bool] | None:
+    return steps.ask if sys.stdin.isatty() else None
+
+
 def _pulumi(step: Step, *arguments: str) -> str:
     try:
         return step.run([PULUMI, *arguments])
@@ -107,7 +132,7 @@ def _pulumi(step: Step, *arguments: str) -> str:
 
 def _check_ports(client: docker.DockerClient, config: StackConfig) -> None:
     """Find out about a taken port before anything is started. A port of this stack's own container is free to it."""
-    if not config["dockerHost"].startswith("unix:"):
+    if config["placement"] != "docker" or not config["dockerHost"].startswith("unix:"):
         return
     running = {container.name for container in client.containers.list()}
     for part, key in PORT_SETTINGS.items():
@@ -173,7 +198,7 @@ The gateway is up at {url}, with {", ".join(outputs["models"])}.
 def main() -> int:
     """Run the command that the Makefile names."""
     parser = argparse.ArgumentParser(prog="python -m toolchain", description=__doc__)
-    parser.add_argument("command", choices=["prepare", "up", "down"])
+    parser.add_argument("command", choices=["prepare", "up", "down", "push"])
     parser.add_argument("--stack", default="dev")
     arguments = parser.parse_args()
     os.chdir(PROJECT)
@@ -186,6 +211,8 @@ def main() -> int:
                     up(steps, arguments.stack)
                 case "down":
                     down(steps, arguments.stack)
+                case "push":
+                    push(steps, arguments.stack)
         except SetupError as error:
             steps.console.print(f"\n{error}", markup=False, style="red")
             return 1

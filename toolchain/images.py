@@ -118,10 +118,7 @@ def ensure(
     `wanted` maps parts to image references. `ask` gets a question before anything is built; without it, as where
     there is no terminal, the answer is yes. Raises SetupError.
     """
-    try:
-        recorded = stand_ins(record)
-    except ImageRecordError as error:
-        raise SetupError(str(error), mend=f"rm {record}") from error
+    recorded = read(record)
     chosen = {}
     for part, reference in wanted.items():
         choices = (recorded.get(reference), reference)
@@ -138,6 +135,14 @@ def ensure(
     except OSError as error:
         raise SetupError(f"{record} cannot be written: {error}", mend=f"ls -ld {record.parent}") from error
     return {part: chosen[part] for part in wanted}
+
+
+def read(record: Path = RECORD) -> dict[str, str]:
+    """Return which image stands in for which, by the image that is stood in for. Raises SetupError."""
+    try:
+        return stand_ins(record)
+    except ImageRecordError as error:
+        raise SetupError(str(error), mend=f"rm {record}") from error
 
 
 def recipe_hash(*folders: Path) -> str:
@@ -201,7 +206,7 @@ class _Supply:
 
         def pull(reference: str) -> None:
             with self._steps.step(f"Pull {reference}") as step:
-                self._follow(step, _answer(lambda: self._engine.api.pull(reference, stream=True, decode=True)))
+                self._follow(step, answer(lambda: self._engine.api.pull(reference, stream=True, decode=True)))
 
         failures = {}
         with self._side_by_side() as pool:
@@ -349,7 +354,7 @@ class _NotBuiltError(Exception):
     """A stand-in was not built; the message says why."""
 
 
-def _answer(call: Callable[[], T]) -> T:
+def answer(call: Callable[[], T]) -> T:
     """Call the engine, and give up (the engine may go on) when its registry says nothing for too long."""
     answer: Future[T] = Future()
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from infra.images import ImageRecordError, stand_ins
+from infra.images import ImageRecordError, in_registry, stand_ins
 from toolchain import images, machine
 from toolchain.images import RECIPES, STAND_INS, apt_settings, package_sources, recipe_hash
 from toolchain.progress import Steps
@@ -212,3 +212,22 @@ def test_one_build_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         other.join()
     assert order == ["first", "second"]
     assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("reference", "name"),
+    [
+        ("postgres:17", "postgres:17"),
+        ("library/postgres:17", "library/postgres:17"),
+        ("ghcr.io/berriai/litellm:main-v1.55.0", "berriai/litellm:main-v1.55.0"),
+        ("localhost/haproxy:3.0", "haproxy:3.0"),
+        ("mirror:5000/team/haproxy:3.0", "team/haproxy:3.0"),
+        ("llm-infrastructure/haproxy-stand-in:3.0-0123", "llm-infrastructure/haproxy-stand-in:3.0-0123"),
+        (f"mirror:5000/postgres@sha256:{'0' * 64}", f"postgres:sha256-{'0' * 64}"),
+        (f"postgres:17@sha256:{'0' * 64}", f"postgres:sha256-{'0' * 64}"),
+    ],
+)
+@pytest.mark.parametrize("registry", ["registry.example:5000", "registry.example/mirror"])
+def test_the_name_of_an_image_in_a_registry_of_ones_own(reference: str, name: str, registry: str) -> None:
+    """Its own, without the registry that it came from. What is pinned by a digest has that in its tag."""
+    assert in_registry(reference, registry) == f"{registry}/{name}"

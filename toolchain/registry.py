@@ -1,0 +1,122 @@
+"""A registry of one's own, for a Swarm whose nodes cannot fetch images from where they are.
+
+It is filled from the stack's engine, under the names that the program will run. The nodes have no login, which would
+stand in the state: a registry is asked as they ask it, without one, for all but the push itself.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import docker
+
+from infra.images import in_registry
+from toolchain import images
+from toolchain.progress import SetupError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from toolchain.progress import Step, Steps
+
+WANTS_A_LOGIN = re.compile("unauthorized|denied|no basic auth|authentication required", re.IGNORECASE)
+"""What registries say to those without a login, some of them also of an image that they do not have."""
+IS_PLAIN = re.compile("HTTP response to HTTPS client|does not look like a TLS handshake")
+FAILURES = (*images.ENGINE_FAILURES, TimeoutError)
+
+
+def push(
+    steps: Steps,
+    engine: docker.DockerClient,
+    wanted: Mapping[str, str],
+    registry: str,
+    *,
+    ask: Callable[[str], bool] | None,
+) -> list[str]:
+    """Have the image of each part in a registry as it is on the engine; return what nodes pull, NAME@DIGEST.
+
+    `wanted` and `ask` are those of `images.ensure`. Raises SetupError.
+    """
+    pushed = []
+    for image in sorted(set(images.ensure(steps, engine, wanted, ask=ask).values())):
+        name = in_registry(image, registry)
+        with steps.step(f"Push {name}") as step:
+            try:
+                _push(step, engine, image, name)
+                digest = _digest(engine, name)
+            except FAILURES as error:
+                raise _refusal(name, error) from error
+        if digest is None:
+            raise SetupError(
+                f"{name} was pushed, and its registry wants a login of those who pull it. The nodes have none: it "
+                "would stand in the state",
+                mend="have the registry let the cluster's network pull without a login",
+            )
+        pushed.append(f"{name}@{digest}")
+    return pushed
+
+
+def fill(
+    steps: Steps,
+    engine: docker.DockerClient,
+    wanted: Mapping[str, str],
+    registry: str,
+    *,
+    ask: Callable[[str], bool] | None,
+) -> None:
+    """Push those of the parts' images that a registry lacks; the engine needs no others. Raises SetupError."""
+    stand_ins = images.read()
+    lacking = {}
+    with steps.step(f"Ask {registry} for the images"):
+        for part, reference in wanted.items():
+            name = in_registry(stand_ins.get(reference, reference), registry)
+            try:
+                if _digest(engine, name) is None:
+                    lacking[part] = reference
+            except FAILURES as error:
+                raise _refusal(name, error) from error
+    if lacking:
+        push(steps, engine, lacking, registry, ask=ask)
+
+
+def _digest(engine: docker.DockerClient, name: str) -> str | None:
+    """The digest of an image in its registry; None if that does not give it out."""
+    try:
+        return str(images.answer(lambda: engine.images.get_registry_data(name, auth_config={})).id)
+    except docker.errors.NotFound:
+        return None
+    except docker.errors.APIError as error:
+        if WANTS_A_LOGIN.search(str(error.explanation)):
+            return None
+        raise
+
+
+def _push(step: Step, engine: docker.DockerClient, image: str, name: str) -> None:
+    repository, _, tag = name.rpartition(":")
+    engine.images.get(image).tag(repository, tag)
+    error = None
+    for event in engine.images.push(repository, tag=tag, stream=True, decode=True):
+        error = event.get("error", error)
+        step.note(" ".join(event[key] for key in ("id", "status", "progress") if key in event))
+    if error:
+        raise docker.errors.DockerException(error)
+
+
+def _refusal(name: str, error: Exception) -> SetupError:
+    why = str(getattr(error, "explanation", None) or error)
+    host = name.partition("/")[0]
+    authority = f"put the certificate of its CA on each node, as /etc/docker/certs.d/{host}/ca.crt"
+    if IS_PLAIN.search(why):
+        mend = (
+            f"give the registry a certificate, and {authority}\n"
+            f'    or, on a network that nobody else is on, set "insecure-registries": ["{host}"] in '
+            "/etc/docker/daemon.json of each node, then: systemctl reload docker"
+        )
+    elif "x509" in why:
+        mend = authority
+    elif WANTS_A_LOGIN.search(why):
+        mend = f"docker login {host} (to push; the nodes pull without a login, and the registry must let them)"
+    else:
+        mend = f"see that {host}, which imageRegistry names, answers the Docker Engine: curl https://{host}/v2/"
+    return SetupError(f"The registry of {name} cannot be used: {why}", mend=mend)
