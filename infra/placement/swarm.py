@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -82,7 +83,7 @@ class Swarm(EnginePlacement):
         self._constraints = tuple(constraints)
         self._published_at = published_at
         self._networks: dict[str, pulumi_docker.Network] = {}
-        self._images: dict[str, str] = {}
+        self._images: dict[str, _Image] = {}
         self._cluster = Cluster(host)
         node = self._cluster.node(volume_node)
         if node is None:
@@ -157,7 +158,12 @@ class Swarm(EnginePlacement):
                     condition="any", delay=_duration(RESTART_SECONDS), max_attempts=0, window="0s"
                 ),
                 placement=pulumi_docker.ServiceTaskSpecPlacementArgs(
-                    constraints=sorted(self._constraints_of(workload)), max_replicas=0
+                    constraints=sorted(self._constraints_of(workload)),
+                    max_replicas=0,
+                    platforms=[
+                        pulumi_docker.ServiceTaskSpecPlacementPlatformArgs(architecture=architecture, os=system)
+                        for architecture, system in self._image(workload.image).platforms
+                    ],
                 ),
                 force_update=0,
                 runtime="container",
@@ -205,7 +211,7 @@ class Swarm(EnginePlacement):
             ),
             opts=self._options(
                 opts,
-                # The provider asks the registry for them when it makes a service, and not when it changes one.
+                # The provider asks the registry for them itself when it makes a service, and not when it changes one.
                 ignore_changes=["taskSpec.placement.platforms"],
                 hooks=self._before_create(self._free_service, *([self._stand_containers_down] if alone else [])),
             ),
@@ -220,7 +226,7 @@ class Swarm(EnginePlacement):
             secrets |= {f"{LIVE}/current/{name}": it for name, it in workload.live.secrets.items()}
         health = workload.health
         return pulumi_docker.ServiceTaskSpecContainerSpecArgs(
-            image=self._image(workload.image),
+            image=self._image(workload.image).name,
             commands=list(workload.entrypoint) if workload.entrypoint else None,
             args=list(workload.command) or None,
             env=dict(sorted(workload.environment.items())) or None,
@@ -305,22 +311,22 @@ class Swarm(EnginePlacement):
     def _pinned(self) -> tuple[str, ...]:
         return (f"node.id == {self._volume_node.id}",)
 
-    def _image(self, reference: str) -> str:
+    def _image(self, reference: str) -> _Image:
         """The image with its digest, which every node has to fetch by itself."""
         if reference not in self._images:
             self._images[reference] = self._resolved(self._stand_in(reference))
         return self._images[reference]
 
-    def _resolved(self, reference: str) -> str:
+    def _resolved(self, reference: str) -> _Image:
         name = in_registry(reference, self._registry) if self._registry else reference
-        if "@" in name:
-            return name
         with closing(connect(self._host)) as engine:
             try:
-                return f"{name}@{engine.images.get_registry_data(name).id}"
+                found = engine.images.get_registry_data(name)
+                platforms = {(each["architecture"], each["os"]) for each in found.attrs["Platforms"] or []}
+                return _Image(name=name if "@" in name else f"{name}@{found.id}", platforms=sorted(platforms))
             except (docker.errors.APIError, *UNREACHABLE) as error:
                 if self._registry is None and len(self._cluster.nodes) == 1 and _is_present(engine, name):
-                    return name
+                    return _Image(name=name, platforms=[])
                 why = getattr(error, "explanation", None) or error
         if self._registry:
             mend = f"make push STACK={pulumi.get_stack()}, which fills it"
@@ -349,6 +355,14 @@ class Swarm(EnginePlacement):
                 if is_ours(container.labels, inputs):
                     pulumi.log.info(f"{container.name} is stopped: the service of its name takes its place.")
                     container.stop(timeout=container.attrs["Config"].get("StopTimeout"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Image:
+    """What a service runs: a name with its digest, and the platforms it is for."""
+
+    name: str
+    platforms: Sequence[tuple[str, str]]
 
 
 def _duration(seconds: int) -> str:

@@ -52,12 +52,12 @@ def place_on(swarm: Cluster) -> Callable[[Deployment], None]:
         made.set(
             placement="swarm",
             bindAddress="0.0.0.0",  # noqa: S104 -- all that a Swarm can
-            allowPlainHttp=True,
+            allowPlainHttp="true",
             gatewayHost=swarm.nodes[0].address,
             gatewayPort=GATEWAY_PORT,
             postgresPort=POSTGRES_PORT,
             imageRegistry=swarm.registry,
-            encryptNetworks=can_encrypt(swarm.nodes[0]),
+            encryptNetworks=str(can_encrypt(swarm.nodes[0])).lower(),
         )
 
     return configure
