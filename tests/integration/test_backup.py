@@ -62,17 +62,22 @@ FROM (SELECT id, row_number() OVER (ORDER BY name) AS n FROM organizations) AS n
 """
 
 
+def fill(deployment: Deployment) -> None:
+    """Give the database tables with something of everything."""
+    with deployment.database() as connection:
+        connection.execute(SCHEMA)
+        connection.execute(ORGANIZATIONS, (ROWS,))
+        connection.execute(KINDS, ())
+        connection.execute(
+            sql.SQL("INSERT INTO {} VALUES ('one'), ('two')").format(sql.Identifier('Odd "name" (a) FROM stdin;'))
+        )
+
+
 @pytest.fixture(scope="module")
 def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     """A stack of this module's own, whose database comes and goes."""
     with deployed(tmp_path_factory.mktemp("backup")) as made:
-        with made.database() as connection:
-            connection.execute(SCHEMA)
-            connection.execute(ORGANIZATIONS, (ROWS,))
-            connection.execute(KINDS, ())
-            connection.execute(
-                sql.SQL("INSERT INTO {} VALUES ('one'), ('two')").format(sql.Identifier('Odd "name" (a) FROM stdin;'))
-            )
+        fill(made)
         yield made
 
 
@@ -133,10 +138,8 @@ def as_superuser(deployment: Deployment, query: str, database: str = "postgres")
     return deployment.read("postgres", "psql", "-XAtU", "postgres", "-d", database, "-c", query).strip()
 
 
-def test_a_lost_volume_comes_back_from_a_backup_with_every_row(deployment: Deployment) -> None:
-    """The drill: load, back up, destroy the volume, bring the stack up again, restore, compare every row."""
-    before = everything(deployment.outputs["databaseUrl"])
-    assert len(before["kinds"]) == len(before["organizations"]) == ROWS
+def test_a_backup_is_a_file_and_its_checksum_for_its_owner_only() -> None:
+    """Its name says of what and when it is; the checksum can be checked without us."""
     done = llmctl("backup", "--json")
     assert done.returncode == 0, done.stderr
     made = json.loads(done.stdout)
@@ -149,24 +152,6 @@ def test_a_lost_volume_comes_back_from_a_backup_with_every_row(deployment: Deplo
     assert made["bytes"] == file.stat().st_size
     assert (made["tables"], made["rows"], made["migration"]) == (4, 2 * ROWS + 2 + 2, 2)
     subprocess.run(["sha256sum", "--check", "--strict", f"{file.name}.sha256"], check=True)
-
-    container = deployment.container("postgres")
-    (volume,) = [mount["Name"] for mount in container.attrs["Mounts"] if mount["Type"] == "volume"]
-    container.remove(force=True)
-    deployment.engine.volumes.get(volume).remove()
-    up = deployment.pulumi("up", "--refresh", "--yes", "--skip-preview")
-    assert up.returncode == 0, up.stdout
-    assert organizations.listed() == []
-    assert restored(file)["rows"] == made["rows"]
-
-    assert everything(deployment.outputs["databaseUrl"]) == before
-    assert len(organizations.listed()) == ROWS
-    with deployment.database() as connection:
-        row = connection.execute("INSERT INTO kinds DEFAULT VALUES RETURNING id").fetchone()
-        assert row == (ROWS + 1,), "the sequence goes on where it was"
-        owners = connection.execute("SELECT DISTINCT tableowner FROM pg_tables WHERE schemaname = 'public'")
-        assert owners.fetchall() == [("app",)]
-    deployment.up(expect_no_changes=True)
 
 
 def test_a_restore_takes_back_what_came_after_and_keeps_it(deployment: Deployment) -> None:
