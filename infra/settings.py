@@ -37,7 +37,7 @@ from pydantic import (
 from pydantic.alias_generators import to_camel
 
 from infra.placement.cluster import CONSTRAINT
-from toolchain.engine import CERTIFICATE_FILES, certificates
+from toolchain.engine import lacks_certificates
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
@@ -98,13 +98,10 @@ def _docker_host(host: str) -> str:
     url = urlsplit(host)
     if not (url.scheme == "unix" and url.path) and not (url.scheme in {"ssh", "tcp"} and url.hostname):
         raise ValueError("must be unix:///path, ssh://user@host, or tcp://host:2376 for TLS")
-    if folder := certificates(host):
-        missing = [file for file in CERTIFICATE_FILES if not Path(folder, file).is_file()]
-        if missing:
-            raise ValueError(
-                f"is reached by TLS only, as plain tcp would send every secret in clear: {folder} lacks "
-                f"{', '.join(missing)} (DOCKER_CERT_PATH names another folder)"
-            )
+    if url.password:
+        raise ValueError("has a password, which would be shown: let a key of yours in (ssh-copy-id)")
+    if why := lacks_certificates(host):
+        raise ValueError(why)
     return host
 
 

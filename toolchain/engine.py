@@ -14,6 +14,7 @@ from pathlib import Path
 import docker
 from docker.tls import TLSConfig
 
+from toolchain import ssh
 from toolchain.machine import can_install, environment, exclusive, install, which
 from toolchain.progress import LINES_SHOWN_ON_FAILURE, CommandError, SetupError, Step, Steps
 
@@ -61,11 +62,15 @@ def connect(host: str) -> docker.DockerClient:
     if host.startswith("unix://"):
         with socket.socket(socket.AF_UNIX) as probe:  # tells more than docker-py, which leaves its own open
             probe.connect(_path(host))
+    if host.startswith("ssh://"):
+        return ssh.Client(host)
+    if why := lacks_certificates(host):
+        raise docker.errors.DockerException(why)
     tls: TLSConfig | bool = False
     if folder := certificates(host):
         ca, certificate, key = (f"{folder}/{file}" for file in CERTIFICATE_FILES)
-        tls = TLSConfig(client_cert=(certificate, key), ca_cert=ca, verify=True)
-    return docker.DockerClient(base_url=host, tls=tls, use_ssh_client=True)
+        tls = _TLS(client_cert=(certificate, key), ca_cert=ca, verify=True)
+    return docker.DockerClient(base_url=host, tls=tls)
 
 
 def certificates(host: str) -> str | None:
@@ -73,6 +78,29 @@ def certificates(host: str) -> str | None:
     if not host.startswith("tcp://"):
         return None
     return os.environ.get("DOCKER_CERT_PATH") or str(Path.home() / ".docker")
+
+
+def lacks_certificates(host: str) -> str | None:
+    """Why an engine that is reached by TLS cannot be: which certificates are missing."""
+    folder = certificates(host)
+    missing = [file for file in CERTIFICATE_FILES if folder and not Path(folder, file).is_file()]
+    if not missing:
+        return None
+    return (
+        f"it is reached by TLS only, as plain tcp would send every secret in clear, and {folder} lacks "
+        f"{', '.join(missing)} (DOCKER_CERT_PATH names another folder)"
+    )
+
+
+def docker_command(host: str) -> str:
+    """The docker command for an engine, as a person types it."""
+    return f"docker {'--tlsverify ' if certificates(host) else ''}--host {host}"
+
+
+class _TLS(TLSConfig):
+    def configure_client(self, client: docker.APIClient) -> None:
+        super().configure_client(client)
+        client.trust_env = False  # else REQUESTS_CA_BUNDLE takes the place of the engine's own CA
 
 
 def start(step: Step, host: str, *options: str, log: Path) -> None:
@@ -144,10 +172,15 @@ def _answers(host: str) -> bool:
 
 def _why_unreachable(host: str, error: Exception) -> SetupError:
     """Say why no engine answers, and what a user who is not root can do."""
-    others = [other for other in USUAL_HOSTS if _canonical(other) != _canonical(host) and _answers(other)]
     if not host.startswith("unix://"):
-        mend = f"see that `docker --host {host} version` answers, or name another: ./pulumiw config set dockerHost …"
-    elif others or not _is_default(host):
+        with_these = f" with the certificates in {folder}" if (folder := certificates(host)) else ""
+        return SetupError(
+            f"The Docker Engine at {host} does not answer: {error}",
+            mend=f"see that `{docker_command(host)} version` answers{with_these}, or name another: "
+            "./pulumiw config set dockerHost …",
+        )
+    others = [other for other in USUAL_HOSTS if _canonical(other) != _canonical(host) and _answers(other)]
+    if others or not _is_default(host):
         mend = f"./pulumiw config set dockerHost {[*others, DEFAULT_HOST][0]}"
     elif which("dockerd"):
         mend = "sudo systemctl start docker"

@@ -118,11 +118,43 @@ def test_permission_denied(
     assert error.mend == mend.format(user=user)
 
 
-def test_an_engine_elsewhere() -> None:
+def test_an_engine_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An engine on another machine is never started: what went wrong is said, and how to look."""
+    monkeypatch.setenv("DOCKER_CERT_PATH", str(tmp_path))
+    for file in engine.CERTIFICATE_FILES:
+        (tmp_path / file).touch()
     error = failure("tcp://127.0.0.1:1")
     assert "tcp://127.0.0.1:1 does not answer" in error.why
-    assert "docker --host tcp://127.0.0.1:1 version" in error.mend
+    assert "Connection refused" in error.why
+    assert f"docker --tlsverify --host tcp://127.0.0.1:1 version` answers with the certificates in {tmp_path}" in (
+        error.mend
+    )
+
+
+def test_certificates_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DOCKER_CERT_PATH", str(tmp_path))
+    (tmp_path / "ca.pem").touch()
+    assert f"{tmp_path} lacks cert.pem, key.pem (DOCKER_CERT_PATH" in failure("tcp://127.0.0.1:1").why
+
+
+def test_what_ssh_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own reason is in the error, not only that the connection was closed."""
+    (tmp_path / "ssh").write_text(
+        '#!/bin/sh\necho "$@" >>"$0.log"\necho "Permission denied (publickey)." >&2; exit 255\n'
+    )
+    (tmp_path / "ssh").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    error = failure("ssh://deploy@gateway.example:2222")
+    assert "ssh://deploy@gateway.example:2222 does not answer" in error.why
+    assert "Permission denied (publickey)." in error.why
+    assert "`docker --host ssh://deploy@gateway.example:2222 version`" in error.mend
+    asked = set((tmp_path / "ssh.log").read_text().splitlines())
+    assert asked == {"-l deploy -p 2222 -- gateway.example docker system dial-stdio"}
+
+
+def test_there_is_no_ssh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert "there is no ssh on this machine" in failure("ssh://gateway.example").why
 
 
 @pytest.mark.parametrize(
