@@ -1,13 +1,14 @@
 # make up      everything: tools, images, engine, stack        make down    destroy the stack
 # make test    everything there is, drills too                 make check   fast enough for every commit
 # make drill   break things under load (NAME=… for some)        make check-deploy    ask a stack that is up
+# make test-swarm   the stack on a Swarm of three machines (NAME=… for some)
 # make push    fill the registry that a stack's config names (imageRegistry)
 # STACK=staging with any of them for another stack
 STACK  ?= dev
 PYTHON ?= python3
 BIN    := .venv/bin
 
-.PHONY: help up down push environment prepare check check-deploy integration drill test
+.PHONY: help up down push environment prepare check check-deploy integration drill test test-swarm
 help:
 	@sed -n 's/^# //p' Makefile
 
@@ -42,3 +43,6 @@ drill: prepare
 	$(BIN)/pytest tests/drills $(if $(NAME),-k "$(NAME)")
 
 test: check integration drill
+
+test-swarm: prepare
+	$(BIN)/pytest tests/swarm $(if $(NAME),-k "$(NAME)")

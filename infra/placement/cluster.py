@@ -105,7 +105,8 @@ def _node(attributes: Mapping[str, Any]) -> Node:
         name=description["Hostname"],
         # A manager sees itself at 0.0.0.0.
         address=manager if status.get("Addr") in {None, "", "0.0.0.0"} else status["Addr"],  # noqa: S104
-        ready=status["State"] == "ready" and spec["Availability"] == "active",
+        # A leader that is new knows of nobody for some seconds.
+        ready=status["State"] in {"ready", "unknown"} and spec["Availability"] == "active",
         attributes={
             "node.id": attributes["ID"],
             "node.hostname": description["Hostname"],

@@ -234,4 +234,12 @@ class Converged(Resource, module="services", name="Converged"):
 
 
 def _digest(spec: Sequence[object]) -> str:
-    return hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(_said(spec), sort_keys=True).encode()).hexdigest()
+
+
+def _said(spec: Any) -> Any:  # noqa: ANN401 -- any part of a specification
+    """What a specification says, whether it is as declared or as a refresh has it: that has empty lists for nothing."""
+    if isinstance(spec, dict):
+        parts = {key: _said(each) for key, each in spec.items() if key != "platforms"}
+        return {key: each for key, each in parts.items() if each not in (None, "", [], {})}
+    return [_said(each) for each in spec] if isinstance(spec, list) else spec

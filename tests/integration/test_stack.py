@@ -225,8 +225,8 @@ def test_an_up_that_was_killed_is_taken_up_again(deployment: Deployment, part: s
     deployment.refresh(expect_no_changes=True)
 
 
-@pytest.mark.parametrize("stack", ["staging", "prod"])
-def test_staging_and_prod_say_what_they_need(deployment: Deployment, stack: str) -> None:
+@pytest.mark.parametrize(("stack", "count"), [("staging", 2), ("prod", 3)])
+def test_staging_and_prod_say_what_they_need(deployment: Deployment, stack: str, count: int) -> None:
     """Without a provider key the preview fails with the list of what to set, each with its command."""
     deployment.stack.workspace.create_stack(stack)
     deployment.stack.workspace.select_stack(deployment.name)
@@ -236,7 +236,7 @@ def test_staging_and_prod_say_what_they_need(deployment: Deployment, stack: str)
     finally:
         deployment.name = name
     assert preview.returncode != 0
-    assert f"The configuration of stack {stack} has 2 problems; nothing was changed." in preview.stdout
+    assert f"The configuration of stack {stack} has {count} problems; nothing was changed." in preview.stdout
     assert f"pulumi config set --stack {stack} --secret openaiApiKey" in preview.stdout
 
 

@@ -62,7 +62,7 @@ def test_no_key_stands_in_the_rendered_config(settings: Callable[..., Settings])
 
 
 def test_a_local_model_is_added_with_a_price_and_without_a_key(settings: Callable[..., Settings]) -> None:
-    _, models = rendered(settings("prod", models=[LOCAL]))
+    _, models = rendered(settings("staging", models=[LOCAL]))
     assert models == {
         "llama": {
             "model": "ollama/llama3.1",
@@ -76,7 +76,7 @@ def test_a_local_model_is_added_with_a_price_and_without_a_key(settings: Callabl
 
 def test_another_model_of_a_provider_uses_its_key_or_is_left_out(settings: Callable[..., Settings]) -> None:
     more = [{"name": "mini", "model": "openai/gpt-4o-mini"}, {"name": "haiku", "model": "anthropic/claude-3-5-haiku"}]
-    result, models = rendered(settings("prod", openaiApiKey="sk-1", models=more))
+    result, models = rendered(settings("staging", openaiApiKey="sk-1", models=more))
     assert models["mini"]["api_key"] == "os.environ/OPENAI_API_KEY"
     assert result.left_out == {"claude-3-5-sonnet": "ANTHROPIC_API_KEY", "haiku": "ANTHROPIC_API_KEY"}
 

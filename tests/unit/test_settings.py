@@ -51,9 +51,12 @@ def test_dev_needs_nothing() -> None:
 
 @pytest.mark.parametrize("stack", ["staging", "prod"])
 def test_staging_and_prod_need_a_provider_key_or_a_local_model(stack: str) -> None:
-    assert keys(stack) == ["openaiApiKey", "anthropicApiKey"]
-    assert keys(stack, anthropicApiKey="sk-ant-1") == []
-    assert keys(stack, models=[{"name": "llama", "model": "ollama/llama3.1", "apiBase": "http://gpu:11434"}]) == []
+    """And prod, which a Swarm publishes on every address of its nodes, a certificate."""
+    also = ["tlsCertificate"] if stack == "prod" else []
+    assert keys(stack) == [*also, "openaiApiKey", "anthropicApiKey"]
+    assert keys(stack, anthropicApiKey="sk-ant-1") == also
+    local = {"name": "llama", "model": "ollama/llama3.1", "apiBase": "http://gpu:11434"}
+    assert keys(stack, models=[local], allowPlainHttp="true") == []
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,82 @@
+"""A stack that outgrows its host: it moves to the Swarm, and back, by a setting and an `up` each."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from infra.images import in_registry, stand_ins
+from infra.placement.engine import LABEL
+from tests.engines import needs_an_engine_of_its_own
+from tests.stack_config import PROJECT, PROJECT_NAME, project_file
+from tests.stacks import PARTS, Deployment, deployed
+from tests.swarm.conftest import place_on
+from toolchain.__main__ import IMAGE_SETTINGS
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.swarm.cluster import Cluster
+
+pytestmark = [needs_an_engine_of_its_own, pytest.mark.timeout(1200)]
+
+
+def place_on_one_host(swarm: Cluster, made: Deployment) -> None:
+    """Have all of a stack on the first node, as if it were in no Swarm."""
+    made.set(placement="docker", bindAddress=swarm.nodes[0].address, allowPlainHttp="true")
+    for key in ("imageRegistry", "gatewayHost"):
+        made.forget(key)
+
+
+def names(deployment: Deployment) -> list[str]:
+    """The organizations, in the order in which they came."""
+    with deployment.database() as connection:
+        return [name for (name,) in connection.execute("SELECT name FROM organizations ORDER BY created_at")]
+
+
+def add(deployment: Deployment, name: str) -> None:
+    with deployment.database() as connection:
+        connection.execute("INSERT INTO organizations (name) VALUES (%s)", (name,))
+
+
+def ask(deployment: Deployment) -> str | None:
+    answer = deployment.client.chat.completions.create(model="gpt-4o", messages=[{"role": "user", "content": "hi"}])
+    return answer.choices[0].message.content
+
+
+def test_a_stack_moves_to_a_swarm_and_back_with_its_data(swarm: Cluster, tmp_path: Path) -> None:
+    """One `up` each; what ran before is gone, and never do two Postgres servers have the volume."""
+    engine = swarm.nodes[0].client
+    instead = stand_ins(PROJECT / ".images.yaml")
+    for setting in IMAGE_SETTINGS.values():
+        reference = str(project_file()["config"][setting]["default"])
+        image = instead.get(reference, reference)
+        engine.images.pull(in_registry(image, swarm.registry)).tag(image)
+    with deployed(tmp_path, lambda made: place_on_one_host(swarm, made), host=swarm.nodes[0].host) as made:
+        label: dict[str, Any] = {"label": f"{LABEL}.stack={made.name}"}
+        key = made.outputs["litellmApiKey"]
+        add(made, "on one host")
+        place_on(swarm)(made)
+        made.up()
+        assert names(made) == ["on one host"]
+        assert ask(made)
+        assert made.outputs["litellmApiKey"] == key
+        assert {container.name.split(".")[0] for container in made.containers() if container.name} >= {
+            f"{PROJECT_NAME}-{made.name}-{part}" for part in ("postgres", "edge")
+        }
+        assert not {container.name for container in made.containers()} & {
+            f"{PROJECT_NAME}-{made.name}-{part}" for part in PARTS
+        }
+        made.up(expect_no_changes=True)
+        add(made, "on a Swarm")
+        place_on_one_host(swarm, made)
+        made.up()
+        assert names(made) == ["on one host", "on a Swarm"]
+        assert ask(made)
+        assert engine.services.list(filters=label) == []
+        assert {container.name for container in made.containers()} == {
+            f"{PROJECT_NAME}-{made.name}-{part}" for part in PARTS
+        }
+        made.up(expect_no_changes=True)
+        made.refresh(expect_no_changes=True)
