@@ -29,6 +29,7 @@ import yaml
 from openai import OpenAI
 from pulumi import automation
 
+from infra.placement.services import await_end
 from tests.stack_config import PROJECT, PROJECT_NAME
 from toolchain import tools
 from toolchain.progress import Steps
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
     from docker.models.containers import Container
     from docker.models.images import Image
+    from docker.models.services import Service
 
 PARTS = ("postgres", "demo", "litellm-1", "litellm-2", "edge")
 RESTART_SECONDS = 120
@@ -229,9 +231,15 @@ class Deployment:
     def containers(self) -> list[Container]:
         return self.engine.containers.list(all=True, filters=self.of_stack, ignore_removed=True)
 
+    def services(self) -> list[Service]:
+        """The stack's services, where its engine manages a Swarm."""
+        swarm = self.engine.info()["Swarm"].get("ControlAvailable")
+        return self.engine.services.list(filters=self.of_stack) if swarm else []
+
     def leftovers(self) -> list[str]:
         """The names of everything on the engine that carries this stack's label."""
         return [
+            *(str(service.name) for service in self.services()),
             *(str(container.name) for container in self.containers()),
             *(str(network.name) for network in self.engine.networks.list(filters=self.of_stack)),
             *(str(volume.name) for volume in self.engine.volumes.list(filters=self.of_stack)),
@@ -243,6 +251,9 @@ class Deployment:
             self.stack.cancel()
             self.stack.destroy(show_secrets=False, on_output=print)
         finally:
+            for service in self.services():
+                service.remove()  # type: ignore[no-untyped-call]
+                await_end(self.engine, str(service.id))
             for container in self.containers():
                 container.remove(force=True)
             for network in self.engine.networks.list(filters=self.of_stack):
