@@ -1,9 +1,9 @@
-"""What growing brings and costs: requests per second through the edges of a Swarm, for 1, 2 and 4 replicas in one run.
+"""What growing brings and costs: requests per second through a Swarm's edges, for 1, 2 and 4 replicas in one run.
 
     .venv/bin/python -m benchmarks.replicas            (as root, where a Docker Engine is installed; about 8 minutes)
 
-Three nodes, their load and their callers share this machine, so that more replicas only help until its cores are busy:
-the CPU time per request says what one costs anywhere. Reports only; nothing here fails on a time.
+Three nodes, their load and their callers share this machine, so that more replicas help until its cores are busy: the
+CPU time per request says what one costs anywhere. Reports only; nothing here fails on a time.
 """
 
 from __future__ import annotations
