@@ -46,7 +46,7 @@ MEGABYTE = 1_000_000
 # The image has no HTTP client either, but it has bash.
 HEALTH_CHECK = (
     f"exec 3<>/dev/tcp/127.0.0.1/{HEALTH_PORT} && printf 'GET / HTTP/1.0\\r\\n\\r\\n' >&3 "
-    "&& read -r -t 4 line <&3 && [[ $line == *' 200 '* ]]"
+    "&& read -r -t 9 line <&3 && [[ $line == *' 200 '* ]]"
 )
 
 
@@ -173,7 +173,7 @@ class Edge(pulumi.ComponentResource):
                     check=("haproxy", "-c", "-q", "-f", CONFIG),
                     reload=("bash", RELOAD, SERVERS_STATE, str(MASTER_PORT)),
                 ),
-                health=HealthCheck(command=("bash", "-c", HEALTH_CHECK), interval_seconds=2),
+                health=HealthCheck(command=("bash", "-c", HEALTH_CHECK)),
                 user="haproxy",
                 file_owner=USER_ID,
                 memory_mb=args.memory_mb,

@@ -112,7 +112,6 @@ class Postgres(pulumi.ComponentResource):
                 health=HealthCheck(
                     # Over TCP: the server that initializes the data directory listens on the socket only.
                     command=("pg_isready", "--quiet", "--host=127.0.0.1", f"--username={SUPERUSER}"),
-                    interval_seconds=2,
                 ),
                 user="postgres",
                 file_owner=USER_ID,

@@ -22,9 +22,10 @@ class HealthCheck:
     """A command in the container that ends with 0 when the part can serve. Times are seconds."""
 
     command: tuple[str, ...]
-    interval_seconds: int
-    timeout_seconds: int = 5
-    retries: int = 3
+    timeout_seconds: int = 10
+    retries: int = 6
+    """How often in a row it may fail. A cluster then puts another one in its place: a part that is only busy must not
+    seem dead, as the others would get its share too. The edge leaves one that does not answer much sooner."""
     start_seconds: int = 120
     """How long the part may take from its start until it is healthy."""
 
@@ -34,11 +35,11 @@ def http_health_check(port: int, path: str) -> HealthCheck:
     # No site packages and no http.client: the check runs every few seconds, for ever.
     program = (
         "import socket\n"
-        f"s = socket.create_connection(('127.0.0.1', {port}), 4)\n"
+        f"s = socket.create_connection(('127.0.0.1', {port}), 9)\n"
         f"s.sendall(b'GET {path} HTTP/1.0\\r\\n\\r\\n')\n"
         "raise SystemExit(b' 200 ' not in s.recv(64))"
     )
-    return HealthCheck(command=("python3", "-ISc", program), interval_seconds=2)
+    return HealthCheck(command=("python3", "-ISc", program))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+HEALTH_SECONDS = 2
+"""How often each container's health is asked for, for ever: seldom enough to cost little, and often for a quick `up`."""
 SECONDS_TO_KILL = 5
 """What a container gets beside its own time to stop, so that the engine kills none that is just ending."""
 
@@ -128,7 +130,7 @@ class DockerHost(EnginePlacement):
             uploads=self._uploads(workload),
             healthcheck=pulumi_docker.ContainerHealthcheckArgs(
                 tests=["CMD", *health.command],
-                interval=duration(health.interval_seconds),
+                interval=duration(HEALTH_SECONDS),
                 timeout=duration(health.timeout_seconds),
                 start_period=duration(health.start_seconds),
                 retries=health.retries,

@@ -38,7 +38,8 @@ class EnginePlacement:
         self._identity = identity
         self._prefix = f"{pulumi.get_project()}-{pulumi.get_stack()}"
         self._stand_ins = stand_ins(image_choices)
-        self._provider = pulumi_docker.Provider("engine", host=host, cert_path=certificates(host))
+        # None would be DOCKER_CERT_PATH in the environment, which is for an engine that is reached by TLS.
+        self._provider = pulumi_docker.Provider("engine", host=host, cert_path=certificates(host) or "")
         self._volumes: dict[str, pulumi_docker.Volume] = {}
 
     def volume(self, name: str, *, protect: bool, opts: pulumi.ResourceOptions) -> None:

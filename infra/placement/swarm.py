@@ -44,6 +44,8 @@ RESERVED_SHARE = 4
 """Of a part's memory limit one in so many is kept free for it on its node: about what it has without load."""
 MONITOR_SECONDS = 5
 """So long a task that was just replaced must stay well, or the service is rolled back."""
+HEALTH_SECONDS = 5
+"""How often each task's health is asked for. A node has tasks of many stacks, and each time is a process of its own."""
 RESTART_SECONDS = 2
 SPARE_SECONDS = 60
 """What pulling an image, and finding out that an update failed, may take beside the start of a task."""
@@ -384,7 +386,7 @@ def _stop_seconds(workload: Workload) -> int:
 def _health_check(health: HealthCheck) -> pulumi_docker.ServiceTaskSpecContainerSpecHealthcheckArgs:
     return pulumi_docker.ServiceTaskSpecContainerSpecHealthcheckArgs(
         tests=["CMD", *health.command],
-        interval=_duration(health.interval_seconds),
+        interval=_duration(HEALTH_SECONDS),
         timeout=_duration(health.timeout_seconds),
         start_period=_duration(health.start_seconds),
         retries=health.retries,

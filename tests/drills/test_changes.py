@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from tests.drills.conftest import Drill
     from tests.stacks import Deployment
 
-WAIT_SECONDS = HealthCheck(command=(), interval_seconds=1).start_seconds
+WAIT_SECONDS = HealthCheck(command=()).start_seconds
 CHAT = {"model": "gpt-4o", "messages": [{"role": "user", "content": "hello"}]}
 UNAUTHORIZED = 401
 ENOUGH_FOR_EACH = 8
