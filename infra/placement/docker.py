@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 HEALTH_SECONDS = 2
-"""How often each container's health is asked for, for ever: seldom enough to cost little, and often for a quick `up`."""
+"""How often each container's health is asked for, for ever: seldom, as it costs; often, for a quick `up`."""
 SECONDS_TO_KILL = 5
 """What a container gets beside its own time to stop, so that the engine kills none that is just ending."""
 

@@ -238,7 +238,7 @@ def _digest(spec: Sequence[object]) -> str:
 
 
 def _said(spec: Any) -> Any:  # noqa: ANN401 -- any part of a specification
-    """What a specification says, whether it is as declared or as a refresh has it: that has empty lists for nothing."""
+    """What a specification says, as declared or as a refresh has it, which has empty lists for nothing."""
     if isinstance(spec, dict):
         parts = {key: _said(each) for key, each in spec.items() if key != "platforms"}
         return {key: each for key, each in parts.items() if each not in (None, "", [], {})}

@@ -45,7 +45,7 @@ RESERVED_SHARE = 4
 MONITOR_SECONDS = 5
 """So long a task that was just replaced must stay well, or the service is rolled back."""
 HEALTH_SECONDS = 5
-"""How often each task's health is asked for. A node has tasks of many stacks, and each time is a process of its own."""
+"""How often each task's health is asked for: a process each time, and a node may have many tasks."""
 RESTART_SECONDS = 2
 SPARE_SECONDS = 60
 """What pulling an image, and finding out that an update failed, may take beside the start of a task."""
