@@ -20,8 +20,6 @@ from toolchain.engine import connect
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    import pulumi_docker
-
     Task = Mapping[str, Any]
 
 PARTS_OF_A_TASK = ("ContainerSpec", "Resources", "RestartPolicy", "Networks", "LogDriver", "ForceUpdate")
@@ -82,7 +80,7 @@ def _is_current(task: Task, service: Mapping[str, Any]) -> bool:
 def _updating(service: Mapping[str, Any], others: Sequence[Task]) -> bool:
     """Whether tasks of an earlier declaration are still to be replaced."""
     state = service.get("UpdateStatus", {}).get("State")
-    return state == "updating" or any(task["DesiredState"] == "running" for task in others)
+    return state in {"updating", "rollback_started"} or any(task["DesiredState"] == "running" for task in others)
 
 
 def _failure(service: Mapping[str, Any], tasks: Sequence[Task], waited: float) -> str | None:
@@ -218,28 +216,21 @@ class Converged(Resource, module="services", name="Converged"):
     instance: pulumi.Output[str]
     """Another value for each set of tasks that serves."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 -- all are needed, all by name
         self,
         name: str,
         *,
         host: str,
-        service: pulumi_docker.Service,
+        service: pulumi.Output[str],
+        declared: pulumi.Output[Any],
         seconds: float,
         opts: pulumi.ResourceOptions | None = None,
     ) -> None:
-        """`seconds` is how long it may take."""
-        spec = pulumi.Output.all(service.task_spec, service.mode).apply(_digest)
-        props = {"host": host, "service": service.id, "spec": spec, "seconds": seconds, "instance": None}
+        """`service` is its id, `declared` what its tasks are to be, `seconds` how long it may take."""
+        spec = declared.apply(_digest)  # of what is declared, as what a refresh reads is never quite the same
+        props = {"host": host, "service": service, "spec": spec, "seconds": seconds, "instance": None}
         super().__init__(_Provider(), name, props, opts)
 
 
-def _digest(spec: Sequence[object]) -> str:
-    return hashlib.sha256(json.dumps(_said(spec), sort_keys=True).encode()).hexdigest()
-
-
-def _said(spec: Any) -> Any:  # noqa: ANN401 -- any part of a specification
-    """What a specification says, as declared or as a refresh has it, which has empty lists for nothing."""
-    if isinstance(spec, dict):
-        parts = {key: _said(each) for key, each in spec.items() if key != "platforms"}
-        return {key: each for key, each in parts.items() if each not in (None, "", [], {})}
-    return [_said(each) for each in spec] if isinstance(spec, list) else spec
+def _digest(declared: object) -> str:
+    return hashlib.sha256(json.dumps(declared, sort_keys=True, default=vars).encode()).hexdigest()

@@ -127,61 +127,41 @@ class Swarm(EnginePlacement):
         return self._published_at if here or volume is None else self._volume_node.address
 
     def run(self, workload: Workload, *, opts: pulumi.ResourceOptions) -> Sequence[Replica]:
-        service = self._service(workload, opts)
+        task_spec, mode = self._task_spec(workload, opts), _mode(workload)
+        service = self._service(workload, task_spec, mode, opts)
         starts = workload.health.start_seconds * (1 if workload.on_each is None else len(self._cluster.nodes))
         converged = Converged(
             f"{workload.name}-converged",
             host=self._host,
-            service=service,
+            service=service.id,
+            declared=pulumi.Output.all(task_spec, mode),
             seconds=starts * max(workload.replicas, 1) + _stop_seconds(workload) * workload.replicas + SPARE_SECONDS,
             opts=opts,
         )
         return [Replica(ready=converged, instance=converged.instance)]
 
-    def _service(self, workload: Workload, opts: pulumi.ResourceOptions) -> pulumi_docker.Service:
+    def _service(
+        self,
+        workload: Workload,
+        task_spec: pulumi_docker.ServiceTaskSpecArgs,
+        mode: pulumi_docker.ServiceModeArgs,
+        opts: pulumi.ResourceOptions,
+    ) -> pulumi_docker.Service:
         alone = stands_alone(workload)
         alias = next(iter(workload.networks.values()))
+        rolling = {
+            "parallelism": 1,
+            "delay": "0s",
+            "monitor": _duration(MONITOR_SECONDS),
+            "max_failure_ratio": "0.0",
+            "order": "stop-first" if alone else "start-first",
+        }
         return pulumi_docker.Service(
             workload.name,
             name=pulumi.Output.from_input(alias).apply(self.host_name),
             labels=[pulumi_docker.ServiceLabelArgs(label=k, value=v) for k, v in self._labels(workload.name)],
-            task_spec=pulumi_docker.ServiceTaskSpecArgs(
-                container_spec=self._container_spec(workload, opts),
-                resources=pulumi_docker.ServiceTaskSpecResourcesArgs(
-                    limits=pulumi_docker.ServiceTaskSpecResourcesLimitsArgs(
-                        memory_bytes=workload.memory_mb * MEBIBYTE
-                    ),
-                    reservation=pulumi_docker.ServiceTaskSpecResourcesReservationArgs(
-                        memory_bytes=workload.memory_mb * MEBIBYTE // RESERVED_SHARE
-                    ),
-                ),
-                # All of it: what is left out comes back with a default, and each refresh would show it as a change.
-                restart_policy=pulumi_docker.ServiceTaskSpecRestartPolicyArgs(
-                    condition="any", delay=_duration(RESTART_SECONDS), max_attempts=0, window="0s"
-                ),
-                placement=pulumi_docker.ServiceTaskSpecPlacementArgs(
-                    constraints=sorted(self._constraints_of(workload)),
-                    max_replicas=0,
-                    platforms=[
-                        pulumi_docker.ServiceTaskSpecPlacementPlatformArgs(architecture=architecture, os=system)
-                        for architecture, system in self._image(workload.image).platforms
-                    ],
-                ),
-                force_update=0,
-                runtime="container",
-                networks_advanceds=[
-                    pulumi_docker.ServiceTaskSpecNetworksAdvancedArgs(id=self._networks[network].id)
-                    for network in sorted(workload.networks)
-                ],
-                log_driver=pulumi_docker.ServiceTaskSpecLogDriverArgs(
-                    name="json-file", options={"max-size": LOG_SIZE, "max-file": LOG_FILES}
-                ),
-            ),
-            mode=pulumi_docker.ServiceModeArgs(global_=True)
-            if workload.on_each
-            else pulumi_docker.ServiceModeArgs(
-                replicated=pulumi_docker.ServiceModeReplicatedArgs(replicas=workload.replicas)
-            ),
+            task_spec=task_spec,
+            mode=mode,
             # A kernel may lack the module that virtual addresses need; HAProxy wants to see each replica anyway.
             endpoint_spec=pulumi_docker.ServiceEndpointSpecArgs(
                 mode="dnsrr",
@@ -195,27 +175,45 @@ class Swarm(EnginePlacement):
                     for port in workload.ports
                 ],
             ),
-            update_config=pulumi_docker.ServiceUpdateConfigArgs(
-                parallelism=1,
-                delay="0s",
-                failure_action="rollback",
-                monitor=_duration(MONITOR_SECONDS),
-                max_failure_ratio="0.0",
-                order="stop-first" if alone else "start-first",
-            ),
-            rollback_config=pulumi_docker.ServiceRollbackConfigArgs(
-                parallelism=1,
-                delay="0s",
-                failure_action="pause",
-                monitor=_duration(MONITOR_SECONDS),
-                max_failure_ratio="0.0",
-                order="stop-first" if alone else "start-first",
-            ),
+            update_config=pulumi_docker.ServiceUpdateConfigArgs(failure_action="rollback", **rolling),  # type: ignore[arg-type]
+            rollback_config=pulumi_docker.ServiceRollbackConfigArgs(failure_action="pause", **rolling),  # type: ignore[arg-type]
             opts=self._options(
                 opts,
                 # The provider asks the registry for them itself when it makes a service, and not when it changes one.
                 ignore_changes=["taskSpec.placement.platforms"],
                 hooks=self._before_create(self._free_service, *([self._stand_containers_down] if alone else [])),
+            ),
+        )
+
+    def _task_spec(self, workload: Workload, opts: pulumi.ResourceOptions) -> pulumi_docker.ServiceTaskSpecArgs:
+        # All of it: what is left out comes back with a default, and each refresh would show it as a change.
+        return pulumi_docker.ServiceTaskSpecArgs(
+            container_spec=self._container_spec(workload, opts),
+            resources=pulumi_docker.ServiceTaskSpecResourcesArgs(
+                limits=pulumi_docker.ServiceTaskSpecResourcesLimitsArgs(memory_bytes=workload.memory_mb * MEBIBYTE),
+                reservation=pulumi_docker.ServiceTaskSpecResourcesReservationArgs(
+                    memory_bytes=workload.memory_mb * MEBIBYTE // RESERVED_SHARE
+                ),
+            ),
+            restart_policy=pulumi_docker.ServiceTaskSpecRestartPolicyArgs(
+                condition="any", delay=_duration(RESTART_SECONDS), max_attempts=0, window="0s"
+            ),
+            placement=pulumi_docker.ServiceTaskSpecPlacementArgs(
+                constraints=sorted(self._constraints_of(workload)),
+                max_replicas=0,
+                platforms=[
+                    pulumi_docker.ServiceTaskSpecPlacementPlatformArgs(architecture=architecture, os=system)
+                    for architecture, system in self._image(workload.image).platforms
+                ],
+            ),
+            force_update=0,
+            runtime="container",
+            networks_advanceds=[
+                pulumi_docker.ServiceTaskSpecNetworksAdvancedArgs(id=self._networks[network].id)
+                for network in sorted(workload.networks)
+            ],
+            log_driver=pulumi_docker.ServiceTaskSpecLogDriverArgs(
+                name="json-file", options={"max-size": LOG_SIZE, "max-file": LOG_FILES}
             ),
         )
 
@@ -373,6 +371,14 @@ def _duration(seconds: int) -> str:
     for zero in ("m0s", "h0m"):
         text = text.removesuffix(zero[1:]) if text.endswith(zero) else text
     return text
+
+
+def _mode(workload: Workload) -> pulumi_docker.ServiceModeArgs:
+    if workload.on_each:
+        return pulumi_docker.ServiceModeArgs(global_=True)
+    return pulumi_docker.ServiceModeArgs(
+        replicated=pulumi_docker.ServiceModeReplicatedArgs(replicas=workload.replicas)
+    )
 
 
 def _labelled(label: str) -> str:
