@@ -24,7 +24,7 @@ def stack(settings: Settings) -> Any:
     """What the checks read of a stack that was deployed with these settings."""
     text = (PROJECT / "litellm/config.yaml").read_text()
     config = model_list.render(text, settings, demo_url="http://demo:8080").config
-    return SimpleNamespace(settings=settings, outputs={"litellmConfig": config})
+    return SimpleNamespace(settings=settings, outputs={"litellmConfig": config}, parts=[])
 
 
 @pytest.mark.parametrize("embeds", [False, True])
