@@ -28,9 +28,9 @@ HEALTH_SECONDS = 2
 SECONDS_TO_KILL = 5
 """What a container gets beside its own time to stop, so that the engine kills none that is just ending."""
 
-# The provider accepts these without applying them to a container that exists; and a container that came to be but
-# could not be started must be made again, or the next `up` would turn green over it.
-REPLACED_BY = ["healthcheck", "#initerror"]
+# The provider accepts the first without applying it to a container that exists; a container that was stopped (which a
+# refresh tells by mustRun) or came to be but could not be started is made again, so that its health is awaited.
+REPLACED_BY = ["healthcheck", "mustRun", "#initerror"]
 
 # What stops a container must end the waiting too.
 START_WITH_LIVE_FILES = f'trap "exit 0" TERM USR1; until [ -d {LIVE}/current ]; do sleep 0.1; done; exec "$@"'

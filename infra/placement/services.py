@@ -40,12 +40,14 @@ def await_convergence(engine: docker.DockerClient, service: str, seconds: float)
     Raises RuntimeError with the reason, the node and the last lines of a task once it failed and was rolled back.
     """
     api: Any = engine.api
-    begun = time.monotonic()
+    begun = settled = time.monotonic()
     while True:
         declared = api.inspect_service(service)
         tasks = api.tasks(filters={"service": service})
         waited = time.monotonic() - begun
-        if why := _failure(declared, tasks, waited):
+        if any(not _is_current(task, declared) and task["Status"]["State"] not in ENDED for task in tasks):
+            settled = time.monotonic()  # what still ends has a port that its successor waits for
+        if why := _failure(declared, tasks, time.monotonic() - settled):
             raise RuntimeError(f"{declared['Spec']['Name']} {why}{_last_words(engine, tasks)}")
         current = [task for task in tasks if _is_current(task, declared) and task["DesiredState"] == "running"]
         running = [task for task in current if task["Status"]["State"] == "running"]

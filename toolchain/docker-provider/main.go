@@ -69,7 +69,8 @@ func networkID(network resource.PropertyValue) (resource.PropertyValue, error) {
 	}
 	given := network.ObjectValue()
 	for name, value := range given {
-		if (name == "aliases" || name == "driverOpts") && value.HasValue() {
+		empty := value.IsArray() && len(value.ArrayValue()) == 0
+		if (name == "aliases" || name == "driverOpts") && value.HasValue() && !empty {
 			return network, errors.New(string(name) + " is not to be had in this build of the Docker provider")
 		}
 	}
