@@ -181,7 +181,7 @@ class Swarm(EnginePlacement):
                 opts,
                 # The provider asks the registry for them itself when it makes a service, and not when it changes one.
                 ignore_changes=["taskSpec.placement.platforms"],
-                # A service with a given name would be deleted first; those of a new master key come up beside the old.
+                # With a given name it would be deleted first; those of a new master key come up beside the old ones.
                 delete_before_replace=False,
                 hooks=self._before_create(self._free_service, *([self._stand_containers_down] if alone else [])),
             ),
