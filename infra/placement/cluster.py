@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import docker
 import pulumi
 
-from toolchain.engine import UNREACHABLE, connect
+from toolchain.engine import UNREACHABLE, connect, docker_command
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -52,15 +52,15 @@ class Cluster:
             with closing(connect(host)) as engine:
                 swarm = engine.info()["Swarm"]
                 nodes = engine.api.nodes() if swarm.get("ControlAvailable") else []
+        except docker.errors.APIError as error:
+            raise pulumi.RunError(f"The Swarm at {host} has no leader: {error.explanation}") from error
         except UNREACHABLE as error:
             raise pulumi.RunError(
                 f"The Docker Engine at {host} (dockerHost) does not answer: {error}. Nothing was changed.\n"
-                f"  See why: docker --host {host} version"
+                f"  See why: {docker_command(host)} version"
             ) from error
-        except docker.errors.APIError as error:
-            raise pulumi.RunError(f"The Swarm at {host} has no leader: {error.explanation}") from error
         if swarm["LocalNodeState"] == "inactive":
-            self._refuse(f"is in no Swarm. Make it the first manager of one: docker --host {host} swarm init")
+            self._refuse(f"is in no Swarm. Make it the first manager of one: {docker_command(host)} swarm init")
         if not nodes:
             managers = [each["Addr"].rsplit(":", 1)[0] for each in swarm.get("RemoteManagers") or []]
             known = ", ".join(managers) or "none is known here"
@@ -90,7 +90,7 @@ class Cluster:
                         *(f"  {problem}" for problem in problems),
                         "Its nodes:",
                         *(f"  {_described(node)}" for node in self.nodes),
-                        f"Label one, as in: docker --host {self.host} node update --label-add edge=true NODE",
+                        f"Label one, as in: {docker_command(self.host)} node update --label-add edge=true NODE",
                     ]
                 )
             )

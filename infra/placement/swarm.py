@@ -323,7 +323,7 @@ class Swarm(EnginePlacement):
         name = in_registry(reference, self._registry) if self._registry else reference
         with closing(connect(self._host)) as engine:
             try:
-                found = engine.images.get_registry_data(name)
+                found = engine.images.get_registry_data(name, auth_config={})  # as nodes ask, which have no login
                 platforms = {(each["architecture"], each["os"]) for each in found.attrs["Platforms"] or []}
                 return _Image(name=name if "@" in name else f"{name}@{found.id}", platforms=sorted(platforms))
             except (docker.errors.APIError, *UNREACHABLE) as error:
