@@ -1,34 +1,45 @@
 """What an operator runs after `pulumi up`: `make check-deploy STACK=dev`, or pytest tests/deploy --stack dev.
 
 The checks ask the stack and change nothing. What a check needs and cannot get is another check's failure: it is
-skipped, and says which.
+skipped, and says which. Those of test_docker.py and test_swarm.py are for stacks that are placed so; all others hold
+for both. Containers on other nodes of a Swarm than the one that dockerHost names are looked into if `--node` names
+their engines.
 """
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import docker
 import pytest
 import testinfra
 
-from tests.deploy.stack import DeployedStack, StackError
+from tests.deploy.docker_stack import DockerStack
+from tests.deploy.stack import StackError, read_config
+from tests.deploy.swarm_stack import SwarmStack
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from docker.models.containers import Container
     from testinfra.host import Host
 
-    from tests.deploy.stack import Part
+    from tests.deploy.stack import DeployedStack, Instance
 
-STACK = pytest.StashKey[DeployedStack]()
+STACK = pytest.StashKey["DeployedStack"]()
+PLACEMENTS = ("docker", "swarm")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("deploy", "checks of a deployed stack")
     group.addoption("--stack", help="the stack (default: STACK in the environment, or dev)")
+    group.addoption(
+        "--node",
+        action="append",
+        default=[],
+        metavar="HOST",
+        help="the engine of another node of its Swarm, as ssh://NODE, to look into the containers there; repeatable",
+    )
     group.addoption("--spend", action="store_true", help="ask models that cost money, once each")
 
 
@@ -42,16 +53,28 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     _stack(session.config)
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out the checks that are for another placement than the stack's."""
+    others = {f"test_{name}.py" for name in PLACEMENTS if name != _stack(config).settings.placement}
+    return True if collection_path.parent == Path(__file__).parent and collection_path.name in others else None
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    stack = _stack(metafunc.config)
     if "part" in metafunc.fixturenames:
-        parts = _stack(metafunc.config).parts
-        metafunc.parametrize("part", parts, ids=[part.name for part in parts])
+        metafunc.parametrize("part", stack.parts, ids=[part.name for part in stack.parts])
+    if "instance" in metafunc.fixturenames:
+        reached = [pytest.param(it, id=it.name) for it in stack.instances if it.host is not None]
+        none = pytest.mark.skip(reason="it takes a container: see test_each_container_can_be_looked_into")
+        metafunc.parametrize("instance", reached or [pytest.param(None, id="none", marks=none)])
 
 
 def _stack(config: pytest.Config) -> DeployedStack:
     if STACK not in config.stash:
+        name = config.getoption("stack", None) or os.environ.get("STACK") or "dev"
+        hosts = config.getoption("node", [])
         try:
-            stack = DeployedStack(config.getoption("stack", None) or os.environ.get("STACK") or "dev")
+            stack = _read(name, hosts)
         except StackError as error:
             raise pytest.UsageError(str(error)) from None
         config.stash[STACK] = stack
@@ -59,31 +82,43 @@ def _stack(config: pytest.Config) -> DeployedStack:
     return config.stash[STACK]
 
 
+def _read(name: str, hosts: list[str]) -> DeployedStack:
+    config = read_config(name)
+    if config.settings.placement == "swarm":
+        return SwarmStack(config, hosts)
+    if hosts:
+        raise StackError(f"stack {name} runs on one host, and --node names another one: leave it out")
+    return DockerStack(config)
+
+
 @pytest.fixture(scope="session")
 def stack(pytestconfig: pytest.Config) -> DeployedStack:
     return _stack(pytestconfig)
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _docker_host(stack: DeployedStack) -> Iterator[None]:
-    """Have the docker command, by which testinfra reaches a container, ask the stack's engine."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DOCKER_HOST", stack.settings.docker_host)
-        yield
-
-
 @pytest.fixture
-def container(stack: DeployedStack, part: Part) -> Container:
-    """The container of a part, running or not."""
+def container(stack: DeployedStack, instance: Instance) -> Container:
+    """A container of a part, running or not."""
     try:
-        return stack.engine.containers.get(part.container)
+        return stack.engine_of(instance).containers.get(instance.container)
     except docker.errors.NotFound:
-        pytest.skip(f"{part.container} is not there: see test_the_engine_has_the_containers_of_the_state")
+        pytest.skip(f"{instance.container} is not there: see {stack.IS_THERE}")
 
 
 @pytest.fixture
-def inside(container: Container) -> Host:
-    """The container of a part that runs, to be asked by commands in it."""
+def running(stack: DeployedStack, container: Container) -> Container:
+    """A container of a part that runs."""
     if container.status != "running":
-        pytest.skip(f"{container.name} does not run: see test_it_runs_and_is_healthy")
-    return testinfra.get_host(f"docker://{container.name}")
+        pytest.skip(f"{container.name} does not run: see {stack.RUNS}")
+    return container
+
+
+@pytest.fixture
+def inside(instance: Instance, running: Container, monkeypatch: pytest.MonkeyPatch) -> Host:
+    """The same, to be asked by commands in it."""
+    # testinfra reaches it by the docker command.
+    host = str(instance.host)
+    monkeypatch.setenv("DOCKER_HOST", host)
+    if host.startswith("tcp://"):
+        monkeypatch.setenv("DOCKER_TLS_VERIFY", "1")
+    return testinfra.get_host(f"docker://{running.name}")

@@ -5,27 +5,30 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from psycopg.conninfo import conninfo_to_dict
 
+from infra import demo, edge, postgres
 from infra.placement.engine import LABEL
 from infra.settings import STRUCTURED, Settings, _report, _set, _validate
-from infra.workload import LIVE
+from infra.workload import Port
 from tests.deploy.leaks import Secret
 from tests.stack_config import PROJECT, PROJECT_NAME
 from toolchain.engine import UNREACHABLE, connect
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
-    from docker.models.containers import Container
+    import docker
 
 SIGNATURE = "4dabf18193072939515e22adb298388d"
 """The key by which Pulumi marks a secret in a state."""
-CONTAINER = "docker:index/container:Container"
+MEBIBYTE = 2**20
+VOLUME = "docker:index/volume:Volume"
 SETTINGS = {
     "master-key": "masterKey",
     "postgres-password": "postgresPassword",
@@ -41,128 +44,245 @@ class StackError(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """A container as the state has it."""
+    """What the state has run: a container on one host, a service on a Swarm."""
 
     name: str
-    """In the stack, as `litellm-1`."""
+    """In the stack, as `litellm-1`, or of all replicas on a Swarm, `litellm`."""
     kind: str
     """What it is a replica of, as `litellm`."""
-    container: str
+    runs_as: str
     """Its name on the engine."""
     id: str
     image: str
-    """The id of its image."""
+    """As the engine says it: by its id, or on a Swarm by name and digest."""
     user: str
     networks: frozenset[str]
+    """By name, or on a Swarm by id."""
+    volumes: Mapping[str, str]
+    """The volume that is mounted at each path."""
     files: Mapping[str, str] = field(repr=False)
     """The content of each file that it was given, secrets among them, by path."""
+    declared: Mapping[str, Any] = field(repr=False)
+    """The inputs of its resource."""
 
 
-class DeployedStack:
-    """A deployed stack. Raises StackError when there is none of that name that can be read."""
+@dataclass(frozen=True, kw_only=True)
+class Instance:
+    """A container of a part."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    part: Part
+    name: str
+    """In reports: that of its part, and on a Swarm its number and its node, as `litellm.2@node-3`."""
+    container: str
+    """Its name on the engine of its node."""
+    node: str
+    """Where it runs, on a Swarm."""
+    host: str | None
+    """The address of that engine; None where it is not known."""
+
+    def __str__(self) -> str:
+        return f"{self.container} on {self.node}" if self.node else self.container
+
+    def docker(self, command: str) -> str:
+        """A docker command that the reader may run, for the engine that has it."""
+        return f"on {self.node}: docker {command}" if self.host is None else docker_command(self.host, command)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StackConfig:
+    """The config of a stack."""
+
+    name: str
+    settings: Settings
+    secrets: Mapping[str, str] = field(repr=False)
+    """What of it is secret, as it stands in the config, by key."""
+
+
+def docker_command(host: str, command: str) -> str:
+    """A docker command that the reader may run."""
+    return f"docker --host {host} {command}"
+
+
+def read_config(name: str) -> StackConfig:
+    """Read and check the config of a stack. Raises StackError when there is none that is valid."""
+    entries: dict[str, dict[str, Any]] = json.loads(_pulumi(name, "config", "--json", "--show-secrets"))
+    own = {
+        key.removeprefix(f"{PROJECT_NAME}:"): entry
+        for key, entry in entries.items()
+        if key.startswith(f"{PROJECT_NAME}:")
+    }
+    raw = {key: str(entry["value"]) for key, entry in own.items()}
+    secret = {key for key, entry in own.items() if entry["secret"]}
+    values, problems = _validate(raw, secret)
+    if problems:
+        raise StackError(_report(problems, name))
+    return StackConfig(
+        name=name, settings=Settings.model_construct(**values), secrets={key: raw[key] for key in secret}
+    )
+
+
+def _pulumi(stack: str, *arguments: str) -> str:
+    # Not pulumiw: this runs in the environment that it would make.
+    result = subprocess.run(
+        [sys.executable, "-m", "toolchain.pulumi", *arguments, "--stack", stack, "--non-interactive"],
+        cwd=PROJECT,
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    if result.returncode != 0:
+        raise StackError(
+            f"stack {stack} cannot be read: {result.stderr.strip()}\n"
+            "See which there are: ./pulumiw stack ls. Name one: make check-deploy STACK=… "
+            "Where its state is kept say PULUMI_BACKEND_URL and PULUMI_CONFIG_PASSPHRASE (or …_FILE)."
+        )
+    return result.stdout
+
+
+class DeployedStack(ABC):
+    """A deployed stack; where it runs, its subclasses know."""
+
+    IS_THERE: ClassVar[str]
+    """The check that tells whether a part's container is there."""
+    RUNS: ClassVar[str]
+    """The one that tells whether it runs."""
+
+    def __init__(self, config: StackConfig) -> None:
+        """Raises StackError when the state or the engine cannot be read, or there is nothing of the stack in them."""
+        self.name = name = config.name
+        self.settings = config.settings
+        self._secret_settings = config.secrets
         self.up = f"./pulumiw up --refresh --stack {name}"
         """The command that makes everything that runs what it should be."""
-        self.settings, self._secret_settings = self._read_config()
-        self.masked_state = self._pulumi("stack", "export")
+        self.masked_state = _pulumi(name, "stack", "export")
         """The state as it is kept: each secret as ciphertext."""
-        self.masked_outputs = self._pulumi("stack", "output", "--json")
-        exported = json.loads(self._pulumi("stack", "export", "--show-secrets"))["deployment"]
+        self.masked_outputs = _pulumi(name, "stack", "output", "--json")
+        exported = json.loads(_pulumi(name, "stack", "export", "--show-secrets"))["deployment"]
         self.resources: list[dict[str, Any]] = [
             {**resource, "name": resource["urn"].rsplit("::", 1)[1]} for resource in exported.get("resources") or []
         ]
-        self.outputs: dict[str, Any] = json.loads(self._pulumi("stack", "output", "--json", "--show-secrets"))
+        self.outputs: dict[str, Any] = json.loads(_pulumi(name, "stack", "output", "--json", "--show-secrets"))
         if not self.outputs:
             raise StackError(f"stack {name} has not been brought up. Do that first: make up STACK={name}")
-        try:
-            self.engine = connect(self.settings.docker_host)
-        except UNREACHABLE as error:
+        self._engines: dict[str, docker.DockerClient] = {}
+        self.engine = self.engine_at(self.settings.docker_host)
+        if not self.parts:
             raise StackError(
-                f"the Docker Engine at {self.settings.docker_host}, dockerHost of stack {name}, does not answer "
-                f"({error}). See why: {self.docker('version')}"
-            ) from error
-
-    def _pulumi(self, *arguments: str) -> str:
-        # Not pulumiw: this runs in the environment that it would make.
-        result = subprocess.run(
-            [sys.executable, "-m", "toolchain.pulumi", *arguments, "--stack", self.name, "--non-interactive"],
-            cwd=PROJECT,
-            check=False,
-            capture_output=True,
-            text=True,
-        )
-        if result.returncode != 0:
-            raise StackError(
-                f"stack {self.name} cannot be read: {result.stderr.strip()}\n"
-                "See which there are: ./pulumiw stack ls. Name one: make check-deploy STACK=… "
-                "Where its state is kept say PULUMI_BACKEND_URL and PULUMI_CONFIG_PASSPHRASE (or …_FILE)."
+                f"the config of stack {name} says placement {self.settings.placement}, and by that nothing is "
+                f"deployed. See what would change: ./pulumiw preview --stack {name}. Then: {self.up}"
             )
-        return result.stdout
 
-    def _read_config(self) -> tuple[Settings, dict[str, str]]:
-        """Return the settings, and those of them that are secret as they stand in the config."""
-        entries: dict[str, dict[str, Any]] = json.loads(self._pulumi("config", "--json", "--show-secrets"))
-        own = {
-            key.removeprefix(f"{PROJECT_NAME}:"): entry
-            for key, entry in entries.items()
-            if key.startswith(f"{PROJECT_NAME}:")
-        }
-        raw = {key: str(entry["value"]) for key, entry in own.items()}
-        secret = {key for key, entry in own.items() if entry["secret"]}
-        values, problems = _validate(raw, secret)
-        if problems:
-            raise StackError(_report(problems, self.name))
-        return Settings.model_construct(**values), {key: raw[key] for key in secret}
+    @cached_property
+    @abstractmethod
+    def parts(self) -> Sequence[Part]:
+        """Every part that the state knows."""
+
+    @cached_property
+    @abstractmethod
+    def instances(self) -> Sequence[Instance]:
+        """Every container of each part: on one host that the state knows, on a Swarm that runs."""
+
+    @property
+    def volumes(self) -> int:
+        """How many volumes the state is to have."""
+        return 1
+
+    @abstractmethod
+    def modes(self, part: Part) -> tuple[Sequence[str], Mapping[str, int]]:
+        """Paths in a part that are root's, which only root may change, and the modes of those of its own user."""
+
+    @abstractmethod
+    def log(self, part: Part) -> tuple[str, list[str]]:
+        """All that a part has written, and where it cannot be read. Raises docker.errors.NotFound for no part."""
+
+    @abstractmethod
+    def look_into(self, part: Part) -> str:
+        """The commands that tell how a part is."""
+
+    @abstractmethod
+    def make_again(self, part: Part) -> str:
+        """The commands that put containers as the state has them in the place of a part's."""
+
+    @abstractmethod
+    def end_log(self, part: Part) -> str:
+        """What ends a part's log."""
+
+    def engine_at(self, host: str) -> docker.DockerClient:
+        """The engine at an address. Raises StackError when it does not answer."""
+        if host not in self._engines:
+            try:
+                self._engines[host] = connect(host)
+            except UNREACHABLE as error:
+                what = f"dockerHost of stack {self.name}" if host == self.settings.docker_host else "--node"
+                raise StackError(
+                    f"the Docker Engine at {host}, {what}, does not answer ({error}). "
+                    f"See why: {docker_command(host, 'version')}"
+                ) from error
+        return self._engines[host]
+
+    def engine_of(self, instance: Instance) -> docker.DockerClient:
+        """The engine of a container whose host is known."""
+        assert instance.host is not None
+        return self.engine_at(instance.host)
 
     def close(self) -> None:
-        """Let go of the engine."""
-        self.engine.close()
+        """Let go of the engines."""
+        for engine in self._engines.values():
+            engine.close()
 
     def docker(self, command: str) -> str:
         """A docker command that the reader may run, for this stack's engine."""
-        return f"docker --host {self.settings.docker_host} {command}"
+        return docker_command(self.settings.docker_host, command)
 
-    def make_again(self, container: str) -> str:
-        """The commands that put another container, as the state has it, in the place of one."""
-        return f"{self.docker(f'stop {container}')} && {self.docker(f'rm {container}')} && {self.up}"
+    def memory_limit(self, part: Part) -> int:
+        """The bytes that each container of a part may use, as the config says."""
+        megabytes = {
+            "postgres": self.settings.postgres_memory_mb,
+            "demo": demo.MEMORY_MB,
+            "litellm": self.settings.litellm_memory_mb,
+            "edge": self.settings.edge_memory_mb,
+        }
+        return megabytes[part.kind] * MEBIBYTE
+
+    def ports(self, part: Part) -> list[Port]:
+        """The ports of a part that can be reached from outside, as the config says."""
+        settings, address = self.settings, str(self.settings.bind_address)
+        ports = {
+            "edge": [Port(internal=edge.PORT, external=settings.gateway_port, address=address)],
+            "postgres": [Port(internal=postgres.PORT, external=settings.postgres_port, address=address)],
+        }
+        if settings.metrics_port:
+            ports["edge"].append(
+                Port(internal=edge.METRICS_PORT, external=settings.metrics_port, address=edge.LOOPBACK)
+            )
+        return ports.get(part.kind, [])
 
     def of_type(self, kind: str) -> Iterator[dict[str, Any]]:
         """The state's resources whose type ends so, secrets in clear."""
         return (resource for resource in self.resources if resource["type"].endswith(kind))
 
-    @cached_property
-    def parts(self) -> list[Part]:
-        """Every container that the state knows."""
-        live = {
-            resource["outputs"]["container"]: _clear(resource["outputs"]["files"])
-            for resource in self.of_type(":LiveFiles")
-        }
-        return [_part(resource, live.get(resource["id"], {})) for resource in self.of_type(CONTAINER)]
-
     def part(self, name: str) -> Part:
-        """The container of a name in the stack."""
+        """The part of a name in the stack."""
         return next(part for part in self.parts if part.name == name)
 
     @property
     def labels(self) -> dict[str, str]:
-        """What everything on the engine is labelled with that belongs to this stack."""
+        """What everything on an engine is labelled with that belongs to this stack."""
         return {
             f"{LABEL}.project": PROJECT_NAME,
             f"{LABEL}.stack": self.name,
             f"{LABEL}.identity": self.rotating("identity")["value"],
         }
 
-    def containers(self) -> list[Container]:
-        """Every container on the engine with the stack's name, running or not."""
-        wanted = [f"{LABEL}.project={PROJECT_NAME}", f"{LABEL}.stack={self.name}"]
-        return self.engine.containers.list(all=True, filters={"label": wanted}, ignore_removed=True)
+    @property
+    def labelled(self) -> list[str]:
+        """By which labels an engine finds everything with the stack's name, whichever deployment it belongs to."""
+        return [f"{LABEL}.project={PROJECT_NAME}", f"{LABEL}.stack={self.name}"]
 
     def rotating(self, name: str) -> dict[str, Any]:
         """The outputs of a RotatingSecret in clear: `value`, `previous`, `version` and so on."""
         resource = next(it for it in self.of_type(":RotatingSecret") if it["name"] == name)
-        outputs: dict[str, Any] = _clear(resource["outputs"])
+        outputs: dict[str, Any] = clear(resource["outputs"])
         return outputs
 
     def client_keys(self) -> dict[str, list[str]]:
@@ -185,7 +305,7 @@ class DeployedStack:
         for resource in self.of_type(":RotatingSecret"):
             outputs = resource["outputs"]
             for each in ("value", "previous"):
-                if _is_secret(outputs[each]) and (value := _clear(outputs[each])):
+                if _is_secret(outputs[each]) and (value := clear(outputs[each])):
                     yield Secret(name=f"{resource['name']} ({each})", value=value, renew=self._renew(resource))
 
     def _configured(self) -> Iterator[Secret]:
@@ -210,7 +330,7 @@ class DeployedStack:
             setting = f"clientKeys.{name.removeprefix(CLIENT_KEY)}"
         if setting is None:
             return "it cannot be rotated: find out how it got there"
-        if _clear(outputs["configured"]):
+        if clear(outputs["configured"]):
             return self._set(setting.split(".", maxsplit=1)[0])
         version = int(outputs["version"]) + 1
         return f"./pulumiw config set --stack {self.name} --path secretVersions.{setting} {version} && {self.up}"
@@ -219,35 +339,17 @@ class DeployedStack:
         return f"./pulumiw config {_set(key)} --stack {self.name} && {self.up}"
 
 
-def _part(resource: Mapping[str, Any], live: Mapping[str, str]) -> Part:
-    inputs = _clear(resource["inputs"])
-    labels = {each["label"]: each["value"] for each in inputs["labels"]}
-    return Part(
-        name=resource["name"],
-        kind=labels[f"{LABEL}.part"],
-        container=inputs["name"],
-        id=resource["id"],
-        image=inputs["image"],
-        user=inputs["user"],
-        networks=frozenset(each["name"] for each in inputs["networksAdvanced"]),
-        files={
-            **{each["file"]: each["content"] for each in inputs.get("uploads") or []},
-            **{f"{LIVE}/current/{name}": content for name, content in live.items()},
-        },
-    )
-
-
 def _is_secret(value: object) -> bool:
     return isinstance(value, dict) and SIGNATURE in value
 
 
-def _clear(value: Any) -> Any:
+def clear(value: Any) -> Any:
     """A value of a decrypted state without the marks of its secrets."""
     if isinstance(value, dict):
         if SIGNATURE in value:
-            return _clear(json.loads(value["plaintext"]))
-        return {key: _clear(each) for key, each in value.items()}
-    return [_clear(each) for each in value] if isinstance(value, list) else value
+            return clear(json.loads(value["plaintext"]))
+        return {key: clear(each) for key, each in value.items()}
+    return [clear(each) for each in value] if isinstance(value, list) else value
 
 
 def _texts(value: object) -> Iterator[str]:

@@ -12,13 +12,14 @@ from app import migrations
 from infra.migration import FOLDER
 from infra.placement.engine import LABEL
 from infra.postgres import APP_DATABASE, DATA, LITELLM_DATABASE, SUPERUSER
+from tests.deploy.stack import VOLUME
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from docker.models.volumes import Volume
 
-    from tests.deploy.stack import DeployedStack
+    from tests.deploy.stack import DeployedStack, Instance
 
 SECONDS = 15
 PART = "postgres"
@@ -120,8 +121,17 @@ def test_no_role_reaches_a_database_that_is_not_its_own(stack: DeployedStack, da
 
 def _revoke(stack: DeployedStack, database: str, role: str) -> str:
     statement = f"REVOKE ALL ON DATABASE {database} FROM PUBLIC, {role}"
-    command = f"exec {stack.part(PART).container} psql --username={SUPERUSER} --command='{statement}'"
-    return f"Take it back: {stack.docker(command)}"
+    server = _instance(stack)
+    command = f"exec {server.container} psql --username={SUPERUSER} --command='{statement}'"
+    return f"Take it back: {server.docker(command)}"
+
+
+def _instance(stack: DeployedStack) -> Instance:
+    """The container of the stack's own server."""
+    found = next((instance for instance in stack.instances if instance.part.name == PART), None)
+    if found is None:
+        pytest.skip(f"Postgres does not run: see {stack.RUNS}")
+    return found
 
 
 @pytest.mark.usefixtures("own_server")
@@ -139,19 +149,27 @@ def test_no_role_but_the_superuser_has_a_privilege(stack: DeployedStack, databas
 
 
 @pytest.fixture
-def volume(stack: DeployedStack, own_server: None) -> Volume:
-    declared = next(stack.of_type("docker:index/volume:Volume"))
+def server(stack: DeployedStack, own_server: None) -> Instance:
+    """The container of the stack's own server, on an engine that can be asked."""
+    found = _instance(stack)
+    if found.host is None:
+        pytest.skip(f"the volume is on {found.node}: see test_each_container_can_be_looked_into")
+    return found
+
+
+@pytest.fixture
+def volume(stack: DeployedStack, server: Instance) -> Volume:
+    name = server.part.volumes[DATA]
     try:
-        return stack.engine.volumes.get(declared["outputs"]["name"])
+        return stack.engine_of(server).volumes.get(name)
     except docker.errors.NotFound:
         pytest.fail(
-            f"the volume {declared['outputs']['name']} is gone, and the data with it. Restore a backup of it; for an "
-            f"empty one: {stack.up}",
+            f"the volume {name} is gone, and the data with it. Restore a backup of it; for an empty one: {stack.up}",
             pytrace=False,
         )
 
 
-def test_the_volume_is_the_stacks_own_and_in_use(stack: DeployedStack, volume: Volume) -> None:
+def test_the_volume_is_the_stacks_own_and_in_use(stack: DeployedStack, server: Instance, volume: Volume) -> None:
     """By its labels, and by being what Postgres keeps its data in."""
     labels = volume.attrs["Labels"] or {}
     wanted = stack.labels | {f"{LABEL}.part": f"{PART}-data"}
@@ -159,13 +177,13 @@ def test_the_volume_is_the_stacks_own_and_in_use(stack: DeployedStack, volume: V
         f"the volume {volume.name} belongs to another deployment, whose passwords this state does not have. Restore "
         "the state that belongs to it"
     )
-    name = stack.part(PART).container
-    container = next((it for it in stack.containers() if it.name == name), None)
-    if container is None:
-        pytest.skip(f"{name} is not there: see test_the_engine_has_the_containers_of_the_state")
+    try:
+        container = stack.engine_of(server).containers.get(server.container)
+    except docker.errors.NotFound:
+        pytest.skip(f"{server.container} is not there: see {stack.IS_THERE}")
     mounted = {mount["Destination"]: mount.get("Name") for mount in container.attrs["Mounts"]}
     assert mounted == {DATA: volume.name}, (
-        f"{name} keeps its data elsewhere ({mounted}), where the next change of it loses them. Dump the "
+        f"{server} keeps its data elsewhere ({mounted}), where the next change of it loses them. Dump the "
         f"databases first, then: {stack.up}"
     )
 
@@ -174,11 +192,12 @@ def test_the_volume_is_the_stacks_own_and_in_use(stack: DeployedStack, volume: V
 def test_the_data_is_protected_as_configured(stack: DeployedStack) -> None:
     """The volume and the passwords without which nobody can read it, as `protectData` says."""
     wanted = stack.settings.protect_data
-    kept = [*stack.of_type("docker:index/volume:Volume")]
-    kept += [it for it in stack.of_type(":RotatingSecret") if it["name"] in PASSWORDS]
-    assert len(kept) == 1 + len(PASSWORDS), f"the state lacks the volume or a password of it: {stack.up}"
-    wrong = [it["name"] for it in kept if bool(it.get("protect")) != wanted]
-    wrong += [it["name"] for it in kept[:1] if bool(it.get("retainOnDelete")) != wanted]
+    volumes = [*stack.of_type(VOLUME)]
+    passwords = [it for it in stack.of_type(":RotatingSecret") if it["name"] in PASSWORDS]
+    there = (len(volumes), len(passwords))
+    assert there == (stack.volumes, len(PASSWORDS)), f"the state lacks the volume or a password of it: {stack.up}"
+    wrong = [it["name"] for it in (*volumes, *passwords) if bool(it.get("protect")) != wanted]
+    wrong += [it["name"] for it in volumes if bool(it.get("retainOnDelete")) != wanted]
     assert wrong == [], (
         f"protectData is {str(wanted).lower()}, and the state says otherwise of {wrong}. Bring it in line: {stack.up}"
     )

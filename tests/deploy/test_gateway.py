@@ -8,19 +8,20 @@ import ssl
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+import docker
 import httpx2
 import openai
 import pytest
-import testinfra
 import yaml
 
 from infra import demo, gateway
 from infra.workload import LIVE
+from tests.deploy.conftest import STACK
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.deploy.stack import DeployedStack
+    from tests.deploy.stack import DeployedStack, Instance
 
 SECONDS = 60.0
 CALLERS_PATHS = {
@@ -45,17 +46,20 @@ LIST_PATHS = (
 )
 
 
-@pytest.fixture(scope="module")
-def edge_(stack: DeployedStack) -> Iterator[httpx2.Client]:
-    """Connections to the edge. Of its certificate only that it is the configured one: the name is the callers'."""
+def connections(stack: DeployedStack, url: str) -> httpx2.Client:
+    """Connections to an edge. Of its certificate only that it is the configured one: the name is the callers'."""
     verify: ssl.SSLContext | bool = True
     if stack.settings.tls_certificate is not None:
         verify = ssl.create_default_context(cadata=stack.settings.tls_certificate.get_secret_value())
         verify.check_hostname = False
         verify.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
-    with httpx2.Client(
-        base_url=stack.outputs["litellmUrl"], verify=verify, trust_env=False, timeout=SECONDS
-    ) as client:
+    return httpx2.Client(base_url=url, verify=verify, trust_env=False, timeout=SECONDS)
+
+
+@pytest.fixture(scope="module")
+def edge_(stack: DeployedStack) -> Iterator[httpx2.Client]:
+    """Connections to where callers reach the gateway."""
+    with connections(stack, stack.outputs["litellmUrl"]) as client:
         yield client
 
 
@@ -84,12 +88,8 @@ def test_it_is_alive_through_the_edge(stack: DeployedStack, edge_: httpx2.Client
     why = alive(edge_)
     assert not why, (
         f"the gateway does not answer at {edge_.base_url}: {why}. See the checks of the containers, and: "
-        f"{stack.docker(f'logs --tail 50 {edge_container(stack)}')}. Then: {stack.up}"
+        f"{stack.look_into(stack.part('edge'))}. Then: {stack.up}"
     )
-
-
-def edge_container(stack: DeployedStack) -> str:
-    return stack.part("edge").container
 
 
 def not_clients_keys(stack: DeployedStack, kind: str) -> list[str | None]:
@@ -103,7 +103,8 @@ def not_clients_keys(stack: DeployedStack, kind: str) -> list[str | None]:
         case "the master key":
             return [master["value"], *filter(None, [master["previous"]])]
         case _:
-            container = stack.engine.containers.get(edge_container(stack))
+            # The edge keeps those before the last change.
+            container = stack.engine.containers.get(stack.part("edge").runs_as)
             code, before = container.exec_run(["cat", f"{LIVE}/old/clients.map"])
             assert isinstance(before, bytes)
             keys = [line.split()[0] for line in before.decode().splitlines()] if code == 0 else []
@@ -111,7 +112,14 @@ def not_clients_keys(stack: DeployedStack, kind: str) -> list[str | None]:
             return [key for key in keys if key not in valid]
 
 
-@pytest.mark.parametrize("kind", ["none", "a random one", "the master key", "one that was retired"])
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "kind" in metafunc.fixturenames:
+        # On a Swarm nothing keeps the keys that were valid before the last change.
+        kept = metafunc.config.stash[STACK].settings.placement == "docker"
+        kinds = ["none", "a random one", "the master key"]
+        metafunc.parametrize("kind", [*kinds, "one that was retired"] if kept else kinds)
+
+
 def test_without_a_clients_key_it_is_closed(stack: DeployedStack, client: httpx2.Client, kind: str) -> None:
     """401 without one, with one that nobody has, with the key that only the edge uses, and with a retired one."""
     keys = not_clients_keys(stack, kind)
@@ -121,7 +129,7 @@ def test_without_a_clients_key_it_is_closed(stack: DeployedStack, client: httpx2
         answer = client.get("/v1/models", headers=bearer(key) if key else {})
         assert answer.status_code == REFUSED, (
             f"the edge answers {answer.status_code} instead of {REFUSED} to a request whose key is {kind}. "
-            f"Give it its files again: {stack.make_again(edge_container(stack))}"
+            f"Give it its files again: {stack.make_again(stack.part('edge'))}"
         )
 
 
@@ -132,7 +140,7 @@ def test_each_key_of_each_client_opens_it(stack: DeployedStack, client: httpx2.C
             answer = client.get("/v1/models", headers=bearer(key))
             assert answer.status_code == httpx2.codes.OK, (
                 f"key {age + 1} of client {name} gets {answer.status_code}. Give the edge its files again: "
-                f"{stack.make_again(edge_container(stack))}"
+                f"{stack.make_again(stack.part('edge'))}"
             )
             served = {model["id"] for model in answer.json()["data"]}
             assert served == set(stack.outputs["models"]), (
@@ -142,10 +150,12 @@ def test_each_key_of_each_client_opens_it(stack: DeployedStack, client: httpx2.C
 
 def test_what_administers_it_is_closed(stack: DeployedStack, client: httpx2.Client) -> None:
     """Each path that the running LiteLLM has and callers do not need is unknown to the edge, whatever the method."""
-    replicas = [part.container for part in stack.parts if part.kind == "litellm"]
-    asked = (testinfra.get_host(f"docker://{name}").run("python3 -IS -c %s", LIST_PATHS) for name in replicas)
-    description = next((result.stdout for result in asked if result.succeeded), None)
-    assert description, f"no replica tells its paths. See: {stack.docker(f'logs {replicas[0]}')}"
+    replicas = [instance for instance in stack.instances if instance.part.kind == "litellm"]
+    reached = [instance for instance in replicas if instance.host is not None]
+    if replicas and not reached:
+        pytest.skip("it takes a replica to list the paths: see test_each_container_can_be_looked_into")
+    description = next(filter(None, (listed_paths(stack, replica) for replica in reached)), None)
+    assert description, f"no replica tells its paths. See: {look_into_a_replica(stack)}"
     paths = sorted({*json.loads(description)["paths"], "/docs", "/ui", "/metrics"} - CALLERS_PATHS)
     headers = bearer(stack.outputs["litellmApiKey"])
     # Without a length, so that the edge refuses a POST even where it knows the path, and this changes nothing.
@@ -160,6 +170,21 @@ def test_what_administers_it_is_closed(stack: DeployedStack, client: httpx2.Clie
     assert not opened, (
         f"the edge lets through what is not for callers: {opened}. Take it out of edge/haproxy.cfg, then: {stack.up}"
     )
+
+
+def listed_paths(stack: DeployedStack, replica: Instance) -> str:
+    """LiteLLM's description of its API; empty where the replica does not tell."""
+    try:
+        container = stack.engine_of(replica).containers.get(replica.container)
+        code, printed = container.exec_run(["python3", "-ISc", LIST_PATHS], stderr=False)
+    except docker.errors.APIError:
+        return ""
+    assert isinstance(printed, bytes)
+    return printed.decode() if code == 0 else ""
+
+
+def look_into_a_replica(stack: DeployedStack) -> str:
+    return stack.look_into(next(part for part in stack.parts if part.kind == "litellm"))
 
 
 def model_to_ask(stack: DeployedStack, *, embeds: bool, spend: bool) -> str:
@@ -178,7 +203,8 @@ def model_to_ask(stack: DeployedStack, *, embeds: bool, spend: bool) -> str:
 
 def _is_free(stack: DeployedStack, model: dict[str, Any]) -> bool:
     """Whether the demo provider answers, or a server of the stack config that is said to cost nothing."""
-    if urlsplit(model["litellm_params"].get("api_base", "")).hostname == demo.NETWORK_NAME:
+    demos = {demo.NETWORK_NAME, *(part.runs_as for part in stack.parts if part.kind == demo.NETWORK_NAME)}
+    if urlsplit(model["litellm_params"].get("api_base", "")).hostname in demos:
         return True
     own = [it for it in stack.settings.models if it.name == model["model_name"] and it.api_base is not None]
     return any(it.input_cost_per_token == it.output_cost_per_token == 0 for it in own)
@@ -215,5 +241,4 @@ def test_an_embedding_is_made(stack: DeployedStack, client: httpx2.Client, *, sp
 
 
 def _advice(stack: DeployedStack) -> str:
-    replica = next(part for part in stack.parts if part.kind == "litellm")
-    return f"See what the provider said: {stack.docker(f'logs --tail 50 {replica.container}')}"
+    return f"See what the provider said: {look_into_a_replica(stack)}"

@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
+import docker
 import pytest
 
 from infra.workload import LIVE, SECRETS
 from tests.deploy.leaks import leaked
+from tests.deploy.test_containers import processes
 from tests.stack_config import PROJECT
 
 if TYPE_CHECKING:
     from docker.models.containers import Container
     from testinfra.host import Host
 
-    from tests.deploy.stack import DeployedStack, Part
+    from tests.deploy.stack import DeployedStack, Instance, Part
 
 
 def expect_no_secret(stack: DeployedStack, place: str, text: str, *, clear: str) -> None:
@@ -26,31 +28,35 @@ def expect_no_secret(stack: DeployedStack, place: str, text: str, *, clear: str)
     assert not found, f"{place} shows {', '.join(found)}: take each for known, and rotate it.{advice}\nThen {clear}"
 
 
-def test_docker_inspect_shows_no_secret(stack: DeployedStack, part: Part, container: Container) -> None:
-    text = json.dumps(container.attrs)
+def test_docker_inspect_shows_no_secret(stack: DeployedStack, instance: Instance, container: Container) -> None:
     expect_no_secret(
-        stack, f"docker inspect {part.container}", text, clear=f"make it again: {stack.make_again(part.container)}"
+        stack,
+        f"docker inspect {instance.container}",
+        json.dumps(container.attrs),
+        clear=f"make it again: {stack.make_again(instance.part)}",
     )
 
 
-def test_its_image_shows_no_secret(stack: DeployedStack, part: Part, container: Container) -> None:
+def test_its_image_shows_no_secret(stack: DeployedStack, instance: Instance, container: Container) -> None:
     """Neither what the image was built by nor what it sets."""
-    image = stack.engine.images.get(container.attrs["Image"])
+    image = stack.engine_of(instance).images.get(container.attrs["Image"])
     text = json.dumps([image.attrs, image.history()])
-    expect_no_secret(stack, f"the image of {part.container}", text, clear="build the image without it")
+    expect_no_secret(stack, f"the image of {instance}", text, clear="build the image without it")
 
 
-def test_its_process_arguments_show_no_secret(stack: DeployedStack, part: Part, container: Container) -> None:
-    if container.status != "running":
-        pytest.skip(f"{part.container} does not run: see test_it_runs_and_is_healthy")
-    text = json.dumps(container.top(ps_args="-ww -eo pid,args"))
-    expect_no_secret(stack, f"docker top {part.container}", text, clear="pass it as a file (Workload.secrets)")
+def test_its_process_arguments_show_no_secret(stack: DeployedStack, instance: Instance, running: Container) -> None:
+    text = json.dumps(running.top(ps_args="-ww -eo pid,args"))
+    expect_no_secret(stack, f"docker top {instance.container}", text, clear="pass it as a file (Workload.secrets)")
 
 
-def test_its_log_shows_no_secret(stack: DeployedStack, part: Part, container: Container) -> None:
-    text = container.logs().decode(errors="replace")
-    again = stack.make_again(part.container)
-    expect_no_secret(stack, f"the log of {part.container}", text, clear=f"end the log with its container: {again}")
+def test_its_log_shows_no_secret(stack: DeployedStack, part: Part) -> None:
+    try:
+        text, missing = stack.log(part)
+    except docker.errors.NotFound:
+        pytest.skip(f"{part.runs_as} is not there: see {stack.IS_THERE}")
+    expect_no_secret(stack, f"the log of {part.runs_as}", text, clear=stack.end_log(part))
+    if missing:
+        pytest.skip(f"the log of {part.runs_as} on {missing} cannot be read now; elsewhere no secret is in it")
 
 
 def test_outputs_state_and_config_show_no_secret(stack: DeployedStack) -> None:
@@ -64,37 +70,41 @@ def test_outputs_state_and_config_show_no_secret(stack: DeployedStack) -> None:
         expect_no_secret(stack, place, text, clear="mark it as a secret where it comes from")
 
 
-def test_it_has_the_secrets_that_it_needs_and_no_other(stack: DeployedStack, part: Part, inside: Host) -> None:
+def test_it_has_the_secrets_that_it_needs_and_no_other(
+    stack: DeployedStack, instance: Instance, inside: Host
+) -> None:
     for folder in (SECRETS, f"{LIVE}/current"):
-        wanted = {path.removeprefix(f"{folder}/") for path in part.files if path.startswith(f"{folder}/")}
+        paths = instance.part.files
+        wanted = {path.removeprefix(f"{folder}/") for path in paths if path.startswith(f"{folder}/")}
         found = set(inside.run("ls -1A -- %s", folder).stdout.splitlines())
         assert found == wanted, (
-            f"{folder} in {part.container} has other files. Make it again: {stack.make_again(part.container)}"
+            f"{folder} in {instance} has other files. Make it again: {stack.make_again(instance.part)}"
         )
 
 
-def test_its_secrets_are_for_its_own_processes(stack: DeployedStack, part: Part, inside: Host) -> None:
+def test_its_secrets_are_for_its_own_processes(
+    stack: DeployedStack, instance: Instance, running: Container, inside: Host
+) -> None:
     """What runs in a container may read its secrets and not change them, and nothing else has them.
 
-    The Docker provider uploads files as root's, for all in the container to read: the guarantee is that there only
-    the part itself runs. Live files are its user's alone.
+    On one host the Docker provider uploads files as root's, for all in the container to read: the guarantee is that
+    there only the part itself runs. Live files, and all on a Swarm, are its user's alone.
     """
-    again = f"Make it again: {stack.make_again(part.container)}"
+    again = f"Make it again: {stack.make_again(instance.part)}"
     uid = int(inside.check_output("id -u"))
-    mounts = stack.engine.containers.get(part.container).attrs["Mounts"]
+    mounts = running.attrs["Mounts"]
     shared = [it["Destination"] for it in mounts if f"{it['Destination']}/".startswith(("/run/", SECRETS, LIVE))]
-    assert shared == [], f"{shared} in {part.container} is a volume, which others can mount. {again}"
-    processes = inside.run("cat /proc/[0-9]*/status 2>/dev/null").stdout.splitlines()
-    users = {int(line.split()[1]) for line in processes if line.startswith("Uid:")}
-    assert users == {uid}, f"users {sorted(users)} have processes in {part.container}. {again}"
-    for path, mode, owner in _modes(inside, SECRETS, f"{SECRETS}/*"):
-        assert owner == 0, f"{path} in {part.container} is not root's, and user {owner} can change it. {again}"
-        assert mode & 0o022 == 0, f"{path} in {part.container} can be changed in it: its mode is {mode:o}. {again}"
-    folders = (LIVE, f"{LIVE}/current", f"{LIVE}/old")
-    for patterns, wanted in ((folders, 0o700), ([f"{folder}/*" for folder in folders[1:]], 0o400)):
-        for path, mode, owner in _modes(inside, *patterns):
+    assert shared == [], f"{shared} in {instance} is a volume, which others can mount. {again}"
+    users = {int(process["Uid"].split()[0]) for process in processes(inside)}
+    assert users == {uid}, f"users {sorted(users)} have processes in {instance}. {again}"
+    unchangeable, own = stack.modes(instance.part)
+    for path, mode, owner in _modes(inside, *unchangeable):
+        assert owner == 0, f"{path} in {instance} is not root's, and user {owner} can change it. {again}"
+        assert mode & 0o022 == 0, f"{path} in {instance} can be changed in it: its mode is {mode:o}. {again}"
+    for pattern, wanted in own.items():
+        for path, mode, owner in _modes(inside, pattern):
             assert (mode, owner) == (wanted, uid), (
-                f"{path} in {part.container} has mode {mode:o} and belongs to {owner}; it should have {wanted:o} and "
+                f"{path} in {instance} has mode {mode:o} and belongs to {owner}; it should have {wanted:o} and "
                 f"belong to {uid}. {again}"
             )
 

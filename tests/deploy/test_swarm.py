@@ -1,0 +1,485 @@
+"""The services on a Swarm, as its manager tells: there, well, confined, and what the state and the config say."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, cast
+
+import docker
+import httpx2
+import pytest
+
+from infra import edge, gateway
+from infra.placement.engine import LABEL, LOG_FILES, LOG_SIZE
+from infra.placement.swarm import CONFIG_MODE, RESERVED_SHARE, SECRET_MODE
+from tests.deploy.conftest import STACK
+from tests.deploy.swarm_stack import CONFIG, NETWORK, SECRET, SERVICE_ID, SwarmStack
+from tests.deploy.test_containers import CONFIGS, processes
+from tests.deploy.test_gateway import REFUSED, bearer, connections
+from tests.deploy.test_secrets import expect_no_secret
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from testinfra.host import Host
+
+    from infra.placement.cluster import Node
+    from tests.deploy.stack import Instance, Part
+
+CONNECT_SECONDS = 5
+UNITS = {"h": 3600, "m": 60, "s": 1}
+NANOSECOND = 10**9
+LOST_ITS_LABEL = "assigned node no longer meets constraints"
+"""What the Swarm says of a task that it has taken from its node: no fault of the task's."""
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    stack = cast("SwarmStack", metafunc.config.stash[STACK])
+    if "edge_node" in metafunc.fixturenames:
+        nodes = [node for node in stack.cluster.nodes if node.fits([f"node.labels.{edge.NODE_LABEL} == true"])]
+        metafunc.parametrize("edge_node", nodes, ids=[node.name for node in nodes])
+    if "network" in metafunc.fixturenames:
+        networks = [*stack.of_type(NETWORK)]
+        metafunc.parametrize("network", networks, ids=[network["name"] for network in networks])
+
+
+@pytest.fixture
+def service(stack: SwarmStack, part: Part) -> dict[str, Any]:
+    """A part's service as the Swarm has it."""
+    try:
+        found: dict[str, Any] = stack.api.inspect_service(part.runs_as)
+    except docker.errors.NotFound:
+        pytest.skip(f"{part.runs_as} is not there: see test_the_swarm_has_the_services_of_the_state")
+    return found
+
+
+@pytest.fixture
+def template(service: dict[str, Any]) -> dict[str, Any]:
+    """What it makes tasks of."""
+    found: dict[str, Any] = service["Spec"]["TaskTemplate"]
+    return found
+
+
+@pytest.fixture
+def spec(template: dict[str, Any]) -> dict[str, Any]:
+    """What it makes their containers of."""
+    found: dict[str, Any] = template["ContainerSpec"]
+    return found
+
+
+def test_the_swarm_has_the_services_of_the_state(stack: SwarmStack) -> None:
+    """Each of them, and no other that carries the stack's labels."""
+    declared = {part.runs_as for part in stack.parts}
+    there = {service["Spec"]["Name"] for service in stack.services()}
+    assert not declared - there, f"missing: {sorted(declared - there)}. Make them again: {stack.up}"
+    unknown = sorted(there - declared)
+    assert not unknown, f"unknown to the state: {unknown}. If nobody needs them: {stack.docker('service rm NAME')}"
+
+
+def test_it_is_the_one_that_the_state_knows(
+    stack: SwarmStack, part: Part, service: dict[str, Any], spec: dict[str, Any]
+) -> None:
+    """By its id, its image, and the labels by which it and its containers are found."""
+    assert service["ID"] == part.id, f"{part.runs_as} was replaced by hand. Put the stack's own there: {stack.up}"
+    assert spec["Image"] == part.image, (
+        f"{part.runs_as} runs another image than the state says. Put that one there: {stack.up}"
+    )
+    assert "@sha256:" in part.image or len(stack.cluster.nodes) == 1, (
+        f"{part.image} has no digest: each node may run another image by that name. Name it: {stack.up}"
+    )
+    wanted = stack.labels | {f"{LABEL}.part": part.kind}
+    for labels in (service["Spec"]["Labels"], spec.get("Labels") or {}):
+        found = {name: labels.get(name) for name in wanted}
+        assert found == wanted, f"{part.runs_as} belongs to another deployment. See: ./pulumiw preview --refresh"
+
+
+def test_it_runs_as_many_tasks_as_declared(stack: SwarmStack, part: Part, service: dict[str, Any]) -> None:
+    """So many replicas, or one task on each node that takes tasks and that its constraints fit."""
+    running = sorted(stack.node(task).name for task in stack.running(part))
+    why = sorted(
+        {
+            it["Status"]["Err"]
+            for it in stack.tasks(part)
+            if it["DesiredState"] == "running" and it["Status"].get("Err")
+        }
+    )
+    advice = f"{f'The Swarm says: {why}. ' if why else ''}See why: {stack.look_into(part)}. Then: {stack.up}"
+    if "replicated" not in part.declared["mode"]:
+        constraints = _constraints(part)
+        nodes = sorted(it.name for it in stack.cluster.nodes if it.ready and it.fits(constraints))
+        assert nodes, (
+            f"{part.runs_as} runs nowhere: no node that takes tasks satisfies {' and '.join(constraints)}. "
+            f"Label one: {stack.docker(f'node update --label-add {edge.NODE_LABEL}=true NODE')}"
+        )
+        assert running == nodes, f"{part.runs_as} runs on {running}, and should on {nodes}. {advice}"
+        return
+    declared = int(part.declared["mode"]["replicated"]["replicas"])
+    replicas = service["Spec"]["Mode"].get("Replicated", {}).get("Replicas")
+    assert replicas == declared, (
+        f"{part.runs_as} was scaled by hand: it has {replicas} replicas, and {declared} are declared. As declared: "
+        f"{stack.up}. To have another number for good, set replicas in the stack config"
+    )
+    assert len(running) == declared, (
+        f"{len(running)} of the {declared} tasks of {part.runs_as} run, on {running}. {advice}"
+    )
+
+
+def test_none_of_its_tasks_failed(stack: SwarmStack, part: Part, service: dict[str, Any]) -> None:
+    """Since its last change. What the Swarm had to start again, it will have to again."""
+    changed = _time(service.get("UpdateStatus", {}).get("StartedAt") or service["CreatedAt"])
+    failed = [
+        f"on {stack.node_name(task)} at {task['Status']['Timestamp'][:19]} "
+        f"({task['Status'].get('Err') or task['Status']['Message']})"
+        for task in stack.tasks(part)
+        if task["Status"]["State"] in {"failed", "rejected", "orphaned"}
+        and task["Status"].get("Err") != LOST_ITS_LABEL
+        and _time(task["Status"]["Timestamp"]) >= changed
+    ]
+    assert failed == [], (
+        f"tasks of {part.runs_as} failed: {'; '.join(failed)}. See why: {stack.look_into(part)}. When "
+        f"that is mended, {stack.docker(f'service update --force {part.runs_as}')} counts anew."
+    )
+
+
+def _time(text: str) -> datetime:
+    return datetime.fromisoformat(text)
+
+
+def test_its_last_update_came_to_its_end(stack: SwarmStack, part: Part, service: dict[str, Any]) -> None:
+    """It goes on no more, does not stand still, and was not taken back."""
+    status = service.get("UpdateStatus") or {"State": "completed"}
+    assert status["State"] == "completed", (
+        f"the last update of {part.runs_as} is {status['State']} ({status.get('Message')}). While it goes on, wait; "
+        f"else see why: {stack.look_into(part)}. When that is mended: {stack.make_again(part)}"
+    )
+
+
+def test_it_is_confined(stack: SwarmStack, part: Part, spec: dict[str, Any]) -> None:
+    """The user and the root folder as declared, no capability added, and nothing of the host's."""
+    mounts = spec.get("Mounts") or []
+    found = {
+        "user": spec.get("User"),
+        "read-only root": spec.get("ReadOnly", False),
+        "capabilities added": spec.get("CapabilityAdd") or [],
+        "own groups": spec.get("Groups") or [],
+        "privileges": {name: it for name, it in (spec.get("Privileges") or {}).items() if it},
+        "kernel parameters": spec.get("Sysctls") or {},
+        "mounts": {(it["Type"], it.get("Source", ""), it["Target"]) for it in mounts},
+    }
+    declared = part.declared["taskSpec"]["containerSpec"]
+    wanted = {
+        "user": part.user,
+        "read-only root": declared["readOnly"],
+        "capabilities added": [],
+        "own groups": [],
+        "privileges": {},
+        "kernel parameters": {},
+        "mounts": {(it["type"], it.get("source", ""), it["target"]) for it in declared.get("mounts") or []},
+    }
+    assert found == wanted, f"{part.runs_as} may do other than declared. As declared: {stack.up}"
+    assert not any(kind == "bind" for kind, _, _ in wanted["mounts"]), f"{part.runs_as} has a folder of its host's"
+
+
+def test_no_process_in_it_can_gain_a_privilege(stack: SwarmStack, instance: Instance, inside: Host) -> None:
+    """Asked of the kernel. Only an engine's own settings can have it so: services cannot, before Docker 25."""
+    if {process["NoNewPrivs"] for process in processes(inside)} != {"1"}:
+        pytest.skip(
+            f"a set-user-id program in a container on {instance.node} could gain privileges: put "
+            f'"no-new-privileges": true into /etc/docker/daemon.json there, restart the engine, then: '
+            f"{stack.docker('service update --force NAME')} for each service"
+        )
+
+
+def test_its_memory_and_its_log_are_bounded_as_configured(
+    stack: SwarmStack, part: Part, template: dict[str, Any]
+) -> None:
+    """Of its memory a share is kept free for it on its node."""
+    resources = template.get("Resources") or {}
+    found = [(resources.get(each) or {}).get("MemoryBytes") for each in ("Limits", "Reservations")]
+    limit = stack.memory_limit(part)
+    assert found == [limit, limit // RESERVED_SHARE], (
+        f"{part.runs_as} has another memory limit or reservation than the stack config. See: ./pulumiw preview "
+        f"--stack {stack.name}. Then: {stack.up}"
+    )
+    log = {"Name": "json-file", "Options": {"max-size": LOG_SIZE, "max-file": LOG_FILES}}
+    assert template.get("LogDriver") == log, (
+        f"the logs of {part.runs_as} can grow without end. As declared: {stack.up}"
+    )
+
+
+def test_its_ports_are_published_as_configured(stack: SwarmStack, part: Part, service: dict[str, Any]) -> None:
+    """Those of the edge and of Postgres, on the nodes of their tasks, and no other; names resolve to each task."""
+    endpoint = service["Spec"].get("EndpointSpec") or {}
+    found = {
+        (it["TargetPort"], it.get("PublishedPort"), it["Protocol"], it["PublishMode"])
+        for it in endpoint.get("Ports") or []
+    }
+    wanted = {(port.internal, port.external, "tcp", "host") for port in stack.ports(part)}
+    assert found == wanted, (
+        f"{part.runs_as} is reachable elsewhere than configured. See: ./pulumiw config --stack {stack.name}. "
+        f"Then: {stack.up}"
+    )
+    assert endpoint.get("Mode") == "dnsrr", (
+        f"the name of {part.runs_as} leads to one virtual address and not to each task. As declared: {stack.up}"
+    )
+
+
+def test_it_is_in_no_other_network(stack: SwarmStack, part: Part, template: dict[str, Any]) -> None:
+    """What may not reach Postgres is not in its network."""
+    networks = {network["Target"] for network in template.get("Networks") or []}
+    assert networks == part.networks, f"{part.runs_as} is in other networks. As declared: {stack.up}"
+
+
+def test_the_network_is_the_stacks_own_and_encrypted_as_configured(
+    stack: SwarmStack, network: dict[str, Any]
+) -> None:
+    try:
+        found = stack.api.inspect_network(network["id"])
+    except docker.errors.NotFound:
+        pytest.fail(f"the network {network['inputs']['name']} is gone. Make it again: {stack.up}", pytrace=False)
+    labels = found["Labels"] or {}
+    assert labels.items() >= stack.labels.items(), (
+        f"{found['Name']} belongs to another deployment. See: ./pulumiw preview --refresh --stack {stack.name}"
+    )
+    assert (found["Driver"], found["Attachable"], found["Ingress"]) == ("overlay", False, False), (
+        f"any container on any node may join {found['Name']}. Remove it when nothing runs in it, then: {stack.up}"
+    )
+    encrypted = "encrypted" in (found["Options"] or {})
+    assert encrypted == stack.settings.encrypt_networks, (
+        f"encryptNetworks is {str(stack.settings.encrypt_networks).lower()}, and {found['Name']} is "
+        f"{'' if encrypted else 'not '}encrypted. Nodes must not differ in it: {stack.up} (it interrupts the service)"
+    )
+
+
+def test_it_starts_as_declared(stack: SwarmStack, part: Part, spec: dict[str, Any], template: dict[str, Any]) -> None:
+    """Its command, arguments and environment, its health check, and what happens when it ends."""
+    declared = part.declared["taskSpec"]["containerSpec"]
+    health, restart = declared["healthcheck"], part.declared["taskSpec"]["restartPolicy"]
+    found = {
+        "command": spec.get("Command"),
+        "arguments": spec.get("Args"),
+        "environment": dict(each.split("=", 1) for each in spec.get("Env") or []),
+        "names of hosts": spec.get("Hosts") or [],
+        "health check": spec.get("Healthcheck"),
+        "time to stop": spec.get("StopGracePeriod"),
+        "restart policy": template.get("RestartPolicy"),
+    }
+    wanted = {
+        "command": declared.get("commands"),
+        "arguments": declared.get("args"),
+        "environment": declared.get("env") or {},
+        "names of hosts": [f"{it['ip']} {it['host']}" for it in declared.get("hosts") or []],
+        "health check": {
+            "Test": health["tests"],
+            "Interval": _nanoseconds(health["interval"]),
+            "Timeout": _nanoseconds(health["timeout"]),
+            "StartPeriod": _nanoseconds(health["startPeriod"]),
+            "Retries": health["retries"],
+        },
+        "time to stop": _nanoseconds(declared["stopGracePeriod"]),
+        "restart policy": {
+            "Condition": restart["condition"],
+            "Delay": _nanoseconds(restart["delay"]),
+            "MaxAttempts": restart["maxAttempts"],
+            "Window": _nanoseconds(restart["window"]),
+        },
+    }
+    # Not what they are: somebody may have put a secret there.
+    other = [name for name, it in wanted.items() if found[name] != it]
+    assert other == [], (
+        f"{', '.join(other)} of {part.runs_as}: other than declared. See: "
+        f"{stack.docker(f'service inspect {part.runs_as}')}. As declared: {stack.up}"
+    )
+
+
+def test_it_is_placed_and_updated_as_declared(
+    stack: SwarmStack, part: Part, service: dict[str, Any], template: dict[str, Any]
+) -> None:
+    """On which nodes; and how one task after another changes, and all go back when one does not come up."""
+    spec = service["Spec"]
+    found = {
+        "constraints": sorted((template.get("Placement") or {}).get("Constraints") or []),
+        "update": _without_nothing(spec.get("UpdateConfig") or {}),
+        "rollback": _without_nothing(spec.get("RollbackConfig") or {}),
+    }
+    wanted = {
+        "constraints": sorted(_constraints(part)),
+        "update": _declared_update(part.declared["updateConfig"]),
+        "rollback": _declared_update(part.declared["rollbackConfig"]),
+    }
+    assert found == wanted, f"{part.runs_as} is placed or updated other than declared. As declared: {stack.up}"
+
+
+def _constraints(part: Part) -> Sequence[str]:
+    return list(part.declared["taskSpec"]["placement"].get("constraints") or [])
+
+
+def _declared_update(declared: Mapping[str, Any]) -> dict[str, Any]:
+    return _without_nothing(
+        {
+            "Parallelism": declared["parallelism"],
+            "Delay": _nanoseconds(declared["delay"]),
+            "FailureAction": declared["failureAction"],
+            "Monitor": _nanoseconds(declared["monitor"]),
+            "MaxFailureRatio": float(declared["maxFailureRatio"]),
+            "Order": declared["order"],
+        }
+    )
+
+
+def _without_nothing(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What is not zero: the engine leaves some of that out."""
+    return {name: value for name, value in values.items() if value}
+
+
+def _nanoseconds(text: str) -> int:
+    """A duration as Docker has it, from one as the state has it: "1m30s"."""
+    return sum(int(count) * UNITS[unit] for count, unit in re.findall(r"(\d+)([hms])", text)) * NANOSECOND
+
+
+def test_its_configs_are_those_that_were_rendered(stack: SwarmStack, part: Part, spec: dict[str, Any]) -> None:
+    """As the Swarm gives them to each task: those that the stack's outputs show, and the programs of the state."""
+    wanted = {
+        each["fileName"]: part.files[each["fileName"]]
+        for each in part.declared["taskSpec"]["containerSpec"].get("configs") or []
+    }
+    if part.kind in CONFIGS:
+        path, output = CONFIGS[part.kind]
+        wanted[path] = stack.outputs[output]
+    configs = spec.get("Configs") or []
+    found = {each["File"]["Name"]: _content(stack, each["ConfigID"]) for each in configs}
+    changed = sorted(path for path in {*wanted, *found} if wanted.get(path) != found.get(path))
+    assert changed == [], f"{changed} of {part.runs_as} is not what was deployed. As deployed: {stack.up}"
+    assert {each["File"]["Mode"] for each in configs} <= {CONFIG_MODE}, f"others can change them: {stack.up}"
+
+
+def _content(stack: SwarmStack, config: str) -> str:
+    return base64.b64decode(stack.api.inspect_config(config)["Spec"]["Data"]).decode(errors="replace")
+
+
+def test_its_secrets_are_as_declared(stack: SwarmStack, part: Part, spec: dict[str, Any]) -> None:
+    """Those of the state and no other, each in its place, for the part's own user to read."""
+    declared = part.declared["taskSpec"]["containerSpec"].get("secrets") or []
+    wanted = {
+        (it["fileName"], it["secretId"], str(it["fileUid"]), str(it["fileGid"]), f"{SECRET_MODE:o}")
+        for it in declared
+    }
+    found = {
+        (it["File"]["Name"], it["SecretID"], it["File"]["UID"], it["File"]["GID"], f"{it['File']['Mode']:o}")
+        for it in spec.get("Secrets") or []
+    }
+    other = sorted({each[0] for each in found ^ wanted})
+    assert other == [], f"{part.runs_as} gets {other} other than declared. As declared: {stack.up}"
+
+
+def test_service_inspect_shows_no_secret(stack: SwarmStack, part: Part, service: dict[str, Any]) -> None:
+    """Nor do its configs, which anyone may read who may ask the Swarm, nor the tasks that it remembers."""
+    used = service["Spec"]["TaskTemplate"]["ContainerSpec"].get("Configs") or []
+    places = {
+        f"docker service inspect {part.runs_as}": [service],
+        f"docker inspect of the tasks of {part.runs_as}": stack.tasks(part),
+        **{f"docker config inspect {it['ConfigName']}": [stack.api.inspect_config(it["ConfigID"])] for it in used},
+    }
+    force = stack.docker(f"service update --force {part.runs_as}")
+    clear = (
+        f"have the service as declared: {stack.up}. The Swarm keeps what was before and the last tasks that ended: "
+        f"each {force} has it forget some"
+    )
+    for place, values in places.items():
+        text = json.dumps(values)
+        expect_no_secret(stack, place, text, clear=clear)
+
+
+def test_nothing_is_left_over(stack: SwarmStack) -> None:
+    """No secret, network, container or config of the stack is there that the state does not know."""
+    unknown = [
+        *_unknown(stack, "secret", SECRET, stack.api.secrets(filters={"label": stack.labelled})),
+        *_unknown(stack, "network", NETWORK, stack.api.networks(filters={"label": stack.labelled})),
+        *_left_configs(stack),
+        *_left_containers(stack),
+    ]
+    assert unknown == [], (
+        "left over, as after an `up` that was killed; nothing of the state uses it. Remove it: " + "; ".join(unknown)
+    )
+
+
+def _unknown(stack: SwarmStack, kind: str, type_: str, found: Sequence[Mapping[str, Any]]) -> list[str]:
+    declared = {resource["id"] for resource in stack.of_type(type_)}
+    names = [it.get("Name") or it["Spec"]["Name"] for it in found if it.get("Id", it.get("ID")) not in declared]
+    return [stack.docker(f"{kind} rm {' '.join(sorted(names))}")] if names else []
+
+
+def _left_configs(stack: SwarmStack) -> list[str]:
+    """Configs have no labels: one that is named as this project's are, and that no service has, is nobody's."""
+    declared = [*stack.of_type(CONFIG)]
+    named = re.compile("|".join(rf"{re.escape(it['name'])}-[0-9a-f]{{7}}" for it in declared))
+    used = {
+        config["ConfigID"]
+        for service in stack.api.services()
+        for spec in (service["Spec"], service.get("PreviousSpec") or {})
+        for config in ((spec.get("TaskTemplate") or {}).get("ContainerSpec") or {}).get("Configs") or []
+    } | {it["id"] for it in declared}
+    left = sorted(
+        it["Spec"]["Name"]
+        for it in stack.api.configs()
+        if named.fullmatch(it["Spec"]["Name"]) and it["ID"] not in used
+    )
+    return [stack.docker(f"config rm {' '.join(left)}")] if left else []
+
+
+def _left_containers(stack: SwarmStack) -> list[str]:
+    """On each node that is reached, containers that are no task of the Swarm's."""
+    return [
+        f"docker rm --force {container.name}, on {node.name}"
+        for node in stack.reached
+        for container in stack.engine_on(node).containers.list(
+            all=True, filters={"label": stack.labelled}, ignore_removed=True
+        )
+        if SERVICE_ID not in container.labels
+    ]
+
+
+def test_each_container_can_be_looked_into(stack: SwarmStack) -> None:
+    """A Swarm's manager enters no container of another node: their engines have to be named."""
+    others = [instance for instance in stack.instances if instance.host is None]
+    names = " ".join(f"--node ssh://{node}" for node in sorted({instance.node for instance in others}))
+    if others:
+        pytest.skip(
+            f"not looked into: {', '.join(it.name for it in others)}. Processes, files, images and arguments there "
+            f"remain to be checked: .venv/bin/pytest tests/deploy --stack {stack.name} {names}"
+        )
+
+
+def test_each_edge_node_lets_callers_in(stack: SwarmStack, edge_node: Node) -> None:
+    """At its own address, with the keys of now: a load balancer or DNS may lead callers to any of them."""
+    label = stack.docker(f"node update --label-rm {edge.NODE_LABEL} {edge_node.name}")
+    assert edge_node.ready, (
+        f"{edge_node.name} ({edge_node.address}) is labelled {edge.NODE_LABEL} and takes no tasks. See: "
+        f"{stack.docker(f'node inspect --pretty {edge_node.name}')}. If it is down, start its engine; if it was "
+        f"drained: {stack.docker(f'node update --availability active {edge_node.name}')}; to do without it: {label}"
+    )
+    scheme = stack.outputs["litellmUrl"].split("://", 1)[0]
+    url = f"{scheme}://{edge_node.address}:{stack.settings.gateway_port}"
+    with connections(stack, url) as client:
+        try:
+            alive = client.get(gateway.LIVELINESS, timeout=httpx2.Timeout(60, connect=CONNECT_SECONDS)).status_code
+            refused = client.get("/v1/models").status_code
+            opened = client.get("/v1/models", headers=bearer(stack.outputs["litellmApiKey"])).status_code
+        except httpx2.ConnectTimeout:
+            pytest.skip(
+                f"{edge_node.name} was not asked: nothing at all comes back from {url}, where this runs. "
+                f"Ask where its callers are: curl {url}{gateway.LIVELINESS}"
+            )
+        except httpx2.HTTPError as error:
+            pytest.fail(
+                f"{edge_node.name} lets nobody in at {url}: {type(error).__name__}: {error}. "
+                f"See: {stack.look_into(stack.part('edge'))}. Then: {stack.up}",
+                pytrace=False,
+            )
+    assert (alive, refused, opened) == (httpx2.codes.OK, REFUSED, httpx2.codes.OK), (
+        f"the edge on {edge_node.name} answers {alive}, {refused} without a key and {opened} with one. Give it its "
+        f"files again: {stack.make_again(stack.part('edge'))}"
+    )
