@@ -1,7 +1,7 @@
 """What an operator runs after `pulumi up`: `make check-deploy STACK=dev`, or pytest tests/deploy --stack dev.
 
 The checks ask the stack and change nothing. What a check needs and cannot get is another check's failure: it is
-skipped, and says which. Those of test_docker.py and test_swarm.py are for stacks that are placed so; all others hold
+skipped, and says which. Those of test_docker… and test_swarm… are for stacks that are placed so; all others hold
 for both. Containers on other nodes of a Swarm than the one that dockerHost names are looked into if `--node` names
 their engines.
 """
@@ -55,8 +55,9 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Leave out the checks that are for another placement than the stack's."""
-    others = {f"test_{name}.py" for name in PLACEMENTS if name != _stack(config).settings.placement}
-    return True if collection_path.parent == Path(__file__).parent and collection_path.name in others else None
+    others = tuple(f"test_{name}" for name in PLACEMENTS if name != _stack(config).settings.placement)
+    here = collection_path.parent == Path(__file__).parent
+    return True if here and collection_path.name.startswith(others) else None
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

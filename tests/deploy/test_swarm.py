@@ -6,19 +6,15 @@ import base64
 import json
 import re
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import docker
-import httpx2
 import pytest
 
-from infra import edge, gateway
+from infra import edge
 from infra.placement.engine import LABEL, LOG_FILES, LOG_SIZE
 from infra.placement.swarm import CONFIG_MODE, RESERVED_SHARE, SECRET_MODE
-from tests.deploy.conftest import STACK
-from tests.deploy.swarm_stack import CONFIG, NETWORK, SECRET, SERVICE_ID, SwarmStack
 from tests.deploy.test_containers import CONFIGS, processes
-from tests.deploy.test_gateway import REFUSED, bearer, connections
 from tests.deploy.test_secrets import expect_no_secret
 
 if TYPE_CHECKING:
@@ -26,24 +22,13 @@ if TYPE_CHECKING:
 
     from testinfra.host import Host
 
-    from infra.placement.cluster import Node
     from tests.deploy.stack import Instance, Part
+    from tests.deploy.swarm_stack import SwarmStack
 
-CONNECT_SECONDS = 5
 UNITS = {"h": 3600, "m": 60, "s": 1}
 NANOSECOND = 10**9
 LOST_ITS_LABEL = "assigned node no longer meets constraints"
 """What the Swarm says of a task that it has taken from its node: no fault of the task's."""
-
-
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    stack = cast("SwarmStack", metafunc.config.stash[STACK])
-    if "edge_node" in metafunc.fixturenames:
-        nodes = [node for node in stack.cluster.nodes if node.fits([f"node.labels.{edge.NODE_LABEL} == true"])]
-        metafunc.parametrize("edge_node", nodes, ids=[node.name for node in nodes])
-    if "network" in metafunc.fixturenames:
-        networks = [*stack.of_type(NETWORK)]
-        metafunc.parametrize("network", networks, ids=[network["name"] for network in networks])
 
 
 @pytest.fixture
@@ -233,27 +218,6 @@ def test_it_is_in_no_other_network(stack: SwarmStack, part: Part, template: dict
     assert networks == part.networks, f"{part.runs_as} is in other networks. As declared: {stack.up}"
 
 
-def test_the_network_is_the_stacks_own_and_encrypted_as_configured(
-    stack: SwarmStack, network: dict[str, Any]
-) -> None:
-    try:
-        found = stack.api.inspect_network(network["id"])
-    except docker.errors.NotFound:
-        pytest.fail(f"the network {network['inputs']['name']} is gone. Make it again: {stack.up}", pytrace=False)
-    labels = found["Labels"] or {}
-    assert labels.items() >= stack.labels.items(), (
-        f"{found['Name']} belongs to another deployment. See: ./pulumiw preview --refresh --stack {stack.name}"
-    )
-    assert (found["Driver"], found["Attachable"], found["Ingress"]) == ("overlay", False, False), (
-        f"any container on any node may join {found['Name']}. Remove it when nothing runs in it, then: {stack.up}"
-    )
-    encrypted = "encrypted" in (found["Options"] or {})
-    assert encrypted == stack.settings.encrypt_networks, (
-        f"encryptNetworks is {str(stack.settings.encrypt_networks).lower()}, and {found['Name']} is "
-        f"{'' if encrypted else 'not '}encrypted. Nodes must not differ in it: {stack.up} (it interrupts the service)"
-    )
-
-
 def test_it_starts_as_declared(stack: SwarmStack, part: Part, spec: dict[str, Any], template: dict[str, Any]) -> None:
     """Its command, arguments and environment, its health check, and what happens when it ends."""
     declared = part.declared["taskSpec"]["containerSpec"]
@@ -261,11 +225,11 @@ def test_it_starts_as_declared(stack: SwarmStack, part: Part, spec: dict[str, An
     found = {
         "command": spec.get("Command"),
         "arguments": spec.get("Args"),
-        "environment": dict(each.split("=", 1) for each in spec.get("Env") or []),
+        "environment": {name: value for name, _, value in (each.partition("=") for each in spec.get("Env") or [])},
         "names of hosts": spec.get("Hosts") or [],
-        "health check": spec.get("Healthcheck"),
+        "health check": _without_nothing(spec.get("Healthcheck") or {}),
         "time to stop": spec.get("StopGracePeriod"),
-        "restart policy": template.get("RestartPolicy"),
+        "restart policy": _without_nothing(template.get("RestartPolicy") or {}),
     }
     wanted = {
         "command": declared.get("commands"),
@@ -280,12 +244,14 @@ def test_it_starts_as_declared(stack: SwarmStack, part: Part, spec: dict[str, An
             "Retries": health["retries"],
         },
         "time to stop": _nanoseconds(declared["stopGracePeriod"]),
-        "restart policy": {
-            "Condition": restart["condition"],
-            "Delay": _nanoseconds(restart["delay"]),
-            "MaxAttempts": restart["maxAttempts"],
-            "Window": _nanoseconds(restart["window"]),
-        },
+        "restart policy": _without_nothing(
+            {
+                "Condition": restart["condition"],
+                "Delay": _nanoseconds(restart["delay"]),
+                "MaxAttempts": restart["maxAttempts"],
+                "Window": _nanoseconds(restart["window"]),
+            }
+        ),
     }
     # Not what they are: somebody may have put a secret there.
     other = [name for name, it in wanted.items() if found[name] != it]
@@ -391,95 +357,3 @@ def test_service_inspect_shows_no_secret(stack: SwarmStack, part: Part, service:
     for place, values in places.items():
         text = json.dumps(values)
         expect_no_secret(stack, place, text, clear=clear)
-
-
-def test_nothing_is_left_over(stack: SwarmStack) -> None:
-    """No secret, network, container or config of the stack is there that the state does not know."""
-    unknown = [
-        *_unknown(stack, "secret", SECRET, stack.api.secrets(filters={"label": stack.labelled})),
-        *_unknown(stack, "network", NETWORK, stack.api.networks(filters={"label": stack.labelled})),
-        *_left_configs(stack),
-        *_left_containers(stack),
-    ]
-    assert unknown == [], (
-        "left over, as after an `up` that was killed; nothing of the state uses it. Remove it: " + "; ".join(unknown)
-    )
-
-
-def _unknown(stack: SwarmStack, kind: str, type_: str, found: Sequence[Mapping[str, Any]]) -> list[str]:
-    declared = {resource["id"] for resource in stack.of_type(type_)}
-    names = [it.get("Name") or it["Spec"]["Name"] for it in found if it.get("Id", it.get("ID")) not in declared]
-    return [stack.docker(f"{kind} rm {' '.join(sorted(names))}")] if names else []
-
-
-def _left_configs(stack: SwarmStack) -> list[str]:
-    """Configs have no labels: one that is named as this project's are, and that no service has, is nobody's."""
-    declared = [*stack.of_type(CONFIG)]
-    named = re.compile("|".join(rf"{re.escape(it['name'])}-[0-9a-f]{{7}}" for it in declared))
-    used = {
-        config["ConfigID"]
-        for service in stack.api.services()
-        for spec in (service["Spec"], service.get("PreviousSpec") or {})
-        for config in ((spec.get("TaskTemplate") or {}).get("ContainerSpec") or {}).get("Configs") or []
-    } | {it["id"] for it in declared}
-    left = sorted(
-        it["Spec"]["Name"]
-        for it in stack.api.configs()
-        if named.fullmatch(it["Spec"]["Name"]) and it["ID"] not in used
-    )
-    return [stack.docker(f"config rm {' '.join(left)}")] if left else []
-
-
-def _left_containers(stack: SwarmStack) -> list[str]:
-    """On each node that is reached, containers that are no task of the Swarm's."""
-    return [
-        f"docker rm --force {container.name}, on {node.name}"
-        for node in stack.reached
-        for container in stack.engine_on(node).containers.list(
-            all=True, filters={"label": stack.labelled}, ignore_removed=True
-        )
-        if SERVICE_ID not in container.labels
-    ]
-
-
-def test_each_container_can_be_looked_into(stack: SwarmStack) -> None:
-    """A Swarm's manager enters no container of another node: their engines have to be named."""
-    others = [instance for instance in stack.instances if instance.host is None]
-    names = " ".join(f"--node ssh://{node}" for node in sorted({instance.node for instance in others}))
-    if others:
-        pytest.skip(
-            f"not looked into: {', '.join(it.name for it in others)}. Processes, files, images and arguments there "
-            f"remain to be checked: .venv/bin/pytest tests/deploy --stack {stack.name} {names}"
-        )
-
-
-def test_each_edge_node_lets_callers_in(stack: SwarmStack, edge_node: Node) -> None:
-    """At its own address, with the keys of now: a load balancer or DNS may lead callers to any of them."""
-    label = stack.docker(f"node update --label-rm {edge.NODE_LABEL} {edge_node.name}")
-    assert edge_node.ready, (
-        f"{edge_node.name} ({edge_node.address}) is labelled {edge.NODE_LABEL} and takes no tasks. See: "
-        f"{stack.docker(f'node inspect --pretty {edge_node.name}')}. If it is down, start its engine; if it was "
-        f"drained: {stack.docker(f'node update --availability active {edge_node.name}')}; to do without it: {label}"
-    )
-    scheme = stack.outputs["litellmUrl"].split("://", 1)[0]
-    url = f"{scheme}://{edge_node.address}:{stack.settings.gateway_port}"
-    with connections(stack, url) as client:
-        try:
-            alive = client.get(gateway.LIVELINESS, timeout=httpx2.Timeout(60, connect=CONNECT_SECONDS)).status_code
-            refused = client.get("/v1/models").status_code
-            opened = client.get("/v1/models", headers=bearer(stack.outputs["litellmApiKey"])).status_code
-        except httpx2.ConnectTimeout:
-            pytest.skip(
-                f"{edge_node.name} was not asked: nothing at all comes back from {url}, where this runs. "
-                f"Ask where its callers are: curl {url}{gateway.LIVELINESS}"
-            )
-        except httpx2.HTTPError as error:
-            pytest.fail(
-                f"{edge_node.name} lets nobody in at {url}: {type(error).__name__}: {error}. "
-                f"See: {stack.look_into(stack.part('edge'))}. Then: {stack.up}",
-                pytrace=False,
-            )
-    assert (alive, refused, opened) == (httpx2.codes.OK, REFUSED, httpx2.codes.OK), (
-        f"the edge on {edge_node.name} answers {alive}, {refused} without a key and {opened} with one. Give it its "
-        f"files again: {stack.make_again(stack.part('edge'))}"
-    )

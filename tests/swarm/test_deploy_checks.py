@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     Spec = dict[str, Any]
 
 CHECKS = "tests/deploy"
-GATEWAY, SWARM = (f"{CHECKS}/test_{name}.py" for name in ("gateway", "swarm"))
+GATEWAY, NODES = (f"{CHECKS}/test_{name}.py" for name in ("gateway", "swarm_nodes"))
 UPDATE_SECONDS = 180
 OTHER_PORT = 8081
 OF_ANOTHER_PROJECT = "notes-config.yaml-0123abc"
@@ -77,7 +77,7 @@ def test_all_is_well_with_a_stack_as_it_was_deployed(deployment: Deployment, nod
 
 
 def test_what_other_nodes_alone_know_is_said_to_be_missing(deployment: Deployment) -> None:
-    result = check(deployment, SWARM, "-k", "test_each_container_can_be_looked_into")
+    result = check(deployment, NODES, "-k", "test_each_container_can_be_looked_into")
     assert result.returncode == 0
     [why] = skipped(result.stdout)
     assert "edge@node-2, edge@node-3" in why
@@ -85,7 +85,7 @@ def test_what_other_nodes_alone_know_is_said_to_be_missing(deployment: Deploymen
 
 
 def test_a_node_of_no_part_in_it_is_refused(deployment: Deployment) -> None:
-    result = check(deployment, SWARM, "--node", DEFAULT_HOST)
+    result = check(deployment, NODES, "--node", DEFAULT_HOST)
     assert result.returncode == pytest.ExitCode.USAGE_ERROR
     refusal = f"the engine at {DEFAULT_HOST}, --node, is no node of the Swarm of stack {deployment.name}"
     assert refusal in result.stdout
