@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     Drill = Callable[[str, Bound], AbstractContextManager[Load]]
 
+FAILURES_SHOWN = 5
 ROWS = pytest.StashKey[list[tuple[str, "Bound", "Report"]]]()
 
 
@@ -79,4 +80,8 @@ def pytest_terminal_summary(config: pytest.Config) -> None:
         counts = (report.sent, len(report.failures), len(report.in_flight), len(report.cut))
         table.add_row(name, str(bound), *map(str, counts), f"{report.longest_gap:.2f}", f"{report.recovery:.2f}")
     if rows:
-        Console(width=140).print(table)
+        console = Console(width=140)
+        console.print(table)
+        for name, bound, report in rows:
+            for beyond in report.beyond(bound)[:FAILURES_SHOWN]:
+                console.print(f"{name}: {beyond}", markup=False)

@@ -22,6 +22,7 @@ EDGE_IS_BACK = Bound(gap_seconds=15)
 
 TIMEOUT_SECONDS = 2
 """Of a request whose provider may hang."""
+ROWS_PER_SECOND = 100
 
 
 @pytest.mark.parametrize("part", ["litellm-1", "litellm-2"])
@@ -80,6 +81,7 @@ class Writer:
                         connection.execute("INSERT INTO organizations (name) VALUES (%s)", (name,))
                         self.acknowledged.append(name)
                         number += 1
+                        self._ended.wait(1 / ROWS_PER_SECOND)
             except psycopg.Error as error:
                 self.refusal = str(error)
                 number += 1  # whether that one was written, nobody can tell

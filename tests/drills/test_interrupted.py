@@ -6,6 +6,7 @@ import itertools
 import random
 import signal
 import time
+from contextlib import contextmanager
 from subprocess import TimeoutExpired
 from typing import TYPE_CHECKING
 
@@ -15,20 +16,17 @@ from tests.stack_config import PROJECT_NAME
 from tests.stacks import POLL_SECONDS, free_port, kill_tree
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from subprocess import Popen
+
     from tests.drills.conftest import Drill
     from tests.stacks import Deployment
 
-LATEST_SECONDS = 12
-"""About how long a change here takes."""
+EDGE_IS_MADE_AGAIN = Bound(gap_seconds=120)
+"""One that an `up` was about to replace is away until the next `up`."""
+UP = ("up", "--yes", "--skip-preview", "--non-interactive")
 FOUND = ("A run of Pulumi was killed here", "pending operations", "is not in the state")
 """What an `up` says of the lock of a dead process, of what that had begun, and of a container it left behind."""
-UP = ("up", "--yes", "--skip-preview", "--non-interactive")
-CHANGES = {
-    # setting: (what it replaces, how often an `up` is killed over it, what that may cost)
-    "drainSeconds": ("the replicas", 8, NOTHING_FAILS),
-    "postgresPort": ("Postgres", 6, NOTHING_FAILS),
-    "edgeMemoryMb": ("the edge", 6, Bound(gap_seconds=300)),
-}
 
 
 def servers(deployment: Deployment) -> int:
@@ -37,19 +35,39 @@ def servers(deployment: Deployment) -> int:
     return len(deployment.engine.containers.list(filters={"volume": volume}, ignore_removed=True))
 
 
-def killed_up(deployment: Deployment, after: float) -> bool:
-    """Start an `up`, and kill it so many seconds later; whether it still ran."""
+def as_soon_as_replaced(deployment: Deployment, part: str) -> Callable[[], bool]:
+    """When a part's container is another one, of which the state cannot know yet."""
+    old = deployment.container(part)
+    return lambda: any(each.name == old.name and each.id != old.id for each in deployment.containers())
+
+
+def after(seconds: float) -> Callable[[], bool]:
+    end = time.monotonic() + seconds
+    return lambda: time.monotonic() >= end
+
+
+@contextmanager
+def begun_up(deployment: Deployment) -> Iterator[Popen[str]]:
+    """An `up` that is killed, with all it started, if it still runs when the block ends."""
     with deployment.begin(*UP) as process:
-        deadline = time.monotonic() + after
-        while process.poll() is None and time.monotonic() < deadline:
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                kill_tree(process.pid)
+
+
+def killed_up(deployment: Deployment, when: Callable[[], bool]) -> bool:
+    """Kill an `up` as soon as `when` is true; whether it still ran."""
+    with begun_up(deployment) as process:
+        while process.poll() is None and not when():
             assert servers(deployment) <= 1
-        kill_tree(process.pid)
     return process.returncode == -signal.SIGKILL
 
 
 def mending_up(deployment: Deployment) -> str:
     """What an `up` says that mends all."""
-    with deployment.begin(*UP) as process:
+    with begun_up(deployment) as process:
         while True:
             try:
                 said, _ = process.communicate(timeout=POLL_SECONDS)
@@ -62,42 +80,51 @@ def mending_up(deployment: Deployment) -> str:
     return said
 
 
-def test_an_up_that_is_killed_at_any_moment_is_mended_by_the_next(deployment: Deployment, drill: Drill) -> None:
-    """It says what it found; nothing is orphaned, no acknowledged row is lost, one Postgres has the volume.
+def interrupted(  # noqa: PLR0913 -- all by name
+    deployment: Deployment,
+    drill: Drill,
+    *,
+    part: str,
+    setting: str,
+    values: Sequence[object],
+    kills: int,
+    bound: Bound,
+    urls: Sequence[str] = (),
+) -> None:
+    """Kill an `up` that replaces a part by another value of a setting, again and again; the next one mends it.
 
-    Callers notice it only when it was about to replace the edge: there is none until the next `up`.
+    The first when it has just made a container, the others at random moments of the time that the longest `up` took.
+    Each must say what it found, orphan nothing and lose no acknowledged row. `urls` are where else the database may
+    be.
     """
     seed = random.randrange(2**32)
     chance = random.Random(seed)
-    print(f"\nseed {seed}")
-    url, first, second = (
-        deployment.outputs["databaseUrl"],
-        str(deployment.stack.get_config("postgresPort").value),
-        str(free_port()),
-    )
-    values = {
-        "drainSeconds": itertools.count(61),
-        "postgresPort": itertools.cycle((second, first)),
-        "edgeMemoryMb": itertools.count(300),
-    }
+    print(f"\n`up` killed while it replaces {part}, seed {seed}")
     whole = sorted(deployment.leftovers())
+    value = itertools.cycle(values)
     found = dict.fromkeys(FOUND, 0)
-    with Writer(url, url.replace(first, second)) as writer:
-        for key, (what, kills, bound) in CHANGES.items():
-            with drill(f"`up` killed {kills} times, replacing {what}", bound):
-                killed = 0
-                while killed < kills:
-                    value, after = next(values[key]), chance.uniform(0, LATEST_SECONDS)
-                    deployment.set(**{key: value})
-                    was_killed = killed_up(deployment, after)
-                    killed += was_killed
-                    said = mending_up(deployment)
-                    print(f"{key} = {value}, {'killed' if was_killed else 'over'} after {after:.1f} s")
-                    for each in found:
-                        found[each] += each in said
-                    assert sorted(deployment.leftovers()) == whole
-                    assert {container.status for container in deployment.containers()} == {"running"}
-                    writer.await_rows(1)
+    killed, longest = 0, 0.0
+    with (
+        drill(f"`up` killed {kills} times at {part}", bound) as load,
+        Writer(deployment.outputs["databaseUrl"], *urls) as writer,
+    ):
+        while killed < kills:
+            deployment.set(**{setting: next(value)})
+            when = after(chance.uniform(0, longest)) if longest else as_soon_as_replaced(deployment, part)
+            load.report.broken = started = time.monotonic()
+            killed += killed_up(deployment, when)
+            ended = time.monotonic()
+            said = mending_up(deployment)
+            longest = max(longest, time.monotonic() - ended)
+            here = [what for what in FOUND if what in said]
+            print(
+                f"{killed}: killed after {ended - started:.1f} s, mended in {time.monotonic() - ended:.1f} s: {here}"
+            )
+            for what in here:
+                found[what] += 1
+            assert sorted(deployment.leftovers()) == whole
+            assert {container.status for container in deployment.containers()} == {"running"}
+            writer.await_rows(1)
     print(f"{len(writer.acknowledged)} rows acknowledged; what the next `up` found, and how often: {found}")
     assert all(found.values())
     deployment.up(expect_no_changes=True)
@@ -105,16 +132,56 @@ def test_an_up_that_is_killed_at_any_moment_is_mended_by_the_next(deployment: De
     assert all_there(deployment, writer)
 
 
+def test_an_up_that_is_killed_at_the_replicas_is_mended_by_the_next(deployment: Deployment, drill: Drill) -> None:
+    """Callers notice nothing of it."""
+    interrupted(
+        deployment,
+        drill,
+        part="litellm-1",
+        setting="drainSeconds",
+        values=(61, 62),
+        kills=6,
+        bound=NOTHING_FAILS,
+    )
+
+
+def test_an_up_that_is_killed_at_postgres_is_mended_by_the_next(deployment: Deployment, drill: Drill) -> None:
+    """Never do two servers have the volume; callers notice nothing of it."""
+    first, second = str(deployment.stack.get_config("postgresPort").value), str(free_port())
+    interrupted(
+        deployment,
+        drill,
+        part="postgres",
+        setting="postgresPort",
+        values=(second, first),
+        kills=7,
+        bound=NOTHING_FAILS,
+        urls=[deployment.outputs["databaseUrl"].replace(first, second)],
+    )
+
+
+def test_an_up_that_is_killed_at_the_edge_is_mended_by_the_next(deployment: Deployment, drill: Drill) -> None:
+    """There may be no edge until then."""
+    interrupted(
+        deployment,
+        drill,
+        part="edge",
+        setting="metricsPort",
+        values=(free_port(), free_port()),
+        kills=7,
+        bound=EDGE_IS_MADE_AGAIN,
+    )
+
+
 def test_of_two_ups_at_once_one_is_told_of_the_other(deployment: Deployment, drill: Drill) -> None:
     """The second is told that another one runs, and changes nothing; the first is not disturbed."""
     deployment.set(drainSeconds=45)
-    with drill("two `up`s at once", NOTHING_FAILS):
-        first = deployment.begin(*UP)
+    with drill("two `up`s at once", NOTHING_FAILS), begun_up(deployment) as first:
         while not any(deployment.state.glob(".pulumi/locks/**/*.json")):
             assert first.poll() is None
             time.sleep(POLL_SECONDS)
-        second = deployment.begin(*UP)
-        refused, _ = second.communicate()
+        with begun_up(deployment) as second:
+            refused, _ = second.communicate()
         done, _ = first.communicate()
         assert first.returncode == 0, done
         assert second.returncode != 0
