@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import closing
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import docker
@@ -31,10 +32,24 @@ def await_health(container: Container, seconds: float) -> None:
             return
         ended = not state["Running"] or state["Restarting"] or container.attrs["RestartCount"] > restarts
         if ended or time.monotonic() > deadline:
-            what = f"exited with {state['ExitCode']}" if ended else f"was not healthy after {seconds:.0f} s"
+            what = f"exited with {_exit_code(container)}" if ended else f"was not healthy after {seconds:.0f} s"
             lines = container.logs(tail=LAST_LINES).decode(errors="replace").rstrip()
             raise RuntimeError(f"{container.name} {what}; its last lines:\n{lines}")
         time.sleep(POLL_SECONDS)
+
+
+def _exit_code(container: Container) -> str:
+    """What it exited with. Once it runs again only the engine's last few hundred events know."""
+    state = container.attrs["State"]
+    if not state["Running"] or state["Restarting"]:
+        return str(state["ExitCode"])
+    moments = [datetime.fromisoformat(moment) for moment in (container.attrs["Created"], state["StartedAt"])]
+    since, until = (f"{moment.timestamp():.6f}" for moment in moments)
+    ends = container.client.events(
+        since=since, until=until, filters={"container": container.id, "event": "die"}, decode=True
+    )
+    codes = [end["Actor"]["Attributes"]["exitCode"] for end in ends]
+    return codes[-1] if codes else "an unknown code"
 
 
 class _Provider(ResourceProvider):

@@ -10,8 +10,10 @@ import psycopg
 import pytest
 from pulumi import automation
 
+from infra.placement.health import await_health
 from tests.stack_config import PROJECT_NAME
 from tests.stacks import PARTS, deployed, free_port
+from tests.swarm.cluster import WITHIN_SECONDS, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -272,6 +274,27 @@ def test_a_container_of_another_deployment_is_not_touched(deployment: Deployment
     assert f"{edge.name} exists and belongs to another deployment" in str(caught.value)
     deployment.up()
     assert ask(deployment.client).endswith("hello")
+
+
+def test_a_container_that_is_started_again_shows_what_it_had_exited_with(deployment: Deployment) -> None:
+    """The engine tells no exit code of a container that runs, and starts one that ended again at once."""
+    containers = deployment.engine.containers
+    program = "test -e /tmp/again && exec sleep 600; touch /tmp/again; echo no such thing; exit 3"
+    what: dict[str, Any] = {
+        "image": deployment.container("edge").attrs["Config"]["Image"],
+        "entrypoint": ["sh", "-c", program],
+        "restart_policy": {"Name": "always"},
+        "healthcheck": {"Test": ["CMD", "false"]},
+    }
+    container = containers.create(name=f"{PROJECT_NAME}-{deployment.name}-restarting", **what)
+    try:
+        container.start()
+        until(lambda: containers.get(str(container.id)).attrs["RestartCount"] == 1, "the container runs again")
+        until(lambda: containers.get(str(container.id)).status == "running", "the container runs again")
+        with pytest.raises(RuntimeError, match=r"-restarting exited with 3; its last lines:\nno such thing$"):
+            await_health(container, WITHIN_SECONDS)
+    finally:
+        container.remove(force=True)
 
 
 def test_destroy_leaves_nothing_behind(deployment: Deployment) -> None:
