@@ -179,8 +179,9 @@ class Swarm(EnginePlacement):
             rollback_config=pulumi_docker.ServiceRollbackConfigArgs(failure_action="pause", **rolling),  # type: ignore[arg-type]
             opts=self._options(
                 opts,
-                # The provider asks the registry for them itself when it makes a service, and not when it changes one.
-                ignore_changes=["taskSpec.placement.platforms"],
+                # The provider asks the registry for platforms itself when it makes a service, and not when it changes
+                # one; `docker service update --force` counts the other up.
+                ignore_changes=["taskSpec.placement.platforms", "taskSpec.forceUpdate"],
                 # With a given name it would be deleted first; those of a new master key come up beside the old ones.
                 delete_before_replace=False,
                 hooks=self._before_create(self._free_service, *([self._stand_containers_down] if alone else [])),
@@ -229,9 +230,9 @@ class Swarm(EnginePlacement):
         health = workload.health
         return pulumi_docker.ServiceTaskSpecContainerSpecArgs(
             image=self._image(workload.image).name,
-            commands=list(workload.entrypoint) if workload.entrypoint else None,
+            commands=_entrypoint(workload),
             args=list(workload.command) or None,
-            env=dict(sorted(workload.environment.items())) or None,
+            env=None if workload.entrypoint else dict(workload.environment) or None,
             labels=[
                 pulumi_docker.ServiceTaskSpecContainerSpecLabelArgs(label=k, value=v)
                 for k, v in self._labels(workload.name)
@@ -389,6 +390,17 @@ def _labelled(label: str) -> str:
 
 def _stop_seconds(workload: Workload) -> int:
     return workload.drain_seconds or workload.stop_seconds
+
+
+def _entrypoint(workload: Workload) -> list[str] | None:
+    """What is run, with its environment: as variables of a service the provider gives them another order each time.
+
+    Swarm would then replace tasks of which only the number changes. An image's own entrypoint cannot be led in so.
+    """
+    if workload.entrypoint is None:
+        return None
+    variables = [f"{name}={value}" for name, value in sorted(workload.environment.items())]
+    return [*(["env", *variables] if variables else []), *workload.entrypoint]
 
 
 def _health_check(health: HealthCheck) -> pulumi_docker.ServiceTaskSpecContainerSpecHealthcheckArgs:

@@ -172,6 +172,14 @@ def test_no_secret_is_anywhere_else(registered: Callable[..., Services]) -> None
             assert secret not in shown
 
 
+def test_variables_keep_their_order(registered: Callable[..., Services]) -> None:
+    """The provider gives those of a service another order each time, and Swarm would replace tasks for it."""
+    for name, spec in registered().specs().items():
+        assert len(spec.get("env") or {}) < 2 or name == "postgres"  # of which each change replaces the one task
+    variables = [f"{name}={value}" for name, value in sorted(gateway.ENVIRONMENT.items())]
+    assert registered().specs()["litellm"]["commands"][: len(variables) + 2] == ["env", *variables, "python3"]
+
+
 def test_roots_are_read_only_but_for_the_data(registered: Callable[..., Services]) -> None:
     specs = registered().specs()
     assert {name: spec["readOnly"] for name, spec in specs.items()} == {
