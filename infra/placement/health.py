@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import closing
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import docker
@@ -43,10 +43,12 @@ def _exit_code(container: Container) -> str:
     state = container.attrs["State"]
     if not state["Running"] or state["Restarting"]:
         return str(state["ExitCode"])
-    moments = [datetime.fromisoformat(moment) for moment in (container.attrs["Created"], state["StartedAt"])]
-    since, until = (f"{moment.timestamp():.6f}" for moment in moments)
-    ends = container.client.events(
-        since=since, until=until, filters={"container": container.id, "event": "die"}, decode=True
+    created, started = (datetime.fromisoformat(moment) for moment in (container.attrs["Created"], state["StartedAt"]))
+    ends = container.client.events(  # type: ignore[union-attr]  # one of an engine has a client
+        since=created,
+        until=started + timedelta(seconds=1),  # they are cut to whole seconds
+        filters={"container": container.id, "event": "die"},
+        decode=True,
     )
     codes = [end["Actor"]["Attributes"]["exitCode"] for end in ends]
     return codes[-1] if codes else "an unknown code"

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
+import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx2
@@ -128,6 +132,31 @@ def test_each_node_lets_callers_in(swarm: Cluster, deployment: Deployment) -> No
         assert status(swarm, deployment, key) == [httpx2.codes.OK] * len(swarm.nodes)
     with deployment.database() as connection:
         connection.execute("INSERT INTO organizations (name) VALUES ('on a node')")
+
+
+def test_llmctl_looks_after_it_as_after_one_on_one_host(
+    swarm: Cluster, deployment: Deployment, tmp_path: Path
+) -> None:
+    """The doctor finds all well; a backup is made in the container of Postgres, on the node that has it."""
+    outputs = deployment.outputs
+    environment = {
+        **os.environ,
+        "DOCKER_HOST": swarm.nodes[0].host,
+        "LITELLM_URL": outputs["litellmUrl"],
+        "LITELLM_API_KEY": outputs["litellmApiKey"],
+        "DATABASE_URL": outputs["databaseUrl"],
+    }
+
+    def llmctl(*arguments: str) -> str:
+        program = str(Path(sys.executable).with_name("llmctl"))
+        done = subprocess.run([program, *arguments], env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    found = {finding["check"]: finding["status"] for finding in json.loads(llmctl("doctor", "--json"))}
+    assert {status for check, status in found.items() if check != "organizations"} == {"ok"}
+    llmctl("backup", str(tmp_path / "app.dump"))
+    assert (tmp_path / "app.dump").stat().st_size > 0
 
 
 def test_secrets_are_files_for_their_process_alone(swarm: Cluster, deployment: Deployment) -> None:
