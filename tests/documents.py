@@ -18,6 +18,7 @@ RUNBOOKS = PROJECT / "docs/runbooks"
 FENCE = re.compile(r"^```(?P<kind>[^\n]*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]*\]\((?P<markdown>[^)\s]+)\)|(?:src|srcset|href)=\"(?P<html>[^\"]+)\"")
 PROOF = re.compile(r"`(?P<file>tests/[\w/]+\.py)::(?P<test>test_\w+)`")
+VARIABLE = re.compile(r"\$\{?([A-Z_]+)")
 ASSIGNMENT = re.compile(r"[A-Z_]+=")
 
 
@@ -60,6 +61,11 @@ def scripts(runbook: Path) -> list[str]:
     """The blocks of a runbook that are there to be run, in order; each is a script for `sh -e` in the project."""
     text = runbook.read_text(encoding="utf-8")
     return [match["text"] for match in FENCE.finditer(text) if match["kind"] == "sh"]
+
+
+def variables(runbook: Path) -> set[str]:
+    """What has to be set before a runbook's scripts are run, beside what every shell has."""
+    return {name for script in scripts(runbook) for name in VARIABLE.findall(script)} - {"HOME"}
 
 
 def commands(runbook: Path) -> Iterator[Command]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from infra.settings import RetirePrevious, SecretVersions, Settings, _is_secret
+from infra.settings import RetirePrevious, SecretVersions, Settings, _adapter, _is_secret
 from tests import documents
 from tests.stack_config import PROJECT, project_file
 from toolchain import reference
@@ -122,6 +122,13 @@ def test_what_is_to_be_run_is_a_shell_script(runbook: Path) -> None:
         assert checked.returncode == 0, checked.stderr
 
 
+@pytest.mark.parametrize("runbook", RUNBOOKS, ids=relative)
+def test_each_variable_of_a_runbook_is_explained(runbook: Path) -> None:
+    """That with the stack's name in the list of runbooks, the others where they are used."""
+    prose = documents.FENCE.sub("", runbook.read_text(encoding="utf-8"))
+    assert documents.variables(runbook) - {"PULUMI_STACK"} <= set(re.findall(r"`([A-Z_]+)`", prose))
+
+
 @pytest.mark.parametrize("command", COMMANDS, ids=str)
 def test_each_command_of_a_runbook_is_there(command: Command) -> None:
     """With its target, its subcommand and options, or the key of the stack config that it sets."""
@@ -152,12 +159,14 @@ def check_pulumi(words: list[str]) -> None:
 
 
 def check_key(arguments: list[str], words: list[str]) -> None:
-    """Whether the stack config has the key, and it is set as what it is: secret, or a part of something."""
+    """Whether the stack config has the key, with what it is - secret, a part of something - and takes the value."""
     key, *inner = re.split(r"[.\[]", arguments[0])
     (field,) = (field for field in Settings.model_fields.values() if field.alias == key)
     assert ("--path" in words) == bool(inner)
     if words[1] == "set":
         assert ("--secret" in words) == _is_secret(field)
+        if not inner and arguments[1:] and "$" not in arguments[1]:
+            _adapter(field).validate_python(arguments[1])
     if key in NUMBERED and inner:
         assert inner[0] in {field.alias for field in NUMBERED[key].model_fields.values()}
 
