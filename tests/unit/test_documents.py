@@ -103,6 +103,30 @@ def test_each_runbook_says_what_whoever_is_woken_up_wants_to_know(runbook: Path)
     assert {match["kind"] for match in documents.FENCE.finditer(text)} <= {"sh", "text"}
 
 
+def test_the_readme_names_the_outputs_of_a_stack() -> None:
+    """All that the program exports, and those that are secret as such."""
+    module = ast.parse((PROJECT / "infra/stack.py").read_text(encoding="utf-8"))
+    (build,) = (each for each in module.body if isinstance(each, ast.FunctionDef) and each.name == "build")
+    (made,) = (each.value for each in build.body if isinstance(each, ast.Return) and isinstance(each.value, ast.Dict))
+    secret = {
+        ast.literal_eval(key): "Output.secret" in ast.unparse(it)
+        for key, it in zip(made.keys, made.values, strict=True)
+        if key
+    }
+    readme = (PROJECT / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (.+?) \|", readme.partition("\n## Outputs")[2].partition("\n## ")[0], re.MULTILINE)
+    named = {name: "(secret)" in row for row in rows[1:] for name in re.findall(r"`(\w+)`", row)}
+    assert named == secret
+
+
+def test_the_paths_that_the_edge_lets_in_are_told() -> None:
+    config = (PROJECT / "edge/haproxy.cfg").read_text(encoding="utf-8")
+    paths = {path for line in re.findall(r"acl is_\w+ path (.+)", config) for path in line.split()}
+    told = set(re.findall(r"`(/[\w/]+)`", (PROJECT / "docs/clients.md").read_text(encoding="utf-8"))) - {"/v1"}
+    assert paths
+    assert {path if path in told else f"/v1{path}" for path in paths} == told
+
+
 def test_the_list_of_runbooks_is_whole() -> None:
     assert set(documents.links(documents.RUNBOOKS / "README.md")) >= {runbook.name for runbook in RUNBOOKS}
 
