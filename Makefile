@@ -3,12 +3,13 @@
 # make drill   break things under load (NAME=… for some)        make check-deploy    ask a stack that is up
 # make test-swarm   the stack on a Swarm of three machines (NAME=… for some)
 # make push    fill the registry that a stack's config names (imageRegistry)
+# make docs    write the reference pages of docs/ anew, after a change of Pulumi.yaml or of llmctl
 # STACK=staging with any of them for another stack
 STACK  ?= dev
 PYTHON ?= python3
 BIN    := .venv/bin
 
-.PHONY: help up down push environment prepare check check-deploy integration drill test test-swarm
+.PHONY: help up down push environment prepare check check-deploy integration drill test test-swarm docs
 help:
 	@sed -n 's/^# //p' Makefile
 
@@ -46,3 +47,6 @@ test: check integration drill
 
 test-swarm: prepare
 	$(BIN)/pytest tests/swarm $(if $(NAME),-k "$(NAME)")
+
+docs: environment
+	@$(BIN)/python -m toolchain.reference
