@@ -1,0 +1,248 @@
+"""The stacks of an engine, by the `docker` command and the labels that `infra/placement` gives to all it makes.
+
+On one host a part is containers, on a Swarm a service with tasks. A manager of that knows every task, and any engine
+its own containers only.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from app._programs import ProgramError, output
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+LABEL = "llm-infrastructure"
+OF_A_TASK = "com.docker.swarm.task.id"
+EDGE, POSTGRES = "edge", "postgres"
+SECONDS = 20.0
+"""For a command; an engine behind ssh takes its time."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Instance:
+    """A container of a stack on one host, or a task of it on a Swarm."""
+
+    part: str
+    """`edge`, `litellm`, `postgres` or `demo`."""
+    name: str
+    """Without the stack's name; on a Swarm with the node."""
+    state: str
+    """The engine's word for it, with the health where it runs."""
+    up: bool
+    """Runs, and is healthy."""
+    since: datetime | None
+    """When it came to be in its state, where the engine tells."""
+    restarts: int | None
+    """How often the engine had to start it again; None on a Swarm, which makes another one."""
+    image: str
+    addresses: frozenset[str]
+    container: str | None
+    """The id of its container, where it is on the engine that was asked."""
+    look: str
+    """The command that shows why it is in its state."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stack:
+    """What an engine tells of one stack."""
+
+    name: str
+    instances: tuple[Instance, ...]
+    short: tuple[str, ...]
+    """The services of which fewer tasks run than should, each with its numbers and the command that shows why."""
+    unseen: str
+    """What of the stack this engine cannot tell; empty where it can tell all."""
+
+    @property
+    def edge(self) -> Instance | None:
+        """The edge whose statistics can be asked."""
+        return next((each for each in self.instances if each.part == EDGE and each.up and each.container), None)
+
+
+def stacks(port: int) -> list[Stack]:
+    """The stacks whose edge publishes a port, those with one that runs first. Raises ProgramError."""
+    ids = _docker("ps", "--all", "--quiet", "--no-trunc", f"--filter=label={LABEL}.part").split()
+    containers = _inspected("container", ids)
+    edges = [each for each in containers if _labels(each)[f"{LABEL}.part"] == EDGE and _publishes(each, port)]
+    edges.sort(key=lambda each: not each["State"]["Running"])
+    on_host = [each for each in edges if OF_A_TASK not in _labels(each)]
+    if on_host and on_host[0]["State"]["Running"]:
+        return [_on_host(edge, containers) for edge in on_host]
+    try:
+        on_swarm = _on_swarm(port, containers)
+    except ProgramError as error:
+        if "swarm" not in str(error).lower():
+            raise
+        tasks = [each for each in edges if each not in on_host]  # of a manager that is elsewhere
+        on_swarm = [_on_host(edge, containers, unseen=f"only the tasks of this node, as {error}") for edge in tasks]
+    return on_swarm + [_on_host(edge, containers) for edge in on_host]
+
+
+@functools.cache
+def postgres_version(container: str) -> str:
+    """The version of the PostgreSQL in a container. Raises ProgramError."""
+    found = re.search(r"\d[\d.]*", _docker("exec", container, "psql", "--version"))
+    return found[0] if found else "unknown"
+
+
+def _on_host(edge: Mapping[str, Any], containers: Iterable[Mapping[str, Any]], unseen: str = "") -> Stack:
+    wanted = _identity(_labels(edge))
+    found = [each for each in containers if _identity(_labels(each)) == wanted]
+    # The containers of earlier tasks stay behind, and are no part of the stack any more.
+    now = [each for each in found if OF_A_TASK not in _labels(each) or each["State"]["Running"]]
+    return Stack(name=wanted[-1], instances=_ordered(map(_container, now)), short=(), unseen=unseen)
+
+
+def _container(container: Mapping[str, Any]) -> Instance:
+    labels, state = _labels(container), container["State"]
+    health = state.get("Health", {}).get("Status", "none")
+    status = state["Status"]
+    if status == "running" and health != "none":
+        status = health
+    elif status == "exited":
+        status = f"exited ({state['ExitCode']})"
+    name = container["Name"].removeprefix("/")
+    return Instance(
+        part=labels[f"{LABEL}.part"],
+        name=name.removeprefix(_prefix(labels)),
+        state=status,
+        up=status in {"running", "healthy"},
+        since=_time(state["StartedAt" if state["Running"] else "FinishedAt"]),
+        restarts=container["RestartCount"],
+        image=_image(container["Image"]),
+        addresses=frozenset(network["IPAddress"] for network in container["NetworkSettings"]["Networks"].values())
+        - {""},
+        container=container["Id"],
+        look=f"docker logs --tail 50 {name}",
+    )
+
+
+def _on_swarm(port: int, containers: Sequence[Mapping[str, Any]]) -> list[Stack]:
+    """The stacks on the Swarm that the engine manages. Raises ProgramError where it manages none."""
+    listing = _docker("service", "ls", f"--filter=label={LABEL}.part", "--format={{json .}}")
+    numbers = {row["Name"]: row["Replicas"] for row in map(json.loads, listing.splitlines())}
+    services = _inspected("service", list(numbers))
+    edges = [
+        each
+        for each in services
+        if each["Spec"]["Labels"][f"{LABEL}.part"] == EDGE
+        and any(it.get("PublishedPort") == port for it in each["Spec"]["EndpointSpec"].get("Ports") or [])
+    ]
+    if not edges:
+        return []
+    nodes = {row["ID"]: row for row in map(json.loads, _docker("node", "ls", "--format={{json .}}").splitlines())}
+    here = {_labels(each)[OF_A_TASK]: each["Id"] for each in containers if OF_A_TASK in _labels(each)}
+    found = []
+    for edge in edges:
+        wanted = _identity(edge["Spec"]["Labels"])
+        own = {it["ID"]: it["Spec"] for it in services if _identity(it["Spec"]["Labels"]) == wanted}
+        ids = _docker("service", "ps", "--quiet", "--no-trunc", "--filter=desired-state=running", *own).split()
+        tasks = [
+            _task(task, own[task["ServiceID"]], nodes.get(task.get("NodeID"), {}), here.get(task["ID"]))
+            for task in _inspected("task", ids)
+        ]
+        short = [
+            f"{spec['Name'].removeprefix(_prefix(spec['Labels']))}: {running} of {all_} run"
+            f" (docker service ps --no-trunc {spec['Name']})"
+            for spec in own.values()
+            for running, all_ in [re.findall(r"\d+", numbers[spec["Name"]])[:2]]
+            if int(running) < int(all_)
+        ]
+        instances = _ordered(tasks)
+        found.append(Stack(name=wanted[-1], instances=instances, short=tuple(short), unseen=_unseen(instances)))
+    return found
+
+
+def _task(
+    task: Mapping[str, Any], service: Mapping[str, Any], node: Mapping[str, Any], container: str | None
+) -> Instance:
+    labels = service["Labels"]
+    number = f".{task['Slot']}" if "Slot" in task else ""
+    state = task["Status"]["State"]
+    attachments = task.get("NetworksAttachments") or []
+    return Instance(
+        part=labels[f"{LABEL}.part"],
+        name=f"{service['Name'].removeprefix(_prefix(labels))}{number}@{node.get('Hostname', 'no node')}",
+        state=state,
+        up=state == "running",  # which a task with a health check is when that has passed
+        since=_time(task["Status"]["Timestamp"]),
+        restarts=None,
+        image=task["Spec"]["ContainerSpec"]["Image"].partition("@")[0],
+        addresses=frozenset(
+            address.partition("/")[0] for network in attachments for address in network.get("Addresses") or []
+        ),
+        container=container,
+        look=f"docker service ps --no-trunc {service['Name']}",
+    )
+
+
+def _ordered(instances: Iterable[Instance]) -> tuple[Instance, ...]:
+    """By part and number: the tenth after the ninth."""
+    return tuple(sorted(instances, key=lambda each: (each.part, len(each.name.partition("@")[0]), each.name)))
+
+
+def _unseen(instances: Iterable[Instance]) -> str:
+    """Which edges' statistics are those of other engines."""
+    others = [each.name for each in instances if each.part == EDGE and each.up and each.container is None]
+    return f"what {', '.join(others)} counted: ask the engines there" if others else ""
+
+
+def _docker(*arguments: str) -> str:
+    return output(["docker", *arguments], seconds=SECONDS)
+
+
+def _inspected(kind: str, ids: Sequence[str]) -> list[dict[str, Any]]:
+    """What the engine knows of things that it has just listed; of those that are gone since, nothing."""
+    if not ids:
+        return []
+    try:
+        found = json.loads(_docker("inspect", f"--type={kind}", *ids))
+    except ProgramError as error:
+        if "no such" not in str(error).lower():
+            raise
+        if len(ids) == 1:
+            return []
+        return [each for one in ids for each in _inspected(kind, [one])]
+    return list(found)
+
+
+@functools.cache
+def _image(image: str) -> str:
+    """An image by its name rather than its id, where it has one."""
+    try:
+        found = json.loads(_docker("inspect", "--type=image", image))[0]
+    except ProgramError:
+        return image
+    return next(iter([*(found["RepoTags"] or []), *(found["RepoDigests"] or [])]), image)
+
+
+def _labels(container: Mapping[str, Any]) -> Mapping[str, str]:
+    labels: Mapping[str, str] = container["Config"]["Labels"]
+    return labels
+
+
+def _identity(labels: Mapping[str, str]) -> tuple[str, ...]:
+    return tuple(labels.get(f"{LABEL}.{each}", "") for each in ("identity", "project", "stack"))
+
+
+def _prefix(labels: Mapping[str, str]) -> str:
+    return f"{labels.get(f'{LABEL}.project')}-{labels.get(f'{LABEL}.stack')}-"
+
+
+def _publishes(container: Mapping[str, Any], port: int) -> bool:
+    """Whether a container publishes a port, or would if it ran."""
+    bindings = container["HostConfig"]["PortBindings"] or {}
+    return any(each["HostPort"] == str(port) for bound in bindings.values() for each in bound or [])
+
+
+def _time(text: str) -> datetime | None:
+    """A time of the engine's, which says year 1 for never."""
+    time = datetime.fromisoformat(text)
+    return time if time.year > 1 else None

@@ -1,0 +1,133 @@
+"""How a status stands on the screen, once or for as long as somebody watches."""
+
+from __future__ import annotations
+
+from time import sleep
+from typing import TYPE_CHECKING
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from app import _status
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from datetime import datetime
+    from typing import Self
+
+    from rich.console import RenderableType
+
+    from app._edge import Client
+    from app._status import Status
+
+COLUMNS = 200
+"""The width of what is no terminal."""
+AGES = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
+
+
+def watch(seconds: float, show: Callable[[Status], None]) -> None:
+    """Look every so many seconds until Ctrl-C."""
+    try:
+        while True:
+            show(_status.read())
+            sleep(seconds)
+    except KeyboardInterrupt:
+        pass
+
+
+class Screen:
+    """Prints each status after the one before; a live one, on a terminal, in its place."""
+
+    def __init__(self, *, live: bool = False) -> None:
+        self._console = Console(highlight=False, markup=False, emoji=False)
+        if not self._console.is_terminal:
+            self._console.width = COLUMNS
+        self._live = Live(console=self._console, auto_refresh=False) if live and self._console.is_terminal else None
+
+    def __enter__(self) -> Self:
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live:
+            self._live.stop()
+
+    def show(self, status: Status) -> None:
+        """Print a status."""
+        if self._live:
+            self._live.update(rendered(status), refresh=True)
+        else:
+            self._console.print(rendered(status))
+
+
+def rendered(status: Status) -> RenderableType:
+    """A status as it stands on the screen."""
+    return Group(*_rendered(status))
+
+
+def _rendered(status: Status) -> Iterator[RenderableType]:
+    stack = f"stack {status.stack} at " if status.stack else ""
+    yield Text(f"{stack}{status.url}, {status.at.astimezone():%Y-%m-%d %H:%M:%S}", style="bold")
+    yield Text(", ".join(f"{name} {version}" for name, version in status.versions.items()))
+    yield Text(f"models: {', '.join(status.models) or 'none'}")
+    if status.parts:
+        yield Text()
+        yield _parts(status)
+    if status.clients:
+        yield Text()
+        yield _clients(status.clients)
+    if status.edge and status.counted_since:
+        age = _age(status.counted_since, status.at)
+        yield Text(f"\nrequests as {status.edge} counted them since its last reload, {age} ago", style="dim")
+    yield Text()
+    for line in status.unseen:
+        yield Text(f"not seen: {line}", style="yellow")
+    for line in status.wrong:
+        yield Text(f"WRONG    {line}", style="red")
+    if not status.wrong:
+        yield Text("all is well" if not status.unseen else "what is seen is well", style="green")
+
+
+def _parts(status: Status) -> Table:
+    table = _table("part", "state", "image", numbers=("for", "restarts", "requests", "failed", "now", "queued"))
+    for part in status.parts:
+        traffic = part.traffic
+        counts = (traffic.requests, traffic.failed, traffic.active, traffic.queued) if traffic else (None,) * 4
+        table.add_row(
+            part.name,
+            Text(part.state, style="green" if part.up else "red"),
+            part.image,
+            _age(part.since, status.at) if part.since else "-",
+            *map(_count, (part.restarts, *counts)),
+        )
+    return table
+
+
+def _clients(clients: tuple[Client, ...]) -> Table:
+    table = _table("client", numbers=("requests", "failed", "refused"))
+    for client in clients:
+        table.add_row(client.name, *map(_count, (client.requests, client.failed, client.refused)))
+    return table
+
+
+def _table(*texts: str, numbers: tuple[str, ...]) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for name in texts:
+        table.add_column(name, overflow="fold")
+    for name in numbers:
+        table.add_column(name, justify="right", no_wrap=True)
+    return table
+
+
+def _count(number: int | None) -> str:
+    return "-" if number is None else f"{number:,}"
+
+
+def _age(since: datetime, now: datetime) -> str:
+    """A time that has passed, in its largest unit."""
+    seconds = max(0, round((now - since).total_seconds()))
+    unit, size = next((each for each in AGES if seconds >= each[1]), AGES[-1])
+    return f"{seconds // size} {unit}"
