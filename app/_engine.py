@@ -18,6 +18,8 @@ from app._programs import ProgramError, output
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from app._edge import Traffic
+
 LABEL = "llm-infrastructure"
 OF_A_TASK = "com.docker.swarm.task.id"
 EDGE, POSTGRES = "edge", "postgres"
@@ -26,27 +28,29 @@ SECONDS = 20.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Instance:
+class Part:
     """A container of a stack on one host, or a task of it on a Swarm."""
 
-    part: str
-    """`edge`, `litellm`, `postgres` or `demo`."""
     name: str
-    """Without the stack's name; on a Swarm with the node."""
+    """Without the stack's name; on a Swarm with the node: `litellm-2`, `litellm-g1.2@node`."""
+    kind: str
+    """`edge`, `litellm`, `postgres` or `demo`."""
     state: str
-    """The engine's word for it, with the health where it runs."""
+    """The engine's word for it, with the health where it runs, and what the edge says of a replica it leaves out."""
     up: bool
-    """Runs, and is healthy."""
+    """Runs, is healthy, and answers the edge."""
     since: datetime | None
     """When it came to be in its state, where the engine tells."""
     restarts: int | None
     """How often the engine had to start it again; None on a Swarm, which makes another one."""
     image: str
-    addresses: frozenset[str]
+    addresses: tuple[str, ...]
     container: str | None
-    """The id of its container, where it is on the engine that was asked."""
+    """The id of its container, where that is on the engine that was asked."""
     look: str
     """The command that shows why it is in its state."""
+    traffic: Traffic | None = None
+    """Of an edge and of replicas, where the edge could be asked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,16 +58,16 @@ class Stack:
     """What an engine tells of one stack."""
 
     name: str
-    instances: tuple[Instance, ...]
+    parts: tuple[Part, ...]
     short: tuple[str, ...]
     """The services of which fewer tasks run than should, each with its numbers and the command that shows why."""
     unseen: str
     """What of the stack this engine cannot tell; empty where it can tell all."""
 
     @property
-    def edge(self) -> Instance | None:
+    def edge(self) -> Part | None:
         """The edge whose statistics can be asked."""
-        return next((each for each in self.instances if each.part == EDGE and each.up and each.container), None)
+        return next((each for each in self.parts if each.kind == EDGE and each.up and each.container), None)
 
 
 def stacks(port: int) -> list[Stack]:
@@ -97,10 +101,10 @@ def _on_host(edge: Mapping[str, Any], containers: Iterable[Mapping[str, Any]], u
     found = [each for each in containers if _identity(_labels(each)) == wanted]
     # The containers of earlier tasks stay behind, and are no part of the stack any more.
     now = [each for each in found if OF_A_TASK not in _labels(each) or each["State"]["Running"]]
-    return Stack(name=wanted[-1], instances=_ordered(map(_container, now)), short=(), unseen=unseen)
+    return Stack(name=wanted[-1], parts=_ordered(map(_container, now)), short=(), unseen=unseen)
 
 
-def _container(container: Mapping[str, Any]) -> Instance:
+def _container(container: Mapping[str, Any]) -> Part:
     labels, state = _labels(container), container["State"]
     health = state.get("Health", {}).get("Status", "none")
     status = state["Status"]
@@ -108,17 +112,16 @@ def _container(container: Mapping[str, Any]) -> Instance:
         status = health
     elif status == "exited":
         status = f"exited ({state['ExitCode']})"
-    name = container["Name"].removeprefix("/")
-    return Instance(
-        part=labels[f"{LABEL}.part"],
+    name, networks = container["Name"].removeprefix("/"), container["NetworkSettings"]["Networks"]
+    return Part(
+        kind=labels[f"{LABEL}.part"],
         name=name.removeprefix(_prefix(labels)),
         state=status,
         up=status in {"running", "healthy"},
         since=_time(state["StartedAt" if state["Running"] else "FinishedAt"]),
         restarts=container["RestartCount"],
         image=_image(container["Image"]),
-        addresses=frozenset(network["IPAddress"] for network in container["NetworkSettings"]["Networks"].values())
-        - {""},
+        addresses=tuple(filter(None, (each["IPAddress"] for each in networks.values()))),
         container=container["Id"],
         look=f"docker logs --tail 50 {name}",
     )
@@ -155,27 +158,27 @@ def _on_swarm(port: int, containers: Sequence[Mapping[str, Any]]) -> list[Stack]
             for running, all_ in [re.findall(r"\d+", numbers[spec["Name"]])[:2]]
             if int(running) < int(all_)
         ]
-        instances = _ordered(tasks)
-        found.append(Stack(name=wanted[-1], instances=instances, short=tuple(short), unseen=_unseen(instances)))
+        parts = _ordered(tasks)
+        found.append(Stack(name=wanted[-1], parts=parts, short=tuple(short), unseen=_unseen(parts)))
     return found
 
 
 def _task(
     task: Mapping[str, Any], service: Mapping[str, Any], node: Mapping[str, Any], container: str | None
-) -> Instance:
+) -> Part:
     labels = service["Labels"]
     number = f".{task['Slot']}" if "Slot" in task else ""
     state = task["Status"]["State"]
     attachments = task.get("NetworksAttachments") or []
-    return Instance(
-        part=labels[f"{LABEL}.part"],
+    return Part(
+        kind=labels[f"{LABEL}.part"],
         name=f"{service['Name'].removeprefix(_prefix(labels))}{number}@{node.get('Hostname', 'no node')}",
         state=state,
         up=state == "running",  # which a task with a health check is when that has passed
         since=_time(task["Status"]["Timestamp"]),
         restarts=None,
         image=task["Spec"]["ContainerSpec"]["Image"].partition("@")[0],
-        addresses=frozenset(
+        addresses=tuple(
             address.partition("/")[0] for network in attachments for address in network.get("Addresses") or []
         ),
         container=container,
@@ -183,14 +186,14 @@ def _task(
     )
 
 
-def _ordered(instances: Iterable[Instance]) -> tuple[Instance, ...]:
+def _ordered(parts: Iterable[Part]) -> tuple[Part, ...]:
     """By part and number: the tenth after the ninth."""
-    return tuple(sorted(instances, key=lambda each: (each.part, len(each.name.partition("@")[0]), each.name)))
+    return tuple(sorted(parts, key=lambda each: (each.kind, len(each.name.partition("@")[0]), each.name)))
 
 
-def _unseen(instances: Iterable[Instance]) -> str:
+def _unseen(parts: Iterable[Part]) -> str:
     """Which edges' statistics are those of other engines."""
-    others = [each.name for each in instances if each.part == EDGE and each.up and each.container is None]
+    others = [each.name for each in parts if each.kind == EDGE and each.up and each.container is None]
     return f"what {', '.join(others)} counted: ask the engines there" if others else ""
 
 

@@ -6,12 +6,12 @@ known to the engine, which is asked by the `docker` command where it is reachabl
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from app import _engine
-from app._edge import Client, Statistics, Traffic, statistics
+from app._edge import Client, Statistics, statistics
 from app._gateway import KEY_MEND, MODELS_MEND, GatewayError, ask
 from app._programs import ProgramError
 from app._settings import Settings
@@ -20,26 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from app._gateway import Gateway
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Part:
-    """A container of the stack on one host, or a task of it on a Swarm."""
-
-    name: str
-    """Without the stack's name; on a Swarm with the node: `litellm-2`, `litellm-g1.2@node`."""
-    state: str
-    """The engine's word, with the health where it runs, and what the edge says of a replica that it leaves out."""
-    up: bool
-    since: datetime | None
-    """When it came to be in this state, where the engine tells."""
-    restarts: int | None
-    """How often the engine started it again; None on a Swarm."""
-    image: str
-    traffic: Traffic | None
-    """Of an edge and of replicas, where the edge could be asked."""
-    look: str
-    """The command that shows why it is in its state."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +33,7 @@ class Status:
     models: tuple[str, ...]
     versions: Mapping[str, str]
     """By program: LiteLLM, HAProxy, PostgreSQL."""
-    parts: tuple[Part, ...]
+    parts: tuple[_engine.Part, ...]
     clients: tuple[Client, ...]
     edge: str | None
     """The edge that has counted what is shown; on a Swarm each has counted its own."""
@@ -74,8 +54,9 @@ def read() -> Status:
     unseen: list[str] = []
     accepted = gateway is not None and gateway.refused is None
     stack, counted = _found(settings.litellm_url.port or 0, key, unseen, other_than=url if accepted else "")
-    parts = _parts(stack, counted) if stack else ()
-    edge = stack.edge if stack and counted else None
+    parts, edge = (stack.parts, stack.edge) if stack else ((), None)
+    if counted is not None:
+        parts = tuple(_with_traffic(part, edge, counted) for part in parts)
     return Status(
         at=datetime.now(UTC),
         url=url,
@@ -84,7 +65,7 @@ def read() -> Status:
         versions=dict(_versions(gateway, stack, counted, unseen)),
         parts=parts,
         clients=counted.clients if counted else (),
-        edge=edge.name if edge else None,
+        edge=edge.name if edge and counted else None,
         counted_since=counted.since if counted else None,
         wrong=(
             *wrong,
@@ -132,7 +113,7 @@ def _found(
     return None, None
 
 
-def _counted(edge: _engine.Instance | None, key: str) -> tuple[Statistics | None, str]:
+def _counted(edge: _engine.Part | None, key: str) -> tuple[Statistics | None, str]:
     """The statistics of an edge, or why there are none."""
     if edge is None or edge.container is None:
         return None, "requests: no edge runs on this engine"
@@ -142,29 +123,15 @@ def _counted(edge: _engine.Instance | None, key: str) -> tuple[Statistics | None
         return None, f"requests: {edge.name} was asked, and {error}"
 
 
-def _parts(stack: _engine.Stack, counted: Statistics | None) -> tuple[Part, ...]:
-    return tuple(_part(instance, stack.edge, counted) for instance in stack.instances)
-
-
-def _part(instance: _engine.Instance, edge: _engine.Instance | None, counted: Statistics | None) -> Part:
-    state, up, traffic = instance.state, instance.up, None
-    if counted is not None and instance == edge:
-        traffic = counted.traffic
-    elif counted is not None:
-        for address in instance.addresses & counted.replicas.keys():
-            traffic = counted.replicas[address]
-            if up and address in counted.down:
-                state, up = f"{state}, but does not answer the edge", False
-    return Part(
-        name=instance.name,
-        state=state,
-        up=up,
-        since=instance.since,
-        restarts=instance.restarts,
-        image=instance.image,
-        traffic=traffic,
-        look=instance.look,
-    )
+def _with_traffic(part: _engine.Part, edge: _engine.Part | None, counted: Statistics) -> _engine.Part:
+    """A part with what the edge has counted of it, and says of it."""
+    if part == edge:
+        return replace(part, traffic=counted.traffic)
+    address = next((each for each in part.addresses if each in counted.replicas), "")
+    part = replace(part, traffic=counted.replicas.get(address))
+    if part.up and address in counted.down:
+        return replace(part, state=f"{part.state}, but does not answer the edge", up=False)
+    return part
 
 
 def _versions(
@@ -175,9 +142,9 @@ def _versions(
         yield "LiteLLM", gateway.version
     if counted is not None:
         yield "HAProxy", counted.version
-    for instance in stack.instances if stack else ():
-        if instance.part == _engine.POSTGRES and instance.up and instance.container:
+    for part in stack.parts if stack else ():
+        if part.kind == _engine.POSTGRES and part.up and part.container:
             try:
-                yield "PostgreSQL", _engine.postgres_version(instance.container)
+                yield "PostgreSQL", _engine.postgres_version(part.container)
             except ProgramError as error:
                 unseen.append(f"the version of PostgreSQL: {error}")
