@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 
 from app import _status
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from datetime import datetime
     from typing import Self
 
@@ -22,8 +21,8 @@ if TYPE_CHECKING:
     from app._edge import Client
     from app._status import Status
 
-COLUMNS = 200
-"""The width of what is no terminal."""
+COLUMNS = 10_000
+"""The width of what is no terminal: nothing is wrapped or cut off."""
 AGES = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
 
 
@@ -91,34 +90,40 @@ def _rendered(status: Status) -> Iterator[RenderableType]:
         yield Text("all is well" if not status.unseen else "what is seen is well", style="green")
 
 
-def _parts(status: Status) -> Table:
-    table = _table("part", "state", "image", numbers=("for", "restarts", "requests", "failed", "now", "queued"))
+def _parts(status: Status) -> Text:
+    rows: list[Sequence[Text | str]] = []
     for part in status.parts:
         traffic = part.traffic
         counts = (traffic.requests, traffic.failed, traffic.active, traffic.queued) if traffic else (None,) * 4
-        table.add_row(
-            part.name,
-            Text(part.state, style="green" if part.up else "red"),
-            part.image,
-            _age(part.since, status.at) if part.since else "-",
-            *map(_count, (part.restarts, *counts)),
-        )
-    return table
+        age = _age(part.since, status.at) if part.since else "-"
+        state = Text(part.state, style="green" if part.up else "red")
+        rows.append((Text(part.name), state, age, *map(_count, (part.restarts, *counts)), Text(part.image)))
+    return _table(("part", "state", "for", "restarts", "requests", "failed", "active", "queued", "image"), rows)
 
 
-def _clients(clients: tuple[Client, ...]) -> Table:
-    table = _table("client", numbers=("requests", "failed", "refused"))
-    for client in clients:
-        table.add_row(client.name, *map(_count, (client.requests, client.failed, client.refused)))
-    return table
+def _clients(clients: tuple[Client, ...]) -> Text:
+    rows = [(Text(it.name), _count(it.requests), _count(it.failed), _count(it.refused)) for it in clients]
+    return _table(("client", "requests", "failed", "refused"), rows)
 
 
-def _table(*texts: str, numbers: tuple[str, ...]) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for name in texts:
-        table.add_column(name, overflow="fold")
-    for name in numbers:
-        table.add_column(name, justify="right", no_wrap=True)
+def _table(names: Sequence[str], rows: Sequence[Sequence[Text | str]]) -> Text:
+    """A line a row, with numbers, which are no Text, to the right. What a terminal is too narrow for is cut off.
+
+    Rich's own table would shorten every column instead.
+    """
+    head = [Text(name) if isinstance(cell, Text) else name for name, cell in zip(names, rows[0], strict=True)]
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    lines = []
+    for row in (head, *rows):
+        cells = [
+            cell.rjust(width) if isinstance(cell, str) else cell + " " * (width - len(cell))
+            for cell, width in zip(row, widths, strict=True)
+        ]
+        lines.append(Text("  ").join(map(Text.assemble, cells)))
+        lines[-1].rstrip()
+    lines[0].stylize("bold")
+    table = Text("\n").join(lines)
+    table.no_wrap, table.overflow = True, "ellipsis"
     return table
 
 
