@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 LABEL = "llm-infrastructure"
 OF_A_TASK = "com.docker.swarm.task.id"
-EDGE, POSTGRES = "edge", "postgres"
+EDGE, REPLICA, POSTGRES = "edge", "litellm", "postgres"
 SECONDS = 20.0
 """For a command; an engine behind ssh takes its time."""
 
@@ -101,10 +101,11 @@ def _on_host(edge: Mapping[str, Any], containers: Iterable[Mapping[str, Any]], u
     found = [each for each in containers if _identity(_labels(each)) == wanted]
     # The containers of earlier tasks stay behind, and are no part of the stack any more.
     now = [each for each in found if OF_A_TASK not in _labels(each) or each["State"]["Running"]]
-    return Stack(name=wanted[-1], parts=_ordered(map(_container, now)), short=(), unseen=unseen)
+    images = _images(frozenset(each["Image"] for each in now))
+    return Stack(name=wanted[-1], parts=_ordered(_container(each, images) for each in now), short=(), unseen=unseen)
 
 
-def _container(container: Mapping[str, Any]) -> Part:
+def _container(container: Mapping[str, Any], images: Mapping[str, str]) -> Part:
     labels, state = _labels(container), container["State"]
     health = state.get("Health", {}).get("Status", "none")
     status = state["Status"]
@@ -120,7 +121,7 @@ def _container(container: Mapping[str, Any]) -> Part:
         up=status in {"running", "healthy"},
         since=_time(state["StartedAt" if state["Running"] else "FinishedAt"]),
         restarts=container["RestartCount"],
-        image=_image(container["Image"]),
+        image=images.get(container["Image"], container["Image"]),
         addresses=tuple(filter(None, (each["IPAddress"] for each in networks.values()))),
         container=container["Id"],
         look=f"docker logs --tail 50 {name}",
@@ -217,13 +218,13 @@ def _inspected(kind: str, ids: Sequence[str]) -> list[dict[str, Any]]:
 
 
 @functools.cache
-def _image(image: str) -> str:
-    """An image by its name rather than its id, where it has one."""
-    try:
-        found = json.loads(_docker("inspect", "--type=image", image))[0]
-    except ProgramError:
-        return image
-    return next(iter([*(found["RepoTags"] or []), *(found["RepoDigests"] or [])]), image)
+def _images(ids: frozenset[str]) -> Mapping[str, str]:
+    """The names of images by their ids, where they have one."""
+    found = {
+        each["Id"]: [*(each["RepoTags"] or []), *(each["RepoDigests"] or [])]
+        for each in _inspected("image", sorted(ids))
+    }
+    return {image: names[0] for image, names in found.items() if names}
 
 
 def _labels(container: Mapping[str, Any]) -> Mapping[str, str]:

@@ -109,7 +109,10 @@ def _found(
         unseen += [each for each in (stack.unseen, why) if each]
         return stack, counted
     which = f", but that of another stack than {other_than}" if stacks else ""
-    unseen.append(f"what runs, and its requests: no edge on the engine of `docker` publishes port {port}{which}")
+    unseen.append(
+        f"what runs, and its requests: no edge on the engine that `docker` asks publishes port {port}{which}; "
+        "DOCKER_HOST names another engine"
+    )
     return None, None
 
 
@@ -127,6 +130,8 @@ def _with_traffic(part: _engine.Part, edge: _engine.Part | None, counted: Statis
     """A part with what the edge has counted of it, and says of it."""
     if part == edge:
         return replace(part, traffic=counted.traffic)
+    if part.kind != _engine.REPLICA:  # which may have the address of a replica that is gone
+        return part
     address = next((each for each in part.addresses if each in counted.replicas), "")
     part = replace(part, traffic=counted.replicas.get(address))
     if part.up and address in counted.down:

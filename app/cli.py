@@ -250,7 +250,8 @@ def status(
 ) -> None:
     """Show what runs, in which state, and what it is asked:  llmctl status --watch.
 
-    Ends with 1 when something is down. Changes nothing, and no provider is asked.
+    Ends with 1 when something is down. Changes nothing, and no provider is asked. What runs is known to the engine
+    that `docker` asks, which DOCKER_HOST names.
     """
     from app import _screen, _status  # noqa: PLC0415
 

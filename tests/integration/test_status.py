@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import httpx2
 import openai
 import pytest
 
@@ -62,7 +63,10 @@ def counts(document: dict[str, Any]) -> dict[str, int]:
 
 
 def ask(deployment: Deployment, text: str, model: str = "gpt-4o") -> None:
-    deployment.client.chat.completions.create(model=model, messages=[{"role": "user", "content": text}])
+    """Over a connection of its own: after a reload, one that was kept leads to the old worker once more."""
+    with httpx2.Client(timeout=SECONDS) as connections:
+        client = deployment.client.with_options(http_client=connections)
+        client.chat.completions.create(model=model, messages=[{"role": "user", "content": text}])
 
 
 def test_a_stack_that_is_up_is_shown_whole(deployment: Deployment) -> None:

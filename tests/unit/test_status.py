@@ -163,12 +163,13 @@ def engine(gateway: Gateway, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     folder = tmp_path / "bin"
     folder.mkdir()
     monkeypatch.setenv("PATH", str(folder))
-    _engine._image.cache_clear()
+    _engine._images.cache_clear()
     _engine.postgres_version.cache_clear()
     made = Engine(folder)
     made.runs(stack(gateway))
-    for number, name in enumerate(("haproxy:3.0", "litellm:main-v1.55.0", "litellm:main-v1.55.0", "postgres:17")):
-        made.on(f"inspect --type=image sha256:{number}", [{"RepoTags": [name], "RepoDigests": []}])
+    names = ("haproxy:3.0", "litellm:main-v1.55.0", "litellm:main-v1.55.0", "postgres:17")
+    images = [{"Id": f"sha256:{number}", "RepoTags": [name], "RepoDigests": []} for number, name in enumerate(names)]
+    made.on("inspect --type=image", images)
     made.on(f"exec {IDS[3]} psql --version", "psql (PostgreSQL) 17.6 (Debian 17.6-0+deb13u1)\n")
     made.on(f"exec --interactive {IDS[0]} bash -c", ALL_UP)
     made.on("service ls", NO_MANAGER, code=1)
@@ -252,6 +253,13 @@ def test_a_replica_that_does_not_answer_the_edge_is_wrong(engine: Engine) -> Non
     ]
 
 
+def test_only_replicas_have_requests_of_replicas(gateway: Gateway, engine: Engine) -> None:
+    """Another part may have got the address of a replica that is gone."""
+    containers = [*stack(gateway)[:2], container("postgres", "postgres", 2)]
+    engine.runs(containers)
+    assert [part.traffic is None for part in _status.read().parts] == [False, False, True]
+
+
 def test_a_stopped_edge_is_found_by_the_port_that_it_would_publish(gateway: Gateway, engine: Engine) -> None:
     gateway.ready = 503
     containers = stack(gateway)
@@ -297,7 +305,7 @@ def test_a_gateway_that_does_not_serve_is_wrong(
     monkeypatch.setenv("LITELLM_URL", "http://127.0.0.1:9")
     status = _status.read()
     assert status.wrong == ("gateway: nothing answers at http://127.0.0.1:9 (ConnectError) (make up)",)
-    assert status.unseen[0].endswith("no edge on the engine of `docker` publishes port 9")
+    assert "no edge on the engine that `docker` asks publishes port 9; DOCKER_HOST names" in status.unseen[0]
     monkeypatch.setenv("LITELLM_API_KEY", "")
     with pytest.raises(app.NotConfiguredError):
         _status.read()
@@ -436,7 +444,7 @@ def test_a_manager_that_fails_is_told(swarm: Engine) -> None:
     swarm.on("service ls", "Error response from daemon: rpc error: context deadline exceeded\n", code=1)
     assert "context deadline exceeded" in _status.read().unseen[0]
     swarm.on("service ls", "")
-    assert "no edge on the engine of `docker` publishes port" in _status.read().unseen[0]
+    assert "no edge on the engine that `docker` asks publishes port" in _status.read().unseen[0]
 
 
 def test_what_is_no_terminal_gets_plain_text(engine: Engine) -> None:
