@@ -70,8 +70,17 @@ def rendered(status: Status) -> RenderableType:
 def _rendered(status: Status) -> Iterator[RenderableType]:
     stack = f"stack {status.stack} at " if status.stack else ""
     yield Text(f"{stack}{status.url}, {status.at.astimezone():%Y-%m-%d %H:%M:%S}", style="bold")
-    yield Text(", ".join(f"{name} {version}" for name, version in status.versions.items()))
-    yield Text(f"models: {', '.join(status.models) or 'none'}")
+    # First of all, as a terminal may be too low for the rest.
+    for line in status.wrong:
+        yield Text(f"WRONG    {line}", style="red")
+    if not status.wrong:
+        yield Text("what is seen is well" if status.unseen else "all is well", style="green")
+    for line in status.unseen:
+        yield Text(f"not seen: {line}", style="yellow")
+    if status.versions:
+        yield Text(", ".join(f"{name} {version}" for name, version in status.versions.items()))
+    if status.models:
+        yield Text(f"models: {', '.join(status.models)}")
     if status.parts:
         yield Text()
         yield _parts(status)
@@ -80,14 +89,8 @@ def _rendered(status: Status) -> Iterator[RenderableType]:
         yield _clients(status.clients)
     if status.edge and status.counted_since:
         age = _age(status.counted_since, status.at)
-        yield Text(f"\nrequests as {status.edge} counted them since its last reload, {age} ago", style="dim")
-    yield Text()
-    for line in status.unseen:
-        yield Text(f"not seen: {line}", style="yellow")
-    for line in status.wrong:
-        yield Text(f"WRONG    {line}", style="red")
-    if not status.wrong:
-        yield Text("all is well" if not status.unseen else "what is seen is well", style="green")
+        since = f"since its last reload, {age} ago; of clients since its container was made"
+        yield Text(f"\nrequests as {status.edge} has counted them {since}", style="dim")
 
 
 def _parts(status: Status) -> Text:

@@ -132,13 +132,13 @@ def test_a_stopped_replica_is_shown_until_it_is_back(deployment: Deployment) -> 
         assert f"docker logs --tail 50 {replica.name}" in wrong
         text = llmctl_status()
         assert text.returncode == 1
-        assert text.stdout.splitlines()[-1] == f"WRONG    {wrong}"
+        assert text.stdout.splitlines()[1] == f"WRONG    {wrong}"
         ask(deployment, HELLO)
     finally:
         replica.start()
         deployment.await_restart("litellm-2", 0)
     assert await_well()["wrong"] == []
-    assert llmctl_status().stdout.splitlines()[-1] == "all is well"
+    assert llmctl_status().stdout.splitlines()[1] == "all is well"
 
 
 def test_a_watch_ends_by_an_interrupt(deployment: Deployment) -> None:

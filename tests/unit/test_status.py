@@ -452,17 +452,16 @@ def test_what_is_no_terminal_gets_plain_text(engine: Engine) -> None:
     done = llmctl()
     assert done.exit_code == 0
     lines = done.stdout.splitlines()
-    assert lines[1] == "LiteLLM 1.55.0, HAProxy 3.0.11, PostgreSQL 17.6"
+    assert lines[1:3] == ["all is well", "LiteLLM 1.55.0, HAProxy 3.0.11, PostgreSQL 17.6"]
     assert "\x1b" not in done.stdout
     words = [line.split() for line in lines]
     edge = next(each for each in words if each[:1] == ["edge"])
     assert (edge[1], edge[-5:]) == ("healthy", ["17", "2", "2", "0", "haproxy:3.0"])
     assert ["batch", "5", "0", "2"] in words
-    assert lines[-1] == "all is well"
     engine.on(f"exec --interactive {IDS[0]}", STATISTICS)
     failed = llmctl()
     assert failed.exit_code == 1
-    assert failed.stdout.splitlines()[-1].startswith("WRONG    litellm-2: healthy, but does not answer")
+    assert failed.stdout.splitlines()[1].startswith("WRONG    litellm-2: healthy, but does not answer")
 
 
 @pytest.mark.parametrize("options", [(), ("--json",)], ids=["text", "json"])
@@ -494,7 +493,7 @@ def test_watching_goes_on_when_something_fails_and_ends_by_an_interrupt(
     else:
         assert done.stdout.count("stack dev at") == 2
         assert done.stdout.count("WRONG    gateway: it answers with status 503") == 2
-        assert done.stdout.splitlines()[-1] == "what is seen is well"
+        assert done.stdout.count("what is seen is well") == 1
 
 
 def test_on_a_terminal_a_watch_stays_in_its_place(
