@@ -31,6 +31,7 @@ from rich.console import Console
 from rich.progress import DownloadColumn, Progress, TextColumn, TimeElapsedColumn, TransferSpeedColumn
 
 from app import migrations
+from app._programs import ProgramError, output, reason
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -278,7 +279,7 @@ class _Programs:
             command, input=script, env=self.environment, capture_output=True, text=True, check=False
         )
         if done.returncode != 0:
-            raise BackupError(f"psql {self.where} failed: {_reason(done.stderr)}")
+            raise BackupError(f"psql {self.where} failed: {reason(done.stderr)}")
         return done.stdout.strip()
 
     @contextmanager
@@ -301,7 +302,7 @@ class _Programs:
                     raise
             if process.returncode != 0:
                 errors.seek(0)
-                raise BackupError(f"{program} {self.where} failed: {_reason(errors.read().decode(errors='replace'))}")
+                raise BackupError(f"{program} {self.where} failed: {reason(errors.read().decode(errors='replace'))}")
 
 
 def _server(url: str) -> _Server:
@@ -368,14 +369,14 @@ def _container(server: _Server) -> tuple[str, str]:
     """The name of the container that is the server, or why there is none."""
     listing = ["docker", "ps", "--format={{.Names}}", f"--filter=label={CONTAINER_LABEL}"]
     try:
-        listed = _output([*listing, f"--filter=publish={server.port}"])
-    except BackupError as error:
+        listed = output([*listing, f"--filter=publish={server.port}"])
+    except ProgramError as error:
         return "", f"Docker was asked for the stack's Postgres, and {error}"
     for name in listed.split():
         # A port says little: the server may be at the other end of a tunnel, or on another address.
-        with suppress(BackupError, psycopg.Error), _connected(server.url) as connection:
+        with suppress(ProgramError, psycopg.Error), _connected(server.url) as connection:
             psql = ["psql", "--no-psqlrc", "--tuples-only", "--no-align", f"--username={SUPERUSER}"]
-            found = _output(
+            found = output(
                 ["docker", "exec", name, *psql, f"--dbname={MAINTENANCE_DATABASE}", f"--command={IDENTITY}"]
             )
             if connection.execute(IDENTITY).fetchone() == (found.strip(),):
@@ -387,26 +388,11 @@ def _missing(program: str, version: int) -> str:
     """Why a program of this machine cannot be used; empty if it can."""
     if shutil.which(program) is None:
         return f"there is no {program} on PATH"
-    found = re.search(r"\d+", _output([program, "--version"]))
-    return "" if found and int(found[0]) == version else f"{program} on PATH has version {found and found[0]}"
-
-
-def _output(command: list[str]) -> str:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        raise BackupError(f"there is no {command[0]} on PATH") from None
-    if done.returncode != 0:
-        raise BackupError(f"{command[0]} failed: {_reason(done.stderr)}")
-    return done.stdout
-
-
-def _reason(errors: str) -> str:
-    """The line that says why a program failed, or which sessions are in its way. The rest may have rows in it."""
-    lines = [line.strip() for line in errors.splitlines() if line.strip()]
-    wrong = [line for line in lines if re.search(r"error|fatal", line, re.IGNORECASE)]
-    sessions = [line for line in lines if re.match(r"DETAIL: .* using the database", line)]
-    return " ".join([*(wrong or lines or ["it says nothing"])[:1], *sessions[:1]])
+        found = re.search(r"\d+", output([program, "--version"]))
+    except ProgramError as error:
+        return str(error)
+    return "" if found and int(found[0]) == version else f"{program} on PATH has version {found and found[0]}"
 
 
 def _one_line(error: Exception) -> str:

@@ -7,19 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-import httpx2
 import psycopg
 
 from app import migrations, organizations
 from app._errors import LLMError
+from app._gateway import KEY_MEND, MODELS_MEND, SECONDS, GatewayError, ask
 from app._settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 PROJECT = Path(__file__).parent.parent
-SECONDS = 10.0
-READINESS = "/health/readiness"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,40 +47,25 @@ def examine(folder: Path) -> Iterator[Finding]:
 
 def _gateway(settings: Settings, served: set[str]) -> Iterator[Finding]:
     """Check the gateway, and put the names of the models that it serves into `served`."""
-    root = str(settings.litellm_url).rstrip("/")
     try:
-        with httpx2.Client(timeout=SECONDS, trust_env=False) as client:
-            ready = client.get(root + READINESS)
-            if ready.status_code != httpx2.codes.OK:
-                yield Finding("gateway", "failure", f"it answers with status {ready.status_code}", "make up")
-                return
-            yield Finding("gateway", "ok", "it answers")
-            listed = client.get(
-                f"{settings.base_url}/models", headers={"Authorization": f"Bearer {settings.required_api_key()}"}
-            )
-    except httpx2.HTTPError as error:
-        yield Finding("gateway", "failure", f"nothing answers at {root} ({type(error).__name__})", "make up")
+        gateway = ask(settings)
+    except GatewayError as error:
+        yield Finding("gateway", "failure", str(error), error.mend)
         return
-    try:
-        yield _version(ready)
-        if listed.status_code == httpx2.codes.OK:
-            served.update(model["id"] for model in listed.json()["data"])
-    except (ValueError, LookupError, TypeError, AttributeError):
-        yield Finding("gateway", "failure", f"what answers at {root} is no gateway", "check LITELLM_URL")
-        return
-    if listed.status_code != httpx2.codes.OK:
-        mend = "take LITELLM_API_KEY from .env, or: ./pulumiw stack output litellmApiKey --show-secrets"
-        yield Finding("key", "failure", f"the gateway refuses it with status {listed.status_code}", mend)
+    yield Finding("gateway", "ok", "it answers")
+    yield _version(gateway.version)
+    if gateway.refused is not None:
+        yield Finding("key", "failure", f"the gateway refuses it with status {gateway.refused}", KEY_MEND)
         return
     yield Finding("key", "ok", "the gateway accepts it")
+    served.update(gateway.models)
     if served:
-        yield Finding("models", "ok", ", ".join(sorted(served)))
+        yield Finding("models", "ok", ", ".join(gateway.models))
     else:
-        yield Finding("models", "failure", "none is served", "./pulumiw config set --secret openaiApiKey …")
+        yield Finding("models", "failure", "none is served", MODELS_MEND)
 
 
-def _version(ready: httpx2.Response) -> Finding:
-    found = str(ready.json().get("litellm_version", "unknown"))
+def _version(found: str) -> Finding:
     pin = re.search(r"litellm:[\w.-]*?v?(\d+\.\d+\.\d+)", _project_file())
     if pin is None or pin[1] == found:
         return Finding("version", "ok", f"LiteLLM {found}")

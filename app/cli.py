@@ -243,6 +243,33 @@ def restore(
 
 
 @cli.command()
+def status(
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Keep it on screen, until Ctrl-C.")] = False,
+    every: Annotated[float, typer.Option(min=0.2, help="With --watch: the seconds between two looks.")] = 2.0,
+    as_json: AsJson = False,
+) -> None:
+    """Show what runs, in which state, and what it is asked:  llmctl status --watch.
+
+    Ends with 1 when something is down. Changes nothing, and no provider is asked. What runs is known to the engine
+    that `docker` asks, which DOCKER_HOST names.
+    """
+    from app import _screen, _status  # noqa: PLC0415
+
+    def print_json(found: _status.Status) -> None:
+        print(_json(found), flush=True)
+
+    with _screen.Screen(live=watch and not as_json) as screen:
+        show = print_json if as_json else screen.show
+        if watch:
+            _screen.watch(every, show)
+            return
+        found = _status.read()
+        show(found)
+    if found.wrong:
+        raise typer.Exit(1)
+
+
+@cli.command()
 def doctor(folder: Folder = FOLDER, as_json: AsJson = False) -> None:
     """Check settings, gateway and database, changing nothing:  llmctl doctor."""
     from app import _doctor  # noqa: PLC0415

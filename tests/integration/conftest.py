@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+import app
 from tests.stacks import deployed, pulumi_tools
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from tests.stacks import Deployment
 
@@ -34,3 +36,14 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]
     """One stack for all tests that leave it as it is."""
     with deployed(tmp_path_factory.mktemp("stack")) as made:
         yield made
+
+
+@pytest.fixture
+def environment(deployment: Deployment, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """What `make up` writes to .env."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LITELLM_URL", deployment.outputs["litellmUrl"])
+    monkeypatch.setenv("LITELLM_API_KEY", deployment.outputs["litellmApiKey"])
+    monkeypatch.setenv("DATABASE_URL", deployment.outputs["databaseUrl"])
+    yield
+    app.close()

@@ -18,24 +18,13 @@ from app import aio, organizations
 from tests.faces import FACES, Face
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from tests.stacks import Deployment
+
+pytestmark = pytest.mark.usefixtures("environment")
 
 THREADS = 100
 TASKS = 1000
 LLMCTL = str(Path(sys.executable).with_name("llmctl"))
-
-
-@pytest.fixture(autouse=True)
-def environment(deployment: Deployment, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """What `make up` writes to .env."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("LITELLM_URL", deployment.outputs["litellmUrl"])
-    monkeypatch.setenv("LITELLM_API_KEY", deployment.outputs["litellmApiKey"])
-    monkeypatch.setenv("DATABASE_URL", deployment.outputs["databaseUrl"])
-    yield
-    app.close()
 
 
 @pytest.fixture(params=FACES, ids=["sync", "async"])

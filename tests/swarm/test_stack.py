@@ -15,6 +15,7 @@ import psycopg
 import pytest
 from pulumi import automation
 
+from app import _status
 from infra.placement.engine import LABEL
 from tests.engines import needs_an_engine_of_its_own
 from tests.load import IN_FLIGHT_MAY_FAIL, NOTHING_FAILS
@@ -157,6 +158,26 @@ def test_llmctl_looks_after_it_as_after_one_on_one_host(
     assert {status for check, status in found.items() if check != "organizations"} == {"ok"}
     llmctl("backup", str(tmp_path / "app.dump"))
     assert (tmp_path / "app.dump").stat().st_size > 0
+
+
+def test_status_shows_every_node_and_what_the_edge_of_its_own_has_counted(
+    swarm: Cluster, deployment: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It says which edges have counted more."""
+    asked, *others = swarm.nodes
+    monkeypatch.setenv("DOCKER_HOST", asked.host)
+    monkeypatch.setenv("LITELLM_URL", deployment.outputs["litellmUrl"])
+    monkeypatch.setenv("LITELLM_API_KEY", deployment.outputs["litellmApiKey"])
+    assert status(swarm, deployment, deployment.outputs["litellmApiKey"]) == [httpx2.codes.OK] * len(swarm.nodes)
+    found = _status.read()
+    assert (found.wrong, found.stack) == ((), deployment.name)
+    by_kind = {kind: {part.name: part for part in found.parts if part.kind == kind} for kind in ("edge", "litellm")}
+    assert sorted(by_kind["edge"]) == [f"edge@{node.name}" for node in swarm.nodes]
+    assert [name for name, part in by_kind["edge"].items() if part.traffic] == [f"edge@{asked.name}"] == [found.edge]
+    assert len(by_kind["litellm"]) == REPLICAS
+    assert None not in [part.traffic for part in by_kind["litellm"].values()]
+    assert next(client for client in found.clients if client.name == "app").requests >= 1
+    assert [node.name in found.unseen[0] for node in (asked, *others)] == [False, *[True] * len(others)]
 
 
 def test_secrets_are_files_for_their_process_alone(swarm: Cluster, deployment: Deployment) -> None:

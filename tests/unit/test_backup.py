@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from app import _backup, cli
+from app import _backup, _programs, cli
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -164,10 +164,10 @@ def test_the_reason_of_a_failure_has_no_rows_in_it() -> None:
         "DETAIL:  Key (name)=(a customer) already exists.\n"
         "CONTEXT:  COPY t, line 1: a customer\n"
     )
-    assert _backup._reason(errors) == 'pg_restore: error: COPY failed for table "t": ERROR:  duplicate key value'
+    assert _programs.reason(errors) == 'pg_restore: error: COPY failed for table "t": ERROR:  duplicate key value'
     in_use = 'ERROR:  database "app" is in use\nDETAIL:  There is 1 other session using the database.\n'
-    assert _backup._reason(in_use).endswith("There is 1 other session using the database.")
-    assert _backup._reason("") == "it says nothing"
+    assert _programs.reason(in_use).endswith("There is 1 other session using the database.")
+    assert _programs.reason("") == "it says nothing"
 
 
 def test_without_a_terminal_a_restore_needs_yes(tmp_path: Path) -> None:

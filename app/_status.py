@@ -1,0 +1,155 @@
+"""`llmctl status`: the stack at a glance. Changes nothing, and no provider is asked.
+
+The gateway is asked over its own API, as any client does. What runs, in which state, and what the edge has counted is
+known to the engine, which is asked by the `docker` command where it is reachable.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from app import _engine
+from app._edge import Client, Statistics, statistics
+from app._gateway import KEY_MEND, MODELS_MEND, GatewayError, ask
+from app._programs import ProgramError
+from app._settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from app._gateway import Gateway
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Status:
+    """What is known of the stack. It is well when nothing is wrong; what could not be seen is not wrong."""
+
+    at: datetime
+    url: str
+    stack: str | None
+    """The stack's name, where its engine is reachable."""
+    models: tuple[str, ...]
+    versions: Mapping[str, str]
+    """By program: LiteLLM, HAProxy, PostgreSQL."""
+    parts: tuple[_engine.Part, ...]
+    clients: tuple[Client, ...]
+    edge: str | None
+    """The edge that has counted what is shown; on a Swarm each has counted its own."""
+    counted_since: datetime | None
+    """Since when, replicas and all; clients since the edge's container came to be."""
+    wrong: tuple[str, ...]
+    """What of the stack is down, each with the command that looks closer or mends it."""
+    unseen: tuple[str, ...]
+    """What could not be seen, and why."""
+
+
+def read() -> Status:
+    """Look at the stack at LITELLM_URL. Raises NotConfiguredError only: what fails is in the status."""
+    settings = Settings.load()
+    key = settings.required_api_key()
+    url = str(settings.litellm_url).rstrip("/")
+    gateway, wrong = _gateway(settings)
+    unseen: list[str] = []
+    accepted = gateway is not None and gateway.refused is None
+    stack, counted = _found(settings.litellm_url.port or 0, key, unseen, other_than=url if accepted else "")
+    parts, edge = (stack.parts, stack.edge) if stack else ((), None)
+    if counted is not None:
+        parts = tuple(_with_traffic(part, edge, counted) for part in parts)
+    return Status(
+        at=datetime.now(UTC),
+        url=url,
+        stack=stack.name if stack else None,
+        models=gateway.models if gateway else (),
+        versions=dict(_versions(gateway, stack, counted, unseen)),
+        parts=parts,
+        clients=counted.clients if counted else (),
+        edge=edge.name if edge and counted else None,
+        counted_since=counted.since if counted else None,
+        wrong=(
+            *wrong,
+            *(stack.short if stack else ()),
+            *(f"{part.name}: {part.state} ({part.look})" for part in parts if not part.up),
+        ),
+        unseen=tuple(unseen),
+    )
+
+
+def _gateway(settings: Settings) -> tuple[Gateway | None, list[str]]:
+    """What the gateway says, and what is wrong with that."""
+    try:
+        gateway = ask(settings)
+    except GatewayError as error:
+        return None, [f"gateway: {error} ({error.mend})"]
+    if gateway.refused is not None:
+        return gateway, [f"key: the gateway refuses it with status {gateway.refused} ({KEY_MEND})"]
+    if not gateway.models:
+        return gateway, [f"models: none is served ({MODELS_MEND})"]
+    return gateway, []
+
+
+def _found(
+    port: int, key: str, unseen: list[str], *, other_than: str
+) -> tuple[_engine.Stack | None, Statistics | None]:
+    """The stack whose edge publishes the gateway's port, and what that edge has counted.
+
+    `other_than` is the address at which the key is good, where that is known: an edge with the same port that does
+    not know the key is another one. What cannot be seen is added to `unseen`.
+    """
+    try:
+        stacks = _engine.stacks(port)
+    except (ProgramError, ValueError) as error:
+        unseen.append(f"what runs, and its requests: {error}")
+        return None, None
+    for stack in stacks:
+        counted, why = _counted(stack.edge, key)
+        if other_than and counted is not None and counted.knows_key is False:
+            continue
+        unseen += [each for each in (stack.unseen, why) if each]
+        return stack, counted
+    which = f", but that of another stack than {other_than}" if stacks else ""
+    unseen.append(
+        f"what runs, and its requests: no edge on the engine that `docker` asks publishes port {port}{which}; "
+        "DOCKER_HOST names another engine"
+    )
+    return None, None
+
+
+def _counted(edge: _engine.Part | None, key: str) -> tuple[Statistics | None, str]:
+    """The statistics of an edge, or why there are none."""
+    if edge is None or edge.container is None:
+        return None, "requests: no edge runs on this engine"
+    try:
+        return statistics(edge.container, key), ""
+    except (ProgramError, ValueError) as error:
+        return None, f"requests: {edge.name} was asked, and {error}"
+
+
+def _with_traffic(part: _engine.Part, edge: _engine.Part | None, counted: Statistics) -> _engine.Part:
+    """A part with what the edge has counted of it, and says of it."""
+    if part == edge:
+        return replace(part, traffic=counted.traffic)
+    if part.kind != _engine.REPLICA:  # which may have the address of a replica that is gone
+        return part
+    address = next((each for each in part.addresses if each in counted.replicas), "")
+    part = replace(part, traffic=counted.replicas.get(address))
+    if part.up and address in counted.down:
+        return replace(part, state=f"{part.state}, but does not answer the edge", up=False)
+    return part
+
+
+def _versions(
+    gateway: Gateway | None, stack: _engine.Stack | None, counted: Statistics | None, unseen: list[str]
+) -> Iterator[tuple[str, str]]:
+    """Each program and its version, where it can be told."""
+    if gateway is not None:
+        yield "LiteLLM", gateway.version
+    if counted is not None:
+        yield "HAProxy", counted.version
+    for part in stack.parts if stack else ():
+        if part.kind == _engine.POSTGRES and part.up and part.container:
+            try:
+                yield "PostgreSQL", _engine.postgres_version(part.container)
+            except ProgramError as error:
+                unseen.append(f"the version of PostgreSQL: {error}")

@@ -1,0 +1,1 @@
+"""Programs to copy from; each has its own line to run it."""
