@@ -10,7 +10,7 @@ import yaml
 from detect_secrets.core.scan import scan_file
 from detect_secrets.settings import default_settings
 
-from infra.settings import KEY_CHARACTERS, Settings, _is_secret
+from infra.settings import KEY_CHARACTERS, Settings, is_secret
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -65,7 +65,7 @@ def _found(file: Path) -> Iterator[tuple[int, str, str]]:
 
 def _in_clear(stack_file: str) -> Iterator[tuple[int, str, str]]:
     """The secrets of the stack config that Pulumi did not encrypt."""
-    secret = {field.alias or name for name, field in Settings.model_fields.items() if _is_secret(field)}
+    secret = {field.alias or name for name, field in Settings.model_fields.items() if is_secret(field)}
     config = next((value for key, value in _pairs(yaml.compose(stack_file)) if key == "config"), None)
     for key, value in _pairs(config):
         if key.rpartition(":")[2] in secret:

@@ -21,7 +21,6 @@ MOST_LINES = 400
 LONG = {
     "app/_backup.py": "to be parted",
     "infra/placement/swarm.py": "each part of a service's spec, in the order of Docker's own",
-    "infra/settings.py": "to be parted",
     "toolchain/images.py": "to be parted",
     "toolchain/tools.py": "to be parted",
     "tests/integration/test_backup.py": "each test wants the backup that the module's fixtures make once",

@@ -9,7 +9,8 @@ import pulumi
 import pytest
 from pulumi.runtime.config import set_all_config
 
-from infra.settings import Problem, Settings, _validate
+from infra.settings import Settings
+from infra.stack_config import Problem, load, validate
 from tests.stack_config import PROJECT_NAME, project_file, raw_config
 
 KEY = "sk-0123456789abcdefghijklmnopqrstuvwxyz"
@@ -20,7 +21,7 @@ PRIVATE_KEY = "-----BEGIN PRIVATE KEY-----\nnothing\n-----END PRIVATE KEY-----\n
 
 
 def problems(stack: str | None = "dev", **changes: object) -> list[Problem]:
-    return _validate(raw_config(stack, **changes), SECRET)[1]
+    return validate(raw_config(stack, **changes), SECRET)[1]
 
 
 def keys(stack: str | None = "dev", **changes: object) -> list[str]:
@@ -39,7 +40,7 @@ def test_pulumi_yaml_describes_exactly_the_settings() -> None:
 @pytest.mark.parametrize(("key", "value"), [("openaiApiKey", "sk-1"), ("clientKeys", {"app": KEY})])
 def test_a_secret_in_clear_is_refused(key: str, value: object) -> None:
     """A secret that was set without --secret stands in a file in clear: the program says so and does not use it."""
-    found = _validate(raw_config("dev", **{key: value}), secret=set())[1]
+    found = validate(raw_config("dev", **{key: value}), secret=set())[1]
     assert [problem.key for problem in found] == [key]
     assert "is not encrypted" in found[0].what
     assert "--secret" in found[0].command
@@ -147,7 +148,7 @@ def test_all_problems_are_reported_at_once_each_with_a_command(monkeypatch: pyte
         {f"{PROJECT_NAME}:{key}": value for key, value in config.items()}, [f"{PROJECT_NAME}:{key}" for key in SECRET]
     )
     with pytest.raises(pulumi.RunError) as caught:
-        Settings.load()
+        load()
     message = str(caught.value)
     assert "has 3 problems; nothing was changed" in message
     assert "pulumi config set --stack dev replicas 2" in message
@@ -169,13 +170,13 @@ def test_pinned_image_references_are_accepted(reference: str) -> None:
 
 
 def test_a_client_may_have_two_keys_while_one_is_rotated() -> None:
-    values, found = _validate(raw_config("dev", clientKeys={"app": [KEY, OTHER_KEY]}), SECRET)
+    values, found = validate(raw_config("dev", clientKeys={"app": [KEY, OTHER_KEY]}), SECRET)
     assert found == []
     assert [key.get_secret_value() for key in values["client_keys"]["app"]] == [KEY, OTHER_KEY]
 
 
 def test_a_client_without_a_key_gets_a_generated_one() -> None:
-    values, found = _validate(raw_config("dev", clientKeys={"batch": ""}), SECRET)
+    values, found = validate(raw_config("dev", clientKeys={"batch": ""}), SECRET)
     assert found == []
     assert values["client_keys"]["batch"] == ()
 
@@ -185,7 +186,7 @@ def test_plain_http_beyond_loopback_must_be_asked_for() -> None:
 
 
 def test_settings_never_show_a_secret() -> None:
-    values, _ = _validate(raw_config("dev", masterKey=KEY, clientKeys={"app": OTHER_KEY}), SECRET)
+    values, _ = validate(raw_config("dev", masterKey=KEY, clientKeys={"app": OTHER_KEY}), SECRET)
     shown = repr(Settings.model_construct(**values))
     assert KEY not in shown
     assert OTHER_KEY not in shown
