@@ -19,10 +19,7 @@ if TYPE_CHECKING:
 
 MOST_LINES = 400
 LONG = {
-    "app/_backup.py": "to be parted",
     "infra/placement/swarm.py": "each part of a service's spec, in the order of Docker's own",
-    "toolchain/images.py": "to be parted",
-    "toolchain/tools.py": "to be parted",
     "tests/integration/test_backup.py": "each test wants the backup that the module's fixtures make once",
     "tests/integration/test_deploy_checks.py": "a table of faults, tried one after another on one stack",
     "tests/integration/test_edge.py": "one edge, started once, and all that it refuses",
