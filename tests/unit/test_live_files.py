@@ -90,7 +90,7 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
 
         monkeypatch.setattr(live_files, "connect", lambda _: Engine())
         monkeypatch.setattr(live_files, "await_health", lambda *_: None)
-        outs = live_files._Provider().create(PROPS).outs
+        outs = live_files._Provider().update("live-files", PROPS, PROPS).outs
         assert outs is not None
         return outs
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Self
 
 import psycopg
+import pulumi
 import pytest
 from psycopg import pq, sql
 
@@ -207,6 +208,15 @@ def test_a_failed_migration_fails_the_up(monkeypatch: pytest.MonkeyPatch, error:
     monkeypatch.setattr(migrations, "up", fail)
     with pytest.raises(RuntimeError, match=why):
         migration._Provider().create({"database_url": "postgresql://db.example/app"})
+
+
+def test_migrations_out_of_line_are_refused_in_the_preview(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: object) -> None:
+        raise migrations.MigrationError("number 0002 is missing")
+
+    monkeypatch.setattr(migrations, "read", fail)
+    with pytest.raises(pulumi.RunError, match="migrations: number 0002 is missing"):
+        migration.Migrations("migrations", database_url="", server="")
 
 
 def test_migrations_are_applied_to_another_server_and_for_another_file(monkeypatch: pytest.MonkeyPatch) -> None:
