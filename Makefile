@@ -8,8 +8,10 @@
 STACK  ?= dev
 PYTHON ?= python3
 BIN    := .venv/bin
+PYTEST  = $(BIN)/pytest
 
-.PHONY: help up down push environment prepare check check-deploy integration drill test test-swarm docs
+.PHONY: help up down push environment prepare check check-deploy integration drill test forget-coverage test-swarm \
+        docs
 help:
 	@sed -n 's/^# //p' Makefile
 
@@ -32,18 +34,27 @@ check: environment
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy
-	$(BIN)/pytest tests/unit
+	$(BIN)/vulture
+	PATH="$(BIN):$$PATH" shellcheck $$(git grep -lE '^#!/.*sh$$')
+	$(BIN)/hadolint $$(git ls-files '*Dockerfile')
+	$(PYTEST) tests/unit
 
 check-deploy: environment
 	$(BIN)/pytest tests/deploy --stack $(STACK) $(if $(SPEND),--spend)
 
 integration: prepare
-	$(BIN)/pytest tests/toolchain tests/integration
+	$(PYTEST) tests/toolchain tests/integration
 
 drill: prepare
 	$(BIN)/pytest tests/drills $(if $(NAME),-k "$(NAME)")
 
-test: check integration drill
+test: PYTEST = $(BIN)/coverage run -m pytest
+test: forget-coverage check integration drill
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
+
+forget-coverage: environment
+	$(BIN)/coverage erase
 
 test-swarm: prepare
 	$(BIN)/pytest tests/swarm $(if $(NAME),-k "$(NAME)")

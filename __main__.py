@@ -2,8 +2,8 @@
 
 import pulumi
 
-from infra.settings import Settings
+from infra import stack_config
 from infra.stack import build
 
-for name, value in build(Settings.load()).items():
+for name, value in build(stack_config.load()).items():
     pulumi.export(name, value)

@@ -226,7 +226,7 @@ def restore(
 
     Prints the name under which the present one is kept.
     """
-    from app import _backup  # noqa: PLC0415
+    from app import _restore  # noqa: PLC0415
 
     if not yes and not sys.stdin.isatty():
         raise typer.BadParameter("without a terminal to ask on, say --yes")
@@ -238,7 +238,7 @@ def restore(
         print("Type the database's name to go on: ", end="", file=sys.stderr, flush=True)
         return sys.stdin.readline().strip() == database
 
-    done = _backup.restore(_database_url(), file, folder, confirm=typed, report=_say)
+    done = _restore.restore(_database_url(), file, folder, confirm=typed, report=_say)
     print(_json(done) if as_json else done.kept)
 
 
@@ -371,6 +371,7 @@ def main() -> None:
 def _expected(error: Exception) -> bool:
     import psycopg  # noqa: PLC0415
 
-    from app import LLMError, _backup, migrations  # noqa: PLC0415
+    from app import LLMError, migrations  # noqa: PLC0415
+    from app._postgres_programs import BackupError  # noqa: PLC0415
 
-    return isinstance(error, (LLMError, _backup.BackupError, migrations.MigrationError, psycopg.Error))
+    return isinstance(error, (LLMError, BackupError, migrations.MigrationError, psycopg.Error))

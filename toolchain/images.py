@@ -7,7 +7,6 @@ Its tag is the project's own and holds a hash of the recipe. Which image stands 
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import platform
@@ -24,18 +23,17 @@ from typing import TYPE_CHECKING, TypeVar
 
 import docker
 import requests
-import yaml
 
-from infra.images import ImageRecordError, stand_ins
+from toolchain import image_record
 from toolchain.machine import (
     CACHE,
     can_install,
     environment,
     exclusive,
     install,
-    update_package_lists,
     which,
 )
+from toolchain.mirrors import apt_settings, index_targets, package_sources
 from toolchain.progress import LINES_SHOWN_ON_FAILURE, CommandError, SetupError
 
 if TYPE_CHECKING:
@@ -47,12 +45,6 @@ T = TypeVar("T")
 
 PROJECT = Path(__file__).resolve().parent.parent
 RECIPES = PROJECT / "images"
-RECORD = PROJECT / ".images.yaml"
-RECORD_HEADER = """\
-# Images that were built on this machine, by the image of the stack config that each stands in for.
-# Written by `make up` where an image could not be pulled. Remove a line to have the pull tried again.
-# To build one anew, with Debian's latest updates: docker rmi --force the image, then make up.
-"""
 CA_BUNDLES = (
     os.environ.get("SSL_CERT_FILE", ""),
     "/etc/ssl/certs/ca-certificates.crt",
@@ -111,14 +103,14 @@ def ensure(
     wanted: Mapping[str, str],
     *,
     ask: Callable[[str], bool] | None,
-    record: Path = RECORD,
+    record: Path = image_record.RECORD,
 ) -> dict[str, str]:
     """Have the image of each part on the engine; return what runs for each: the image wanted or its stand-in.
 
     `wanted` maps parts to image references. `ask` gets a question before anything is built; without it, as where
     there is no terminal, the answer is yes. Raises SetupError.
     """
-    recorded = read(record)
+    recorded = image_record.read(record)
     chosen = {}
     for part, reference in wanted.items():
         choices = (recorded.get(reference), reference)
@@ -131,18 +123,10 @@ def ensure(
     if missing:
         chosen |= _Supply(steps, engine, ask).get(missing)
     try:
-        _write(record, {wanted[part]: image for part, image in chosen.items()})
+        image_record.write(record, {wanted[part]: image for part, image in chosen.items()})
     except OSError as error:
         raise SetupError(f"{record} cannot be written: {error}", mend=f"ls -ld {record.parent}") from error
     return {part: chosen[part] for part in wanted}
-
-
-def read(record: Path = RECORD) -> dict[str, str]:
-    """Return which image stands in for which, by the image that is stood in for. Raises SetupError."""
-    try:
-        return stand_ins(record)
-    except ImageRecordError as error:
-        raise SetupError(str(error), mend=f"rm {record}") from error
 
 
 def recipe_hash(*folders: Path) -> str:
@@ -153,31 +137,6 @@ def recipe_hash(*folders: Path) -> str:
             content = hashlib.sha256(file.read_bytes()).hexdigest()
             digest.update(f"{file.relative_to(folder)} {_mode(file):o} {content}\n".encode())
     return digest.hexdigest()[:12]
-
-
-def package_sources(index_targets: str, suite: str) -> list[str]:
-    """Lines of sources.list for `suite` of Debian, from the mirrors that this machine uses for its own.
-
-    `index_targets` has a line `ORIGIN RELEASE URI` for each of apt's package lists. Empty when none is Debian's.
-    """
-    sources = []
-    for release, uri in re.findall(r"^Debian (\S+) (https?://\S+)$", index_targets, re.MULTILINE):
-        own_suite = release.partition("-")[0]
-        pocket = release.removeprefix(own_suite)
-        if pocket in {"", "-updates", "-security"}:
-            sources.append(f"deb {uri} {suite}{pocket} main")
-    return list(dict.fromkeys(sources))
-
-
-def apt_settings(dump: str) -> list[str]:
-    """The lines of `apt-config dump` that say how mirrors are reached, as proxies and retries.
-
-    What names a file of this machine is left out: it would not be there in an image.
-    """
-    about_mirrors = re.compile(
-        r'Acquire::(https?::|ftp::|Retries|ForceIPv|Check-Date|Check-Valid-Until)\S* "[^/"][^"]*";'
-    )
-    return [line for line in dump.splitlines() if about_mirrors.fullmatch(line)]
 
 
 class _Supply:
@@ -272,7 +231,7 @@ class _Supply:
                 return
             overlay, archive = folder / "overlay", folder / "archive.tar"
             _copy(RECIPES / "base/root", overlay)
-            sources = package_sources(_index_targets(step), recipe.debian)
+            sources = package_sources(index_targets(step), recipe.debian)
             if sources:
                 _put(overlay / "etc/apt/sources.list", "\n".join(sources) + "\n")
             settings = apt_settings(step.run(["apt-config", "dump"])) if which("apt-config") else []
@@ -382,17 +341,6 @@ def _download_wheels(step: Step, lock: Path, folder: Path) -> None:
     step.run([*pip, *target, *locked, f"--dest={folder}"])
 
 
-def _index_targets(step: Step) -> str:
-    """Where this machine has its packages from, as `package_sources` reads it."""
-    if which("apt-get") is None:
-        return ""
-    query = ["apt-get", "indextargets", "--format", "$(ORIGIN) $(RELEASE) $(REPO_URI)", "Created-By: Packages"]
-    if "Debian" not in (targets := step.run(query)):  # as on a machine whose lists were never fetched
-        update_package_lists(step)
-        targets = step.run(query)
-    return targets
-
-
 def _present(engine: docker.DockerClient, reference: str) -> bool:
     try:
         engine.images.get(reference)
@@ -439,18 +387,3 @@ def _put(file: Path, content: str, mode: int = 0o644) -> None:
 
 def _mode(file: Path) -> int:
     return 0o755 if file.stat().st_mode & 0o100 else 0o644
-
-
-def _write(record: Path, chosen: Mapping[str, str]) -> None:
-    """Record which image stands in for which, for the references in `chosen`; leave the others as they are."""
-    folder = os.open(record.parent, os.O_RDONLY)
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX)
-        before = stand_ins(record)
-        after = {reference: tag for reference, tag in {**before, **chosen}.items() if reference != tag}
-        if after != before:
-            new = record.with_name(f"{record.name}.new")
-            new.write_text(RECORD_HEADER + yaml.safe_dump(after), encoding="utf-8")
-            new.replace(record)
-    finally:
-        os.close(folder)

@@ -1,13 +1,15 @@
-"""The machine that the set-up runs on: its distribution's packages, and the user's cache."""
+"""The machine that the set-up runs on: its distribution's packages, the user's cache, and its signals."""
 
 from __future__ import annotations
 
 import fcntl
 import os
 import shutil
+import signal
+import threading
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from toolchain.progress import CommandError, SetupError
 
@@ -71,3 +73,21 @@ def exclusive(name: str, step: Step) -> Iterator[None]:
             step.note("waits for another set-up that does the same")
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end the block by an exception, so that what it has begun is cleaned up."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(number: int, _: object) -> NoReturn:
+        raise SystemExit(128 + number)
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import docker
 
 from infra.images import in_registry
-from toolchain import images
+from toolchain import image_record, images
 from toolchain.progress import SetupError
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def fill(
     ask: Callable[[str], bool] | None,
 ) -> None:
     """Push those of the parts' images that a registry lacks; the engine needs no others. Raises SetupError."""
-    stand_ins = images.read()
+    stand_ins = image_record.read()
     lacking = {}
     with steps.step(f"Ask {registry} for the images"):
         for part, reference in wanted.items():

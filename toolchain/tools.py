@@ -14,26 +14,20 @@ import hashlib
 import os
 import re
 import shutil
-import signal
 import subprocess
 import tarfile
 import tempfile
-import threading
-import urllib.error
-import urllib.request
-from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
-from http.client import HTTPException
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from toolchain import machine
+from toolchain.download import CHECKSUMS, DownloadError, UnreachableError, fetch, read
 from toolchain.progress import CommandError, SetupError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from http.client import HTTPResponse
 
     from toolchain.progress import Step, Steps
 
@@ -51,10 +45,6 @@ DOCKER_FILE = "pulumi-resource-docker"
 DOWNLOAD_URL = "https://get.pulumi.com/releases"
 REACH_SECONDS = 6.0
 """How long the download host may take to answer with a release's checksums."""
-STALL_SECONDS = 30.0
-"""How long a download that has begun may stand still."""
-CHECKSUMS = {40: "sha1", 64: "sha256"}
-"""What Pulumi lists its plugins and its CLI by, told from the length."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,14 +181,6 @@ def _installed_docker_provider() -> dict[str, Path] | None:
     return _files(built) if built.exists() else None
 
 
-class _DownloadError(Exception):
-    """Pulumi's download host did not give a tool; the message says why."""
-
-
-class _UnreachableError(_DownloadError):
-    """The download host does not answer, so that it is of no use to ask it for other files."""
-
-
 class _Maker:
     """Downloads and builds what one run of `ensure` lacks; `scratch` is a folder that others remove."""
 
@@ -227,7 +209,7 @@ class _Maker:
                 f"sdk/pulumi-{CLI_VERSION}-checksums.txt",
                 unpack,
             )
-        except _DownloadError as error:
+        except DownloadError as error:
             return _files(self._build(CLI, error), self._build(LANGUAGE_HOST, error))
         return _files(_downloaded_cli())
 
@@ -245,38 +227,38 @@ class _Maker:
                 f"plugins/pulumi-docker_{DOCKER_VERSION}_checksums.txt",
                 install,
             )
-        except _DownloadError as error:
+        except DownloadError as error:
             return _files(self._build(DOCKER_PROVIDER, error))
         return {}
 
     def _download(self, title: str, archive: str, checksums: str, install: Callable[[Path, Step], None]) -> None:
-        """Fetch an archive, verify it and have it installed. Raises _DownloadError."""
+        """Fetch an archive, verify it and have it installed. Raises DownloadError."""
         if self._unreachable:
-            raise _DownloadError(self._unreachable)
+            raise DownloadError(self._unreachable)
         target = self._scratch / Path(archive).name
         try:
             with self._steps.step(f"{title}: download") as step:
                 expected = self._checksum(checksums, target.name)
-                _fetch(f"{self._url}/{archive}", target, expected, step)
+                fetch(f"{self._url}/{archive}", target, expected, step)
                 install(target, step)
-        except (_DownloadError, CommandError, tarfile.TarError, KeyError) as error:
+        except (DownloadError, CommandError, tarfile.TarError, KeyError) as error:
             self._steps.console.print(f"  {error}", markup=False)
-            raise _DownloadError(str(error)) from error
+            raise DownloadError(str(error)) from error
 
     def _checksum(self, listing: str, archive: str) -> str:
-        """Return an archive's checksum from the release's list. Raises _DownloadError."""
+        """Return an archive's checksum from the release's list. Raises DownloadError."""
         url = f"{self._url}/{listing}"
         try:
-            lines = _read(url, within=REACH_SECONDS).decode(errors="replace")
-        except _UnreachableError as error:
+            lines = read(url, within=REACH_SECONDS).decode(errors="replace")
+        except UnreachableError as error:
             self._unreachable = str(error)
             raise
         listed = re.search(rf"^([0-9a-f]+) [ *](?:\./)?{re.escape(archive)}$", lines, re.MULTILINE)
         if listed is None or len(listed[1]) not in CHECKSUMS:
-            raise _DownloadError(f"{url}: {archive} is not listed")
+            raise DownloadError(f"{url}: {archive} is not listed")
         return listed[1]
 
-    def _build(self, module: GoModule, download: _DownloadError) -> Path:
+    def _build(self, module: GoModule, download: DownloadError) -> Path:
         """Return the folder of the built program. Raises SetupError."""
         folder = module.cached()
         if folder.exists():
@@ -331,49 +313,6 @@ class _Maker:
                 _write_program(source.read_bytes(), making / source.name)
 
 
-def _open(url: str, seconds: float) -> HTTPResponse:
-    """Open a URL; no part of the answer may keep it waiting longer than `seconds`. Raises _DownloadError."""
-    try:
-        answer: HTTPResponse = urllib.request.urlopen(url, timeout=seconds)  # noqa: S310 -- file:// may be a mirror
-    except urllib.error.HTTPError as error:
-        raise _DownloadError(f"{url}: {error}") from error
-    except (OSError, HTTPException, ValueError) as error:
-        raise _UnreachableError(f"{url}: {error}") from error
-    return answer
-
-
-def _read(url: str, *, within: float) -> bytes:
-    """Read a small file within some seconds, of which name resolution alone may take many. Raises _DownloadError."""
-    content: Future[bytes] = Future()
-
-    def read() -> None:
-        try:
-            content.set_result(_open(url, within).read())
-        except Exception as error:  # noqa: BLE001 -- it is raised in the caller's thread
-            content.set_exception(error)
-
-    threading.Thread(target=read, daemon=True).start()
-    try:
-        return content.result(within)
-    except (OSError, HTTPException) as error:
-        raise _UnreachableError(f"{url}: no answer within {within:.0f} s") from error
-
-
-def _fetch(url: str, target: Path, expected: str, step: Step) -> None:
-    """Download to `target` and compare the checksum. Raises _DownloadError."""
-    digest = hashlib.new(CHECKSUMS[len(expected)])
-    try:
-        with _open(url, STALL_SECONDS) as answer, target.open("wb") as file:
-            while block := answer.read(1 << 20):
-                file.write(block)
-                digest.update(block)
-                step.note(f"{file.tell() / 1e6:.0f} MB")
-    except (OSError, HTTPException) as error:
-        raise _DownloadError(f"{url}: {error}") from error
-    if digest.hexdigest() != expected:
-        raise _DownloadError(f"{url}: its checksum is {digest.hexdigest()}, and {expected} is what the release lists")
-
-
 def _write_program(content: bytes, path: Path) -> None:
     path.write_bytes(content)
     path.chmod(0o755)
@@ -415,7 +354,7 @@ def _made_whole(folder: Path) -> Iterator[Path]:
 @contextmanager
 def _scratch(steps: Steps) -> Iterator[Path]:
     """Let one run at a time make tools, in a folder that is gone afterwards, however it ends."""
-    with steps.step("Pulumi's tools") as step, machine.exclusive("tools", step), _terminable():
+    with steps.step("Pulumi's tools") as step, machine.exclusive("tools", step), machine.terminable():
         for left in _cache().glob("making-*"):  # by a run that was killed
             shutil.rmtree(left, ignore_errors=True)
         folder = Path(tempfile.mkdtemp(prefix="making-", dir=_cache()))
@@ -423,24 +362,6 @@ def _scratch(steps: Steps) -> Iterator[Path]:
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP end the block by an exception, so that what it has begun is cleaned up."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def end(number: int, _: object) -> NoReturn:
-        raise SystemExit(128 + number)
-
-    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _downloaded_cli() -> Path:

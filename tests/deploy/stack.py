@@ -14,7 +14,8 @@ from psycopg.conninfo import conninfo_to_dict
 
 from infra import demo, edge, postgres
 from infra.placement.engine import LABEL
-from infra.settings import STRUCTURED, Settings, _report, _set, _validate
+from infra.settings import Settings
+from infra.stack_config import STRUCTURED, report, set_command, validate
 from infra.workload import Port
 from tests.deploy.leaks import Secret
 from tests.stack_config import PROJECT, PROJECT_NAME
@@ -113,9 +114,9 @@ def read_config(name: str) -> StackConfig:
     }
     raw = {key: str(entry["value"]) for key, entry in own.items()}
     secret = {key for key, entry in own.items() if entry["secret"]}
-    values, problems = _validate(raw, secret)
+    values, problems = validate(raw, secret)
     if problems:
-        raise StackError(_report(problems, name))
+        raise StackError(report(problems, name))
     return StackConfig(
         name=name, settings=Settings.model_construct(**values), secrets={key: raw[key] for key in secret}
     )
@@ -336,7 +337,7 @@ class DeployedStack(ABC):
         return f"./pulumiw config set --stack {self.name} --path secretVersions.{setting} {version} && {self.up}"
 
     def _set(self, key: str) -> str:
-        return f"./pulumiw config {_set(key)} --stack {self.name} && {self.up}"
+        return f"./pulumiw config {set_command(key)} --stack {self.name} && {self.up}"
 
 
 def _is_secret(value: object) -> bool:

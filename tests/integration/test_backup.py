@@ -21,7 +21,9 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from app import _backup, organizations
+from app import _restore, organizations
+from app._backup import Content
+from app._postgres_programs import CONTAINER_LABEL, BackupError
 from tests.stack_config import PROJECT
 from tests.stacks import deployed, free_port, kill_tree
 
@@ -201,9 +203,9 @@ def test_a_damaged_or_cut_file_changes_nothing(deployment: Deployment) -> None:
 
 def test_a_row_too_few_is_found(deployment: Deployment) -> None:
     url = deployment.outputs["databaseUrl"]
-    _backup._count(url, _backup.Content({"public.organizations": ROWS}, 2))
-    with pytest.raises(_backup.BackupError, match=f"public.organizations has {ROWS} rows .* and {ROWS + 1} in"):
-        _backup._count(url, _backup.Content({"public.organizations": ROWS + 1}, 2))
+    _restore._count(url, Content({"public.organizations": ROWS}, 2))
+    with pytest.raises(BackupError, match=f"public.organizations has {ROWS} rows .* and {ROWS + 1} in"):
+        _restore._count(url, Content({"public.organizations": ROWS + 1}, 2))
 
 
 def test_a_newer_schema_is_refused_and_an_older_one_is_brought_up_to_date(
@@ -465,7 +467,7 @@ def external(deployment: Deployment, tmp_path: Path, monkeypatch: pytest.MonkeyP
     # The second looks like a stack's and has the same port, and yet is another server.
     servers: list[Container] = []
     try:
-        for address, labels in (("127.0.0.1", {}), ("127.0.0.2", dict([_backup.CONTAINER_LABEL.split("=")]))):
+        for address, labels in (("127.0.0.1", {}), ("127.0.0.2", dict([CONTAINER_LABEL.split("=")]))):
             server = deployment.engine.containers.run(
                 image.id,
                 name=f"{deployment.name}-at-{address}",

@@ -351,15 +351,7 @@ def test_postgres_killed_while_its_cluster_is_put_in_place_goes_on(machine: Mach
 def test_postgres_refuses_data_of_another_major_version(machine: Machine, tags: Mapping[str, str]) -> None:
     """Data that this version cannot read stays as it is, and the log says how to move it."""
     volume = machine.volume()
-    container = machine.create(
-        tags["postgres"],
-        user="postgres",
-        environment={"POSTGRES_PASSWORD": PASSWORD},
-        volumes={volume: {"bind": postgres.DATA}},
-        files={f"{postgres.DATA}/PG_VERSION": "16\n"},
-    )
-    container.start()
-    said = ends_with_error(container)
+    said = refused_data(machine, tags, volume, "PG_VERSION", "16\n")
     assert "was made by PostgreSQL 16, and this is PostgreSQL 17" in said
     assert "pg_dumpall" in said
     assert files_on(machine, tags, volume) == ["PG_VERSION"]
@@ -368,15 +360,7 @@ def test_postgres_refuses_data_of_another_major_version(machine: Machine, tags: 
 def test_postgres_refuses_a_volume_with_something_else(machine: Machine, tags: Mapping[str, str]) -> None:
     """Files that are no cluster are neither deleted nor mixed with one."""
     volume = machine.volume()
-    container = machine.create(
-        tags["postgres"],
-        user="postgres",
-        environment={"POSTGRES_PASSWORD": PASSWORD},
-        volumes={volume: {"bind": postgres.DATA}},
-        files={f"{postgres.DATA}/notes.txt": "mine"},
-    )
-    container.start()
-    assert "is not empty: there is notes.txt" in ends_with_error(container)
+    assert "is not empty: there is notes.txt" in refused_data(machine, tags, volume, "notes.txt", "mine")
     assert files_on(machine, tags, volume) == ["notes.txt"]
 
 
@@ -396,6 +380,19 @@ def test_postgres_refuses_to_start_without_a_password(
     container = start_postgres(machine, tags, volume, environment=environment, files={})
     assert said in ends_with_error(container)
     assert files_on(machine, tags, volume) == []
+
+
+def refused_data(machine: Machine, tags: Mapping[str, str], volume: str, file: str, content: str) -> str:
+    """What Postgres says of a volume whose data has this file."""
+    container = machine.create(
+        tags["postgres"],
+        user="postgres",
+        environment={"POSTGRES_PASSWORD": PASSWORD},
+        volumes={volume: {"bind": postgres.DATA}},
+        files={f"{postgres.DATA}/{file}": content},
+    )
+    container.start()
+    return ends_with_error(container)
 
 
 def files_on(machine: Machine, tags: Mapping[str, str], volume: str) -> list[str]:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from infra.settings import Settings, _validate
+from infra.settings import Settings
+from infra.stack_config import validate
 from tests.stack_config import raw_config
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def settings() -> Callable[..., Settings]:
     """Make settings from a stack's file and changes to it, which must be valid."""
 
     def make(stack: str = "dev", **changes: object) -> Settings:
-        values, problems = _validate(raw_config(stack, **changes), secret=changes)
+        values, problems = validate(raw_config(stack, **changes), secret=changes)
         assert problems == []
         return Settings.model_construct(**values)
 

@@ -12,13 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from app import _backup, _programs, cli
+from app import _backup, _restore, cli
+from app._postgres_programs import PROGRAMS, BackupError, Server, programs_for
+from app._programs import reason
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 NOWHERE = "postgresql://app_1:the-password@127.0.0.1:9/app"
-SERVER = _backup._Server(
+SERVER = Server(
     url=NOWHERE,
     database="app",
     oid=1,
@@ -35,8 +37,8 @@ def silent(_line: str) -> None:
     """Report to nobody."""
 
 
-def restored(file: Path, folder: Path) -> _backup.Restored:
-    return _backup.restore(NOWHERE, file, folder, confirm=lambda _name: True, report=silent)
+def restored(file: Path, folder: Path) -> _restore.Restored:
+    return _restore.restore(NOWHERE, file, folder, confirm=lambda _name: True, report=silent)
 
 
 @pytest.fixture
@@ -77,22 +79,22 @@ def test_a_file_without_its_checksum_is_refused(tmp_path: Path, folder: Path) ->
     """Damage, and a checksum that is missing or empty, are found before the database is asked."""
     file, checksum = tmp_path / "x.dump", tmp_path / "x.dump.sha256"
     file.write_bytes(b"an archive")
-    with pytest.raises(_backup.BackupError, match=r"x\.dump\.sha256 is missing.*sha256sum"):
+    with pytest.raises(BackupError, match=r"x\.dump\.sha256 is missing.*sha256sum"):
         restored(file, folder)
     for wrong in ("", "0" * 64, hashlib.sha256(b"an archiv").hexdigest(), "\0"):
         checksum.write_text(f"{wrong}  x.dump\n" if wrong else "")
-        with pytest.raises(_backup.BackupError, match="damaged or cut short"):
+        with pytest.raises(BackupError, match="damaged or cut short"):
             restored(file, folder)
     checksum.write_text(f"{hashlib.sha256(b'an archive').hexdigest()}  renamed.dump\n")
-    with pytest.raises(_backup.BackupError, match="the database at DATABASE_URL cannot be used") as caught:
+    with pytest.raises(BackupError, match="the database at DATABASE_URL cannot be used") as caught:
         restored(file, folder)
     assert "the-password" not in str(caught.value)
 
 
 def test_a_file_or_folder_that_cannot_be_used_is_named(tmp_path: Path, folder: Path) -> None:
-    with pytest.raises(_backup.BackupError, match=r"none\.dump: No such file"):
+    with pytest.raises(BackupError, match=r"none\.dump: No such file"):
         restored(tmp_path / "none.dump", folder)
-    with pytest.raises(_backup.BackupError, match="cannot be used"):
+    with pytest.raises(BackupError, match="cannot be used"):
         _backup.backup(NOWHERE, tmp_path, report=silent)
 
 
@@ -139,22 +141,22 @@ def test_a_program_that_is_missing_or_of_another_version_is_told(
 ) -> None:
     """The message says what was tried in what order, and what to install."""
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(_backup.BackupError) as caught:
-        _backup._programs(SERVER)
+    with pytest.raises(BackupError) as caught:
+        programs_for(SERVER)
     assert "there is no docker on PATH" in str(caught.value)
     assert "there is no pg_dump on PATH" in str(caught.value)
     assert "postgresql-client-17" in str(caught.value)
     assert "the-password" not in str(caught.value)
-    for program in _backup.PROGRAMS:
+    for program in PROGRAMS:
         (tmp_path / program).write_text(f"#!/bin/sh\necho '{program} (PostgreSQL) 17.2 (Debian 17.2-1)'\n")
         (tmp_path / program).chmod(0o755)
-    programs = _backup._programs(SERVER)
+    programs = programs_for(SERVER)
     assert programs.environment["PGPASSWORD"] == "the-password"
     assert "the-password" not in f"{programs.connection} {programs.admin}"
     for other in ("15.14", "18.0"):
         (tmp_path / "pg_restore").write_text(f"#!/bin/sh\necho 'pg_restore (PostgreSQL) {other}'\n")
-        with pytest.raises(_backup.BackupError, match=f"pg_restore on PATH has version {other[:2]}"):
-            _backup._programs(SERVER)
+        with pytest.raises(BackupError, match=f"pg_restore on PATH has version {other[:2]}"):
+            programs_for(SERVER)
 
 
 def test_the_reason_of_a_failure_has_no_rows_in_it() -> None:
@@ -164,10 +166,10 @@ def test_the_reason_of_a_failure_has_no_rows_in_it() -> None:
         "DETAIL:  Key (name)=(a customer) already exists.\n"
         "CONTEXT:  COPY t, line 1: a customer\n"
     )
-    assert _programs.reason(errors) == 'pg_restore: error: COPY failed for table "t": ERROR:  duplicate key value'
+    assert reason(errors) == 'pg_restore: error: COPY failed for table "t": ERROR:  duplicate key value'
     in_use = 'ERROR:  database "app" is in use\nDETAIL:  There is 1 other session using the database.\n'
-    assert _programs.reason(in_use).endswith("There is 1 other session using the database.")
-    assert _programs.reason("") == "it says nothing"
+    assert reason(in_use).endswith("There is 1 other session using the database.")
+    assert reason("") == "it says nothing"
 
 
 def test_without_a_terminal_a_restore_needs_yes(tmp_path: Path) -> None:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from infra.images import ImageRecordError, in_registry, stand_ins
-from toolchain import images, machine
-from toolchain.images import RECIPES, STAND_INS, apt_settings, package_sources, recipe_hash
+from toolchain import image_record, images, machine
+from toolchain.images import RECIPES, STAND_INS, recipe_hash
+from toolchain.mirrors import apt_settings, package_sources
 from toolchain.progress import Steps
 
 if TYPE_CHECKING:
@@ -156,9 +157,9 @@ def test_the_record_is_what_was_written(tmp_path: Path) -> None:
     """The program reads the pairs that the set-up wrote, and other pairs stay."""
     record = tmp_path / ".images.yaml"
     assert stand_ins(record) == {}
-    images._write(record, {"postgres:17": "own/postgres:1", "haproxy:3.0": "haproxy:3.0"})
+    image_record.write(record, {"postgres:17": "own/postgres:1", "haproxy:3.0": "haproxy:3.0"})
     assert stand_ins(record) == {"postgres:17": "own/postgres:1"}
-    images._write(record, {"litellm:1": "own/litellm:1"})
+    image_record.write(record, {"litellm:1": "own/litellm:1"})
     assert stand_ins(record) == {"postgres:17": "own/postgres:1", "litellm:1": "own/litellm:1"}
     assert record.read_text().startswith("# Images that were built on this machine")
     assert [path.name for path in tmp_path.iterdir()] == [".images.yaml"]
@@ -167,8 +168,8 @@ def test_the_record_is_what_was_written(tmp_path: Path) -> None:
 def test_an_image_that_can_be_had_again_needs_no_stand_in(tmp_path: Path) -> None:
     """When the image itself runs, its line goes."""
     record = tmp_path / ".images.yaml"
-    images._write(record, {"postgres:17": "own/postgres:1"})
-    images._write(record, {"postgres:17": "postgres:17"})
+    image_record.write(record, {"postgres:17": "own/postgres:1"})
+    image_record.write(record, {"postgres:17": "postgres:17"})
     assert stand_ins(record) == {}
 
 
@@ -186,7 +187,7 @@ def test_a_record_that_is_none(tmp_path: Path, content: str) -> None:
 def test_an_emptied_record(tmp_path: Path) -> None:
     """A record whose lines were all removed says that nothing stands in."""
     record = tmp_path / ".images.yaml"
-    record.write_text(images.RECORD_HEADER)
+    record.write_text(image_record.HEADER)
     assert stand_ins(record) == {}
 
 

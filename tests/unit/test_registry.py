@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import docker
 import pytest
 
-from toolchain import images, registry
+from toolchain import image_record, images, registry
 from toolchain.progress import SetupError, Steps
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class Engine:
 def _stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
     """LiteLLM's image has a stand-in, and the engine has that."""
     record = {OFFICIAL: STAND_IN}
-    monkeypatch.setattr(images, "read", lambda: record)
+    monkeypatch.setattr(image_record, "read", lambda: record)
 
     def ensure(_: Steps, __: Engine, wanted: Mapping[str, str], *, ask: None) -> dict[str, str]:
         return {part: record.get(image, image) for part, image in wanted.items()}

@@ -113,3 +113,14 @@ def test_a_constant_refuses_another_value_with_its_reason() -> None:
     assert provider.check(olds, olds).failures == []
     assert [each.reason for each in provider.check(olds, {**olds, "value": "17"}).failures] == ["dump first"]
     assert provider.check({}, olds).failures == []
+
+
+def test_what_a_guard_remembers_follows_what_it_let_through() -> None:
+    """Else it would compare with what was there at first."""
+    provider = _ConstantProvider()
+    first = provider.create({"value": "16", "refusal": "dump first"}).outs
+    assert first == {"value": "16", "refusal": "dump first"}
+    assert provider.diff("guard", first, first).changes is False
+    again = {"value": "16", "refusal": "dump it first"}
+    assert provider.diff("guard", first, again).changes is True
+    assert provider.update("guard", first, again).outs == again

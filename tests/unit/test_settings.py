@@ -9,7 +9,8 @@ import pulumi
 import pytest
 from pulumi.runtime.config import set_all_config
 
-from infra.settings import Problem, Settings, _validate
+from infra.settings import Settings
+from infra.stack_config import Problem, load, validate
 from tests.stack_config import PROJECT_NAME, project_file, raw_config
 
 KEY = "sk-0123456789abcdefghijklmnopqrstuvwxyz"
@@ -20,7 +21,7 @@ PRIVATE_KEY = "-----BEGIN PRIVATE KEY-----\nnothing\n-----END PRIVATE KEY-----\n
 
 
 def problems(stack: str | None = "dev", **changes: object) -> list[Problem]:
-    return _validate(raw_config(stack, **changes), SECRET)[1]
+    return validate(raw_config(stack, **changes), SECRET)[1]
 
 
 def keys(stack: str | None = "dev", **changes: object) -> list[str]:
@@ -39,7 +40,7 @@ def test_pulumi_yaml_describes_exactly_the_settings() -> None:
 @pytest.mark.parametrize(("key", "value"), [("openaiApiKey", "sk-1"), ("clientKeys", {"app": KEY})])
 def test_a_secret_in_clear_is_refused(key: str, value: object) -> None:
     """A secret that was set without --secret stands in a file in clear: the program says so and does not use it."""
-    found = _validate(raw_config("dev", **{key: value}), secret=set())[1]
+    found = validate(raw_config("dev", **{key: value}), secret=set())[1]
     assert [problem.key for problem in found] == [key]
     assert "is not encrypted" in found[0].what
     assert "--secret" in found[0].command
@@ -91,6 +92,13 @@ def test_staging_and_prod_need_a_provider_key_or_a_local_model(stack: str) -> No
         ({"haproxyImage": "haproxy@sha256:abc"}, "haproxyImage", "is not an image reference"),
         ({"dockerHost": "ssh://deploy@staging.example"}, "bindAddress", "nothing reaches it from here"),
         ({"dockerHost": "tcp://10.0.0.5:2375"}, "dockerHost", "is reached by TLS only"),
+        ({"dockerHost": "ssh://deploy:word@staging.example"}, "dockerHost", "has a password, which would be shown"),
+        (
+            {"dockerHost": "staging.example"},
+            "dockerHost",
+            "must be unix:///path, ssh://user@host, or tcp://host:2376",
+        ),
+        ({"replicas": None}, "replicas", "is not set, and Pulumi.yaml has no default for it"),
         ({"postgresImage": "postgres@sha256:" + "0" * 64}, "postgresImage", "name it in the tag"),
         ({"secretVersions": {"masterKey": 2}, "masterKey": KEY}, "secretVersions.masterKey", "has no effect"),
         (
@@ -136,9 +144,8 @@ def test_each_mistake_is_named_with_what_is_wrong(changes: dict[str, Any], key: 
     assert what in found[0].what
 
 
-def test_all_problems_are_reported_at_once_each_with_a_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One run lists every problem and the command that mends it, and shows no secret value."""
-    config = raw_config("dev", replicas="0", masterKey="secret-that-is-weak", replica="3")
+def configured(monkeypatch: pytest.MonkeyPatch, config: dict[str, str]) -> None:
+    """Have Pulumi hand this config to the program."""
     monkeypatch.delenv("PULUMI_CONFIG", raising=False)
     pulumi.runtime.settings.configure(
         pulumi.runtime.settings.Settings(project=PROJECT_NAME, stack="dev", dry_run=True)
@@ -146,8 +153,13 @@ def test_all_problems_are_reported_at_once_each_with_a_command(monkeypatch: pyte
     set_all_config(
         {f"{PROJECT_NAME}:{key}": value for key, value in config.items()}, [f"{PROJECT_NAME}:{key}" for key in SECRET]
     )
+
+
+def test_all_problems_are_reported_at_once_each_with_a_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One run lists every problem and the command that mends it, and shows no secret value."""
+    configured(monkeypatch, raw_config("dev", replicas="0", masterKey="secret-that-is-weak", replica="3"))
     with pytest.raises(pulumi.RunError) as caught:
-        Settings.load()
+        load()
     message = str(caught.value)
     assert "has 3 problems; nothing was changed" in message
     assert "pulumi config set --stack dev replicas 2" in message
@@ -169,13 +181,13 @@ def test_pinned_image_references_are_accepted(reference: str) -> None:
 
 
 def test_a_client_may_have_two_keys_while_one_is_rotated() -> None:
-    values, found = _validate(raw_config("dev", clientKeys={"app": [KEY, OTHER_KEY]}), SECRET)
+    values, found = validate(raw_config("dev", clientKeys={"app": [KEY, OTHER_KEY]}), SECRET)
     assert found == []
     assert [key.get_secret_value() for key in values["client_keys"]["app"]] == [KEY, OTHER_KEY]
 
 
 def test_a_client_without_a_key_gets_a_generated_one() -> None:
-    values, found = _validate(raw_config("dev", clientKeys={"batch": ""}), SECRET)
+    values, found = validate(raw_config("dev", clientKeys={"batch": ""}), SECRET)
     assert found == []
     assert values["client_keys"]["batch"] == ()
 
@@ -184,8 +196,39 @@ def test_plain_http_beyond_loopback_must_be_asked_for() -> None:
     assert problems(bindAddress="10.0.0.5", allowPlainHttp="true") == []
 
 
+def test_a_password_of_ones_own_is_taken() -> None:
+    assert problems(databasePassword="a-long-password-of-ones-own") == []
+
+
+def test_a_stack_config_without_problems_is_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    configured(monkeypatch, raw_config("dev", replicas="3", masterKey=KEY))
+    settings = load()
+    assert settings.replicas == 3
+    assert settings.master_key is not None
+    assert settings.master_key.get_secret_value() == KEY
+
+
+@pytest.mark.parametrize(
+    ("changes", "host"),
+    [
+        ({}, "localhost"),
+        ({"bindAddress": "10.0.0.5", "allowPlainHttp": "true"}, "10.0.0.5"),
+        (
+            {"dockerHost": "ssh://deploy@staging.example", "bindAddress": "0.0.0.0", "allowPlainHttp": "true"},  # noqa: S104
+            "staging.example",
+        ),
+        ({"gatewayHost": "llm.example", "bindAddress": "10.0.0.5", "allowPlainHttp": "true"}, "llm.example"),
+    ],
+)
+def test_callers_are_told_where_the_gateway_is(changes: dict[str, Any], host: str) -> None:
+    values, found = validate(raw_config("dev", **changes), SECRET)
+    assert found == []
+    settings = Settings.model_construct(**values)
+    assert settings.litellm_url == f"http://{host}:4000"
+
+
 def test_settings_never_show_a_secret() -> None:
-    values, _ = _validate(raw_config("dev", masterKey=KEY, clientKeys={"app": OTHER_KEY}), SECRET)
+    values, _ = validate(raw_config("dev", masterKey=KEY, clientKeys={"app": OTHER_KEY}), SECRET)
     shown = repr(Settings.model_construct(**values))
     assert KEY not in shown
     assert OTHER_KEY not in shown

@@ -12,8 +12,8 @@ from pulumi.runtime import mocks
 
 from infra import edge, gateway, postgres
 from infra.placement import cluster, swarm
-from infra.settings import _validate
 from infra.stack import build
+from infra.stack_config import validate
 from tests.stack_config import PROJECT_NAME, raw_config
 from tests.unit.test_cluster import MANAGER, Engine, node
 from tests.unit.test_stack import KEY, OTHER_KEY, Recorder, plain
@@ -298,6 +298,6 @@ def test_a_swarm_that_lacks_a_node_is_refused_before_anything_is_registered(
     ],
 )
 def test_what_does_not_go_with_a_placement(changes: dict[str, Any], key: str, what: str) -> None:
-    found = _validate(raw_config("dev", **changes), secret=())[1]
+    found = validate(raw_config("dev", **changes), secret=())[1]
     assert [problem.key for problem in found] == [key]
     assert what in found[0].what

@@ -1,0 +1,211 @@
+"""PostgreSQL's own programs for a server, which do the work of a backup and of a restore.
+
+They are in the server's major version: an older pg_dump refuses the server, what a newer one writes the server's own
+pg_restore may not read, and a newer pg_restore sends settings that the server may not know. They run in the container
+of the stack's Postgres, over its local socket and so without a password, or else on this machine.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from app._programs import ProgramError, output, reason
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from io import FileIO
+
+CONTAINER_LABEL = "llm-infrastructure.part=postgres"
+SUPERUSER = "postgres"
+MAINTENANCE_DATABASE = "postgres"
+"""Where those connect who make and rename databases: nobody can rename the one that they are in."""
+PROGRAMS = ("pg_dump", "pg_restore", "psql")
+CONNECT_SECONDS = 15
+# Two servers may have the same system identifier (one is a copy of the other), but not the same start as well.
+IDENTITY = (
+    "SELECT concat(system_identifier, ' ', extract(epoch FROM pg_postmaster_start_time())) FROM pg_control_system()"
+)
+
+
+class BackupError(Exception):
+    """What failed or was refused. The message is one line, without a password, and names the next step."""
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """The server and database of DATABASE_URL, as it answered."""
+
+    url: str
+    database: str
+    oid: int
+    user: str
+    role: str
+    """What the user acts as."""
+    address: str
+    port: int
+    version: int
+    """The major version."""
+    password: str
+
+
+@dataclass(frozen=True, slots=True)
+class Programs:
+    """PostgreSQL's programs for a server: where they run, and as whom."""
+
+    where: str
+    prefix: tuple[str, ...]
+    connection: str
+    """Without a password."""
+    admin: str
+    """As who makes and renames databases."""
+    password: str = ""
+
+    def command(self, program: str, *arguments: str) -> list[str]:
+        """The words that run a program of PostgreSQL's."""
+        return [*self.prefix, program, *arguments]
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The environment to run it in."""
+        return {**os.environ, **({"PGPASSWORD": self.password} if self.password else {})}
+
+    def sql(self, script: str, **variables: str) -> str:
+        """What a psql script prints that runs as who makes and renames databases."""
+        options = ("--no-psqlrc", "--quiet", "--tuples-only", "--no-align", "--set=ON_ERROR_STOP=1")
+        settings = [f"--set={name}={value}" for name, value in variables.items()]
+        command = self.command("psql", *options, *settings, f"--dbname={self.admin}")
+        done = subprocess.run(
+            command, input=script, env=self.environment, capture_output=True, text=True, check=False
+        )
+        if done.returncode != 0:
+            raise BackupError(f"psql {self.where} failed: {reason(done.stderr)}")
+        return done.stdout.strip()
+
+    @contextmanager
+    def running(
+        self, program: str, *arguments: str, stdin: FileIO | None = None
+    ) -> Iterator[subprocess.Popen[bytes]]:
+        """A program while it runs; a BackupError at the end if it failed."""
+        with tempfile.TemporaryFile() as errors:
+            with subprocess.Popen(
+                self.command(program, *arguments),
+                env=self.environment,
+                stdin=stdin or subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+            ) as process:
+                try:
+                    yield process
+                except BaseException:
+                    process.kill()
+                    raise
+            if process.returncode != 0:
+                errors.seek(0)
+                raise BackupError(f"{program} {self.where} failed: {reason(errors.read().decode(errors='replace'))}")
+
+
+def server_at(url: str) -> Server:
+    """The server at `url`, once it has answered. Raises BackupError."""
+    try:
+        with connected(url) as connection:
+            row = connection.execute(
+                "SELECT oid, current_user FROM pg_database WHERE datname = current_database()"
+            ).fetchone()
+            oid, role = row or (0, "")
+            info = connection.info
+            return Server(
+                url=url,
+                database=info.dbname,
+                oid=oid,
+                user=info.user,
+                role=role,
+                address=f"{info.host}:{info.port}",
+                port=info.port,
+                version=info.server_version // 10000,
+                password=info.password,
+            )
+    except psycopg.Error as error:
+        raise BackupError(
+            f"the database at DATABASE_URL cannot be used: {one_line(error)} (`llmctl doctor` looks closer)"
+        ) from None
+
+
+def connected(url: str) -> psycopg.Connection:
+    """A connection to what is at `url`, within some seconds."""
+    return psycopg.connect(url, connect_timeout=CONNECT_SECONDS, autocommit=True)
+
+
+def programs_for(server: Server) -> Programs:
+    """The programs in the container of the stack's Postgres if that is the server, or those of this machine.
+
+    Raises BackupError that says what was tried.
+    """
+    container, no_container = _container(server)
+    if container:
+        return Programs(
+            where=f"in container {container}",
+            prefix=("docker", "exec", "--interactive", container),
+            connection=make_conninfo(user=server.user, dbname=server.database),
+            admin=make_conninfo(user=SUPERUSER, dbname=MAINTENANCE_DATABASE),
+        )
+    if missing := [each for each in (_missing(program, server.version) for program in PROGRAMS) if each]:
+        raise BackupError(
+            f"PostgreSQL's programs in version {server.version}, which is the server's, are needed: {no_container}; "
+            f"{missing[0]}. Run this where the engine of the stack is reachable, or install "
+            f"postgresql-client-{server.version}"
+        )
+    public: dict[str, Any] = {
+        key: value for key, value in conninfo_to_dict(server.url).items() if "password" not in key
+    }
+    return Programs(
+        where="on this machine",
+        prefix=(),
+        connection=make_conninfo(**public),
+        admin=make_conninfo(**{**public, "dbname": MAINTENANCE_DATABASE}),
+        password=server.password,
+    )
+
+
+def _container(server: Server) -> tuple[str, str]:
+    """The name of the container that is the server, or why there is none."""
+    listing = ["docker", "ps", "--format={{.Names}}", f"--filter=label={CONTAINER_LABEL}"]
+    try:
+        listed = output([*listing, f"--filter=publish={server.port}"])
+    except ProgramError as error:
+        return "", f"Docker was asked for the stack's Postgres, and {error}"
+    for name in listed.split():
+        # A port says little: the server may be at the other end of a tunnel, or on another address.
+        with suppress(ProgramError, psycopg.Error), connected(server.url) as connection:
+            psql = ["psql", "--no-psqlrc", "--tuples-only", "--no-align", f"--username={SUPERUSER}"]
+            found = output(
+                ["docker", "exec", name, *psql, f"--dbname={MAINTENANCE_DATABASE}", f"--command={IDENTITY}"]
+            )
+            if connection.execute(IDENTITY).fetchone() == (found.strip(),):
+                return name, ""
+    return "", f"no container with the label {CONTAINER_LABEL} is the server at {server.address}"
+
+
+def _missing(program: str, version: int) -> str:
+    """Why a program of this machine cannot be used; empty if it can."""
+    if shutil.which(program) is None:
+        return f"there is no {program} on PATH"
+    try:
+        found = re.search(r"\d+", output([program, "--version"]))
+    except ProgramError as error:
+        return str(error)
+    return "" if found and int(found[0]) == version else f"{program} on PATH has version {found and found[0]}"
+
+
+def one_line(error: Exception) -> str:
+    """What an error says, on one line."""
+    return " ".join(str(error).split())

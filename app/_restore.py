@@ -1,0 +1,244 @@
+"""The app's database out of a file: what `llmctl restore` does.
+
+It makes a new database beside the present one and fills it as the app's own role, so that no file ever runs as
+superuser. It counts the rows and brings the schema up to date, and only then has the two change names, in one
+transaction. Whatever ends it before that leaves the present database as it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shlex
+import subprocess
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import psycopg
+from psycopg.conninfo import make_conninfo
+
+from app import migrations
+from app._backup import beside, content_of, file_errors, shown_progress
+from app._postgres_programs import BackupError, connected, one_line, programs_for, server_at
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from io import FileIO
+    from pathlib import Path
+
+    from app._backup import Content
+    from app._postgres_programs import Programs, Server
+
+ADVISORY_LOCK = int.from_bytes(hashlib.sha256(b"llm-infrastructure restore").digest()[:8], signed=True)
+POLL_SECONDS = 0.2
+LONGEST_NAME_BYTES = 63
+"""Of an identifier in Postgres, which cuts off the rest."""
+
+MAY_RESTORE = """
+SELECT (SELECT rolsuper OR rolcreatedb FROM pg_roles WHERE rolname = current_user)
+   AND (SELECT pg_has_role(datdba, 'USAGE') FROM pg_database WHERE datname = :'live');
+"""
+LEFTOVERS = "SELECT datname FROM pg_database WHERE datname ~ :'pattern' ORDER BY datname;"
+# With the owner, encoding, locale and limit of the present one, and for those who may connect to that.
+CREATE = r"""
+SELECT format('CREATE DATABASE %I OWNER %I TEMPLATE template0 ENCODING %L LC_COLLATE %L LC_CTYPE %L '
+              'CONNECTION LIMIT %s',
+              :'new', rolname, pg_encoding_to_char(encoding), datcollate, datctype, datconnlimit)
+       || CASE to_jsonb(d) ->> 'datlocprovider'
+          WHEN 'i' THEN format(' LOCALE_PROVIDER icu ICU_LOCALE %L',
+                               coalesce(to_jsonb(d) ->> 'datlocale', to_jsonb(d) ->> 'daticulocale'))
+          WHEN 'b' THEN format(' LOCALE_PROVIDER builtin BUILTIN_LOCALE %L', to_jsonb(d) ->> 'datlocale')
+          ELSE '' END
+FROM pg_database d JOIN pg_roles r ON r.oid = datdba WHERE datname = :'live' \gexec
+REVOKE ALL ON DATABASE :"new" FROM PUBLIC;
+SELECT format('GRANT %s ON DATABASE %I TO %s', privilege_type, :'new',
+              CASE grantee WHEN 0 THEN 'PUBLIC' ELSE grantee::regrole::text END)
+FROM pg_database, aclexplode(coalesce(datacl, acldefault('d', datdba))) WHERE datname = :'live' \gexec
+"""
+DROP = 'DROP DATABASE IF EXISTS :"new" WITH (FORCE);'
+# The settings come last, as one of them may forbid to write. Those that are lists are stored as they are written.
+# The first renaming locks out whoever wants to connect, then waits up to 5 s for the sessions to be gone.
+SWITCH = r"""
+BEGIN;
+SELECT format('ALTER %s SET %I TO %s',
+              CASE setrole WHEN 0 THEN format('DATABASE %I', :'new')
+                           ELSE format('ROLE %s IN DATABASE %I', setrole::regrole, :'new') END,
+              name, CASE WHEN name IN ('search_path', 'temp_tablespaces', 'local_preload_libraries',
+                                       'session_preload_libraries') THEN value ELSE quote_literal(value) END)
+FROM pg_db_role_setting JOIN pg_database d ON d.oid = setdatabase, unnest(setconfig) AS setting,
+     LATERAL (SELECT split_part(setting, '=', 1) AS name, substr(setting, strpos(setting, '=') + 1) AS value) AS pair
+WHERE datname = :'live' AND (setrole = 0 OR pg_has_role(setrole, 'USAGE')) \gexec
+ALTER DATABASE :"live" RENAME TO :"kept";
+ALTER DATABASE :"new" RENAME TO :"live";
+COMMIT;
+"""
+END_SESSIONS = """
+SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datid = :'oid' AND pg_has_role(usesysid, 'USAGE');
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """A restore that is done: what the database holds now, and under which name what it held before is kept."""
+
+    database: str
+    kept: str
+    tables: int
+    rows: int
+    migrated: tuple[str, ...]
+    """The migration files that were applied to it, as it was older than they are."""
+    drop: str
+    """The command that drops what is kept."""
+
+
+def restore(
+    url: str, file: Path, folder: Path, *, confirm: Callable[[str], bool], report: Callable[[str], None]
+) -> Restored:
+    """Put what `file` holds in the place of the database at `url`, and keep the present one under another name.
+
+    `folder` has the migrations: what the file lacks is applied, and a file with one that `folder` lacks is refused.
+    `confirm` is asked once, with the database's name, before anything is made; `report` gets a line for each step.
+    Sessions in the database are ended at the last moment.
+
+    Raises BackupError, and MigrationError for a folder that cannot be read; the database is as it was then.
+    """
+    newest = len(migrations.read(folder))
+    with file_errors(file), file.open("rb", buffering=0) as stream:
+        _check_sum(stream, file)
+        server = server_at(url)
+        programs = programs_for(server)
+        report(f"reading {file} with pg_restore {programs.where}")
+        content = content_of(programs, stream)
+        if content.migration > newest:
+            raise BackupError(
+                f"{file} has migration {content.migration:04d} and {folder} ends at {newest:04d}: use the version of "
+                "this project that the backup is from, or a later one"
+            )
+        if programs.sql(MAY_RESTORE, live=server.database) != "t":
+            raise BackupError(
+                f"the role {server.role} of DATABASE_URL may not restore: it has to own database {server.database}, "
+                f"and to make another (as superuser: ALTER ROLE {server.role} CREATEDB)"
+            )
+        report(
+            f"this puts {file} ({content}) in the place of database {server.database} on {server.address}, and ends "
+            "the sessions in it; what it holds now is kept under another name"
+        )
+        if not confirm(server.database):
+            raise BackupError(f"nothing was changed: that is not the name of database {server.database}")
+        stream.seek(0)
+        return _restore(server, programs, stream, content, folder, report)
+
+
+def _restore(  # noqa: PLR0913, PLR0917 -- the steps of `restore` that have something to undo
+    server: Server,
+    programs: Programs,
+    stream: FileIO,
+    content: Content,
+    folder: Path,
+    report: Callable[[str], None],
+) -> Restored:
+    live, stamp = server.database, f"{datetime.now(UTC):%Y%m%d_%H%M%S}"
+    new, kept = f"{live}_restored_{stamp}", f"{live}_before_{stamp}"
+    if len(new.encode()) > LONGEST_NAME_BYTES:
+        raise BackupError(f"the name of database {live} is too long to restore beside it: nothing was changed")
+    try:
+        with _only_one(server) as lock:
+            _drop_leftovers(programs, live, report)
+            try:
+                programs.sql(CREATE, live=live, new=new)
+                report(f"restoring into the new database {new}")
+                _fill(programs, new, stream)
+                url = make_conninfo(server.url, dbname=new)
+                _count(url, content)
+                migrated = migrations.up(url, folder, report=report)
+                report(f"{new} is complete and takes the place of {live}")
+                lock.close()  # a session in the database, as any other
+                _switch(programs, server, new=new, kept=kept)
+            except BaseException:
+                with suppress(BackupError):  # the next restore finds it
+                    programs.sql(DROP, new=new)
+                raise
+    except (BackupError, migrations.MigrationError, psycopg.Error) as error:
+        raise BackupError(f"{one_line(error)}; database {live} is as it was") from error
+    drop = shlex.join(programs.command("dropdb", f"--maintenance-db={programs.admin}", kept))
+    report(f"what {live} held before is kept; when nobody needs it any more: {drop}")
+    return Restored(
+        database=live,
+        kept=kept,
+        tables=len(content.rows),
+        rows=content.total,
+        migrated=tuple(migration.file for migration in migrated),
+        drop=drop,
+    )
+
+
+@contextmanager
+def _only_one(server: Server) -> Iterator[psycopg.Connection]:
+    """Keep a second restore out, which would take the new database of this one for left over."""
+    with connected(server.url) as connection:
+        if connection.execute("SELECT pg_try_advisory_lock(%s)", (ADVISORY_LOCK,)).fetchone() != (True,):
+            raise BackupError(f"another restore of {server.database} is running: wait for it to end")
+        yield connection
+
+
+def _drop_leftovers(programs: Programs, live: str, report: Callable[[str], None]) -> None:
+    pattern = rf"^{re.escape(live)}_restored_\d{{8}}_\d{{6}}$"
+    for left in programs.sql(LEFTOVERS, pattern=pattern).splitlines():
+        report(f"dropping {left}, which a restore that was killed left behind")
+        programs.sql(DROP, new=left)
+
+
+def _fill(programs: Programs, new: str, stream: FileIO) -> None:
+    """Restore an archive as the app's own role, to whom everything then belongs."""
+    target = make_conninfo(programs.connection, dbname=new)
+    with (
+        shown_progress("restoring", os.fstat(stream.fileno()).st_size) as progress,
+        programs.running(
+            "pg_restore", "--exit-on-error", "--no-owner", f"--dbname={target}", stdin=stream
+        ) as process,
+    ):
+        while process.poll() is None:
+            progress(stream.tell())
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(POLL_SECONDS)
+
+
+def _count(url: str, content: Content) -> None:
+    """Compare a restored database with what the archive holds, and have its statistics made, which no archive has."""
+    with connected(url) as connection:
+        connection.execute("SET statement_timeout = 0")
+        for table, rows in content.rows.items():
+            # Quoted by pg_dump, and matched by COPY.
+            found = connection.execute(f"SELECT count(*) FROM ONLY {table}".encode()).fetchone()  # noqa: S608
+            if found != (rows,):
+                raise BackupError(f"{table} has {found and found[0]} rows after the restore, and {rows} in the file")
+        connection.execute("ANALYZE")
+
+
+def _switch(programs: Programs, server: Server, *, new: str, kept: str) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        renaming = pool.submit(programs.sql, SWITCH, live=server.database, new=new, kept=kept)
+        while not renaming.done():
+            with suppress(BackupError):  # then the renaming fails, and says more
+                programs.sql(END_SESSIONS, oid=str(server.oid))
+            wait([renaming], POLL_SECONDS)
+        renaming.result()
+
+
+def _check_sum(stream: FileIO, file: Path) -> None:
+    """Refuse a file without its checksum, or with another. Leaves the file at its beginning."""
+    checksum = beside(file, ".sha256")
+    try:
+        wanted = checksum.read_text(encoding="utf-8", errors="replace").split()[:1]
+    except FileNotFoundError:
+        raise BackupError(
+            f"{checksum} is missing, which `llmctl backup` wrote: put it beside the file, or if you know that file to"
+            f" be whole: sha256sum {shlex.quote(str(file))} >{shlex.quote(str(checksum))}"
+        ) from None
+    if wanted != [hashlib.file_digest(stream, "sha256").hexdigest()]:
+        raise BackupError(f"{file} is damaged or cut short: it has another checksum than {checksum} says")
+    stream.seek(0)

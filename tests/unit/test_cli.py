@@ -1,0 +1,399 @@
+"""`llmctl`: what it prints, how it ends, and what its doctor finds, against a gateway that is a function."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import sys
+from datetime import UTC, datetime
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, Self
+from uuid import UUID
+
+import httpx2
+import psycopg
+import pytest
+from typer.testing import CliRunner
+
+from app import DatabaseUnavailableError, _client, _doctor, cli, migrations, organizations
+from app._shared import Shared
+from tests.unit.test_app import KEY, chunk, completion, error, sse
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from typer.testing import Result
+
+MODELS = httpx2.Response(200, json={"data": [{"id": "gpt-4o"}, {"id": "claude-3-5-sonnet"}]})
+READY = httpx2.Response(200, json={"status": "healthy", "litellm_version": "1.55.0"})
+VECTOR = {"object": "list", "data": [{"object": "embedding", "index": 0, "embedding": [0.5, -1.0]}], "model": "m"}
+ORGANIZATION = organizations.Organization(UUID(int=7), "acme", "gpt-4o", None, datetime(2026, 1, 1, tzinfo=UTC))
+
+
+class Gateway:
+    """Answers by the path of a request, and keeps what was asked."""
+
+    def __init__(self) -> None:
+        self.is_there = True
+        self.asked: list[dict[str, Any]] = []
+        self.answers = {
+            "/health/readiness": READY,
+            "/v1/models": MODELS,
+            "/v1/chat/completions": httpx2.Response(200, json=completion("hi")),
+            "/v1/embeddings": httpx2.Response(200, json=VECTOR),
+        }
+
+    def __call__(self, request: httpx2.Request) -> httpx2.Response:
+        if not self.is_there:
+            raise httpx2.ConnectError("refused")
+        if request.content:
+            self.asked.append(json.loads(request.content))
+        answer = self.answers[request.url.path]
+        return httpx2.Response(answer.status_code, headers=answer.headers, content=answer.content)
+
+
+@pytest.fixture
+def gateway(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Gateway:
+    made = Gateway()
+    monkeypatch.chdir(tmp_path)
+    for variable, value in {
+        "LITELLM_URL": "http://gateway.test:4000",
+        "LITELLM_API_KEY": KEY,
+        "DATABASE_URL": "postgresql://app:the-password@127.0.0.1:9/app",
+    }.items():
+        monkeypatch.setenv(variable, value)
+    transport = httpx2.MockTransport(made)
+    monkeypatch.setattr(_client, "_pool", Shared(lambda: _client._Pool(transport=transport)))
+    client = functools.partial(httpx2.Client, transport=transport)
+    seen = SimpleNamespace(Client=client, HTTPError=httpx2.HTTPError, codes=httpx2.codes)
+    monkeypatch.setattr(_doctor, "httpx2", seen)
+    return made
+
+
+def llmctl(*arguments: str, stdin: str = "") -> Result:
+    return CliRunner().invoke(cli.cli, arguments, input=stdin)
+
+
+def out(*arguments: str, stdin: str = "") -> str:
+    done = llmctl(*arguments, stdin=stdin)
+    assert (done.exit_code, done.stderr) == (0, ""), done.exception
+    return done.stdout
+
+
+@pytest.mark.parametrize(("arguments", "stdin"), [(["hello"], ""), ([], "hello"), (["-"], "hello")])
+def test_a_question_comes_as_an_argument_or_on_standard_input(
+    gateway: Gateway, arguments: list[str], stdin: str
+) -> None:
+    assert out("chat", "--system", "be brief", "--model", "gpt-4o", *arguments, stdin=stdin) == "hi\n"
+    [asked] = gateway.asked
+    assert asked["model"] == "gpt-4o"
+    assert [message["content"] for message in asked["messages"]] == ["be brief", "hello"]
+
+
+STREAM = sse(chunk("h"), chunk("i"), chunk(finish_reason="stop"), "data: [DONE]\n\n")
+
+
+def test_an_answer_comes_as_it_is_made(gateway: Gateway) -> None:
+    gateway.answers["/v1/chat/completions"] = STREAM
+    assert out("chat", "--stream", "hello") == "hi\n"
+    assert gateway.asked[0]["stream"] is True
+
+
+def test_json_is_one_document(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With all that is known of an answer, and whole where it would be streamed."""
+    monkeypatch.setattr(organizations, "get", lambda _: ORGANIZATION)
+    gateway.answers["/v1/chat/completions"] = STREAM
+    answer = json.loads(out("chat", "--stream", "--json", "hello", "--org", str(ORGANIZATION.id)))
+    assert (answer["content"], answer["used_fallback"]) == ("hi", False)
+    assert json.loads(out("embed", "--json", "hello"))["embedding"] == [0.5, -1.0]
+    assert json.loads(out("models", "--json")) == ["claude-3-5-sonnet", "gpt-4o"]
+
+
+def test_for_other_programs_there_is_a_line_each(gateway: Gateway) -> None:
+    assert out("embed", "hello", "--model", "small") == "0.5\n-1.0\n"
+    assert gateway.asked[0]["model"] == "small"
+    assert out("models") == "claude-3-5-sonnet\ngpt-4o\n"
+
+
+@pytest.mark.parametrize("arguments", [["chat", " "], ["chat"], ["embed", ""]])
+def test_nothing_is_no_question(gateway: Gateway, arguments: list[str]) -> None:
+    assert llmctl(*arguments).exit_code == 2
+    assert gateway.asked == []
+
+
+class Organizations:
+    """The table, as far as commands change it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.row = dataclasses.replace(ORGANIZATION, llm_fallback_model="claude-3-5-sonnet")
+        for name in ("create", "get", "listed", "set_models"):
+            monkeypatch.setattr(organizations, name, getattr(self, name))
+
+    def create(self, name: str, *, model: str | None, fallback: str | None) -> organizations.Organization:
+        self.row = dataclasses.replace(self.row, name=name, llm_model=model or "gpt-4o", llm_fallback_model=fallback)
+        return self.row
+
+    def get(self, _: str) -> organizations.Organization:
+        return self.row
+
+    def listed(self) -> list[organizations.Organization]:
+        return [self.row]
+
+    def set_models(self, _: str, *, model: str, fallback: str | None) -> organizations.Organization:
+        self.row = dataclasses.replace(self.row, llm_model=model, llm_fallback_model=fallback)
+        return self.row
+
+
+@pytest.fixture
+def table(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> Organizations:
+    return Organizations(monkeypatch)
+
+
+ID = str(ORGANIZATION.id)
+
+
+def test_organizations_are_a_table(table: Organizations) -> None:
+    header, row = out("org", "list").splitlines()
+    assert header.split() == ["id", "name", "model", "fallback"]
+    assert row.split() == [ID, "acme", "gpt-4o", "claude-3-5-sonnet"]
+    assert [each["name"] for each in json.loads(out("org", "list", "--json"))] == ["acme"]
+    assert json.loads(out("org", "show", ID, "--json"))["id"] == ID
+    assert out("org", "create", "new").splitlines()[1].split() == [ID, "new", "gpt-4o", "-"]
+
+
+@pytest.mark.parametrize(
+    ("options", "fallback"),
+    [([], "claude-3-5-sonnet"), (["--fallback", "gpt-4o"], "gpt-4o"), (["--no-fallback"], None)],
+)
+def test_a_fallback_stays_unless_it_is_named(table: Organizations, options: list[str], fallback: str | None) -> None:
+    out("org", "set-model", ID, "gpt-4o", *options)
+    assert table.row.llm_fallback_model == fallback
+
+
+def test_two_words_for_the_fallback_exclude_each_other(table: Organizations) -> None:
+    assert llmctl("org", "set-model", ID, "gpt-4o", "--fallback", "gpt-4o", "--no-fallback").exit_code == 2
+
+
+def test_a_model_that_is_not_served_needs_force(table: Organizations) -> None:
+    """It may be a slip of the pen; who is asked for it is told what there is."""
+    for arguments in (["set-model", ID, "gpt-5"], ["create", "new", "--fallback", "gpt-5"]):
+        refused = llmctl("org", *arguments)
+        assert refused.exit_code == 2
+        assert "gpt-5" in refused.stderr
+        assert "claude-3-5-sonnet" in refused.stderr
+        assert table.row.name == "acme"
+        assert llmctl("org", *arguments, "--force").exit_code == 0
+
+
+def test_what_is_no_gateway_is_called_that(gateway: Gateway, capsys: pytest.CaptureFixture[str]) -> None:
+    gateway.answers["/v1/models"] = httpx2.Response(200, text="<html>")
+    assert "what answers at http://gateway.test:4000/v1/ is no gateway" in ended(1, capsys, "models")
+
+
+def ended(code: int, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """What the program says that ends so."""
+    sys.argv[1:] = arguments
+    with pytest.raises(SystemExit) as exit_:
+        cli.main()
+    assert exit_.value.code == code
+    said = capsys.readouterr()
+    assert said.out == ""
+    return said.err
+
+
+@pytest.fixture(autouse=True)
+def _arguments(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["llmctl"])
+
+
+@pytest.mark.parametrize(
+    ("raised", "code"),
+    [
+        (KeyboardInterrupt(), 130),
+        (ValueError("an id is a UUID"), 2),
+        (DatabaseUnavailableError("run `llmctl migrate up`"), 1),
+        (psycopg.OperationalError("refused"), 1),
+        (migrations.MigrationError("0002 is missing"), 1),
+    ],
+)
+def test_what_a_user_can_cause_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], raised: BaseException, code: int
+) -> None:
+    def fail() -> None:
+        raise raised
+
+    monkeypatch.setattr(organizations, "listed", fail)
+    said = ended(code, capsys, "org", "list")
+    assert said.strip() == (f"llmctl: {raised}" if str(raised) else "")
+
+
+def test_what_nobody_expects_has_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(organizations, "listed", fail)
+    sys.argv[1:] = ["org", "list"]
+    with pytest.raises(ZeroDivisionError):
+        cli.main()
+
+
+class Database:
+    """What the doctor asks a database itself: how many tables of LiteLLM's are in it."""
+
+    def __init__(self, foreign: int) -> None:
+        self._foreign = foreign
+
+    def execute(self, _: str) -> Self:
+        return self
+
+    def fetchone(self) -> tuple[int]:
+        return (self._foreign,)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def database(table: Organizations, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """A database that is well but for what is named."""
+
+    def make(
+        *, foreign: int = 0, pending: tuple[migrations.Migration, ...] = (), fails: Exception | None = None
+    ) -> None:
+        def connect(*_: object, **__: object) -> Database:
+            if fails:
+                raise fails
+            return Database(foreign)
+
+        monkeypatch.setattr(psycopg, "connect", connect)
+        monkeypatch.setattr(migrations, "status", lambda *_: migrations.Status((), pending))
+
+    make()
+    return make
+
+
+def findings() -> dict[str, str]:
+    """What the doctor finds to be other than well, with what mends it."""
+    done = llmctl("doctor", "--json")
+    found = json.loads(done.stdout)
+    assert done.exit_code == int("failure" in {each["status"] for each in found})
+    return {each["check"]: f"{each['detail']}: {each['mend']}" for each in found if each["status"] != "ok"}
+
+
+def test_the_doctor_finds_nothing_where_all_is_well(database: Callable[..., None]) -> None:
+    assert findings() == {}
+    report = out("doctor")
+    assert "OK      models: claude-3-5-sonnet, gpt-4o\n" in report
+    assert "OK      organizations: 1, all with models that are served\n" in report
+
+
+def test_the_doctor_wants_settings_first(database: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LITELLM_API_KEY")
+    assert [*findings()] == ["settings"]
+    assert findings()["settings"].endswith(": make up")
+
+
+@pytest.mark.parametrize(
+    ("path", "answer", "check", "said"),
+    [
+        ("/health/readiness", error(503), "gateway", "it answers with status 503: make up"),
+        ("/health/readiness", httpx2.Response(200, text="hello"), "gateway", "is no gateway: check LITELLM_URL"),
+        ("/health/readiness", httpx2.Response(200, json=[]), "gateway", "is no gateway: check LITELLM_URL"),
+        (
+            "/health/readiness",
+            httpx2.Response(200, json={"litellm_version": "1.54.0"}),
+            "version",
+            "LiteLLM 1.54.0 runs and 1.55.0 is pinned: make up",
+        ),
+        ("/v1/models", error(401), "key", "the gateway refuses it with status 401: take LITELLM_API_KEY from .env"),
+        ("/v1/models", httpx2.Response(200, json={"data": []}), "models", "none is served: ./pulumiw config set"),
+        ("/v1/models", httpx2.Response(200, json={"data": 1}), "gateway", "is no gateway: check LITELLM_URL"),
+    ],
+)
+def test_the_doctor_knows_what_a_gateway_lacks(  # noqa: PLR0913, PLR0917 -- a row has these columns
+    gateway: Gateway, database: Callable[..., None], path: str, answer: httpx2.Response, check: str, said: str
+) -> None:
+    gateway.answers[path] = answer
+    found = findings()
+    assert [*found] == [check]
+    assert said in found[check]
+
+
+def test_the_doctor_knows_that_nothing_answers(gateway: Gateway, database: Callable[..., None]) -> None:
+    gateway.is_there = False
+    assert findings() == {"gateway": "nothing answers at http://gateway.test:4000 (ConnectError): make up"}
+
+
+@pytest.mark.parametrize(
+    ("state", "check", "said"),
+    [
+        (
+            {"fails": psycopg.OperationalError()},
+            "database",
+            "it cannot be used (OperationalError): check DATABASE_URL",
+        ),
+        ({"foreign": 3}, "own database", "may drop the app's: point DATABASE_URL at a database of the app's own"),
+        (
+            {"pending": (migrations.Migration(3, "more", ""),)},
+            "migrations",
+            "pending: 0003_more.sql: llmctl migrate up",
+        ),
+    ],
+)
+def test_the_doctor_knows_what_a_database_lacks(
+    database: Callable[..., None], state: dict[str, Any], check: str, said: str
+) -> None:
+    database(**state)
+    found = findings()
+    assert [*found] == [check]
+    assert said in found[check]
+
+
+def test_the_doctor_does_without_a_database(database: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who only asks models needs none."""
+    monkeypatch.delenv("DATABASE_URL")
+    assert [*findings()] == ["database"]
+    assert llmctl("doctor").exit_code == 0
+
+
+def test_the_doctor_tells_of_migrations_that_contradict(
+    database: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise migrations.MigrationError("0002_a.sql was changed after it was applied")
+
+    monkeypatch.setattr(migrations, "status", fail)
+    assert findings()["migrations"].startswith("0002_a.sql was changed")
+
+
+def test_the_doctor_looks_at_organizations(
+    database: Callable[..., None], table: Organizations, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table.row = dataclasses.replace(table.row, llm_model="gone")
+    assert findings() == {
+        "organizations": f"acme names gone, which the gateway does not serve: llmctl org set-model {ID} MODEL"
+    }
+
+    def fail() -> None:
+        raise DatabaseUnavailableError("the database has no organizations")
+
+    monkeypatch.setattr(organizations, "listed", fail)
+    assert findings()["organizations"] == "the database has no organizations: llmctl migrate up"
+
+
+def test_migrations_are_shown_applied_and_made(database: Callable[..., None], tmp_path: Path) -> None:
+    folder = ("--folder", str(tmp_path))
+    made = out("migrate", "new", "Add budgets", *folder).strip()
+    assert made == str(tmp_path / "0001_add_budgets.sql")
+    assert out("migrate", "check", *folder) == ""
+    database(pending=tuple(migrations.read(tmp_path)))
+    assert out("migrate", "status", *folder) == "0001_add_budgets.sql  pending\n"
+    assert json.loads(out("migrate", "status", "--json")) == [{"file": "0001_add_budgets.sql", "applied_at": None}]
+    pending = llmctl("migrate", "check", *folder)
+    assert (pending.exit_code, pending.stdout) == (1, "")
+    assert "0001_add_budgets.sql is pending: llmctl migrate up" in pending.stderr

@@ -1,0 +1,135 @@
+"""The house: what holds for every file that git keeps."""
+
+from __future__ import annotations
+
+import base64
+import random
+import re
+import string
+import subprocess
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.secret_scan import found_in
+from tests.stack_config import PROJECT
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+MOST_LINES = 400
+LONG = {
+    "infra/placement/swarm.py": "each part of a service's spec, in the order of Docker's own",
+    "tests/integration/test_backup.py": "each test wants the backup that the module's fixtures make once",
+    "tests/integration/test_deploy_checks.py": "a table of faults, tried one after another on one stack",
+    "tests/integration/test_edge.py": "one edge, started once, and all that it refuses",
+    "tests/toolchain/test_images.py": "images that are built once, and all that they are asked to do",
+    "tests/toolchain/test_tools.py": "tools that are built once, and all ways in which that may fail",
+    "tests/unit/test_app.py": "one stub of the gateway, and the whole public face of `app`",
+}
+"""Modules with more lines, and why they are one."""
+
+
+FOLDERS = re.compile(r"`([\w./-]+/)`")
+
+
+@pytest.fixture(scope="module")
+def files() -> list[str]:
+    """What git keeps, and what it would be given next."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=PROJECT, check=True, capture_output=True, text=True).stdout
+    return [file for file in listed.split("\0") if (PROJECT / file).is_file()]
+
+
+def test_a_module_has_at_most_400_lines(files: list[str]) -> None:
+    """Or its reason stands in `LONG`, and goes with it."""
+    lines = {file: len((PROJECT / file).read_text().splitlines()) for file in files if file.endswith(".py")}
+    assert {file for file, count in lines.items() if count > MOST_LINES} == LONG.keys()
+
+
+def test_each_folder_is_explained(files: list[str]) -> None:
+    """In the README, where a newcomer looks first; a part of tests/ in the row of that folder."""
+    table = (PROJECT / "README.md").read_text().partition("## What is where")[2].partition("\n## ")[0]
+    explained = set(FOLDERS.findall(table))
+    assert {f"{file.split('/')[0]}/" for file in files if "/" in file} == explained
+    of_tests = next(row for row in table.splitlines() if row.startswith("| `tests/`"))
+    parts = {file.split("/")[1] for file in files if file.startswith("tests/") and file.count("/") > 1}
+    assert [part for part in parts if f"`{part}`" not in of_tests] == []
+
+
+def made_up(characters: str, count: int) -> str:
+    """What a secret looks like. It is no file of the project that has it."""
+    return "".join(random.Random(1).choices(characters, k=count))
+
+
+def test_no_secret_is_in_a_file(files: list[str]) -> None:
+    assert found_in(PROJECT, files) == []
+
+
+@pytest.mark.parametrize("quote", ["", '"'])
+@pytest.mark.parametrize("file", ["README.md", "Makefile", "app/cli.py", "tests/load.py", "Pulumi.dev.yaml", ".env"])
+@pytest.mark.parametrize("prefix", ["sk-", "sk-proj-", "sk-ant-api03-"])
+def test_a_key_is_found(tmp_path: Path, file: str, prefix: str, quote: str) -> None:
+    """A provider's or the gateway's, wherever it was pasted into a file that is otherwise as it is."""
+    copy = tmp_path / file
+    copy.parent.mkdir(exist_ok=True)
+    text = (PROJECT / file).read_text() if (PROJECT / file).exists() else ""
+    copy.write_text(f"{text}\nx: {quote}{prefix}{made_up(string.ascii_letters + string.digits, 48)}{quote}\n")
+    assert f"{file}:{len(copy.read_text().splitlines())}: Key" in found_in(tmp_path, [file])
+
+
+@pytest.mark.parametrize("label", ["PRIVATE KEY", "RSA PRIVATE KEY", "OPENSSH PRIVATE KEY"])
+def test_a_private_key_is_found(tmp_path: Path, label: str) -> None:
+    (tmp_path / "gateway.key").write_text(f"-----BEGIN {label}-----\n{made_up(string.ascii_letters, 64)}\n")
+    assert found_in(tmp_path, ["gateway.key"]) == ["gateway.key:1: Private Key"]
+
+
+STACK_FILE = """\
+encryptionsalt: v1:{salt}:v1:{nonce}:{cipher}
+config:
+  llm-infrastructure:demo: false
+  llm-infrastructure:openaiApiKey:
+    secure: v1:{nonce}:{cipher}
+  llm-infrastructure:postgresPassword:
+    secure: v1:{nonce}:{cipher}
+  llm-infrastructure:clientKeys:
+    app:
+      secure: v1:{nonce}:{cipher}
+    batch:
+      - secure: v1:{nonce}:{cipher}
+      - secure: v1:{nonce}:{cipher}
+"""
+
+
+@pytest.fixture
+def stack_file(tmp_path: Path) -> Path:
+    """A stack's file as Pulumi leaves it."""
+    noise = {
+        name: base64.b64encode(random.Random(name).randbytes(count)).decode()
+        for name, count in {"salt": 8, "nonce": 12, "cipher": 67}.items()
+    }
+    file = tmp_path / "Pulumi.prod.yaml"
+    file.write_text(STACK_FILE.format(**noise))
+    return file
+
+
+def test_ciphertext_of_pulumi_is_no_secret(stack_file: Path) -> None:
+    assert found_in(stack_file.parent, [stack_file.name]) == []
+
+
+@pytest.mark.parametrize(
+    ("ciphertext", "line"),
+    [
+        (r"postgresPassword:\n    secure: .*", "postgresPassword: correct horse"),
+        (r"openaiApiKey:\n    secure: .*", "openaiApiKey: of-any-form"),
+        (r"app:\n      secure: .*", "app: of-any-form"),
+        (r"- secure: .*", "- of-any-form"),
+    ],
+)
+def test_a_secret_that_pulumi_did_not_encrypt_is_found(stack_file: Path, ciphertext: str, line: str) -> None:
+    """Set without `--secret`, whatever it looks like."""
+    text, count = re.subn(ciphertext, line, stack_file.read_text(), count=1)
+    assert count == 1
+    stack_file.write_text(text)
+    number = next(number for number, each in enumerate(text.splitlines(), start=1) if each.endswith(line))
+    assert f"{stack_file.name}:{number}: Secret in clear" in found_in(stack_file.parent, [stack_file.name])

@@ -1,0 +1,150 @@
+"""Live files: checked before they take the place of those in use, which come back if they are not taken up."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import docker
+import pytest
+
+from infra.placement import live_files
+from infra.workload import LIVE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+CHECK = ["haproxy", "-c", "-f", "."]
+RELOAD = ["reload.sh"]
+PROPS = {
+    "host": "unix:///var/run/docker.sock",
+    "container": "id-of-edge",
+    "files": {"haproxy.cfg": "global\n", "clients.map": "sk-1 app\n"},
+    "check": CHECK,
+    "reload": RELOAD,
+    "start_seconds": 60,
+}
+
+
+class Result(NamedTuple):
+    exit_code: int
+    output: bytes
+
+
+class Container:
+    """One with files in the folder `current`, which notes what it is told to do; `refuses` are commands that fail."""
+
+    name = "llm-infrastructure-dev-edge"
+
+    def __init__(self, *, current: str | None, refuses: Sequence[Sequence[str]] = ()) -> None:
+        self.folders = {"current": current} if current else {}
+        self.archive: dict[str, tarfile.TarInfo] = {}
+        self._refuses = refuses
+
+    def exec_run(self, command: list[str], workdir: str | None = None) -> Result:
+        if command == ["test", "-d", f"{LIVE}/current"]:
+            return Result(0 if "current" in self.folders else 1, b"")
+        if command[0] == "id":
+            return Result(0, {"-u": b"99\n", "-g": b"98\n"}[command[1]])
+        if command == CHECK:
+            assert workdir == f"{LIVE}/next"
+        if command in self._refuses:
+            return Result(1, b"line 1: unknown keyword\n")
+        folders = self.folders
+        match command[-1]:
+            case live_files.CLEAR:
+                folders.pop("next", None)
+            case live_files.SWITCH:
+                self.folders = {
+                    "current": folders["next"],
+                    **({"old": folders["current"]} if "current" in folders else {}),
+                }
+            case live_files.SWITCH_BACK:
+                self.folders = {"current": folders["old"], "next": folders["current"]}
+        return Result(0, b"")
+
+    def put_archive(self, path: str, content: bytes) -> None:
+        assert path == "/"
+        with tarfile.open(fileobj=io.BytesIO(content)) as archive:
+            self.archive = {f"/{entry.name}": entry for entry in archive}
+        self.folders["next"] = "new"
+
+
+@pytest.fixture
+def loaded(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
+    """Load the files into a container that is healthy with them, or into none."""
+
+    def load(container: Container | None) -> dict[str, Any]:
+        class Engine:
+            def __init__(self) -> None:
+                self.containers = self
+
+            def get(self, name: str) -> Container:
+                if container is None:
+                    raise docker.errors.NotFound("404", explanation=f"no such container: {name}")
+                return container
+
+            def close(self) -> None:
+                pass
+
+        monkeypatch.setattr(live_files, "connect", lambda _: Engine())
+        monkeypatch.setattr(live_files, "await_health", lambda *_: None)
+        outs = live_files._Provider().update("live-files", PROPS, PROPS).outs
+        assert outs is not None
+        return outs
+
+    return load
+
+
+def test_files_take_the_place_of_those_in_use(loaded: Callable[..., dict[str, Any]]) -> None:
+    container = Container(current="first")
+    assert loaded(container) == PROPS
+    assert container.folders == {"current": "new", "old": "first"}
+
+
+def test_only_their_owner_may_read_them(loaded: Callable[..., dict[str, Any]]) -> None:
+    """Some are keys; the owner is whoever the container runs as."""
+    container = Container(current=None)
+    loaded(container)
+    modes = {name.removeprefix(LIVE): (entry.mode, entry.uid, entry.gid) for name, entry in container.archive.items()}
+    assert modes == {
+        "": (0o700, 99, 98),
+        "/next": (0o700, 99, 98),
+        "/next/clients.map": (0o400, 99, 98),
+        "/next/haproxy.cfg": (0o400, 99, 98),
+    }
+
+
+def test_files_that_are_refused_change_nothing(loaded: Callable[..., dict[str, Any]]) -> None:
+    container = Container(current="first", refuses=[CHECK])
+    with pytest.raises(RuntimeError, match=r"dev-edge refused its new files and goes on as it was: line 1: unknown"):
+        loaded(container)
+    assert container.folders["current"] == "first"
+
+
+def test_files_that_are_not_taken_up_are_taken_back(loaded: Callable[..., dict[str, Any]]) -> None:
+    """Or a restart of the container would try them again."""
+    container = Container(current="first", refuses=[RELOAD])
+    with pytest.raises(RuntimeError, match="refused its new files"):
+        loaded(container)
+    assert container.folders["current"] == "first"
+
+
+def test_a_container_that_only_starts_is_not_told_to_reload(loaded: Callable[..., dict[str, Any]]) -> None:
+    container = Container(current=None, refuses=[RELOAD])
+    loaded(container)
+    assert container.folders == {"current": "new"}
+
+
+def test_an_engine_that_refuses_says_why(loaded: Callable[..., dict[str, Any]]) -> None:
+    with pytest.raises(RuntimeError, match="refused: no such container: id-of-edge"):
+        loaded(None)
+
+
+@pytest.mark.parametrize("name", ["container", "files", "check", "reload"])
+def test_what_is_loaded_anew(name: str) -> None:
+    """What is other than it was; how long a start may take is no reason."""
+    provider = live_files._Provider()
+    assert provider.diff("live-files", PROPS, {**PROPS, name: "other"}).changes is True
+    assert provider.diff("live-files", PROPS, {**PROPS, "start_seconds": 1}).changes is False

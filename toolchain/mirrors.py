@@ -1,0 +1,47 @@
+"""Where this machine has Debian's packages from, and how it reaches them, for the images that are built on it."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from toolchain.machine import update_package_lists, which
+
+if TYPE_CHECKING:
+    from toolchain.progress import Step
+
+
+def index_targets(step: Step) -> str:
+    """Where this machine has its packages from, as `package_sources` reads it."""
+    if which("apt-get") is None:
+        return ""
+    query = ["apt-get", "indextargets", "--format", "$(ORIGIN) $(RELEASE) $(REPO_URI)", "Created-By: Packages"]
+    if "Debian" not in (targets := step.run(query)):  # as on a machine whose lists were never fetched
+        update_package_lists(step)
+        targets = step.run(query)
+    return targets
+
+
+def package_sources(index_targets: str, suite: str) -> list[str]:
+    """Lines of sources.list for `suite` of Debian, from the mirrors that this machine uses for its own.
+
+    `index_targets` has a line `ORIGIN RELEASE URI` for each of apt's package lists. Empty when none is Debian's.
+    """
+    sources = []
+    for release, uri in re.findall(r"^Debian (\S+) (https?://\S+)$", index_targets, re.MULTILINE):
+        own_suite = release.partition("-")[0]
+        pocket = release.removeprefix(own_suite)
+        if pocket in {"", "-updates", "-security"}:
+            sources.append(f"deb {uri} {suite}{pocket} main")
+    return list(dict.fromkeys(sources))
+
+
+def apt_settings(dump: str) -> list[str]:
+    """The lines of `apt-config dump` that say how mirrors are reached, as proxies and retries.
+
+    What names a file of this machine is left out: it would not be there in an image.
+    """
+    about_mirrors = re.compile(
+        r'Acquire::(https?::|ftp::|Retries|ForceIPv|Check-Date|Check-Valid-Until)\S* "[^/"][^"]*";'
+    )
+    return [line for line in dump.splitlines() if about_mirrors.fullmatch(line)]
