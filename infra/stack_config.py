@@ -72,7 +72,7 @@ def validate(config: Mapping[str, str], secret: Collection[str]) -> tuple[dict[s
         if is_secret(field) and config[key] not in {"", "{}"} and key not in secret:
             problems.append(Problem(key, "is not encrypted: take a new one, this one may be known", set_command(key)))
         try:
-            values[name] = _adapter(field).validate_python(_parsed(config[key], key))
+            values[name] = adapter(field).validate_python(_parsed(config[key], key))
         except ValidationError as error:
             problems.extend(
                 Problem(_path(key, each["loc"]), _what(each), set_command(key)) for each in error.errors()
@@ -93,7 +93,8 @@ def report(problems: list[Problem], stack: str) -> str:
     return "\n".join(lines)
 
 
-def _adapter(field: FieldInfo) -> TypeAdapter[Any]:
+def adapter(field: FieldInfo) -> TypeAdapter[Any]:
+    """What checks a value of the field, and knows its schema."""
     checked = Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
     return TypeAdapter(checked)  # type: ignore[arg-type]  # a type that is built at run time
 

@@ -27,6 +27,7 @@ EXEMPT = (
     ("litellm/config.yaml", "Secret Keyword", r"os\.environ/[A-Z_]+"),
     # They stand for a password, in examples and in tests.
     ("*.py", "Basic Auth Credentials", "password|word|the-password|secret-of-theirs"),
+    ("docs/*.md", "Basic Auth Credentials", "password"),
     # Keys of tests, each character in its order.
     ("tests/*.py", "*", "(sk-)?(0123456789abcdef|fedcba9876543210|zyxwvutsrqponmlkjihg).*"),
     # The mark of a secret in any Pulumi state.

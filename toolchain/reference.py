@@ -16,7 +16,8 @@ import typer
 import yaml
 
 from app.cli import cli
-from infra.settings import Settings, _adapter, _is_secret, _set
+from infra.settings import Settings, is_secret
+from infra.stack_config import adapter, set_command
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -83,14 +84,14 @@ def _key(key: str, spec: dict[str, Any], field: FieldInfo) -> str:
         facts.append(bounds)
     default = spec["default"]
     facts.append("no default" if default == "" else f"default `{json.dumps(default).strip(chr(34))}`")
-    if _is_secret(field):
+    if is_secret(field):
         facts.append("**secret**")
     description = re.sub(r"\s+", " ", spec["description"]).strip()
-    return f"### {key}\n\n```sh\n./pulumiw config {_set(key)}\n```\n\n{description}\n\n{', '.join(facts)}"
+    return f"### {key}\n\n```sh\n./pulumiw config {set_command(key)}\n```\n\n{description}\n\n{', '.join(facts)}"
 
 
 def _bounds(field: FieldInfo) -> str:
-    schema = _adapter(field).json_schema()
+    schema = adapter(field).json_schema()
     for each in (schema, *schema.get("anyOf", ())):
         if "minimum" in each and "maximum" in each:
             return f"{each['minimum']} to {each['maximum']}"

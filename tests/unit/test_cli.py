@@ -16,7 +16,7 @@ import psycopg
 import pytest
 from typer.testing import CliRunner
 
-from app import DatabaseUnavailableError, _client, _doctor, cli, migrations, organizations
+from app import DatabaseUnavailableError, _client, _gateway, cli, migrations, organizations
 from app._shared import Shared
 from tests.unit.test_app import KEY, chunk, completion, error, sse
 
@@ -68,7 +68,7 @@ def gateway(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Gateway:
     monkeypatch.setattr(_client, "_pool", Shared(lambda: _client._Pool(transport=transport)))
     client = functools.partial(httpx2.Client, transport=transport)
     seen = SimpleNamespace(Client=client, HTTPError=httpx2.HTTPError, codes=httpx2.codes)
-    monkeypatch.setattr(_doctor, "httpx2", seen)
+    monkeypatch.setattr(_gateway, "httpx2", seen)
     return made
 
 

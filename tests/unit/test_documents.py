@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from infra.settings import RetirePrevious, SecretVersions, Settings, _adapter, _is_secret
+from infra.settings import RetirePrevious, SecretVersions, Settings, is_secret
+from infra.stack_config import adapter
 from tests import documents
 from tests.stack_config import PROJECT, project_file
 from toolchain import reference
@@ -188,9 +189,9 @@ def check_key(arguments: list[str], words: list[str]) -> None:
     (field,) = (field for field in Settings.model_fields.values() if field.alias == key)
     assert ("--path" in words) == bool(inner)
     if words[1] == "set":
-        assert ("--secret" in words) == _is_secret(field)
+        assert ("--secret" in words) == is_secret(field)
         if not inner and arguments[1:] and "$" not in arguments[1]:
-            _adapter(field).validate_python(arguments[1])
+            adapter(field).validate_python(arguments[1])
     if key in NUMBERED and inner:
         assert inner[0] in {field.alias for field in NUMBERED[key].model_fields.values()}
 

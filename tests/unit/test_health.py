@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 
 SECONDS = 60
 PROPS = {"host": "unix:///var/run/docker.sock", "container": "0123456789abcdef", "start_seconds": SECONDS}
+CREATED = datetime(2026, 11, 25, 10, tzinfo=UTC)
+STARTED = CREATED + timedelta(seconds=5.5)
 NAME = "llm-infrastructure-dev-litellm-1"
 
 
@@ -25,9 +28,9 @@ def state(status: str = "starting", *, restarts: int = 0, **changes: object) -> 
         "Running": True,
         "Restarting": False,
         "ExitCode": 0,
-        "StartedAt": "2026-11-25T10:00:05.5Z",
+        "StartedAt": STARTED.isoformat(),
     }
-    return {"RestartCount": restarts, "Created": "2026-11-25T10:00:00Z", "State": known | changes}
+    return {"RestartCount": restarts, "Created": CREATED.isoformat(), "State": known | changes}
 
 
 class Container:
@@ -58,8 +61,9 @@ class Container:
         assert tail == health.LAST_LINES
         return b"Traceback\nValueError\n"
 
-    def events(self, *, since: str, until: str, **_: object) -> list[dict[str, Any]]:
-        assert float(until) - float(since) == 5.5
+    def events(self, *, since: datetime, until: datetime, **_: object) -> list[dict[str, Any]]:
+        assert since <= CREATED
+        assert until > STARTED
         return [{"Actor": {"Attributes": {"exitCode": code}}} for code in self._died]
 
 

@@ -26,6 +26,7 @@ LONG = {
     "tests/toolchain/test_images.py": "images that are built once, and all that they are asked to do",
     "tests/toolchain/test_tools.py": "tools that are built once, and all ways in which that may fail",
     "tests/unit/test_app.py": "one stub of the gateway, and the whole public face of `app`",
+    "tests/unit/test_status.py": "one stub of engine and edge, whose answers are as long as they are",
 }
 """Modules with more lines, and why they are one."""
 
