@@ -7,7 +7,6 @@ Its tag is the project's own and holds a hash of the recipe. Which image stands 
 
 from __future__ import annotations
 
-import hashlib
 import os
 import platform
 import re
@@ -17,14 +16,13 @@ import threading
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import docker
 import requests
 
-from toolchain import image_record
+from toolchain import image_record, recipes
 from toolchain.machine import (
     CACHE,
     can_install,
@@ -43,8 +41,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-PROJECT = Path(__file__).resolve().parent.parent
-RECIPES = PROJECT / "images"
 CA_BUNDLES = (
     os.environ.get("SSL_CERT_FILE", ""),
     "/etc/ssl/certs/ca-certificates.crt",
@@ -55,46 +51,6 @@ PROXIES = ("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY",
 REGISTRY_SECONDS = 30
 """How long a registry may take to say anything. The engine tries longer where packets are dropped."""
 ENGINE_FAILURES = (docker.errors.DockerException, requests.RequestException)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Recipe:
-    """A folder of `images/`, and what comes out of it."""
-
-    part: str
-    """The folder, and the last word of the official image's name."""
-    software: str
-    version: str
-    debian: str
-
-    @property
-    def base(self) -> str:
-        """The tag of the Debian that it starts from."""
-        return f"llm-infrastructure/debian:{self.debian}-{recipe_hash(RECIPES / 'base')}"
-
-    @property
-    def tag(self) -> str:
-        """The stand-in's tag, which a change of the recipe changes."""
-        name = f"llm-infrastructure/{self.part}-stand-in"
-        return f"{name}:{self.version}-{recipe_hash(RECIPES / 'base', RECIPES / self.part)}"
-
-    def can_be(self, reference: str) -> bool:
-        """Whether an image reference says that it is the very software and version that this builds."""
-        name, _, tag = reference.partition("@")[0].rpartition("/")[2].partition(":")
-        return name == self.part and re.search(rf"(^|v|-){re.escape(self.version)}(-|$)", tag) is not None
-
-    def __str__(self) -> str:
-        return f"{self.software} {self.version}"
-
-
-STAND_INS = {
-    recipe.part: recipe
-    for recipe in (
-        Recipe(part="litellm", software="LiteLLM", version="1.55.0", debian="bookworm"),
-        Recipe(part="postgres", software="PostgreSQL", version="17", debian="trixie"),
-        Recipe(part="haproxy", software="HAProxy", version="3.0", debian="trixie"),
-    )
-}
 
 
 def ensure(
@@ -116,7 +72,8 @@ def ensure(
         choices = (recorded.get(reference), reference)
         if image := next((each for each in choices if each and _present(engine, each)), None):
             chosen[part] = image
-            if image not in {reference, STAND_INS[part].tag}:
+            recipe = recipes.recipe_for(reference)
+            if image != reference and recipe is not None and image != recipe.tag:
                 note = "its recipe has changed since; to have it built anew, remove its line from"
                 steps.console.print(f"{image} stands in for {reference}: {note} {record.name}", markup=False)
     missing = {part: reference for part, reference in wanted.items() if part not in chosen}
@@ -127,16 +84,6 @@ def ensure(
     except OSError as error:
         raise SetupError(f"{record} cannot be written: {error}", mend=f"ls -ld {record.parent}") from error
     return {part: chosen[part] for part in wanted}
-
-
-def recipe_hash(*folders: Path) -> str:
-    """The first 12 digits of a hash over the names, modes and contents of all files in the folders."""
-    digest = hashlib.sha256()
-    for folder in folders:
-        for file in sorted(path for path in folder.rglob("*") if path.is_file()):
-            content = hashlib.sha256(file.read_bytes()).hexdigest()
-            digest.update(f"{file.relative_to(folder)} {_mode(file):o} {content}\n".encode())
-    return digest.hexdigest()[:12]
 
 
 class _Supply:
@@ -178,14 +125,18 @@ class _Supply:
 
     def _stand_ins(self, unavailable: Mapping[str, str]) -> dict[str, str]:
         """Have a stand-in for each image that cannot be pulled; return their tags by part."""
-        recipes = {part: STAND_INS[part] for part in unavailable}
+        found = {}
         for part, reference in unavailable.items():
-            if not recipes[part].can_be(reference):
+            recipe = recipes.recipe_for(reference)
+            if recipe is None:
+                builds = (recipes.STAND_INS[part], *recipes.UPGRADES)
+                can_be = " or ".join(str(each) for each in builds if each.part == part)
                 raise _NotBuiltError(
                     f"{reference} is neither on the engine nor to be pulled, and nothing can stand in for it: what "
-                    f"can be built here is {recipes[part]}, for an image whose name and tag say that it is that"
+                    f"can be built here is {can_be}, for an image whose name and tag say that it is that"
                 )
-        to_build = [recipe for recipe in recipes.values() if not _present(self._engine, recipe.tag)]
+            found[part] = recipe
+        to_build = [recipe for recipe in found.values() if not _present(self._engine, recipe.tag)]
         if to_build:
             names = ", ".join(map(str, to_build))
             question = f"Build {names} here, from Debian and PyPI packages, to stand in? It takes 1 to 3 minutes."
@@ -196,15 +147,15 @@ class _Supply:
             except (*ENGINE_FAILURES, CommandError, OSError) as error:
                 raise _NotBuiltError(f"A stand-in could not be built: {error}") from error
         for part, reference in unavailable.items():
-            self._steps.console.print(f"{recipes[part].tag} stands in for {reference}", markup=False)
-        return {part: recipe.tag for part, recipe in recipes.items()}
+            self._steps.console.print(f"{found[part].tag} stands in for {reference}", markup=False)
+        return {part: recipe.tag for part, recipe in found.items()}
 
-    def _build(self, recipes: Iterable[Recipe]) -> None:
-        debians = {recipe.debian: recipe for recipe in recipes if not _present(self._engine, recipe.base)}
+    def _build(self, wanted: Iterable[recipes.Recipe]) -> None:
+        debians = {recipe.debian: recipe for recipe in wanted if not _present(self._engine, recipe.base)}
         self._check_machine(needs_debootstrap=bool(debians))
         with self._side_by_side() as pool:
             bases = {debian: pool.submit(self._make_base, recipe) for debian, recipe in debians.items()}
-            built = [pool.submit(self._build_one, recipe, bases.get(recipe.debian)) for recipe in recipes]
+            built = [pool.submit(self._build_one, recipe, bases.get(recipe.debian)) for recipe in wanted]
             for each in (*bases.values(), *built):
                 each.result()
 
@@ -221,7 +172,7 @@ class _Supply:
                 raise _NotBuiltError("A stand-in is built by debootstrap, which this system does not have")
             install(self._steps, "debootstrap", "debian-archive-keyring")
 
-    def _make_base(self, recipe: Recipe) -> None:
+    def _make_base(self, recipe: recipes.Recipe) -> None:
         """Make the Debian on the engine that a stand-in starts from."""
         with (
             self._steps.step(f"Make a base of Debian {recipe.debian}") as step,
@@ -230,7 +181,7 @@ class _Supply:
             if _present(self._engine, recipe.base):
                 return
             overlay, archive = folder / "overlay", folder / "archive.tar"
-            _copy(RECIPES / "base/root", overlay)
+            _copy(recipes.RECIPES / "base/root", overlay)
             sources = package_sources(index_targets(step), recipe.debian)
             if sources:
                 _put(overlay / "etc/apt/sources.list", "\n".join(sources) + "\n")
@@ -245,7 +196,7 @@ class _Supply:
             proxies = dict(re.findall(r'^Acquire::(https?)::Proxy "(\w+://.+)";', "\n".join(settings), re.MULTILINE))
             arguments = [recipe.debian, str(overlay), str(folder / "root"), str(archive), *mirror]
             step.run(
-                [*alone, "--mount-proc", str(RECIPES / "base/build.sh"), *arguments],
+                [*alone, "--mount-proc", str(recipes.RECIPES / "base/build.sh"), *arguments],
                 env={f"{scheme}_proxy": proxy for scheme, proxy in proxies.items()} | environment(),
             )
             step.note("import")
@@ -254,16 +205,17 @@ class _Supply:
             if not _present(self._engine, recipe.base):
                 raise docker.errors.DockerException(f"the base could not be imported: {result}")
 
-    def _build_one(self, recipe: Recipe, base: Future[None] | None) -> None:
+    def _build_one(self, recipe: recipes.Recipe, base: Future[None] | None) -> None:
         """Build a stand-in, which gets its tag when nothing of it is missing."""
         with (
             self._steps.step(f"Build {recipe}") as step,
             _workspace(recipe.part, step) as folder,
         ):
             context = folder / "context"
-            _copy(RECIPES / recipe.part, context)
-            if (context / "requirements.lock").exists():
-                _download_wheels(step, context / "requirements.lock", context / "wheels")
+            _copy(recipes.RECIPES / recipe.part, context)
+            if recipe.packages.exists():
+                shutil.copy(recipe.packages, context)
+                _download_wheels(step, recipe.packages, context / "wheels")
             if base is not None:
                 step.note("waits for its base")
                 base.result()
@@ -376,14 +328,10 @@ def _copy(source: Path, target: Path) -> None:
     """Copy a recipe with the modes that an image needs, whatever this checkout's umask was."""
     for file in source.rglob("*"):
         if file.is_file():
-            _put(target / file.relative_to(source), file.read_text(encoding="utf-8"), _mode(file))
+            _put(target / file.relative_to(source), file.read_text(encoding="utf-8"), recipes.mode_of(file))
 
 
 def _put(file: Path, content: str, mode: int = 0o644) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(content, encoding="utf-8")
     file.chmod(mode)
-
-
-def _mode(file: Path) -> int:
-    return 0o755 if file.stat().st_mode & 0o100 else 0o644

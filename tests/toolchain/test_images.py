@@ -28,8 +28,7 @@ from rich.console import Console
 from infra import edge, gateway, postgres
 from infra.images import stand_ins
 from infra.workload import SECRETS, http_health_check
-from toolchain import images
-from toolchain.images import RECIPES, STAND_INS
+from toolchain import images, recipes
 from toolchain.progress import SetupError, Steps
 
 if TYPE_CHECKING:
@@ -172,7 +171,7 @@ def test_litellm_serves_without_any_privilege(machine: Machine, tags: Mapping[st
     assert {path for path in changed if not path.startswith("/tmp")} == {"/app", "/app/config.yaml"}  # noqa: S108
     program = "import fastapi, importlib.metadata, litellm, uvicorn; print(importlib.metadata.version('litellm'))"
     code, printed = execute(container, "python3", "-c", program)
-    assert (code, printed.splitlines()[-1]) == (0, STAND_INS["litellm"].version)
+    assert (code, printed.splitlines()[-1]) == (0, recipes.STAND_INS["litellm"].version)
 
 
 # HAProxy
@@ -409,7 +408,7 @@ def files_on(machine: Machine, tags: Mapping[str, str], volume: str) -> list[str
 # How they are had
 
 
-@pytest.mark.parametrize("part", sorted(STAND_INS))
+@pytest.mark.parametrize("part", sorted(recipes.STAND_INS))
 def test_nothing_of_the_building_machine_is_in_a_stand_in(
     machine: Machine, tags: Mapping[str, str], part: str
 ) -> None:
@@ -454,11 +453,11 @@ def test_a_version_that_no_recipe_builds(engine: docker.DockerClient, tmp_path: 
 @pytest.fixture
 def other_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A HAProxy recipe that differs, so that its stand-in is not there yet."""
-    recipes = tmp_path / "images"
-    shutil.copytree(RECIPES, recipes)
-    (recipes / "haproxy/note").write_text(secrets.token_hex(8))
-    monkeypatch.setattr(images, "RECIPES", recipes)
-    return recipes / "haproxy"
+    copy = tmp_path / "images"
+    shutil.copytree(recipes.RECIPES, copy)
+    (copy / "haproxy/note").write_text(secrets.token_hex(8))
+    monkeypatch.setattr(recipes, "RECIPES", copy)
+    return copy / "haproxy"
 
 
 @pytest.mark.usefixtures("tags", "other_recipe")
@@ -487,7 +486,7 @@ def test_a_build_that_fails_leaves_nothing(engine: docker.DockerClient, tmp_path
     with pytest.raises(SetupError, match="the disk is full"):
         images.ensure(Steps(), engine, wanted, ask=None, record=tmp_path / ".images.yaml")
     assert engine.images.list(all=True, filters={"label": "llm-infrastructure.build=haproxy"}) == []
-    assert not images._present(engine, STAND_INS["haproxy"].tag)
+    assert not images._present(engine, recipes.STAND_INS["haproxy"].tag)
     assert stand_ins(tmp_path / ".images.yaml") == {}
 
 
@@ -526,9 +525,9 @@ def test_a_build_that_is_killed_leaves_nothing_running(tmp_path: Path, other_rec
     script = other_recipe.parent / "base/build.sh"
     script.write_text(f"#!/bin/sh\nmkdir $3 && mount -t tmpfs {nap} $3 && touch {tmp_path}/begun && sleep {nap}\n")
     program = (
-        "import sys, docker\nfrom pathlib import Path\nfrom toolchain import images, machine\n"
+        "import sys, docker\nfrom pathlib import Path\nfrom toolchain import images, machine, recipes\n"
         "from toolchain.progress import Steps\n"
-        "images.RECIPES, images.CACHE, machine.CACHE = Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[2])\n"
+        "recipes.RECIPES, images.CACHE, machine.CACHE = Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[2])\n"
         "engine = docker.DockerClient(base_url='unix:///var/run/docker.sock')\n"
         "images.ensure(Steps(), engine, {'haproxy': sys.argv[3]}, ask=None, record=Path(sys.argv[2]) / 'record')"
     )

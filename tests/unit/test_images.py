@@ -10,9 +10,9 @@ import pytest
 
 from infra.images import ImageRecordError, in_registry, stand_ins
 from toolchain import image_record, images, machine
-from toolchain.images import RECIPES, STAND_INS, recipe_hash
 from toolchain.mirrors import apt_settings, package_sources
 from toolchain.progress import Steps
+from toolchain.recipes import STAND_INS, UPGRADES, Recipe, recipe_for, recipe_hash
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -88,35 +88,40 @@ Acquire::https "";
 )
 def test_a_stand_in_for_what_it_is(part: str, reference: str) -> None:
     """An image may be stood in for when its name and tag say that it is the software and version of the recipe."""
-    assert STAND_INS[part].can_be(reference)
+    assert recipe_for(reference) == STAND_INS[part]
+
+
+def test_a_stand_in_for_what_a_stack_is_upgraded_to() -> None:
+    for recipe in UPGRADES:
+        assert recipe_for(f"ghcr.io/berriai/{recipe.part}:main-v{recipe.version}-stable") == recipe
 
 
 @pytest.mark.parametrize(
-    ("part", "reference"),
+    "reference",
     [
-        ("litellm", "ghcr.io/berriai/litellm:main-v1.55.01"),
-        ("litellm", "ghcr.io/berriai/litellm:main-v1.55.0.dev1"),
-        ("litellm", "ghcr.io/berriai/litellm:main-v11.55.0"),
-        ("litellm", "ghcr.io/berriai/litellm-database:main-v1.55.0"),
-        ("litellm", f"ghcr.io/berriai/litellm@sha256:{'0' * 64}"),
-        ("postgres", "postgres:16"),
-        ("postgres", "postgres:17.2"),
-        ("postgres", "pgvector/pgvector:pg17"),
-        ("postgres", "registry.example:17/postgres"),
-        ("haproxy", "haproxy:3"),
-        ("haproxy", "haproxy:3.0.5"),
+        "ghcr.io/berriai/litellm:main-v1.55.01",
+        "ghcr.io/berriai/litellm:main-v1.55.0.dev1",
+        "ghcr.io/berriai/litellm:main-v11.55.0",
+        "ghcr.io/berriai/litellm-database:main-v1.55.0",
+        f"ghcr.io/berriai/litellm@sha256:{'0' * 64}",
+        "postgres:16",
+        "postgres:17.2",
+        "pgvector/pgvector:pg17",
+        "registry.example:17/postgres",
+        "haproxy:3",
+        "haproxy:3.0.5",
     ],
 )
-def test_no_stand_in_for_anything_else(part: str, reference: str) -> None:
+def test_no_stand_in_for_anything_else(reference: str) -> None:
     """Another version, a closer one than the recipe promises, other software, or a bare digest: no stand-in."""
-    assert not STAND_INS[part].can_be(reference)
+    assert recipe_for(reference) is None
 
 
 def test_a_tag_says_what_it_is() -> None:
     """A stand-in never has the official name; its tag tells the version and the recipe."""
-    for part, recipe in STAND_INS.items():
+    for recipe in (*STAND_INS.values(), *UPGRADES):
         version = re.escape(recipe.version)
-        assert re.fullmatch(rf"llm-infrastructure/{part}-stand-in:{version}-[0-9a-f]{{12}}", recipe.tag)
+        assert re.fullmatch(rf"llm-infrastructure/{recipe.part}-stand-in:{version}-[0-9a-f]{{12}}", recipe.tag)
 
 
 def test_the_hash_is_over_the_recipe(tmp_path: Path) -> None:
@@ -140,15 +145,14 @@ def test_the_hash_is_over_the_recipe(tmp_path: Path) -> None:
     assert len(set(hashes)) == len(hashes)
 
 
-def test_pythons_packages_are_locked_without_an_index() -> None:
+@pytest.mark.parametrize("recipe", [STAND_INS["litellm"], *UPGRADES], ids=str)
+def test_pythons_packages_are_locked_without_an_index(recipe: Recipe) -> None:
     """Every package of the LiteLLM image has its hashes, and the file names no address to fetch it from."""
-    lock = (RECIPES / "litellm/requirements.lock").read_text()
+    lock = recipe.packages.read_text()
     packages = re.findall(r"^(\S+)==(\S+) \\\n    --hash=sha256:[0-9a-f]{64}", lock, re.MULTILINE)
     assert len(packages) == len(re.findall(r"^[^\s#]", lock, re.MULTILINE))
     versions = dict(packages)
-    assert versions["litellm"] == STAND_INS["litellm"].version
-    assert versions["openai"].startswith("1.")
-    assert versions["httpx"] < "0.28"
+    assert versions["litellm"] == recipe.version
     assert "://" not in lock
     assert "--index" not in lock
 

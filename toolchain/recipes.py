@@ -1,0 +1,80 @@
+"""The recipes of `images/`: what each builds, and which image that can stand in for."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+RECIPES = Path(__file__).resolve().parent.parent / "images"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recipe:
+    """A folder of `images/`, and what comes out of it."""
+
+    part: str
+    """The folder, and the last word of the official image's name."""
+    software: str
+    version: str
+    debian: str
+
+    @property
+    def base(self) -> str:
+        """The tag of the Debian that it starts from."""
+        return f"llm-infrastructure/debian:{self.debian}-{recipe_hash(RECIPES / 'base')}"
+
+    @property
+    def tag(self) -> str:
+        """The stand-in's tag, which a change of the recipe changes."""
+        name = f"llm-infrastructure/{self.part}-stand-in"
+        folder = RECIPES / self.part
+        own = [self.packages.parent, folder / "Dockerfile"] if self.packages.exists() else [folder]
+        return f"{name}:{self.version}-{recipe_hash(RECIPES / 'base', *own)}"
+
+    @property
+    def packages(self) -> Path:
+        """The lock file of its Python packages, where it has some: one for each version that can be built."""
+        return RECIPES / self.part / self.version / "requirements.lock"
+
+    def can_be(self, reference: str) -> bool:
+        """Whether an image reference says that it is the very software and version that this builds."""
+        name, _, tag = reference.partition("@")[0].rpartition("/")[2].partition(":")
+        return name == self.part and re.search(rf"(^|v|-){re.escape(self.version)}(-|$)", tag) is not None
+
+    def __str__(self) -> str:
+        return f"{self.software} {self.version}"
+
+
+STAND_INS = {
+    recipe.part: recipe
+    for recipe in (
+        Recipe(part="litellm", software="LiteLLM", version="1.55.0", debian="bookworm"),
+        Recipe(part="postgres", software="PostgreSQL", version="17", debian="trixie"),
+        Recipe(part="haproxy", software="HAProxy", version="3.0", debian="trixie"),
+    )
+}
+"""What can be built for the images that the project pins, by part."""
+UPGRADES = (Recipe(part="litellm", software="LiteLLM", version="1.106.12", debian="bookworm"),)
+"""What can be built beside, for a stack that names such an image."""
+
+
+def recipe_for(reference: str) -> Recipe | None:
+    """What builds a stand-in for an image, if anything does."""
+    return next((recipe for recipe in (*STAND_INS.values(), *UPGRADES) if recipe.can_be(reference)), None)
+
+
+def recipe_hash(*paths: Path) -> str:
+    """The first 12 digits of a hash over the names, modes and contents of files, and of all in folders."""
+    digest = hashlib.sha256()
+    for path in paths:
+        for file in sorted(each for each in (path, *path.rglob("*")) if each.is_file()):
+            content = hashlib.sha256(file.read_bytes()).hexdigest()
+            digest.update(f"{file.relative_to(path)} {mode_of(file):o} {content}\n".encode())
+    return digest.hexdigest()[:12]
+
+
+def mode_of(file: Path) -> int:
+    """What git keeps of a file's mode, whatever the umask of a checkout."""
+    return 0o755 if file.stat().st_mode & 0o100 else 0o644
