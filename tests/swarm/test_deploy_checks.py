@@ -101,7 +101,7 @@ def test_an_edge_node_that_lost_its_label_lets_nobody_in(swarm: Cluster, deploym
         result = check(deployment, GATEWAY)
     finally:
         # The next one would fail at the port that this one still has, which other checks would notice.
-        of_edge = {"label": f"com.docker.swarm.service.name={name}"}
+        of_edge: dict[str, Any] = {"label": f"com.docker.swarm.service.name={name}"}
         until(lambda: not first.client.containers.list(filters=of_edge), "the edge has ended")
         swarm.label(first, "edge", "true")
         swarm.await_running(name, *swarm.nodes)
