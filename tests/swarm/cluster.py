@@ -163,8 +163,12 @@ class Node:
 
     def container(self, service: str) -> Container:
         """The container of a service's only running task on it."""
-        [container] = self.client.containers.list(filters={"label": f"com.docker.swarm.service.name={service}"})
+        [container] = self.containers(service)
         return container
+
+    def containers(self, service: str) -> list[Container]:
+        """Those of a service's running tasks on it."""
+        return self.client.containers.list(filters={"label": f"com.docker.swarm.service.name={service}"})
 
     def kill(self) -> None:
         """Take its network and its power away: no process on it gets to say another word."""
@@ -226,7 +230,7 @@ class Cluster:
                     closing(docker.DockerClient(asked.host, timeout=LEADER_SECONDS)) as client,
                 ):
                     for each in client.nodes.list(filters={"role": "manager"}):
-                        if each.attrs["ManagerStatus"].get("Leader"):
+                        if each.attrs.get("ManagerStatus", {}).get("Leader"):  # a new manager has no status yet
                             return next((node for node in self.nodes if node.runs and node.id == each.id), None)
             return None
 

@@ -26,6 +26,8 @@ __all__ = ["_pulumi_tools", "drill", "pytest_terminal_summary"]
 ENCRYPTED = ("src", "192.0.2.1", "dst", "192.0.2.2", "proto", "esp", "spi", "1", "mode", "transport")
 CIPHER = ("aead", "rfc4106(gcm(aes))", f"0x{bytes(20).hex()}", "64")
 """What an engine has the kernel do with packets between nodes."""
+NOT_LET_IN = (httpx2.ConnectError, httpx2.ConnectTimeout)
+CLOSED_BEFORE_AN_ANSWER = (httpx2.ReadError, httpx2.RemoteProtocolError)
 GATEWAY_PORT = 4000
 POSTGRES_PORT = 5432
 
@@ -74,7 +76,10 @@ def can_encrypt(node: Node) -> bool:
 
 
 class Balancer(httpx2.AsyncBaseTransport):
-    """Asks one address after another, and the next one when one does not let it in, as a load balancer does."""
+    """Asks one address after another, and the next one when one lets nobody in or closes before it answers.
+
+    As a load balancer does (HAProxy's `retry-on conn-failure empty-response`), and OpenAI's SDKs too.
+    """
 
     def __init__(self, addresses: Sequence[str]) -> None:
         self._addresses = addresses
@@ -89,7 +94,7 @@ class Balancer(httpx2.AsyncBaseTransport):
             request.url = request.url.copy_with(host=self._addresses[(first + offset) % len(self._addresses)])
             try:
                 return await self._direct.handle_async_request(request)
-            except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
+            except (*NOT_LET_IN, *CLOSED_BEFORE_AN_ANSWER) as error:
                 refusal = error
         assert refusal
         raise refusal

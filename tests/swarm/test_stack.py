@@ -68,6 +68,14 @@ def nodes_of(swarm: Cluster, deployment: Deployment, part: str) -> list[Node]:
     return swarm.running(str(service(swarm, deployment, part).name))
 
 
+def containers(swarm: Cluster, deployment: Deployment, part: str) -> list[Container]:
+    """Those of a part, wherever they run."""
+    name = str(service(swarm, deployment, part).name)
+    found = [container for node in swarm.nodes for container in node.containers(name)]
+    assert len(found) == len(nodes_of(swarm, deployment, part))
+    return found
+
+
 def await_tasks(
     swarm: Cluster, deployment: Deployment, part: str, count: int, *, without: Node | None = None
 ) -> None:
@@ -258,8 +266,7 @@ def test_the_master_key_is_rotated(swarm: Cluster, deployment: Deployment, drill
         "c.request('GET', '/v1/models', headers={'authorization': 'Bearer ' + sys.argv[1]})\n"
         "print(c.getresponse().status)\n"
     )
-    for node in nodes_of(swarm, deployment, "litellm"):
-        container = node.container(str(service(swarm, deployment, "litellm").name))
+    for container in containers(swarm, deployment, "litellm"):
         assert [output(container, "python3", "-c", ask, key).split() for key in (new, old)] == [["200"], ["401"]]
     assert status(swarm, deployment, new) == [UNAUTHORIZED] * len(swarm.nodes)  # never at the edge
 
@@ -289,8 +296,7 @@ def test_a_providers_key_is_rotated(swarm: Cluster, deployment: Deployment, dril
     with drill("Swarm: rotation of a provider's key", NOTHING_FAILS):
         add_model(deployment, "ours", key="the-second-key")
         deployment.up()
-    for node in nodes_of(swarm, deployment, "litellm"):
-        container = node.container(str(service(swarm, deployment, "litellm").name))
+    for container in containers(swarm, deployment, "litellm"):
         secrets = output(container, "sh", "-c", "cat /run/secrets/*")
         assert "the-second-key" in secrets
         assert "the-first-key" not in secrets
@@ -328,14 +334,15 @@ def test_more_and_fewer_replicas(swarm: Cluster, deployment: Deployment, drill: 
     deployment.up()
 
 
-def others(swarm: Cluster) -> Sequence[Node]:
-    """The nodes that do not hold Postgres' volume."""
-    return swarm.nodes[1:]
+def others(swarm: Cluster, deployment: Deployment) -> Sequence[Node]:
+    """The nodes that do not hold Postgres' volume; last the one that has the demo provider, of which there is one."""
+    demo = nodes_of(swarm, deployment, "demo")
+    return sorted(swarm.nodes[1:], key=lambda node: node in demo)
 
 
 def test_a_drained_node_is_left(swarm: Cluster, deployment: Deployment, drill: Drill) -> None:
     """Swarm stops its tasks before others take their place; two of three replicas and edges go on."""
-    node = others(swarm)[0]
+    node = others(swarm, deployment)[0]
     with drill("Swarm: a node is drained", NOTHING_FAILS):
         swarm.drain(node)
         await_tasks(swarm, deployment, "litellm", REPLICAS, without=node)
@@ -349,8 +356,8 @@ def test_a_machine_that_is_lost_takes_only_what_was_in_flight(
     swarm: Cluster, deployment: Deployment, drill: Drill, what: str
 ) -> None:
     """Its tasks come up elsewhere; when it is back it lets callers in again."""
-    node = others(swarm)[1]
-    make_leader(swarm, node if "leader" in what else others(swarm)[0])
+    node, another = others(swarm, deployment)
+    make_leader(swarm, node if "leader" in what else another)
     with drill(f"Swarm: {what} is lost", IN_FLIGHT_MAY_FAIL):
         started = time.monotonic()
         node.kill()
