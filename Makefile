@@ -2,13 +2,14 @@
 # make test    everything there is, drills too                 make check   fast enough for every commit
 # make drill   break things under load (NAME=… for some)        make check-deploy    ask a stack that is up
 # make test-swarm   the stack on a Swarm of three machines (NAME=… for some)
+# make bench   measure everything side by side (ONLY=client, gateway, deploy or growth; RECORD=1 for the docs)
 # make push    fill the registry that a stack's config names (imageRegistry)
 # STACK=staging with any of them for another stack
 STACK  ?= dev
 PYTHON ?= python3
 BIN    := .venv/bin
 
-.PHONY: help up down push environment prepare check check-deploy integration drill test test-swarm
+.PHONY: help up down push environment prepare check check-deploy integration drill bench test test-swarm
 help:
 	@sed -n 's/^# //p' Makefile
 
@@ -41,6 +42,9 @@ integration: prepare
 
 drill: prepare
 	$(BIN)/pytest tests/drills $(if $(NAME),-k "$(NAME)")
+
+bench: prepare
+	@$(BIN)/python -m benchmarks $(if $(ONLY),--only $(ONLY)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(RECORD),--record)
 
 test: check integration drill
 
