@@ -14,13 +14,15 @@ import datetime as dt
 import os
 import sys
 import time
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import docker
 from rich.console import Console
 
-from benchmarks import client, deploy, document, gateway, growth, peer
+from benchmarks import client, deploy, document, gateway, growth
+from benchmarks.containers import image
 from benchmarks.measure import Machine, Report
 from tests.stack_config import project_file
 from toolchain import tools
@@ -40,6 +42,9 @@ BENCHMARKS: dict[str, tuple[Callable[[docker.DockerClient, int, Step], list[Comp
     "growth": (growth.run, 2),
 }
 """Each with its rounds: as many as the time for all of them allows."""
+NAMES = {"litellm": "LiteLLM", "postgres": "PostgreSQL", "haproxy": "HAProxy"}
+STAND_IN = " (built here)"
+"""Of an image that stands in for the official one."""
 WIDTH = 160
 """Of tables that go to a file."""
 
@@ -47,14 +52,14 @@ WIDTH = 160
 def versions(engine: docker.DockerClient) -> dict[str, str]:
     """What is measured, and on what."""
     images = {part: str(project_file()["config"][key]["default"]) for part, key in IMAGE_SETTINGS.items()}
-    tags = {part: reference.split("@")[0].rpartition(":")[2] for part, reference in images.items()}
     return {
-        "LiteLLM": tags["litellm"],
-        "HAProxy": tags["haproxy"],
-        "PostgreSQL": tags["postgres"],
-        gateway.PEER: peer.VERSION,
+        **{
+            NAMES[part]: reference.split("@")[0].rpartition(":")[2] + ("" if image(part) == reference else STAND_IN)
+            for part, reference in images.items()
+        },
         "Docker Engine": str(engine.version()["Version"]),
         "Pulumi": tools.CLI_VERSION,
+        **{package: metadata.version(package) for package in ("openai", "httpx2")},
     }
 
 

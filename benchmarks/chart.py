@@ -29,10 +29,12 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56b4e9", "#7
 DASHES = ("none", "8 3", "2 3", "10 3 2 3", "5 5", "14 4", "1 5")
 
 STYLE = """
-    .paper { fill: #ffffff } .ink { fill: #1f2328 } .faint { fill: #59636e } .rule { stroke: #d1d9e0 }
+    .paper { fill: #ffffff } .ink { fill: #1f2328 } .faint { fill: #59636e }
+    .rule { stroke: #d1d9e0 } .spread { stroke: #1f2328 }
     text { font: 12px system-ui, -apple-system, "Segoe UI", sans-serif } .title { font-size: 15px; font-weight: 600 }
     @media (prefers-color-scheme: dark) {
-      .paper { fill: #0d1117 } .ink { fill: #f0f6fc } .faint { fill: #9198a1 } .rule { stroke: #3d444d }
+      .paper { fill: #0d1117 } .ink { fill: #f0f6fc } .faint { fill: #9198a1 }
+      .rule { stroke: #3d444d } .spread { stroke: #f0f6fc }
     }
 """
 
@@ -130,7 +132,7 @@ def _lines(comparison: Comparison, scale: Scale) -> Iterator[str]:
         )
         for x, figure in points:
             yield f'  <circle cx="{x:.1f}" cy="{scale.y(figure.median):.1f}" r="3.5" fill="{colour}"/>'
-            yield _spread(x, figure, scale, colour)
+            yield _spread(x, figure, scale, f'stroke="{colour}"')
 
 
 def _bars(comparison: Comparison, scale: Scale) -> Iterator[str]:
@@ -143,15 +145,14 @@ def _bars(comparison: Comparison, scale: Scale) -> Iterator[str]:
             f'  <rect x="{x + 1:.1f}" y="{y:.1f}" width="{width - 2:.1f}" height="{scale.y(0) - y:.1f}" '
             f'rx="2" fill="{colour}"/>'
         )
-        yield _spread(x + width / 2, figure, scale, "currentColor", kind="rule")
+        yield _spread(x + width / 2, figure, scale, 'class="spread"')
         top = scale.y(figure.highest)
         yield _text(x + width / 2, top - 5, number(figure.median), kind="ink", anchor="middle")
 
 
-def _spread(x: float, figure: Figure, scale: Scale, colour: str, *, kind: str = "") -> str:
-    named = f'class="{kind}" ' if kind else f'stroke="{colour}" '
+def _spread(x: float, figure: Figure, scale: Scale, colour: str) -> str:
     ends = f'y1="{scale.y(figure.lowest):.1f}" y2="{scale.y(figure.highest):.1f}"'
-    return f'  <line {named}x1="{x:.1f}" x2="{x:.1f}" {ends} stroke-width="1.5"/>'
+    return f'  <line {colour} x1="{x:.1f}" x2="{x:.1f}" {ends} stroke-width="1.5"/>'
 
 
 def _x(comparison: Comparison, column: int) -> float:

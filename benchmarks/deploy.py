@@ -166,7 +166,13 @@ def run(_engine: docker.DockerClient, rounds: int, step: Step) -> list[Compariso
                 step.note(f"{name}, taken away")
                 way.take_away()
     return [
-        readings.comparison(TIME, unit="s", points="", baseline=PLAN, chart="bars", contenders=(PLAN, OURS)),
-        readings.comparison(FAILED, unit=f"at {REQUESTS_PER_SECOND} a second", points="", baseline=PLAN),
-        readings.comparison(GAP, unit="s", points="", baseline=PLAN),
+        readings.comparison(
+            quantity,
+            unit=unit,
+            points="",
+            baseline=PLAN,
+            chart="bars" if quantity == TIME else None,
+            contenders=(PLAN, OURS),
+        )
+        for quantity, unit in {TIME: "s", FAILED: f"at {REQUESTS_PER_SECOND} a second", GAP: "s"}.items()
     ]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 from benchmarks.caller import Target, load, settle, side_by_side
 from benchmarks.containers import ContainerMeter, Meter, ProcessMeter, demo_provider, network
 from benchmarks.measure import Readings, alternating, percentile
-from benchmarks.peer import NotToBeHadError, portkey
+from benchmarks.peer import VERSION, NotToBeHadError, portkey
 from benchmarks.plan import plan
 from infra import edge, gateway
 from tests.load import MESSAGES
@@ -39,7 +39,7 @@ DRAIN_SECONDS = 5
 
 BODY: dict[str, object] = {"model": "gpt-4o", "messages": MESSAGES}
 MODES = {"plain": BODY, "streamed": {**BODY, "stream": True}}
-PLAN, PEER = "the plan", "Portkey"
+PLAN, PEER = "the plan", f"Portkey {VERSION}"
 RATE, P50, P99, CPU, FAILED, CALLERS = (
     "requests answered",
     "p50",
@@ -244,5 +244,5 @@ def compared(readings: Readings) -> list[Comparison]:
             for mode in MODES
         ),
         readings.comparison(MEMORY, unit="MiB", points="", baseline=PLAN, chart="bars", contenders=names),
-        readings.comparison(ADDED, unit="ms", points="", baseline=DIRECT),
+        readings.comparison(ADDED, unit="ms", points="", baseline=DIRECT, contenders=(DIRECT, THROUGH, PUBLISHED)),
     ]

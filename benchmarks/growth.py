@@ -58,18 +58,23 @@ def grow(made: Deployment, readings: Readings, what: str, count: int) -> None:
         started = time.monotonic()
         made.up()
         readings.add(f"{quantity}, by {what}", STACK, count, time.monotonic() - started)
-    exported = made.pulumi("stack", "export").stdout
-    readings.add(f"{STATE}, by {what}", STACK, count, len(json.dumps(json.loads(exported))) / KIBIBYTE)
+    exported = made.stack.export_stack().deployment
+    readings.add(f"{STATE}, by {what}", STACK, count, len(json.dumps(exported)) / KIBIBYTE)
+
+
+def models(count: int) -> list[dict[str, str]]:
+    """So many models of the stack config, which the demo provider answers for."""
+    return [
+        {"name": f"model-{number}", "model": f"openai/model-{number}", "apiBase": "http://demo:8080/v1"}
+        for number in range(count)
+    ]
 
 
 def set_models(made: Deployment, count: int) -> None:
     """Have the stack config name so many models."""
     file = made.folder / f"Pulumi.{made.name}.yaml"
     config = yaml.safe_load(file.read_text(encoding="utf-8"))
-    config["config"][f"{PROJECT_NAME}:models"] = [
-        {"name": f"model-{number}", "model": f"openai/model-{number}", "apiBase": "http://demo:8080/v1"}
-        for number in range(count)
-    ]
+    config["config"][f"{PROJECT_NAME}:models"] = models(count)
     file.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
 
 

@@ -186,5 +186,5 @@ class Readings:
                 for name in contenders or read
                 if name in read
             },
-            absent=self._absent,
+            absent={name: why for name, why in self._absent.items() if not contenders or name in contenders},
         )
