@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,12 +46,14 @@ PROGRAM_STARTS = 3
 KEY = "sk-of-a-stub"
 CHAT, EMBEDDING, FIRST_TOKEN = "chat completion", "embedding", "first token of a stream"
 BARE, ONE, EACH = "httpx2, one pool", "OpenAI, one client", "OpenAI, a client a call"
+FOR_ORG = "chat_completion_for_org"
 START = "start of a program"
 SENT: list[ChatCompletionMessageParam] = [{"role": "user", "content": "hello"}]
 MESSAGES = [app.ChatMessage("user", "hello")]
-CHAT_BODY = {"model": "m", "messages": SENT}
+HEADERS = {"authorization": f"Bearer {KEY}"}
+CHAT_BODY: dict[str, object] = {"model": "m", "messages": SENT}
 STREAM_BODY = {**CHAT_BODY, "stream": True}
-EMBEDDING_BODY = {"model": "m", "input": "hello", "encoding_format": "float"}
+EMBEDDING_BODY: dict[str, object] = {"model": "m", "input": "hello", "encoding_format": "float"}
 CHAT_PATH, EMBEDDING_PATH = "/v1/chat/completions", "/v1/embeddings"
 
 
@@ -88,10 +90,9 @@ def first_token_async(
     return call
 
 
-def sync_calls(url: str, organization: UUID) -> Calls:
+@contextmanager
+def sync_calls(url: str, organization: UUID) -> Iterator[Calls]:
     """Every kind of call, as threads make it."""
-    bare = httpx2.Client(base_url=url, headers={"authorization": f"Bearer {KEY}"}, limits=_client.LIMITS)
-    one = openai.OpenAI(base_url=f"{url}/v1", api_key=KEY, max_retries=0)
 
     def new() -> object:
         with openai.OpenAI(base_url=f"{url}/v1", api_key=KEY, max_retries=0) as client:
@@ -102,25 +103,30 @@ def sync_calls(url: str, organization: UUID) -> Calls:
         with bare.stream("POST", CHAT_PATH, json=STREAM_BODY) as answer:
             yield answer.iter_lines()
 
-    return {
-        (CHAT, BARE): lambda: bare.post(CHAT_PATH, json=CHAT_BODY).raise_for_status().json(),
-        (CHAT, ONE): lambda: one.chat.completions.create(model="m", messages=SENT),
-        (CHAT, EACH): new,
-        (CHAT, "chat_completion"): lambda: app.chat_completion(MESSAGES),
-        (CHAT, "chat_completion_for_org"): lambda: app.chat_completion_for_org(organization, MESSAGES),
-        (EMBEDDING, BARE): lambda: bare.post(EMBEDDING_PATH, json=EMBEDDING_BODY).raise_for_status().json(),
-        (EMBEDDING, ONE): lambda: one.embeddings.create(model="m", input="hello", encoding_format="float"),
-        (EMBEDDING, "generate_embedding"): lambda: app.generate_embedding("hello"),
-        (FIRST_TOKEN, BARE): first_token(bare_stream),
-        (FIRST_TOKEN, ONE): first_token(lambda: one.chat.completions.create(model="m", messages=SENT, stream=True)),
-        (FIRST_TOKEN, "stream_chat_completion"): first_token(lambda: app.stream_chat_completion(MESSAGES)),
-    }
+    with (
+        httpx2.Client(base_url=url, headers=HEADERS, limits=_client.LIMITS) as bare,
+        openai.OpenAI(base_url=f"{url}/v1", api_key=KEY, max_retries=0) as one,
+    ):
+        yield {
+            (CHAT, BARE): lambda: bare.post(CHAT_PATH, json=CHAT_BODY).raise_for_status().json(),
+            (CHAT, ONE): lambda: one.chat.completions.create(model="m", messages=SENT),
+            (CHAT, EACH): new,
+            (CHAT, "chat_completion"): lambda: app.chat_completion(MESSAGES),
+            (CHAT, FOR_ORG): lambda: app.chat_completion_for_org(organization, MESSAGES),
+            (EMBEDDING, BARE): lambda: bare.post(EMBEDDING_PATH, json=EMBEDDING_BODY).raise_for_status().json(),
+            (EMBEDDING, ONE): lambda: one.embeddings.create(model="m", input="hello", encoding_format="float"),
+            (EMBEDDING, "generate_embedding"): lambda: app.generate_embedding("hello"),
+            (FIRST_TOKEN, BARE): first_token(bare_stream),
+            (FIRST_TOKEN, ONE): first_token(
+                lambda: one.chat.completions.create(model="m", messages=SENT, stream=True)
+            ),
+            (FIRST_TOKEN, "stream_chat_completion"): first_token(lambda: app.stream_chat_completion(MESSAGES)),
+        }
 
 
-def async_calls(url: str, organization: UUID) -> AsyncCalls:
+@asynccontextmanager
+async def async_calls(url: str, organization: UUID) -> AsyncIterator[AsyncCalls]:
     """The same, as tasks of an event loop make it."""
-    bare = httpx2.AsyncClient(base_url=url, headers={"authorization": f"Bearer {KEY}"}, limits=_client.LIMITS)
-    one = openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=KEY, max_retries=0)
 
     async def post(path: str, body: dict[str, object]) -> object:
         return (await bare.post(path, json=body)).raise_for_status().json()
@@ -144,19 +150,24 @@ def async_calls(url: str, organization: UUID) -> AsyncCalls:
         async with await aio.stream_chat_completion(MESSAGES) as texts:
             yield texts
 
-    return {
-        (CHAT, BARE): lambda: post(CHAT_PATH, {**CHAT_BODY}),
-        (CHAT, ONE): lambda: one.chat.completions.create(model="m", messages=SENT),
-        (CHAT, EACH): new,
-        (CHAT, "chat_completion"): lambda: aio.chat_completion(MESSAGES),
-        (CHAT, "chat_completion_for_org"): lambda: aio.chat_completion_for_org(organization, MESSAGES),
-        (EMBEDDING, BARE): lambda: post(EMBEDDING_PATH, {**EMBEDDING_BODY}),
-        (EMBEDDING, ONE): lambda: one.embeddings.create(model="m", input="hello", encoding_format="float"),
-        (EMBEDDING, "generate_embedding"): lambda: aio.generate_embedding("hello"),
-        (FIRST_TOKEN, BARE): first_token_async(bare_stream),
-        (FIRST_TOKEN, ONE): first_token_async(one_stream),
-        (FIRST_TOKEN, "stream_chat_completion"): first_token_async(our_stream),
-    }
+    async with (
+        httpx2.AsyncClient(base_url=url, headers=HEADERS, limits=_client.LIMITS) as bare,
+        openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=KEY, max_retries=0) as one,
+    ):
+        yield {
+            (CHAT, BARE): lambda: post(CHAT_PATH, CHAT_BODY),
+            (CHAT, ONE): lambda: one.chat.completions.create(model="m", messages=SENT),
+            (CHAT, EACH): new,
+            (CHAT, "chat_completion"): lambda: aio.chat_completion(MESSAGES),
+            (CHAT, FOR_ORG): lambda: aio.chat_completion_for_org(organization, MESSAGES),
+            (EMBEDDING, BARE): lambda: post(EMBEDDING_PATH, EMBEDDING_BODY),
+            (EMBEDDING, ONE): lambda: one.embeddings.create(model="m", input="hello", encoding_format="float"),
+            (EMBEDDING, "generate_embedding"): lambda: aio.generate_embedding("hello"),
+            (FIRST_TOKEN, BARE): first_token_async(bare_stream),
+            (FIRST_TOKEN, ONE): first_token_async(one_stream),
+            (FIRST_TOKEN, "stream_chat_completion"): first_token_async(our_stream),
+        }
+        await aio.close()
 
 
 def milliseconds(quantity: str, seconds: float, results: list[object]) -> float:
@@ -234,10 +245,11 @@ def run(engine: docker.DockerClient, rounds: int, step: Step) -> list[Comparison
         stub() as url,
         database_server(engine) as server,
         configured(url, new_database(server)) as organization,
+        sync_calls(url, organization) as calls,
         asyncio.Runner() as runner,
     ):
-        calls = sync_calls(url, organization)
-        awaited = async_calls(url, organization)
+        clients = AsyncExitStack()
+        awaited = runner.run(clients.enter_async_context(async_calls(url, organization)))
         kinds = [(mode, at_once, kind) for mode in ("sync", "async") for at_once in CONCURRENT for kind in calls]
         for mode, at_once, kind in alternating(rounds, kinds):
             step.note(f"{kind[0]}, {mode}, {kind[1]}, {at_once} at once")
@@ -245,7 +257,7 @@ def run(engine: docker.DockerClient, rounds: int, step: Step) -> list[Comparison
                 run_sync(calls, at_once, readings, kind)
             else:
                 runner.run(run_async(awaited, at_once, readings, kind))
-        runner.run(aio.close())
+        runner.run(clients.aclose())
         for _ in range(rounds):
             run_starts(readings)
     return [

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING
 import yaml
 
 from benchmarks.containers import database_server, new_database
+from benchmarks.deploy import pulumi_up, seconds_of
 from benchmarks.measure import Readings
 from tests.stack_config import PROJECT_NAME
 from tests.stacks import deployed
@@ -55,9 +55,7 @@ class Way:
 def grow(made: Deployment, readings: Readings, what: str, count: int) -> None:
     """Bring a stack to a size that is configured, and again; the time of both, and what the state takes."""
     for quantity in (CHANGE, AGAIN):
-        started = time.monotonic()
-        made.up()
-        readings.add(f"{quantity}, by {what}", STACK, count, time.monotonic() - started)
+        readings.add(f"{quantity}, by {what}", STACK, count, seconds_of(lambda: pulumi_up(made)))
     exported = made.stack.export_stack().deployment
     readings.add(f"{STATE}, by {what}", STACK, count, len(json.dumps(exported)) / KIBIBYTE)
 
