@@ -2,6 +2,7 @@
 # make test    everything there is, drills too                 make check   fast enough for every commit
 # make drill   break things under load (NAME=… for some)        make check-deploy    ask a stack that is up
 # make test-swarm   the stack on a Swarm of three machines (NAME=… for some)
+# make bench   measure everything side by side (ONLY=client, gateway, deploy or growth; RECORD=1 for the docs)
 # make push    fill the registry that a stack's config names (imageRegistry)
 # make docs    write the reference pages of docs/ anew, after a change of Pulumi.yaml or of llmctl
 # STACK=staging with any of them for another stack
@@ -10,8 +11,8 @@ PYTHON ?= python3
 BIN    := .venv/bin
 PYTEST  = $(BIN)/pytest
 
-.PHONY: help up down push environment prepare check check-deploy integration drill test forget-coverage test-swarm \
-        docs
+.PHONY: help up down push environment prepare check check-deploy integration drill bench test forget-coverage \
+        test-swarm docs
 help:
 	@sed -n 's/^# //p' Makefile
 
@@ -47,6 +48,9 @@ integration: prepare
 
 drill: prepare
 	$(BIN)/pytest tests/drills $(if $(NAME),-k "$(NAME)")
+
+bench: prepare
+	@$(BIN)/python -m benchmarks $(if $(ONLY),--only $(ONLY)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(RECORD),--record)
 
 test: PYTEST = $(BIN)/coverage run -m pytest
 test: forget-coverage check integration drill

@@ -1,150 +1,275 @@
-"""What the app module adds to a request: medians of alternating rounds against a stub on loopback, in one run.
-
-    .venv/bin/python -m benchmarks.client            (in a folder with the `.env` of a stack, for the organizations)
-
-Reports only; nothing here fails on a time.
-"""
+"""What the app module adds to a request, against a stub that answers at once: the client's own time."""
 
 from __future__ import annotations
 
 import asyncio
-import functools
-import json
-import multiprocessing
+import itertools
 import os
-import socket
-import statistics
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import httpx2
-import psycopg
-from openai import OpenAI
-from rich.console import Console
-from rich.table import Table
+import openai
 
 import app
-from app import organizations
+from app import _client, aio, migrations, organizations
+from benchmarks.containers import database_server, new_database
+from benchmarks.measure import Readings, alternating, percentile
+from benchmarks.stub import stub
+from infra.migration import FOLDER
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+    from contextlib import AbstractAsyncContextManager, AbstractContextManager
+    from uuid import UUID
 
+    import docker
     from openai.types.chat import ChatCompletionMessageParam
 
-ROUNDS = 15
-CALLS = 60
-"""How many calls a round makes of each kind."""
-STARTS = 9
+    from benchmarks.measure import Comparison
+    from toolchain.progress import Step
 
-CHOICE = {"index": 0, "message": {"role": "assistant", "content": "hi"}, "finish_reason": "stop"}
-USAGE = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
-ANSWER = json.dumps(
-    {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [CHOICE], "usage": USAGE}
-).encode()
-REPLY = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%s" % (len(ANSWER), ANSWER)
+    Calls = dict[tuple[str, str], Callable[[], object]]
+    """What is called, by quantity and contender; a call of a first token returns its seconds."""
+    AsyncCalls = dict[tuple[str, str], Callable[[], Awaitable[object]]]
 
+CONCURRENT = (1, 16, 256)
+LEAST_CALLS = 32
+"""How many calls a round makes of each kind, and one for each that goes on at once."""
+PROGRAM_STARTS = 3
 
-class Stub(asyncio.Protocol):
-    """Answers every request at once with the same completion."""
-
-    def __init__(self) -> None:
-        self._received = b""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-
-    def data_received(self, data: bytes) -> None:
-        self._received += data
-        head, end, body = self._received.partition(b"\r\n\r\n")
-        length = next(
-            (int(line.split(b":")[1]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length:")),
-            0,
-        )
-        if end and len(body) >= length:
-            self._received = b""
-            self._transport.write(REPLY)
+KEY = "sk-of-a-stub"
+CHAT, EMBEDDING, FIRST_TOKEN = "chat completion", "embedding", "first token of a stream"
+BARE, ONE, EACH = "httpx2, one pool", "OpenAI, one client", "OpenAI, a client a call"
+FOR_ORG = "chat_completion_for_org"
+START = "start of a program"
+SENT: list[ChatCompletionMessageParam] = [{"role": "user", "content": "hello"}]
+MESSAGES = [app.ChatMessage("user", "hello")]
+HEADERS = {"authorization": f"Bearer {KEY}"}
+CHAT_BODY: dict[str, object] = {"model": "m", "messages": SENT}
+STREAM_BODY = {**CHAT_BODY, "stream": True}
+EMBEDDING_BODY: dict[str, object] = {"model": "m", "input": "hello", "encoding_format": "float"}
+CHAT_PATH, EMBEDDING_PATH = "/v1/chat/completions", "/v1/embeddings"
 
 
-def serve(listening: socket.socket) -> None:
-    async def main() -> None:
-        server = await asyncio.get_running_loop().create_server(Stub, sock=listening)
-        await server.serve_forever()
+def first_token(begin: Callable[[], AbstractContextManager[Iterable[object]]]) -> Callable[[], float]:
+    """A call that reads a stream to its end and returns how long its first content took, in seconds."""
 
-    asyncio.run(main())
-
-
-def milliseconds_a_call(call: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    for _ in range(CALLS):
-        call()
-    return (time.perf_counter() - started) / CALLS * 1000
-
-
-def start_milliseconds() -> float:
-    """How long `llmctl --help` takes."""
-    llmctl = Path(sys.executable).with_name("llmctl")
-    took = []
-    for _ in range(STARTS):
+    def call() -> float:
         started = time.perf_counter()
-        subprocess.run([llmctl, "--help"], check=True, stdout=subprocess.DEVNULL)
-        took.append((time.perf_counter() - started) * 1000)
-    return statistics.median(took)
+        with begin() as stream:
+            chunks = iter(stream)
+            next(chunks)
+            took = time.perf_counter() - started
+            for _ in chunks:
+                pass
+        return took
+
+    return call
 
 
-def main() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
-        stub = multiprocessing.get_context("fork").Process(target=serve, args=(listening,), daemon=True)
-        stub.start()
-        measured = run(url)
-        stub.terminate()
-        stub.join()
-    table = Table("call", "median ms", "lowest", "highest", title=f"{ROUNDS} rounds of {CALLS} calls each")
-    for name, rounds in measured.items():
-        table.add_row(name, *(f"{value:.3f}" for value in (statistics.median(rounds), min(rounds), max(rounds))))
-    table.add_row("llmctl --help", f"{start_milliseconds():.0f}", "", "")
-    Console().print(table)
+def first_token_async(
+    begin: Callable[[], AbstractAsyncContextManager[AsyncIterator[object]]],
+) -> Callable[[], Awaitable[float]]:
+    """As `first_token`."""
+
+    async def call() -> float:
+        started = time.perf_counter()
+        async with begin() as chunks:
+            await anext(chunks)
+            took = time.perf_counter() - started
+            async for _ in chunks:
+                pass
+        return took
+
+    return call
 
 
-def run(url: str) -> dict[str, list[float]]:
-    os.environ["LITELLM_URL"], os.environ["LITELLM_API_KEY"] = url, "sk-of-a-stub"
-    messages = [app.ChatMessage("user", "hello")]
-    sent: list[ChatCompletionMessageParam] = [{"role": "user", "content": "hello"}]
-    bare = httpx2.Client(headers={"authorization": "Bearer sk-of-a-stub"})
-    one = OpenAI(base_url=f"{url}/v1", api_key="sk-of-a-stub", max_retries=0)
+@contextmanager
+def sync_calls(url: str, organization: UUID) -> Iterator[Calls]:
+    """Every kind of call, as threads make it."""
 
     def new() -> object:
-        with OpenAI(base_url=f"{url}/v1", api_key="sk-of-a-stub", max_retries=0) as client:
-            return client.chat.completions.create(model="m", messages=sent)
+        with openai.OpenAI(base_url=f"{url}/v1", api_key=KEY, max_retries=0) as client:
+            return client.chat.completions.create(model="m", messages=SENT)
 
-    body = {"model": "m", "messages": sent}
-    kinds: dict[str, Callable[[], object]] = {
-        "bare pooled POST, httpx2": lambda: bare.post(f"{url}/v1/chat/completions", json=body).json(),
-        "one long-lived OpenAI()": lambda: one.chat.completions.create(model="m", messages=sent),
-        "OpenAI() a call": new,
-        "create_llm_client()": app.create_llm_client,
-        "chat_completion": lambda: app.chat_completion(messages),
-    }
-    organization = None
-    if app.Settings.load().database_url is not None:
-        organization = organizations.create(f"benchmark {time.time_ns()}")
-        kinds["chat_completion_for_org"] = functools.partial(app.chat_completion_for_org, organization.id, messages)
-    measured: dict[str, list[float]] = {name: [] for name in kinds}
-    for round_number in range(ROUNDS + 1):
-        for name, call in kinds.items():
-            took = milliseconds_a_call(call)
-            if round_number:  # the first one warms up
-                measured[name].append(took)
-    if organization is not None:
-        with psycopg.connect(app.Settings.load().required_database_url()) as connection:
-            connection.execute("DELETE FROM organizations WHERE id = %s", (organization.id,))
-    app.close()
-    return measured
+    @contextmanager
+    def bare_stream() -> Iterator[Iterator[object]]:
+        with bare.stream("POST", CHAT_PATH, json=STREAM_BODY) as answer:
+            yield answer.iter_lines()
+
+    with (
+        httpx2.Client(base_url=url, headers=HEADERS, limits=_client.LIMITS) as bare,
+        openai.OpenAI(base_url=f"{url}/v1", api_key=KEY, max_retries=0) as one,
+    ):
+        yield {
+            (CHAT, BARE): lambda: bare.post(CHAT_PATH, json=CHAT_BODY).raise_for_status().json(),
+            (CHAT, ONE): lambda: one.chat.completions.create(model="m", messages=SENT),
+            (CHAT, EACH): new,
+            (CHAT, "chat_completion"): lambda: app.chat_completion(MESSAGES),
+            (CHAT, FOR_ORG): lambda: app.chat_completion_for_org(organization, MESSAGES),
+            (EMBEDDING, BARE): lambda: bare.post(EMBEDDING_PATH, json=EMBEDDING_BODY).raise_for_status().json(),
+            (EMBEDDING, ONE): lambda: one.embeddings.create(model="m", input="hello", encoding_format="float"),
+            (EMBEDDING, "generate_embedding"): lambda: app.generate_embedding("hello"),
+            (FIRST_TOKEN, BARE): first_token(bare_stream),
+            (FIRST_TOKEN, ONE): first_token(
+                lambda: one.chat.completions.create(model="m", messages=SENT, stream=True)
+            ),
+            (FIRST_TOKEN, "stream_chat_completion"): first_token(lambda: app.stream_chat_completion(MESSAGES)),
+        }
 
 
-if __name__ == "__main__":
-    main()
+@asynccontextmanager
+async def async_calls(url: str, organization: UUID) -> AsyncIterator[AsyncCalls]:
+    """The same, as tasks of an event loop make it."""
+
+    async def post(path: str, body: dict[str, object]) -> object:
+        return (await bare.post(path, json=body)).raise_for_status().json()
+
+    async def new() -> object:
+        async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=KEY, max_retries=0) as client:
+            return await client.chat.completions.create(model="m", messages=SENT)
+
+    @asynccontextmanager
+    async def bare_stream() -> AsyncIterator[AsyncIterator[object]]:
+        async with bare.stream("POST", CHAT_PATH, json=STREAM_BODY) as answer:
+            yield answer.aiter_lines()
+
+    @asynccontextmanager
+    async def one_stream() -> AsyncIterator[AsyncIterator[object]]:
+        async with await one.chat.completions.create(model="m", messages=SENT, stream=True) as chunks:
+            yield aiter(chunks)
+
+    @asynccontextmanager
+    async def our_stream() -> AsyncIterator[AsyncIterator[object]]:
+        async with await aio.stream_chat_completion(MESSAGES) as texts:
+            yield texts
+
+    async with (
+        httpx2.AsyncClient(base_url=url, headers=HEADERS, limits=_client.LIMITS) as bare,
+        openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=KEY, max_retries=0) as one,
+    ):
+        yield {
+            (CHAT, BARE): lambda: post(CHAT_PATH, CHAT_BODY),
+            (CHAT, ONE): lambda: one.chat.completions.create(model="m", messages=SENT),
+            (CHAT, EACH): new,
+            (CHAT, "chat_completion"): lambda: aio.chat_completion(MESSAGES),
+            (CHAT, FOR_ORG): lambda: aio.chat_completion_for_org(organization, MESSAGES),
+            (EMBEDDING, BARE): lambda: post(EMBEDDING_PATH, EMBEDDING_BODY),
+            (EMBEDDING, ONE): lambda: one.embeddings.create(model="m", input="hello", encoding_format="float"),
+            (EMBEDDING, "generate_embedding"): lambda: aio.generate_embedding("hello"),
+            (FIRST_TOKEN, BARE): first_token_async(bare_stream),
+            (FIRST_TOKEN, ONE): first_token_async(one_stream),
+            (FIRST_TOKEN, "stream_chat_completion"): first_token_async(our_stream),
+        }
+        await aio.close()
+
+
+def milliseconds(quantity: str, seconds: float, results: list[object]) -> float:
+    """What a round comes to: of first tokens the median, of all else the time that passed for each call."""
+    if quantity == FIRST_TOKEN:
+        return 1000 * percentile((value for value in results if isinstance(value, float)), 50)
+    return 1000 * seconds / len(results)
+
+
+def run_sync(calls: Calls, concurrent: int, readings: Readings, kind: tuple[str, str]) -> None:
+    """One round of one kind, by threads."""
+    quantity, contender = kind
+    with ThreadPoolExecutor(concurrent) as threads:
+        for measured in (False, True):  # the first time connects
+            started = time.perf_counter()
+            results = list(threads.map(lambda _: calls[kind](), range(max(LEAST_CALLS, concurrent))))
+            if measured:
+                value = milliseconds(quantity, time.perf_counter() - started, results)
+                readings.add(f"{quantity}, sync", contender, concurrent, value)
+
+
+async def run_async(calls: AsyncCalls, concurrent: int, readings: Readings, kind: tuple[str, str]) -> None:
+    """One round of one kind, by tasks."""
+    quantity, contender = kind
+    share = max(LEAST_CALLS, concurrent) // concurrent
+
+    async def one_after_another() -> list[object]:
+        return [await calls[kind]() for _ in range(share)]
+
+    for measured in (False, True):
+        started = time.perf_counter()
+        shares = await asyncio.gather(*(one_after_another() for _ in range(concurrent)))
+        results = list(itertools.chain.from_iterable(shares))
+        if measured:
+            value = milliseconds(quantity, time.perf_counter() - started, results)
+            readings.add(f"{quantity}, async", contender, concurrent, value)
+
+
+def run_starts(readings: Readings) -> None:
+    """A round of programs that start and end, against one that does nothing."""
+    llmctl = str(Path(sys.executable).with_name("llmctl"))
+    for name, command in {
+        "python, nothing": [sys.executable, "-c", "pass"],
+        "import app": [sys.executable, "-c", "import app"],
+        "llmctl --help": [llmctl, "--help"],
+    }.items():
+        started = time.perf_counter()
+        for _ in range(PROGRAM_STARTS):
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        readings.add(START, name, "once", 1000 * (time.perf_counter() - started) / PROGRAM_STARTS)
+
+
+@contextmanager
+def configured(url: str, database_url: str) -> Iterator[UUID]:
+    """Have the app module use a stub and a new database; an organization of it."""
+    settings = {"LITELLM_URL": url, "LITELLM_API_KEY": KEY, "DATABASE_URL": database_url}
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
+    try:
+        migrations.up(database_url, FOLDER)
+        yield organizations.create("benchmark").id
+    finally:
+        app.close()
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def run(engine: docker.DockerClient, rounds: int, step: Step) -> list[Comparison]:
+    """Measure every kind of call, sync and async."""
+    readings = Readings()
+    with (
+        stub() as url,
+        database_server(engine) as server,
+        configured(url, new_database(server)) as organization,
+        sync_calls(url, organization) as calls,
+        asyncio.Runner() as runner,
+    ):
+        clients = AsyncExitStack()
+        awaited = runner.run(clients.enter_async_context(async_calls(url, organization)))
+        kinds = [(mode, at_once, kind) for mode in ("sync", "async") for at_once in CONCURRENT for kind in calls]
+        for mode, at_once, kind in alternating(rounds, kinds):
+            step.note(f"{kind[0]}, {mode}, {kind[1]}, {at_once} at once")
+            if mode == "sync":
+                run_sync(calls, at_once, readings, kind)
+            else:
+                runner.run(run_async(awaited, at_once, readings, kind))
+        runner.run(clients.aclose())
+        for _ in range(rounds):
+            run_starts(readings)
+    return [
+        *(
+            readings.comparison(
+                f"{quantity}, {mode}",
+                unit="ms a call",
+                points="calls at once",
+                baseline=BARE,
+                chart="lines" if quantity == CHAT else None,
+            )
+            for quantity, mode in ((q, m) for q in (CHAT, FIRST_TOKEN, EMBEDDING) for m in ("sync", "async"))
+        ),
+        readings.comparison(START, unit="ms", points="", baseline="python, nothing"),
+    ]

@@ -9,34 +9,32 @@ CPU time per request says what one costs anywhere. Reports only; nothing here fa
 from __future__ import annotations
 
 import asyncio
-import itertools
 import os
-import statistics
 import tempfile
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import httpx2
 from rich.console import Console
-from rich.table import Table
 
-from infra.images import stand_ins
-from tests.load import MESSAGES
-from tests.stack_config import PROJECT, project_file
+from benchmarks.caller import Target, load
+from benchmarks.containers import image
+from benchmarks.document import table
+from benchmarks.gateway import BODY
+from benchmarks.measure import Readings
 from tests.stacks import deployed, pulumi_tools
 from tests.swarm.cluster import cluster
 from tests.swarm.conftest import place_on
 from toolchain.__main__ import IMAGE_SETTINGS
 
 if TYPE_CHECKING:
-    from tests.stacks import Deployment
+    from collections.abc import Sequence
 
 REPLICAS = (1, 2, 4)
 CONCURRENT = 16
 ROUNDS = 3
 ROUND_SECONDS = 10
-BODY = {"model": "gpt-4o", "messages": MESSAGES}
+SWARM = "three nodes"
+RATE, CPU, BUSY = "requests answered", "CPU time of the machine", "cores busy"
 
 
 def cpu_seconds() -> float:
@@ -45,62 +43,41 @@ def cpu_seconds() -> float:
     return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
 
 
-async def ask(addresses: list[str], key: str) -> list[float]:
-    """Ask as fast as the gateway answers for a round; return how long each answer took, in seconds."""
-    took: list[float] = []
-    until = time.monotonic() + ROUND_SECONDS
-
-    async def one(client: httpx2.AsyncClient, turn: itertools.cycle[str]) -> None:
-        while (started := time.monotonic()) < until:
-            answer = await client.post(f"{next(turn)}/v1/chat/completions", json=BODY)
-            answer.raise_for_status()
-            took.append(time.monotonic() - started)
-
-    headers = {"authorization": f"Bearer {key}"}
-    async with httpx2.AsyncClient(headers=headers, timeout=60, trust_env=False) as client:
-        turn = itertools.cycle(addresses)
-        await asyncio.gather(*(one(client, turn) for _ in range(CONCURRENT)))
-    return took
-
-
-def measured(made: Deployment, addresses: list[str]) -> tuple[list[float], list[float]]:
-    """Requests per second and CPU milliseconds per request, of each round."""
-    rates, costs = [], []
-    for _ in range(ROUNDS):
-        before = cpu_seconds()
-        took = asyncio.run(ask(addresses, made.outputs["litellmApiKey"]))
-        rates.append(len(took) / ROUND_SECONDS)
-        costs.append(1000 * (cpu_seconds() - before) / len(took))
-    return rates, costs
+def measure(targets: Sequence[Target], replicas: int, readings: Readings) -> None:
+    """A round."""
+    before = cpu_seconds()
+    seen = asyncio.run(load(targets, CONCURRENT, ROUND_SECONDS))
+    took = cpu_seconds() - before
+    if seen.failures:
+        raise RuntimeError(f"{len(seen.failures)} requests failed: {seen.failures[0]}")
+    readings.add(RATE, SWARM, replicas, seen.per_second)
+    readings.add(CPU, SWARM, replicas, 1000 * took / seen.all_requests)
+    readings.add(BUSY, SWARM, replicas, seen.per_second * took / seen.all_requests)
 
 
 def main() -> None:
-    """Bring a Swarm and a stack up, and print the table."""
-    table = Table("replicas", "requests/s", "spread", "CPU ms a request", "cores busy")
+    """Bring a Swarm and a stack up, and print the tables."""
+    readings = Readings()
     with pulumi_tools(), cluster() as swarm, tempfile.TemporaryDirectory() as folder:
         swarm.join(managers=1)
-        instead = stand_ins(PROJECT / ".images.yaml")
         for node in swarm.nodes:
             swarm.label(node, "edge", "true")
-        for setting in IMAGE_SETTINGS.values():
-            reference = str(project_file()["config"][setting]["default"])
-            swarm.fill(instead.get(reference, reference), instead.get(reference, reference))
+        for part in IMAGE_SETTINGS:
+            swarm.fill(image(part), image(part))
         with deployed(Path(folder), place_on(swarm), host=swarm.nodes[0].host) as made:
             port = made.outputs["litellmUrl"].rsplit(":", 1)[1]
-            addresses = [f"http://{node.address}:{port}" for node in swarm.nodes]
             for replicas in REPLICAS:
                 made.set(replicas=replicas)
                 made.up()
-                rates, costs = measured(made, addresses)
-                rate, cost = statistics.median(rates), statistics.median(costs)
-                table.add_row(
-                    str(replicas),
-                    f"{rate:.0f}",
-                    f"{min(rates):.0f} to {max(rates):.0f}",
-                    f"{cost:.1f}",
-                    f"{rate * cost / 1000:.1f} of {os.cpu_count()}",
-                )
-    Console().print(table)
+                headers = {"authorization": f"Bearer {made.outputs['litellmApiKey']}"}
+                targets = [
+                    Target(url=f"http://{node.address}:{port}", headers=headers, body=BODY) for node in swarm.nodes
+                ]
+                for _ in range(ROUNDS):
+                    measure(targets, replicas, readings)
+    console = Console()
+    for quantity, unit in {RATE: "a second", CPU: "ms a request", BUSY: f"of {os.cpu_count()}"}.items():
+        console.print(table(readings.comparison(quantity, unit=unit, points="replicas")))
 
 
 if __name__ == "__main__":

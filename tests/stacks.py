@@ -211,7 +211,8 @@ class Deployment:
         assert isinstance(printed, bytes)
         return printed.decode()
 
-    def put(self, container: Container, path: str, text: str, *, mode: int) -> None:
+    @staticmethod
+    def put(container: Container, path: str, text: str, *, mode: int) -> None:
         """Write a file into a container."""
         entry = tarfile.TarInfo(path.removeprefix("/"))
         entry.size, entry.mode = len(text.encode()), mode

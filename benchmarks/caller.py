@@ -1,0 +1,239 @@
+"""Callers that ask as fast as they are answered, light enough to leave a small machine to what is measured.
+
+Each keeps one HTTP/1.1 connection, sends a request that was made once, and looks at no more of an answer than where
+it ends: an HTTP client library takes many times the CPU time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+OK = b"HTTP/1.1 200 "
+HEAD_ENDS = b"\r\n\r\n"
+LAST_CHUNK = b"\r\n0\r\n\r\n"
+STREAM_ENDED = b"data: [DONE]"
+TIMEOUT_SECONDS = 120
+RETRY_SECONDS = 0.1
+SETTLED_ANSWERS = 20
+"""After so many good ones in a row a gateway counts as ready."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """Who is asked, and what."""
+
+    url: str
+    path: str = "/v1/chat/completions"
+    headers: Mapping[str, str]
+    body: Mapping[str, object]
+
+    @property
+    def address(self) -> tuple[str, int]:
+        parts = urlsplit(self.url)
+        return str(parts.hostname), parts.port or 80
+
+    @property
+    def streamed(self) -> bool:
+        return bool(self.body.get("stream"))
+
+    def request(self) -> bytes:
+        """The whole request, as it is sent each time."""
+        content = json.dumps(self.body).encode()
+        headers = {
+            "host": urlsplit(self.url).netloc,
+            "content-type": "application/json",
+            "content-length": len(content),
+            **self.headers,
+        }
+        lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+        return f"POST {self.path} HTTP/1.1\r\n{lines}\r\n".encode() + content
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """How one request went."""
+
+    ended: float
+    """When, on the monotonic clock."""
+    seconds: float
+    failure: str
+    """Why there is no good answer, or nothing."""
+
+
+@dataclass(kw_only=True)
+class Load:
+    """What callers saw while they were measured: every answer that came in that time."""
+
+    seconds: float
+    own_cpu_seconds: float
+    """The CPU time that the callers themselves took."""
+    all_requests: int
+    """With those before and after the time that was measured."""
+    answers: list[Answer] = field(default_factory=list)
+
+    @property
+    def good(self) -> list[float]:
+        """How long each good answer took, in seconds."""
+        return [answer.seconds for answer in self.answers if not answer.failure]
+
+    @property
+    def failures(self) -> list[str]:
+        return [answer.failure for answer in self.answers if answer.failure]
+
+    @property
+    def per_second(self) -> float:
+        return len(self.good) / self.seconds
+
+
+class Connection(asyncio.Protocol):
+    """One connection, with one request on it at a time."""
+
+    def __init__(self) -> None:
+        self._received = bytearray()
+        self._transport: asyncio.Transport | None = None
+        self._answered: asyncio.Future[bytes] | None = None
+
+    @property
+    def is_open(self) -> bool:
+        return self._transport is not None and not self._transport.is_closing()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self._received += data
+        if is_whole(self._received) and self._answered is not None and not self._answered.done():
+            self._answered.set_result(bytes(self._received))
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if self._answered is not None and not self._answered.done():
+            self._answered.set_exception(error or ConnectionResetError("closed before the answer was whole"))
+
+    async def ask(self, request: bytes) -> bytes:
+        """Send a request and return the whole answer. Raises OSError when the connection is lost before its end."""
+        assert self._transport is not None
+        self._received.clear()
+        self._answered = asyncio.get_running_loop().create_future()
+        self._transport.write(request)
+        return await self._answered
+
+    def close(self) -> None:
+        if self._transport is not None:
+            self._transport.close()
+
+
+def is_whole(answer: bytes | bytearray) -> bool:
+    """Whether an answer is there to its end, as its head tells it: by a length, or by a last chunk."""
+    head_ends = answer.find(HEAD_ENDS)
+    if head_ends < 0:
+        return False
+    head = bytes(answer[:head_ends]).lower()
+    _, named, rest = head.partition(b"\r\ncontent-length:")
+    if named:
+        return len(answer) - head_ends - len(HEAD_ENDS) >= int(rest.split(b"\r\n", 1)[0])
+    return answer.endswith(LAST_CHUNK)
+
+
+def failure_of(answer: bytes, *, streamed: bool) -> str:
+    """Why a whole answer is not a good one, or nothing."""
+    if not answer.startswith(OK):
+        return answer[-200:].decode(errors="replace")
+    return "the stream has no end" if streamed and STREAM_ENDED not in answer else ""
+
+
+class Caller:
+    """Asks one target over and over."""
+
+    def __init__(self, target: Target) -> None:
+        self._target = target
+        self._request = target.request()
+        self._connection = Connection()
+
+    async def ask(self) -> Answer:
+        """Ask once; connecting counts where it is needed."""
+        started = time.monotonic()
+        try:
+            async with asyncio.timeout(TIMEOUT_SECONDS):
+                if not self._connection.is_open:
+                    loop = asyncio.get_running_loop()
+                    _, self._connection = await loop.create_connection(Connection, *self._target.address)
+                answer = await self._connection.ask(self._request)
+            failure = failure_of(answer, streamed=self._target.streamed)
+        except (OSError, TimeoutError) as error:
+            failure = repr(error)
+            self.close()
+        ended = time.monotonic()
+        return Answer(ended, ended - started, failure)
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+async def load(targets: Sequence[Target], concurrent: int, seconds: float) -> Load:
+    """Have callers ask for a time, each again as soon as it is answered; they take the targets in turn.
+
+    Measuring begins when each of them has had its first answer, and ends before the last ones, so that there are as
+    many requests at once as is said, all the while.
+    """
+    callers = [Caller(target) for target, _ in zip(itertools.cycle(targets), range(concurrent), strict=False)]
+    answers: list[Answer] = []
+    done = asyncio.Event()
+
+    async def ask_on(caller: Caller) -> None:
+        while not done.is_set():
+            answers.append(await caller.ask())
+
+    answers += await asyncio.gather(*(caller.ask() for caller in callers))
+    asking = [asyncio.create_task(ask_on(caller)) for caller in callers]
+    started, cpu = time.monotonic(), time.process_time()
+    await asyncio.sleep(seconds)
+    ended, cpu = time.monotonic(), time.process_time() - cpu
+    done.set()
+    await asyncio.gather(*asking)
+    for caller in callers:
+        caller.close()
+    measured = [answer for answer in answers if started <= answer.ended <= ended]
+    return Load(seconds=ended - started, own_cpu_seconds=cpu, all_requests=len(answers), answers=measured)
+
+
+async def settle(target: Target) -> None:
+    """Wait until a gateway answers, time after time. Raises TimeoutError when it does not."""
+    caller = Caller(target)
+    in_a_row, deadline = 0, time.monotonic() + TIMEOUT_SECONDS
+    while in_a_row < SETTLED_ANSWERS:
+        answer = await caller.ask()
+        in_a_row = 0 if answer.failure else in_a_row + 1
+        if answer.failure:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{target.url} does not answer: {answer.failure}")
+            await asyncio.sleep(RETRY_SECONDS)
+    caller.close()
+
+
+async def side_by_side(targets: Mapping[str, Target], requests: int) -> dict[str, list[float]]:
+    """Ask targets in turn, a request of each and again; return how long each answer took, in seconds.
+
+    Raises RuntimeError for an answer that is not good.
+    """
+    callers = {name: Caller(target) for name, target in targets.items()}
+    took: dict[str, list[float]] = {name: [] for name in targets}
+    for number in range(requests + 1):
+        for name, caller in callers.items():
+            answer = await caller.ask()
+            if answer.failure:
+                raise RuntimeError(f"{name}: {answer.failure}")
+            if number:  # the first one connects
+                took[name].append(answer.seconds)
+    for caller in callers.values():
+        caller.close()
+    return took

@@ -1,0 +1,216 @@
+"""Containers of the benchmarks' own beside the stacks', and what any of them costs."""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from secrets import token_hex
+from typing import TYPE_CHECKING, Any, Protocol
+
+import psycopg
+from psycopg import sql
+
+from infra import demo, postgres
+from infra.images import stand_ins
+from tests.stack_config import PROJECT, PROJECT_NAME, project_file
+from tests.stacks import Deployment, free_port
+from toolchain.__main__ import IMAGE_SETTINGS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    import docker
+    from docker.models.containers import Container
+    from docker.models.networks import Network
+
+LOOPBACK = "127.0.0.1"
+READY_SECONDS = 120
+POLL_SECONDS = 0.1
+NANOSECONDS = 1e9
+MEGABYTE = 2**20
+LABELS = {f"{PROJECT_NAME}.benchmark": ""}
+
+
+def image(part: str) -> str:
+    """The image that a stack runs for a part: the configured one, or what stands in for it here."""
+    reference = str(project_file()["config"][IMAGE_SETTINGS[part]]["default"])
+    return stand_ins(PROJECT / ".images.yaml").get(reference, reference)
+
+
+@contextmanager
+def network(engine: docker.DockerClient) -> Iterator[Network]:
+    """A network of its own, removed at the end."""
+    made = engine.networks.create(f"{PROJECT_NAME}-benchmark-{token_hex(4)}", labels=LABELS)
+    try:
+        yield made
+    finally:
+        made.remove()
+
+
+@contextmanager
+def container(  # noqa: PLR0913 -- all by name
+    engine: docker.DockerClient,
+    of: str,
+    *,
+    on: Network,
+    name: str,
+    command: Sequence[str],
+    entrypoint: Sequence[str] | None = None,
+    environment: Mapping[str, str] | None = None,
+    files: Mapping[str, str] | None = None,
+    port: int,
+    published: int,
+) -> Iterator[Container]:
+    """A container of an image, known by `name` in its network, with one port published on loopback."""
+    made = engine.containers.create(
+        of,
+        list(command),
+        entrypoint=list(entrypoint) if entrypoint else None,
+        environment=dict(environment or {}),
+        labels=LABELS,
+        network=on.name,
+        networking_config={str(on.name): engine.api.create_endpoint_config(aliases=[name])},
+        ports={f"{port}/tcp": (LOOPBACK, published)},
+    )
+    try:
+        for path, content in (files or {}).items():
+            Deployment.put(made, path, content, mode=0o644)
+        made.start()
+        yield made
+    finally:
+        ContainerMeter(made).resume()  # a paused one would not hear that it is to end
+        made.remove(force=True, v=True)
+
+
+@contextmanager
+def demo_provider(engine: docker.DockerClient, on: Network) -> Iterator[tuple[Container, int]]:
+    """The demo provider as a stack runs it, known as `demo`; the container and its port on loopback."""
+    port = free_port()
+    with container(
+        engine,
+        image("litellm"),
+        on=on,
+        name=demo.NETWORK_NAME,
+        entrypoint=("python3", "/app/provider.py"),
+        command=(str(demo.PORT),),
+        files={"/app/provider.py": (PROJECT / "demo/provider.py").read_text(encoding="utf-8")},
+        port=demo.PORT,
+        published=port,
+    ) as made:
+        yield made, port
+
+
+@contextmanager
+def database_server(engine: docker.DockerClient) -> Iterator[str]:
+    """A Postgres of its own, as the superuser's URL."""
+    port, password = free_port(), token_hex(16)
+    url = f"postgresql://{postgres.SUPERUSER}:{password}@{LOOPBACK}:{port}/{postgres.SUPERUSER}"
+    with (
+        network(engine) as on,
+        container(
+            engine,
+            image("postgres"),
+            on=on,
+            name="postgres",
+            command=(),
+            environment={"POSTGRES_PASSWORD": password},
+            port=postgres.PORT,
+            published=port,
+        ),
+    ):
+        _await_database(url)
+        yield url
+
+
+def _await_database(url: str) -> None:
+    deadline = time.monotonic() + READY_SECONDS
+    while True:
+        try:
+            psycopg.connect(url, connect_timeout=5).close()
+        except psycopg.OperationalError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(POLL_SECONDS)
+        else:
+            return
+
+
+def new_database(server_url: str) -> str:
+    """Make an empty database on a server; its URL."""
+    name = f"benchmark_{token_hex(4)}"
+    with psycopg.connect(server_url, autocommit=True) as connection:
+        connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+    return f"{server_url.rpartition('/')[0]}/{name}"
+
+
+class Meter(Protocol):
+    """Something that runs, and what it costs."""
+
+    def cpu_seconds(self) -> float:
+        """The CPU time that it has taken since it began."""
+
+    def memory_mb(self) -> float:
+        """The memory that it has now, in MiB, without what the kernel can take back at once."""
+
+    def pause(self) -> None:
+        """Have it stand still, health checks included: on a small machine they cost what is measured beside it."""
+
+    def resume(self) -> None:
+        """Have it go on."""
+
+
+@dataclass(frozen=True)
+class ContainerMeter:
+    """A container, by what its engine knows of its cgroup."""
+
+    container: Container
+
+    def _stats(self) -> dict[str, Any]:
+        stats = self.container.stats(stream=False, one_shot=True)
+        assert isinstance(stats, dict)
+        return stats
+
+    def cpu_seconds(self) -> float:
+        return float(self._stats()["cpu_stats"]["cpu_usage"]["total_usage"] / NANOSECONDS)
+
+    def memory_mb(self) -> float:
+        memory = self._stats()["memory_stats"]
+        detail = memory["stats"]
+        cache = detail.get("total_inactive_file", detail.get("inactive_file", 0))  # cgroup v1, v2
+        return float((memory["usage"] - cache) / MEGABYTE)
+
+    def pause(self) -> None:
+        if self._status() == "running":
+            self.container.pause()
+
+    def resume(self) -> None:
+        if self._status() == "paused":
+            self.container.unpause()
+
+    def _status(self) -> str:
+        self.container.reload()
+        return self.container.status
+
+
+@dataclass(frozen=True)
+class ProcessMeter:
+    """A process that keeps quiet while nobody asks it, so that it need not be paused."""
+
+    pid: int
+
+    def cpu_seconds(self) -> float:
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def memory_mb(self) -> float:
+        pages = int(Path(f"/proc/{self.pid}/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE") / MEGABYTE
+
+    def pause(self) -> None:
+        """Nothing to do."""
+
+    def resume(self) -> None:
+        """Nothing to do."""

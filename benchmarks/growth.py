@@ -1,0 +1,133 @@
+"""How `pulumi up` and its state grow with what a stack has: models, replicas, migrations."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import yaml
+
+from benchmarks.containers import database_server, new_database
+from benchmarks.deploy import pulumi_up, seconds_of
+from benchmarks.measure import Readings
+from tests.stack_config import PROJECT_NAME
+from tests.stacks import deployed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import docker
+
+    from benchmarks.measure import Comparison
+    from tests.stacks import Deployment
+    from toolchain.progress import Step
+
+MODELS = (2, 10, 50)
+"""Of the stack config, beside the three of litellm/config.yaml."""
+REPLICAS = (1, 4, 16)
+MIGRATIONS = (1, 50, 500)
+MEMORY_MB = 768
+"""Twice what an idle replica has: sixteen fit into a small machine."""
+DRAIN_SECONDS = 1
+BASE_REPLICAS = 1
+KIBIBYTE = 1024
+
+STACK = "this stack"
+
+CHANGE, AGAIN, STATE = "pulumi up that makes the change", "pulumi up without a change", "state"
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way of growing."""
+
+    what: str
+    counts: tuple[int, ...]
+    base: int
+    """What a stack has before; other than the first of the counts, so that each of them is a change."""
+    rounds: int
+    bring_to: Callable[[int], None]
+
+
+def grow(made: Deployment, readings: Readings, what: str, count: int) -> None:
+    """Bring a stack to a size that is configured, and again; the time of both, and what the state takes."""
+    for quantity in (CHANGE, AGAIN):
+        readings.add(f"{quantity}, by {what}", STACK, count, seconds_of(lambda: pulumi_up(made)))
+    exported = made.stack.export_stack().deployment
+    readings.add(f"{STATE}, by {what}", STACK, count, len(json.dumps(exported)) / KIBIBYTE)
+
+
+def models(count: int) -> list[dict[str, str]]:
+    """So many models of the stack config, which the demo provider answers for."""
+    return [
+        {"name": f"model-{number}", "model": f"openai/model-{number}", "apiBase": "http://demo:8080/v1"}
+        for number in range(count)
+    ]
+
+
+def set_models(made: Deployment, count: int) -> None:
+    """Have the stack config name so many models."""
+    file = made.folder / f"Pulumi.{made.name}.yaml"
+    config = yaml.safe_load(file.read_text(encoding="utf-8"))
+    config["config"][f"{PROJECT_NAME}:models"] = models(count)
+    file.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+
+
+def write_migrations(folder: Path, count: int) -> None:
+    """Have a folder hold so many migrations, the present ones first."""
+    present = sorted(folder.glob("*.sql"))
+    for file in present[count:]:
+        file.unlink()
+    for number in range(len(present) + 1, count + 1):
+        name = f"benchmark_{number}"
+        (folder / f"{number:04d}_{name}.sql").write_text(f"CREATE TABLE {name} (id bigint PRIMARY KEY, name text);\n")
+
+
+def set_migrations(made: Deployment, server_url: str, count: int) -> None:
+    """Have the stack use a new database, which all of so many migrations are to be applied to."""
+    write_migrations(made.folder / "migrations", count)
+    made.set_path("databaseUrl", new_database(server_url), secret=True)
+
+
+def run(engine: docker.DockerClient, rounds: int, step: Step) -> list[Comparison]:
+    """Grow one stack in one way after another, each time from its base; replicas in one round only."""
+    readings = Readings()
+    with (
+        database_server(engine) as server,
+        tempfile.TemporaryDirectory() as folder,
+        deployed(Path(folder), lambda made: configure(made, server)) as made,
+    ):
+        ways = (
+            Way("models", MODELS, 0, rounds, lambda count: set_models(made, count)),
+            Way("replicas", REPLICAS, 2, 1, lambda count: made.set(replicas=count)),
+            Way("migrations", MIGRATIONS, 1, rounds, lambda count: set_migrations(made, server, count)),
+        )
+        for way in ways:
+            way.bring_to(way.base)
+            step.note(f"{way.base} {way.what}, to begin with")
+            made.up()
+            for _ in range(way.rounds):
+                for count in way.counts:
+                    step.note(f"{count} {way.what}")
+                    way.bring_to(count)
+                    grow(made, readings, way.what, count)
+            way.bring_to(BASE_REPLICAS if way.what == "replicas" else way.base)
+    return [
+        readings.comparison(
+            f"{quantity}, by {way.what}",
+            unit="KiB" if quantity == STATE else "s",
+            points=way.what,
+            chart="bars" if quantity == CHANGE else None,
+        )
+        for way in ways
+        for quantity in (CHANGE, AGAIN, STATE)
+    ]
+
+
+def configure(made: Deployment, server_url: str) -> None:
+    """One replica, so that a change takes as long as one takes."""
+    made.set(replicas=BASE_REPLICAS, litellmMemoryMb=MEMORY_MB, drainSeconds=DRAIN_SECONDS)
+    set_migrations(made, server_url, 1)

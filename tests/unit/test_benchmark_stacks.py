@@ -1,0 +1,195 @@
+"""What the benchmarks put beside a stack, and how they grow one."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import os
+import shutil
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+import pytest
+import yaml
+from rich.console import Console
+
+import app
+from app import migrations
+from benchmarks import client, deploy, gateway, growth
+from benchmarks.caller import Target
+from benchmarks.containers import ProcessMeter, image
+from benchmarks.deploy import MODEL, with_model
+from benchmarks.measure import Readings
+from benchmarks.peer import NotToBeHadError
+from benchmarks.plan import Compose, rendered_config
+from benchmarks.stub import stub
+from infra.migration import FOLDER
+from toolchain.progress import Steps
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from infra.settings import Settings
+
+
+def test_the_plan_serves_a_new_stacks_models_from_the_demo_provider() -> None:
+    config = yaml.safe_load(rendered_config())
+    served = {model["model_name"]: model["litellm_params"]["api_base"] for model in config["model_list"]}
+    assert served["gpt-4o"] == "http://demo:8080/v1"
+    assert served["claude-3-5-sonnet"] == "http://demo:8080"
+
+
+def test_a_changed_config_serves_one_model_more_and_nothing_else_is_other() -> None:
+    before, after = yaml.safe_load(rendered_config()), yaml.safe_load(with_model(rendered_config()))
+    assert after["model_list"].pop()["model_name"] == MODEL["name"]
+    assert after == before
+
+
+def test_the_plans_file_runs_the_stacks_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its ports stay the same when its config is written again, so that docker-compose leaves the rest alone."""
+    monkeypatch.setattr(shutil, "which", lambda _: "/usr/bin/docker-compose")
+    compose = Compose(tmp_path)
+    compose.write(rendered_config())
+    file = (tmp_path / "docker-compose.yml").read_text()
+    services = yaml.safe_load(file)["services"]
+    assert {name: service["image"] for name, service in services.items()} == {
+        "postgres": image("postgres"),
+        "litellm": image("litellm"),
+        "demo": image("litellm"),
+    }
+    compose.write(with_model(rendered_config()))
+    assert (tmp_path / "docker-compose.yml").read_text() == file
+    assert MODEL["name"] in (tmp_path / "config.yaml").read_text()
+
+
+def test_without_docker_compose_it_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    with pytest.raises(NotToBeHadError, match="apt-get install --no-install-recommends docker-compose"):
+        Compose(tmp_path)
+
+
+@pytest.mark.parametrize("count", growth.MODELS)
+def test_a_stack_may_have_as_many_models(settings: Callable[..., Settings], count: int) -> None:
+    assert len(settings(models=growth.models(count)).models) == count
+
+
+def test_a_stack_may_have_as_many_replicas(settings: Callable[..., Settings]) -> None:
+    for count in growth.REPLICAS:
+        assert settings(replicas=count, litellmMemoryMb=growth.MEMORY_MB).replicas == count
+
+
+def test_a_project_grows_and_shrinks_to_as_many_migrations(tmp_path: Path) -> None:
+    """In the form that the runner reads."""
+    folder = tmp_path / "migrations"
+    shutil.copytree(FOLDER, folder)
+    for count in (*growth.MIGRATIONS, *growth.MIGRATIONS):
+        growth.write_migrations(folder, count)
+        assert len(migrations.read(folder)) == count
+
+
+@pytest.fixture
+def gateway_url(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A stub's address, which the app module uses too."""
+    with stub() as url:
+        monkeypatch.setenv("LITELLM_URL", url)
+        monkeypatch.setenv("LITELLM_API_KEY", client.KEY)
+        yield url
+        app.close()
+
+
+def test_every_kind_of_call_is_measured(gateway_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sync and async alike, all compared with the same bare call; organizations need a database and are left out."""
+    monkeypatch.setattr(client, "LEAST_CALLS", 2)
+    readings = Readings()
+
+    async def run_async(kinds: list[tuple[str, str]]) -> None:
+        async with client.async_calls(gateway_url, UUID(int=0)) as calls:
+            assert calls.keys() == {*kinds, (client.CHAT, client.FOR_ORG)}
+            for kind in kinds:
+                await client.run_async(calls, 2, readings, kind)
+
+    with client.sync_calls(gateway_url, UUID(int=0)) as calls:
+        kinds = [kind for kind in calls if kind[1] != client.FOR_ORG]
+        for kind in kinds:
+            client.run_sync(calls, 2, readings, kind)
+    asyncio.run(run_async(kinds))
+    for quantity, contender in kinds:
+        for mode in ("sync", "async"):
+            shown = readings.comparison(f"{quantity}, {mode}", unit="ms", points="", baseline=client.BARE)
+            figure = shown.figure(contender, "2")
+            assert figure is not None
+            assert figure.median > 0
+            assert (shown.ratio(contender, "2") is None) is (contender == client.BARE)
+
+
+def test_every_point_of_a_gateway_is_measured(gateway_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plain and streamed: rates, times, CPU time and failures, the callers' own cost apart."""
+    monkeypatch.setattr(gateway, "SECONDS", 0.05)
+    monkeypatch.setattr(gateway, "CONCURRENT", (1, 4))
+    readings = Readings()
+    with Steps(Console(file=io.StringIO())).step("measure") as step:
+        for name in (gateway.PLAN, gateway.size(2)):
+            contender = gateway.Contender(
+                name=name,
+                target=Target(url=gateway_url, headers={}, body=gateway.BODY),
+                parts=(ProcessMeter(os.getpid()),),
+            )
+            with contender.awake():
+                gateway.measure(contender, readings, step)
+    readings.leave_out(gateway.PEER, "npm is not installed")
+    shown = {each.title: each for each in gateway.compared(readings)}
+    for mode in gateway.MODES:
+        for quantity in (gateway.RATE, gateway.P50, gateway.P99, gateway.CPU, gateway.FAILED, gateway.CALLERS):
+            assert shown[f"{quantity}, {mode}"].all_points == ["1", "4"]
+            assert shown[f"{quantity}, {mode}"].absent == {gateway.PEER: "npm is not installed"}
+        assert shown[f"{gateway.FAILED}, {mode}"].values[gateway.PLAN] == {"1": (0.0,), "4": (0.0,)}
+    assert shown[gateway.MEMORY].all_points == ["after the load"]
+
+
+class Nothing:
+    """A way of deploying that has nothing to do."""
+
+    name = deploy.OURS
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self.done: list[str] = []
+
+    def up(self) -> None:
+        self.done.append("up")
+
+    def write_change(self) -> None:
+        self.done.append("write")
+
+    def take_change_up(self) -> None:
+        self.done.append("change")
+
+    def target(self, model: str) -> Target:
+        body = {**gateway.BODY, "model": model}
+        return Target(url=self._url, headers={"authorization": f"Bearer {client.KEY}"}, body=body)
+
+    def take_away(self) -> None:
+        self.done.append("away")
+
+
+def test_a_deployment_is_measured_from_nothing_again_and_with_a_change_under_load(gateway_url: str) -> None:
+    """What a change does not break is reported as such."""
+    readings, way = Readings(), Nothing(gateway_url)
+    with Steps(Console(file=io.StringIO())).step("measure") as step:
+        deploy.measure(way, readings, step)
+    assert way.done == ["up", "up", "write", "change"]
+    times = readings.comparison(deploy.TIME, unit="s", points="")
+    assert times.all_points == [deploy.NOTHING, deploy.UNCHANGED, deploy.CHANGED]
+    failed = readings.comparison(deploy.FAILED, unit="", points="")
+    assert failed.values == {way.name: {deploy.CHANGED: (0.0,)}}
+
+
+def test_a_process_is_known_by_its_time_and_memory() -> None:
+    meter = ProcessMeter(os.getpid())
+    before = meter.cpu_seconds()
+    assert 0 < before < 24 * 60 * 60
+    assert 1 < meter.memory_mb() < 100_000
+    meter.pause()
+    meter.resume()
+    assert meter.cpu_seconds() >= before
