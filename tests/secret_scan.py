@@ -18,8 +18,11 @@ if TYPE_CHECKING:
 
 KEY = re.compile(rf"\bsk-[A-Za-z0-9_-]{{{KEY_CHARACTERS},}}")
 """A key of the gateway or of a provider, in quotes or not."""
-CIPHERTEXT = re.compile(r"\s*(- )?(secure|encryptionsalt): v1:[\w+/=]+:[\w+/=:]+\s*")
-"""What Pulumi writes for a secret, and for its passphrase."""
+CIPHERTEXT = re.compile(
+    r"\s*(- )?(secure|encryptionsalt): v1:[\w+/=]+:[\w+/=:]+\s*"
+    r"|encryptedkey: [\w+/=]+|secretsprovider: \w+://[^@\s]+"
+)
+"""What Pulumi writes for a secret, and for its passphrase or key service."""
 EXEMPT = (
     # In code most texts beside a name like that are names themselves; a secret is found there by its form.
     ("*.py", "Secret Keyword", ".*"),

@@ -93,7 +93,7 @@ def up(steps: Steps, stack: str) -> None:
     _check_ports(client, config)
     with steps.step(f"pulumi up, stack {stack}") as step:
         _pulumi(step, "stack", "select", "--create", stack)
-        printed = _pulumi(step, "up", *UNATTENDED)
+        printed = _pulumi(step, "up", *UNATTENDED, "--stack", stack)  # PULUMI_STACK may name another
     outputs = _outputs(stack)
     _write_environment_file(
         {

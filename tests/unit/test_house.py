@@ -118,6 +118,16 @@ def test_ciphertext_of_pulumi_is_no_secret(stack_file: Path) -> None:
     assert found_in(stack_file.parent, [stack_file.name]) == []
 
 
+def test_a_key_service_is_no_secret(stack_file: Path) -> None:
+    """Its address, and the key that it encrypted, in place of a passphrase's salt."""
+    service = "secretsprovider: awskms://alias/gateway?region=eu-central-1"
+    key = made_up(string.ascii_letters + string.digits, 200)
+    text, count = re.subn("encryptionsalt: .*", f"{service}\nencryptedkey: {key}", stack_file.read_text())
+    assert count == 1
+    stack_file.write_text(text)
+    assert found_in(stack_file.parent, [stack_file.name]) == []
+
+
 @pytest.mark.parametrize(
     ("ciphertext", "line"),
     [
