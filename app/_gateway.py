@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 SECONDS = 10.0
 READINESS = "/health/readiness"
+# Not `make up`, which is for stack dev, and this may be the gateway of another one.
+GATEWAY_MEND = "./pulumiw up --refresh"
 KEY_MEND = "take LITELLM_API_KEY from .env, or: ./pulumiw stack output litellmApiKey --show-secrets"
 MODELS_MEND = "./pulumiw config set --secret openaiApiKey …"
 
@@ -45,10 +47,10 @@ def ask(settings: Settings) -> Gateway:
         with httpx2.Client(timeout=SECONDS, trust_env=False) as client:
             ready = client.get(root + READINESS)
             if ready.status_code != httpx2.codes.OK:
-                raise GatewayError(f"it answers with status {ready.status_code}", "make up")
+                raise GatewayError(f"it answers with status {ready.status_code}", GATEWAY_MEND)
             listed = client.get(f"{settings.base_url}/models", headers=headers)
     except httpx2.HTTPError as error:
-        raise GatewayError(f"nothing answers at {root} ({type(error).__name__})", "make up") from None
+        raise GatewayError(f"nothing answers at {root} ({type(error).__name__})", GATEWAY_MEND) from None
     accepted = listed.status_code == httpx2.codes.OK
     try:
         return Gateway(

@@ -39,7 +39,8 @@ SECONDS_OVER_REQUEST_TIMEOUT = 10
 STOP_SECONDS = 10
 """Short: while an edge stops nobody is let in. Only a new image, port or limit makes it stop at all."""
 CONFIG = "haproxy.cfg"
-SERVERS_STATE = f"{LIVE}/servers.state"
+SERVERS_STATE = "/tmp/servers.state"  # noqa: S108 -- in a container of its own, where that is what can be written
+START = "/usr/local/bin/edge-start"
 RELOAD = "/usr/local/bin/edge-reload"
 MEGABYTE = 1_000_000
 
@@ -62,6 +63,8 @@ class EdgeArgs:
     """Where the metrics and the statistics page are published, on the host's loopback address; None for nowhere."""
     config: pulumi.Input[str]
     """HAProxy's rendered config."""
+    start: str
+    """The script that starts HAProxy."""
     reload: str
     """The script that has HAProxy take up new files."""
     client_keys: Mapping[str, Sequence[pulumi.Input[str]]]
@@ -155,15 +158,16 @@ class Edge(pulumi.ComponentResource):
         }
         if args.certificate:
             secrets["certificate.pem"] = args.certificate
+        config = f"{LIVE}/current/{CONFIG}"
         placement.run(
             Workload(
                 name=name,
                 image=args.image,
                 entrypoint=(
-                    *("haproxy", "-W", "-db", "-S", f"127.0.0.1:{MASTER_PORT}"),
-                    *("-f", f"{LIVE}/current/{CONFIG}"),
+                    *("bash", START, SERVERS_STATE, config),
+                    *("haproxy", "-W", "-db", "-S", f"127.0.0.1:{MASTER_PORT}", "-f", config),
                 ),
-                files={RELOAD: args.reload},
+                files={START: args.start, RELOAD: args.reload},
                 live=Live(
                     files={
                         CONFIG: args.config,

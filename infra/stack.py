@@ -82,6 +82,7 @@ def build(settings: Settings) -> Mapping[str, pulumi.Input[object]]:
             port=settings.gateway_port,
             metrics_port=settings.metrics_port,
             config=edge_config,
+            start=_read("edge/start.sh"),
             reload=_read("edge/reload.sh"),
             client_keys=client_keys,
             client_rpm=settings.client_rpm,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import docker
 from pulumi.dynamic import CreateResult, DiffResult, Resource, ResourceProvider, UpdateResult
 
-from toolchain.engine import connect
+from toolchain.engine import UNREACHABLE, connect
 
 if TYPE_CHECKING:
     import pulumi
@@ -44,14 +44,16 @@ def _exit_code(container: Container) -> str:
     if not state["Running"] or state["Restarting"]:
         return str(state["ExitCode"])
     created, started = (datetime.fromisoformat(moment) for moment in (container.attrs["Created"], state["StartedAt"]))
-    ends = container.client.events(  # type: ignore[union-attr]  # one of an engine has a client
-        since=created,
-        until=started + timedelta(seconds=1),  # they are cut to whole seconds
-        filters={"container": container.id, "event": "die"},
-        decode=True,
-    )
-    codes = [end["Actor"]["Attributes"]["exitCode"] for end in ends]
-    return codes[-1] if codes else "an unknown code"
+    try:
+        ends = container.client.events(  # type: ignore[union-attr]  # one of an engine has a client
+            since=created,
+            until=started + timedelta(seconds=1),  # they are cut to whole seconds
+            filters={"container": container.id, "event": "die"},
+            decode=True,
+        )
+        return [str(end["Actor"]["Attributes"]["exitCode"]) for end in ends][-1]
+    except (*UNREACHABLE, LookupError):
+        return "an unknown code"
 
 
 class _Provider(ResourceProvider):

@@ -35,11 +35,12 @@ def test_a_replica_that_is_killed_costs_no_request(deployment: Deployment, drill
 
 
 def test_an_edge_that_is_killed_is_back_in_seconds(deployment: Deployment, drill: Drill) -> None:
-    """With its last config and keys, by itself."""
+    """With its last config and keys, by itself; it lets nobody in before it knows the replicas."""
     pid = deployment.container("edge").attrs["State"]["Pid"]
-    with drill("kill -9 of the edge", EDGE_IS_BACK):
+    with drill("kill -9 of the edge", EDGE_IS_BACK) as load:
         deployment.kill("edge")
         deployment.await_restart("edge", pid)
+    assert [failure for failure in load.report.failures if "status" in failure] == []
 
 
 class Writer:

@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from pulumi import automation
 
+from infra import edge
 from infra.workload import LIVE
 from tests.stack_config import PROJECT_NAME
 from tests.stacks import deployed, free_port
@@ -295,7 +296,7 @@ def a_state_that_protects_other_than_configured(deployment: Deployment) -> Itera
     assert deployment.pulumi("state", "unprotect", *urns, "--yes").returncode == 0
 
 
-RELOAD = f"bash /usr/local/bin/edge-reload {LIVE}/servers.state 8406"
+RELOAD = f"bash {edge.RELOAD} {edge.SERVERS_STATE} {edge.MASTER_PORT}"
 
 
 @fault(

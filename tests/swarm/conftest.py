@@ -84,6 +84,7 @@ class Balancer(httpx2.AsyncBaseTransport):
     def __init__(self, addresses: Sequence[str]) -> None:
         self._addresses = addresses
         self._turn = itertools.count()
+        self._closed = 0
         # Each request over a connection of its own: whether a machine is lost shows when it does not let one in.
         self._direct = httpx2.AsyncHTTPTransport(limits=httpx2.Limits(max_keepalive_connections=0))
 
@@ -96,10 +97,13 @@ class Balancer(httpx2.AsyncBaseTransport):
                 return await self._direct.handle_async_request(request)
             except (*NOT_LET_IN, *CLOSED_BEFORE_AN_ANSWER) as error:
                 refusal = error
+                self._closed += isinstance(error, CLOSED_BEFORE_AN_ANSWER)
         assert refusal
         raise refusal
 
     async def aclose(self) -> None:
+        if self._closed:
+            print(f"\n{self._closed} connections were closed before an answer, and asked for on another node")
         await self._direct.aclose()
 
 

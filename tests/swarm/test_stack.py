@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
@@ -372,9 +373,16 @@ def test_a_machine_that_is_lost_takes_only_what_was_in_flight(
 def make_leader(swarm: Cluster, node: Node) -> None:
     """Have a manager lead: the others stop being managers until it does."""
     while swarm.leader() is not node:
-        leader = swarm.leader()
-        for command in ("demote", "promote"):
-            subprocess.run(["docker", "--host", node.host, "node", command, leader.name], check=True)
+        leader = swarm.leader().name
+        for role in ("demote", "promote"):
+            until(
+                functools.partial(succeeds, "docker", "--host", node.host, "node", role, leader), f"{role} {leader}"
+            )
+
+
+def succeeds(*command: str) -> bool:
+    """Whether a command does what it says; the Swarm refuses one that its own change overtook."""
+    return subprocess.run(command, check=False).returncode == 0
 
 
 def test_destroy_leaves_nothing_behind(swarm: Cluster, deployment: Deployment) -> None:

@@ -301,7 +301,7 @@ def test_the_doctor_wants_settings_first(database: Callable[..., None], monkeypa
 @pytest.mark.parametrize(
     ("path", "answer", "check", "said"),
     [
-        ("/health/readiness", error(503), "gateway", "it answers with status 503: make up"),
+        ("/health/readiness", error(503), "gateway", "it answers with status 503: ./pulumiw up --refresh"),
         ("/health/readiness", httpx2.Response(200, text="hello"), "gateway", "is no gateway: check LITELLM_URL"),
         ("/health/readiness", httpx2.Response(200, json=[]), "gateway", "is no gateway: check LITELLM_URL"),
         (
@@ -326,7 +326,9 @@ def test_the_doctor_knows_what_a_gateway_lacks(  # noqa: PLR0913, PLR0917 -- a r
 
 def test_the_doctor_knows_that_nothing_answers(gateway: Gateway, database: Callable[..., None]) -> None:
     gateway.is_there = False
-    assert findings() == {"gateway": "nothing answers at http://gateway.test:4000 (ConnectError): make up"}
+    assert findings() == {
+        "gateway": "nothing answers at http://gateway.test:4000 (ConnectError): ./pulumiw up --refresh"
+    }
 
 
 @pytest.mark.parametrize(

@@ -23,9 +23,11 @@ LONG = {
     "tests/integration/test_backup.py": "each test wants the backup that the module's fixtures make once",
     "tests/integration/test_deploy_checks.py": "a table of faults, tried one after another on one stack",
     "tests/integration/test_edge.py": "one edge, started once, and all that it refuses",
+    "tests/swarm/test_stack.py": "one stack, brought up once on a Swarm, and all that happens to it",
     "tests/toolchain/test_images.py": "images that are built once, and all that they are asked to do",
     "tests/toolchain/test_tools.py": "tools that are built once, and all ways in which that may fail",
     "tests/unit/test_app.py": "one stub of the gateway, and the whole public face of `app`",
+    "tests/unit/test_cli.py": "one stub of the gateway, and every command of `llmctl`",
     "tests/unit/test_status.py": "one stub of engine and edge, whose answers are as long as they are",
 }
 """Modules with more lines, and why they are one."""

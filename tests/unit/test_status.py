@@ -298,13 +298,13 @@ def test_a_gateway_that_does_not_serve_is_wrong(
     gateway.key = "another"
     assert _status.read().wrong[0].startswith("key: the gateway refuses it with status 401")
     gateway.ready = 503
-    assert _status.read().wrong == ("gateway: it answers with status 503 (make up)",)
+    assert _status.read().wrong == ("gateway: it answers with status 503 (./pulumiw up --refresh)",)
     gateway.ready, gateway.key, gateway.models = 200, KEY, ("no model",)
     assert _status.read().wrong[0].startswith("gateway: what answers at")
     assert len(_status.read().parts) == 4
     monkeypatch.setenv("LITELLM_URL", "http://127.0.0.1:9")
     status = _status.read()
-    assert status.wrong == ("gateway: nothing answers at http://127.0.0.1:9 (ConnectError) (make up)",)
+    assert status.wrong == ("gateway: nothing answers at http://127.0.0.1:9 (ConnectError) (./pulumiw up --refresh)",)
     assert "no edge on the engine that `docker` asks publishes port 9; DOCKER_HOST names" in status.unseen[0]
     monkeypatch.setenv("LITELLM_API_KEY", "")
     with pytest.raises(app.NotConfiguredError):
