@@ -1,4 +1,4 @@
-"""A stack that outgrows its host: it moves to the Swarm, and back, by a setting and an `up` each."""
+"""A stack that outgrows its host: it moves to the Swarm, and back, by the commands of the runbook."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import pytest
 from infra.images import in_registry, stand_ins
 from infra.placement.engine import LABEL
 from tests.engines import needs_an_engine_of_its_own
+from tests.runbooks import runbook
 from tests.stack_config import PROJECT, PROJECT_NAME, project_file
 from tests.stacks import PARTS, Deployment, deployed
-from tests.swarm.conftest import place_on
+from tests.swarm.conftest import can_encrypt
 from toolchain.__main__ import IMAGE_SETTINGS
 
 if TYPE_CHECKING:
@@ -24,9 +25,8 @@ pytestmark = [needs_an_engine_of_its_own, pytest.mark.timeout(1200)]
 
 def place_on_one_host(swarm: Cluster, made: Deployment) -> None:
     """Have all of a stack on the first node, as if it were in no Swarm."""
-    made.set(placement="docker", bindAddress=swarm.nodes[0].address, allowPlainHttp="true")
-    for key in ("imageRegistry", "gatewayHost"):
-        made.forget(key)
+    made.set(bindAddress=swarm.nodes[0].address, allowPlainHttp="true")
+    made.set(encryptNetworks=str(can_encrypt(swarm.nodes[0])).lower())  # of a Swarm's networks only
 
 
 def names(deployment: Deployment) -> list[str]:
@@ -57,21 +57,33 @@ def test_a_stack_moves_to_a_swarm_and_back_with_its_data(swarm: Cluster, tmp_pat
         label: dict[str, Any] = {"label": f"{LABEL}.stack={made.name}"}
         key = made.outputs["litellmApiKey"]
         add(made, "on one host")
-        place_on(swarm)(made)
-        made.up()
-        assert names(made) == ["on one host"]
-        assert ask(made)
-        assert made.outputs["litellmApiKey"] == key
-        assert {container.name.split(".")[0] for container in made.containers() if container.name} >= {
-            f"{PROJECT_NAME}-{made.name}-{part}" for part in ("postgres", "edge")
+        variables = {
+            "DOCKER_HOST": swarm.nodes[0].host,
+            "DATABASE_URL": made.outputs["databaseUrl"],
+            "NODE": swarm.nodes[0].id,
+            "GATEWAY_HOST": swarm.nodes[0].address,
+            "HOST_ADDRESS": swarm.nodes[0].address,
+            "REGISTRY": swarm.registry,
         }
-        assert not {container.name for container in made.containers()} & {
-            f"{PROJECT_NAME}-{made.name}-{part}" for part in PARTS
-        }
-        made.up(expect_no_changes=True)
-        add(made, "on a Swarm")
-        place_on_one_host(swarm, made)
-        made.up()
+        with runbook("move-to-a-swarm", made, **variables) as book:
+            book.run("llmctl backup")
+            book.run("--label-add")
+            book.run("placement swarm")
+            made.__dict__.pop("outputs", None)
+            assert names(made) == ["on one host"]
+            assert ask(made)
+            assert made.outputs["litellmApiKey"] == key
+            assert {container.name.split(".")[0] for container in made.containers() if container.name} >= {
+                f"{PROJECT_NAME}-{made.name}-{part}" for part in ("postgres", "edge")
+            }
+            assert not {container.name for container in made.containers()} & {
+                f"{PROJECT_NAME}-{made.name}-{part}" for part in PARTS
+            }
+            assert f"{PROJECT_NAME}-{made.name}-edge" in book.run("service ls")
+            made.up(expect_no_changes=True)
+            add(made, "on a Swarm")
+            book.run("placement docker")
+            made.__dict__.pop("outputs", None)
         assert names(made) == ["on one host", "on a Swarm"]
         assert ask(made)
         assert engine.services.list(filters=label) == []

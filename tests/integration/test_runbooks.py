@@ -1,0 +1,354 @@
+"""What the runbooks have an operator type does what they say: each of their commands is run, in its order."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import ssl
+from pathlib import Path
+from secrets import token_hex
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+import httpx2
+import psycopg
+import pytest
+import yaml
+
+from infra.workload import LIVE
+from tests.drills.test_changes import serve_ours, status_of_replica
+from tests.integration.test_deploy_checks import certificate
+from tests.runbooks import Shell, runbook
+from tests.stack_config import PROJECT_NAME
+from tests.stacks import PARTS, Deployment
+from toolchain.machine import CACHE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.runbooks import Runbook
+
+REPLICAS = ("litellm-1", "litellm-2")
+GIT = "git -c user.name=operator -c user.email=operator@example.org -c init.defaultBranch=main"
+OTHER_MACHINE = "another-machine"
+
+
+@pytest.fixture(scope="module")
+def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+    """A stack that `make up` brings up, and that each runbook leaves whole."""
+    made = Deployment(tmp_path_factory.mktemp("typed"), f"test-{token_hex(4)}")
+    try:
+        make_up(made)
+        yield made
+    finally:
+        made.destroy()
+
+
+def make_up(deployment: Deployment) -> None:
+    code, said = Shell(deployment).type('make up STACK="$PULUMI_STACK"')
+    assert code == 0
+    assert "The gateway is up" in said
+    renewed(deployment)
+
+
+def renewed(deployment: Deployment) -> None:
+    """Have the stack's outputs read again."""
+    deployment.__dict__.pop("outputs", None)
+
+
+def status(deployment: Deployment, key: str, model: str = "gpt-4o") -> int:
+    """What the gateway answers to a key."""
+    url = f"{deployment.outputs['litellmUrl']}/v1/chat/completions"
+    body = {"model": model, "messages": [{"role": "user", "content": "hello"}]}
+    # A certificate is the test's own, and no connection is kept over a change.
+    with httpx2.Client(verify=False, timeout=60, trust_env=False) as client:
+        return client.post(url, json=body, headers={"authorization": f"Bearer {key}"}).status_code
+
+
+def opens(url: str) -> bool:
+    """Whether the database lets somebody in with a URL."""
+    try:
+        psycopg.connect(url).close()
+    except psycopg.OperationalError:
+        return False
+    return True
+
+
+def names(deployment: Deployment) -> set[str]:
+    with deployment.database() as connection:
+        return {name for (name,) in connection.execute("SELECT name FROM organizations")}
+
+
+def added(deployment: Deployment, name: str, *, model: str = "gpt-4o", fallback: str | None = None) -> str:
+    """The id of a new organization."""
+    statement = "INSERT INTO organizations (name, llm_model, llm_fallback_model) VALUES (%s, %s, %s) RETURNING id"
+    with deployment.database() as connection:
+        row = connection.execute(statement, (name, model, fallback)).fetchone()
+    assert row
+    return str(row[0])
+
+
+def test_rotate_a_secret(deployment: Deployment, tmp_path: Path) -> None:
+    """Each by its own commands: before it is retired the old value works too, and then only the new one."""
+    provider_key = f"sk-{token_hex(8)}"
+    with runbook("rotate-a-secret", deployment, NUMBER="2", PROVIDER_KEY=provider_key) as book:
+        assert json.loads(book.run("config get secretVersions")) == {}
+        rotates_the_master_key(deployment, book)
+        rotates_a_clients_key(deployment, book)
+
+        book.run("openaiApiKey")
+        for part in REPLICAS:
+            assert deployment.read(part, "cat", "/run/secrets/OPENAI_API_KEY") == provider_key
+
+        rotates_the_apps_password(deployment, book)
+
+        old = deployment.secret("postgres-password")
+        book.run("secretVersions.postgresPassword")
+        assert superuser_gets_in(deployment, deployment.secret("postgres-password"))
+        assert not superuser_gets_in(deployment, old)
+
+        rotates_the_certificate(deployment, book, tmp_path)
+        book.run("make check-deploy")
+    for key in ("openaiApiKey", "tlsCertificate", "tlsKey"):
+        deployment.forget(key)
+    make_up(deployment)
+    assert deployment.outputs["litellmApiKey"] in (deployment.folder / ".env").read_text()
+
+
+def rotates_the_master_key(deployment: Deployment, book: Runbook) -> None:
+    old = deployment.secret("master-key")
+    book.run("secretVersions.masterKey")
+    new = deployment.secret("master-key")
+    for part in REPLICAS:
+        assert status_of_replica(deployment, part, new) == httpx2.codes.OK
+        assert status_of_replica(deployment, part, old) == httpx2.codes.UNAUTHORIZED
+
+
+def rotates_a_clients_key(deployment: Deployment, book: Runbook) -> None:
+    old = deployment.outputs["litellmApiKey"]
+    new = book.run("secretVersions.clientKeys.app").split()[-1]
+    assert new != old
+    assert (status(deployment, old), status(deployment, new)) == (httpx2.codes.OK, httpx2.codes.OK)
+    book.run("retirePrevious.clientKeys.app")
+    assert (status(deployment, old), status(deployment, new)) == (httpx2.codes.UNAUTHORIZED, httpx2.codes.OK)
+
+
+def rotates_the_apps_password(deployment: Deployment, book: Runbook) -> None:
+    old = deployment.outputs["databaseUrl"]
+    new = book.run("secretVersions.databasePassword").split()[-1]
+    assert new != old
+    assert opens(old)
+    assert opens(new)
+    book.run("retirePrevious.databasePassword")
+    assert not opens(old)
+    assert opens(new)
+    renewed(deployment)
+
+
+def superuser_gets_in(deployment: Deployment, password: str) -> bool:
+    place = urlsplit(deployment.outputs["databaseUrl"])
+    return opens(f"postgresql://postgres:{password}@{place.hostname}:{place.port}/postgres")
+
+
+def rotates_the_certificate(deployment: Deployment, book: Runbook, folder: Path) -> None:
+    """The first is there already: the test has to set it before."""
+    for key, value in certificate().items():
+        deployment.set_path(key, value, secret=True)
+    deployment.up()
+    files = {key: folder / key for key in ("tlsCertificate", "tlsKey")}
+    for key, value in certificate().items():
+        files[key].write_text(value)
+    book.environment |= {"CERTIFICATE": str(files["tlsCertificate"]), "KEY": str(files["tlsKey"])}
+    book.run("tlsCertificate")
+    place = urlsplit(deployment.outputs["litellmUrl"])
+    shown = ssl.get_server_certificate((str(place.hostname), place.port or 443))
+    assert shown.strip() == files["tlsCertificate"].read_text().strip()
+
+
+def test_roll_back(deployment: Deployment) -> None:
+    """A commit that lets client `app` ask once a minute only, and changes the edge's file, is taken back."""
+    shell = Shell(deployment)
+    files = 'add "Pulumi.$PULUMI_STACK.yaml" litellm edge'
+    _, said = shell.type(f"{GIT} init --quiet\n{GIT} {files}\n{GIT} commit --quiet -m good\ngit rev-parse HEAD")
+    good = said.split()[-1]
+    deployment.set_path("clientRpm.app", 1)
+    with (deployment.folder / "edge/haproxy.cfg").open("a") as file:
+        file.write("# not good\n")
+    code, _ = shell.type(f"{GIT} {files}\n{GIT} commit --quiet -m 'not good'\n./pulumiw up")
+    assert code == 0
+    assert asked_twice(deployment) == httpx2.codes.TOO_MANY_REQUESTS
+    with runbook("roll-back", deployment, GOOD_COMMIT=good) as book:
+        back = book.left[0]
+        book.run("git checkout")
+        assert "not good" not in deployment.read("edge", "cat", f"{LIVE}/current/haproxy.cfg")
+        assert asked_twice(deployment) == httpx2.codes.OK
+        book.run("--expect-no-changes")
+        book.run("git checkout HEAD")
+        assert asked_twice(deployment) == httpx2.codes.TOO_MANY_REQUESTS
+        code, _ = book.type(back)
+        assert code == 0
+
+
+def asked_twice(deployment: Deployment) -> int:
+    """What client `app` gets the second time."""
+    return [status(deployment, deployment.outputs["litellmApiKey"]) for _ in range(2)][-1]
+
+
+def test_restore(deployment: Deployment, tmp_path: Path) -> None:
+    """After the loss of a volume; what the database held before the restore comes back by the way back."""
+    added(deployment, "saved")
+    file = tmp_path / "saved.dump"
+    with runbook("restore", deployment, BACKUP=str(file)) as book:
+        code, _ = book.type('.venv/bin/llmctl backup "$BACKUP"')
+        assert code == 0
+        container = deployment.container("postgres")
+        (volume,) = [mount["Name"] for mount in container.attrs["Mounts"] if mount["Type"] == "volume"]
+        container.remove(force=True)
+        deployment.engine.volumes.get(volume).remove()
+        book.run("--refresh")
+        assert names(deployment) == set()
+        added(deployment, "after the loss")
+        kept = re.search(r"app_before_\w+", book.run("llmctl restore"))
+        assert kept
+        assert "saved" in names(deployment)
+        assert "after the loss" not in names(deployment)
+        assert "saved" in book.run("org list")
+        book.environment["FORMER_URL"] = (
+            urlsplit(deployment.outputs["databaseUrl"])._replace(path=f"/{kept[0]}").geturl()
+        )
+        book.run("FORMER_URL")
+        assert names(deployment) == {"after the loss"}
+
+
+def test_gateway_down(deployment: Deployment) -> None:
+    """A replica is stopped and the edge is gone: what is to be looked at shows it, and one `up` mends it."""
+    deployment.container("litellm-1").stop()
+    deployment.container("edge").remove(force=True)
+    with runbook("gateway-down", deployment) as book:
+        said = book.run("doctor")
+        assert "Exited" in said
+        assert f"No such container: {PROJECT_NAME}-{deployment.name}-edge" in said
+        book.run("--refresh")
+        assert "hello" in book.run("llmctl chat")
+
+
+def test_provider_down(deployment: Deployment) -> None:
+    """Of a provider that answers 503 to all, an organization is taken to another, and back."""
+    serve_ours(deployment, key="[[demo status=503]]")
+    variables = {
+        "ORGANIZATION": added(deployment, "suffers", model="ours", fallback="gpt-4o"),
+        "MODEL": "claude-3-5-sonnet",
+        "FORMER_MODEL": "ours",
+        "FORMER_FALLBACK": "gpt-4o",
+    }
+    assert status(deployment, deployment.outputs["litellmApiKey"], "ours") == httpx2.codes.SERVICE_UNAVAILABLE
+    with runbook("provider-down", deployment, **variables) as book:
+        said = book.run("llmctl models")
+        assert "hello" in said
+        assert re.search(r"suffers.*ours.*gpt-4o", said)
+        book.run("--no-fallback")
+        assert "hello" in book.run("--org")
+        book.run("FORMER_MODEL")
+        _, said = book.type(".venv/bin/llmctl org list")
+        assert re.search(r"suffers.*ours.*gpt-4o", said)
+    with deployment.database() as connection:
+        connection.execute("DELETE FROM organizations WHERE name = 'suffers'")
+    for key in ("models", "modelKeys"):
+        deployment.forget(key)
+    deployment.up()
+
+
+def test_killed_up(deployment: Deployment) -> None:
+    """Killed on this machine, which the next `up` mends, and on another one, whose lock has to be taken away."""
+    with runbook("killed-up", deployment) as book:
+        killed_at_a_replica(deployment, drain_seconds=31)
+        assert "A run of Pulumi was killed here" in book.run("./pulumiw up")
+        assert deployment.container("litellm-2").attrs["State"]["Health"]["Status"] == "healthy"
+        killed_at_a_replica(deployment, drain_seconds=32)
+        (lock,) = (deployment.state / ".pulumi/locks").rglob("*.json")
+        lock.write_text(json.dumps({**json.loads(lock.read_text()), "hostname": OTHER_MACHINE}))
+        code, said = book.type("./pulumiw up")
+        assert code != 0
+        assert "currently locked" in said
+        book.run("cancel")
+        book.run("--expect-no-changes")
+    assert {container.name for container in deployment.containers()} == {
+        f"{PROJECT_NAME}-{deployment.name}-{part}" for part in PARTS
+    }
+
+
+def killed_at_a_replica(deployment: Deployment, *, drain_seconds: int) -> None:
+    """An `up` with another time to drain is killed when it has made the first replica's container."""
+    old = deployment.container("litellm-1")
+    deployment.set(drainSeconds=drain_seconds)
+    deployment.killed_up(
+        when=lambda: any(each.name == old.name and each.id != old.id for each in deployment.containers())
+    )
+
+
+def test_close_a_network(deployment: Deployment) -> None:
+    """An image that is brought as a file is what runs then; a model server inside is served beside nothing else."""
+    image = f"{PROJECT_NAME}-{deployment.name}/haproxy:3.0"
+    deployment.image("edge").tag(image)
+    deployment.set(haproxyImage=image)
+    variables = {"IMAGES": image, "MODEL_SERVER": "http://model-server.example:11434"}
+    try:
+        with runbook("close-a-network", deployment, **variables) as book:
+            book.run("docker save")
+            deployment.engine.images.remove(image)
+            book.run("docker load")
+            assert deployment.container("edge").attrs["Config"]["Image"] in {image, deployment.image("edge").id}
+            book.run("models[0]")
+            assert "llama3.1" in book.run("llmctl models")
+            deployment.forget("haproxyImage")
+            book.run("config rm models")
+        _, said = book.type(".venv/bin/llmctl models")
+        assert "llama3.1" not in said
+    finally:
+        deployment.engine.images.remove(image)
+
+
+def test_lost_passphrase(deployment: Deployment, tmp_path: Path) -> None:
+    """The stack is made anew, with the rows that it had, by a passphrase that was not there before."""
+    own = tmp_path / ".local/state/llm-infrastructure"
+    own.mkdir(parents=True)
+    (own / "state").symlink_to(deployment.state)
+    added(deployment, "before the loss")
+    key = deployment.outputs["litellmApiKey"]
+    variables = {
+        "BACKUP": str(tmp_path / "saved.dump"),
+        "HOME": str(tmp_path),
+        "XDG_CACHE_HOME": str(CACHE.parent),
+        "PULUMI_HOME": os.environ.get("PULUMI_HOME") or str(Path.home() / ".pulumi"),
+    }
+    with runbook("lost-passphrase", deployment, **variables) as book:
+        for name in ("PULUMI_BACKEND_URL", "PULUMI_CONFIG_PASSPHRASE", "XDG_STATE_HOME"):
+            book.environment.pop(name, None)
+        code, said = book.type("./pulumiw preview")
+        assert code != 0
+        assert f"{own / 'passphrase'} is missing" in said
+        book.run("llmctl backup")
+        book.run("docker volume rm")
+        assert deployment.leftovers() == []
+        book.run("mv")
+        without_secrets(deployment.folder / f"Pulumi.{deployment.name}.yaml")
+        book.run("llmctl restore")
+        assert "before the loss" in book.run("org list")
+    # From here on the stack is that of the new state.
+    shutil.rmtree(deployment.state)
+    (own / "state").rename(deployment.state)
+    deployment.environment["PULUMI_CONFIG_PASSPHRASE"] = (own / "passphrase").read_text()
+    renewed(deployment)
+    assert status(deployment, key) == httpx2.codes.UNAUTHORIZED
+    assert asked_twice(deployment) == httpx2.codes.OK
+
+
+def without_secrets(file: Path) -> None:
+    """Take out of a stack's config file what nobody can read any more."""
+    content = yaml.safe_load(file.read_text())
+    content.pop("encryptionsalt", None)
+    config = content["config"]
+    content["config"] = {key: value for key, value in config.items() if "secure" not in yaml.safe_dump(value)}
+    file.write_text(yaml.safe_dump(content))
