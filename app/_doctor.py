@@ -67,6 +67,10 @@ def _gateway(settings: Settings, served: set[str]) -> Iterator[Finding]:
 
 def _version(found: str) -> Finding:
     pin = re.search(r"litellm:[\w.-]*?v?(\d+\.\d+\.\d+)", _project_file())
+    if not found:
+        return Finding(
+            "version", "ok", "the gateway does not tell it, as newer ones do not: `llmctl status` has the image"
+        )
     if pin is None or pin[1] == found:
         return Finding("version", "ok", f"LiteLLM {found}")
     return Finding("version", "warning", f"LiteLLM {found} runs and {pin[1]} is pinned", "make up")

@@ -32,7 +32,7 @@ class Gateway:
     """A gateway that answers."""
 
     version: str
-    """LiteLLM's."""
+    """LiteLLM's; empty where it does not tell, as newer ones do not."""
     models: tuple[str, ...]
     """The names of those that are served; empty where the key is refused."""
     refused: int | None
@@ -54,7 +54,7 @@ def ask(settings: Settings) -> Gateway:
     accepted = listed.status_code == httpx2.codes.OK
     try:
         return Gateway(
-            version=str(ready.json().get("litellm_version", "unknown")),
+            version=str(ready.json().get("litellm_version", "")),
             models=tuple(sorted(model["id"] for model in listed.json()["data"])) if accepted else (),
             refused=None if accepted else listed.status_code,
         )

@@ -143,7 +143,7 @@ def _versions(
     gateway: Gateway | None, stack: _engine.Stack | None, counted: Statistics | None, unseen: list[str]
 ) -> Iterator[tuple[str, str]]:
     """Each program and its version, where it can be told."""
-    if gateway is not None:
+    if gateway is not None and gateway.version:
         yield "LiteLLM", gateway.version
     if counted is not None:
         yield "HAProxy", counted.version

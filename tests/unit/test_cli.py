@@ -292,6 +292,12 @@ def test_the_doctor_finds_nothing_where_all_is_well(database: Callable[..., None
     assert "OK      organizations: 1, all with models that are served\n" in report
 
 
+def test_a_gateway_that_does_not_tell_its_version_is_well(database: Callable[..., None], gateway: Gateway) -> None:
+    gateway.answers["/health/readiness"] = httpx2.Response(200, json={"status": "healthy", "db": "Not connected"})
+    assert findings() == {}
+    assert "does not tell it" in out("doctor")
+
+
 def test_the_doctor_wants_settings_first(database: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("LITELLM_API_KEY")
     assert [*findings()] == ["settings"]

@@ -104,6 +104,14 @@ def test_each_runbook_says_what_whoever_is_woken_up_wants_to_know(runbook: Path)
     assert {match["kind"] for match in documents.FENCE.finditer(text)} <= {"sh", "text"}
 
 
+@pytest.mark.parametrize("runbook", RUNBOOKS, ids=relative)
+def test_the_commands_of_each_runbook_are_run(runbook: Path) -> None:
+    """By a test that its proof names: one that asks for that runbook by its name."""
+    proofs = documents.PROOF.finditer(runbook.read_text(encoding="utf-8").partition("## Proven by")[2])
+    files = {proof["file"] for proof in proofs}
+    assert any(f'runbook("{runbook.stem}", ' in (PROJECT / file).read_text(encoding="utf-8") for file in files)
+
+
 def test_the_readme_names_the_outputs_of_a_stack() -> None:
     """All that the program exports, and those that are secret as such."""
     module = ast.parse((PROJECT / "infra/stack.py").read_text(encoding="utf-8"))

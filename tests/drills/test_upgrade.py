@@ -1,0 +1,107 @@
+"""Another release of LiteLLM is taken under load, by the commands of the runbook, and given up again."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import httpx2
+import openai
+import pytest
+
+from tests.load import NOTHING_FAILS
+from tests.runbooks import runbook
+from toolchain import images, recipes
+from toolchain.progress import Steps
+
+if TYPE_CHECKING:
+    from openai.types.chat import ChatCompletionUserMessageParam
+
+    from tests.drills.conftest import Drill
+    from tests.stacks import Deployment
+
+PINNED, (UPGRADE,) = recipes.STAND_INS["litellm"], recipes.UPGRADES
+REPLICAS = ("litellm-1", "litellm-2")
+MESSAGES: list[ChatCompletionUserMessageParam] = [{"role": "user", "content": "hello"}]
+MIB = 2**20
+INVALID_MODEL = "Invalid model name"
+"""What the app module knows it by; the SDK's own text has it from newer ones only."""
+
+
+@pytest.fixture
+def image(deployment: Deployment) -> str:
+    """An image by a name that no registry has: what is built here stands in for it."""
+    reference = f"127.0.0.1:1/litellm:v{UPGRADE.version}"
+    record = deployment.folder / ".images.yaml"
+    with Steps() as steps:
+        images.ensure(steps, deployment.engine, {"litellm": reference}, ask=None, record=record)
+    return reference
+
+
+def test_litellm_is_upgraded_and_taken_back(deployment: Deployment, drill: Drill, image: str) -> None:
+    """Callers notice nothing, the newer one answers as the older one does, and every check passes."""
+    env = {
+        "LITELLM_URL": deployment.outputs["litellmUrl"],
+        "LITELLM_API_KEY": deployment.outputs["litellmApiKey"],
+        "DATABASE_URL": deployment.outputs["databaseUrl"],
+    }
+    before, official = answers(deployment), running(deployment)
+    with (
+        runbook("upgrade-litellm", deployment, LITELLM_IMAGE=image, **env) as book,
+        drill(f"{UPGRADE} and back", NOTHING_FAILS),
+    ):
+        assert PINNED.version in book.run("config get litellmImage")
+        started = time.monotonic()
+        book.run("config set litellmImage")
+        print(f"\n{UPGRADE} is up after {time.monotonic() - started:.1f} s")
+        assert running(deployment) == {UPGRADE.tag}
+        assert answers(deployment) == before
+        assert UPGRADE.version in book.run("llmctl doctor")
+        measured(deployment)
+        book.run("config rm litellmImage")
+        assert running(deployment) == official
+        assert answers(deployment) == before
+        _, said = book.type(".venv/bin/llmctl doctor")
+        assert f"LiteLLM {PINNED.version}" in said
+    deployment.up(expect_no_changes=True)
+
+
+def running(deployment: Deployment) -> set[str]:
+    """What the replicas' images are called."""
+    return {tag for part in REPLICAS for tag in deployment.image(part).tags}
+
+
+def answers(deployment: Deployment) -> dict[str, object]:
+    """What callers get, in each of the ways in which they ask."""
+    client = deployment.client
+    chat = client.chat.completions.with_raw_response.create(model="claude-3-5-sonnet", messages=MESSAGES)
+    stream = client.chat.completions.create(model="gpt-4o", messages=MESSAGES, stream=True)
+    words = [choice.delta.content for chunk in stream for choice in chunk.choices if choice.delta.content]
+    embedding = client.embeddings.create(model="text-embedding-3-small", input="hello", encoding_format="float")
+    message = httpx2.post(
+        f"{deployment.outputs['litellmUrl']}/v1/messages",
+        json={"model": "claude-3-5-sonnet", "max_tokens": 100, "messages": MESSAGES},
+        headers={"x-api-key": deployment.outputs["litellmApiKey"], "anthropic-version": "2023-06-01"},
+        timeout=60,
+    ).raise_for_status()
+    with pytest.raises(openai.APIStatusError) as caught:
+        client.chat.completions.create(model="nothing", messages=MESSAGES)
+    assert len(words) > 1
+    return {
+        "chat": chat.parse().choices[0].message.content,
+        "served by": chat.headers["x-litellm-model-group"],
+        "stream": "".join(words),
+        "embedding": embedding.data[0].embedding,
+        "message": message.json()["content"][0]["text"],
+        "models": sorted(model.id for model in client.models.list()),
+        "unknown model": (type(caught.value), INVALID_MODEL in caught.value.response.text),
+    }
+
+
+def measured(deployment: Deployment) -> None:
+    """Show what a replica takes: a fact for docs/upgrade.md, and no bound."""
+    size = deployment.image("litellm-1").attrs["Size"]
+    stats = deployment.container("litellm-1").stats(stream=False)
+    assert isinstance(stats, dict)
+    memory = stats["memory_stats"]["usage"]
+    print(f"\n{UPGRADE}: image {size / MIB:.0f} MiB, memory {memory / MIB:.0f} MiB")
