@@ -2,6 +2,7 @@
 # make test    everything there is, drills too                 make check   fast enough for every commit
 # make drill   break things under load (NAME=… for some)        make check-deploy    ask a stack that is up
 # make test-swarm   the stack on a Swarm of three machines (NAME=… for some)
+# make test-runbooks   each command of the runbooks is typed, in about ten minutes (NAME=… for some)
 # make bench   measure everything side by side (ONLY=client, gateway, deploy or growth; RECORD=1 for the docs)
 # make push    fill the registry that a stack's config names (imageRegistry)
 # make docs    write the reference pages of docs/ anew, after a change of Pulumi.yaml or of llmctl
@@ -12,7 +13,7 @@ BIN    := .venv/bin
 PYTEST  = $(BIN)/pytest
 
 .PHONY: help up down push environment prepare check check-deploy integration drill bench test forget-coverage \
-        test-swarm docs
+        test-swarm test-runbooks docs
 help:
 	@sed -n 's/^# //p' Makefile
 
@@ -44,7 +45,7 @@ check-deploy: environment
 	$(BIN)/pytest tests/deploy --stack $(STACK) $(if $(SPEND),--spend)
 
 integration: prepare
-	$(PYTEST) tests/toolchain tests/integration
+	$(PYTEST) tests/toolchain tests/integration --ignore=tests/integration/test_runbooks.py
 
 drill: prepare
 	$(BIN)/pytest tests/drills $(if $(NAME),-k "$(NAME)")
@@ -62,6 +63,9 @@ forget-coverage: environment
 
 test-swarm: prepare
 	$(BIN)/pytest tests/swarm $(if $(NAME),-k "$(NAME)")
+
+test-runbooks: prepare
+	$(BIN)/pytest tests/integration/test_runbooks.py $(if $(NAME),-k "$(NAME)")
 
 docs: environment
 	@$(BIN)/python -m toolchain.reference
