@@ -50,6 +50,9 @@ def deployment(swarm: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
     with deployed(tmp_path_factory.mktemp("checked"), configure, host=swarm.nodes[0].host) as made:
         yield made
+    engine: Any = swarm.leader().client
+    for config in engine.configs.list(filters={"name": f"{PROJECT_NAME}-{made.name}"}):
+        config.remove()  # of a fault
 
 
 @pytest.fixture

@@ -358,6 +358,11 @@ def test_a_machine_that_is_lost_takes_only_what_was_in_flight(
 ) -> None:
     """Its tasks come up elsewhere; when it is back it lets callers in again."""
     node, another = others(swarm, deployment)
+    name = str(service(swarm, deployment, "litellm").name)
+    subprocess.run(
+        ["docker", "--host", swarm.leader().host, "service", "update", "--force", "--quiet", name], check=True
+    )
+    assert node in nodes_of(swarm, deployment, "litellm")  # spread anew: it has one to lose
     make_leader(swarm, node if "leader" in what else another)
     with drill(f"Swarm: {what} is lost", IN_FLIGHT_MAY_FAIL):
         started = time.monotonic()
