@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import re
 import threading
 import time
 from contextlib import contextmanager
@@ -36,6 +37,11 @@ MIX = (
 )
 
 
+OF_A_PROVIDER = re.compile(r"litellm\..*(OpenAI|Anthropic)Exception")
+"""How LiteLLM says that a provider failed."""
+NOTHING = re.compile(r"(?!)")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Bound:
     """What a fault may cost callers at most."""
@@ -44,6 +50,8 @@ class Bound:
     """Whether requests that were under way may fail: the machine is lost that held them."""
     streams_may_break: bool = False
     """Whether a stream that had begun may break off: nobody can repeat it."""
+    provider_may_fail: bool = False
+    """Whether the gateway may answer that a provider failed: what is changed is the provider too."""
     gap_seconds: float = 0.0
     """How long requests may fail."""
 
@@ -52,6 +60,8 @@ class Bound:
             return f"back in {self.gap_seconds:.0f} s"
         if self.in_flight_may_fail:
             return "what was in flight"
+        if self.provider_may_fail:
+            return "the provider's failures"
         return "streams may break" if self.streams_may_break else "nothing fails"
 
 
@@ -98,7 +108,8 @@ class Report:
             *([] if bound.in_flight_may_fail else self.in_flight),
             *([] if bound.streams_may_break else self.cut),
         ]
-        return [*self.failures, *allowed]
+        provider = OF_A_PROVIDER if bound.provider_may_fail else NOTHING
+        return [*(failure for failure in self.failures if not provider.search(failure)), *allowed]
 
 
 class Load:
