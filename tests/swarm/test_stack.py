@@ -383,6 +383,13 @@ def make_leader(swarm: Cluster, node: Node) -> None:
             until(
                 functools.partial(succeeds, "docker", "--host", node.host, "node", role, leader), f"{role} {leader}"
             )
+    # One that has just become a manager has no vote yet: without it two would have to agree, of whom one is lost.
+    until(lambda: reachable_managers(node) == len(swarm.nodes), "all managers reach each other")
+
+
+def reachable_managers(asked: Node) -> int:
+    managers = asked.client.nodes.list(filters={"role": "manager"})
+    return sum(each.attrs.get("ManagerStatus", {}).get("Reachability") == "reachable" for each in managers)
 
 
 def succeeds(*command: str) -> bool:
