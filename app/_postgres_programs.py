@@ -19,13 +19,14 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from app._engine import LABEL, POSTGRES
 from app._programs import ProgramError, output, reason
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from io import FileIO
 
-CONTAINER_LABEL = "llm-infrastructure.part=postgres"
+CONTAINER_LABEL = f"{LABEL}.part={POSTGRES}"
 SUPERUSER = "postgres"
 MAINTENANCE_DATABASE = "postgres"
 """Where those connect who make and rename databases: nobody can rename the one that they are in."""
