@@ -22,9 +22,9 @@ import docker
 from rich.console import Console
 
 from benchmarks import client, deploy, document, gateway, growth
-from benchmarks.containers import image
 from benchmarks.measure import Machine, Report
 from tests.stack_config import project_file
+from tests.stacks import image_of
 from toolchain import tools
 from toolchain.__main__ import IMAGE_SETTINGS
 from toolchain.progress import Steps
@@ -54,7 +54,8 @@ def versions(engine: docker.DockerClient) -> dict[str, str]:
     images = {part: str(project_file()["config"][key]["default"]) for part, key in IMAGE_SETTINGS.items()}
     return {
         **{
-            NAMES[part]: reference.split("@")[0].rpartition(":")[2] + ("" if image(part) == reference else STAND_IN)
+            NAMES[part]: reference.split("@")[0].rpartition(":")[2]
+            + ("" if image_of(part) == reference else STAND_IN)
             for part, reference in images.items()
         },
         "Docker Engine": str(engine.version()["Version"]),

@@ -14,10 +14,8 @@ import psycopg
 from psycopg import sql
 
 from infra import demo, postgres
-from infra.images import stand_ins
-from tests.stack_config import PROJECT, PROJECT_NAME, project_file
-from tests.stacks import Deployment, free_port
-from toolchain.__main__ import IMAGE_SETTINGS
+from tests.stack_config import PROJECT, PROJECT_NAME
+from tests.stacks import Deployment, free_port, image_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -32,12 +30,6 @@ POLL_SECONDS = 0.1
 NANOSECONDS = 1e9
 MEGABYTE = 2**20
 LABELS = {f"{PROJECT_NAME}.benchmark": ""}
-
-
-def image(part: str) -> str:
-    """The image that a stack runs for a part: the configured one, or what stands in for it here."""
-    reference = str(project_file()["config"][IMAGE_SETTINGS[part]]["default"])
-    return stand_ins(PROJECT / ".images.yaml").get(reference, reference)
 
 
 @contextmanager
@@ -91,7 +83,7 @@ def demo_provider(engine: docker.DockerClient, on: Network) -> Iterator[tuple[Co
     port = free_port()
     with container(
         engine,
-        image("litellm"),
+        image_of("litellm"),
         on=on,
         name=demo.NETWORK_NAME,
         entrypoint=("python3", "/app/provider.py"),
@@ -112,7 +104,7 @@ def database_server(engine: docker.DockerClient) -> Iterator[str]:
         network(engine) as on,
         container(
             engine,
-            image("postgres"),
+            image_of("postgres"),
             on=on,
             name="postgres",
             command=(),

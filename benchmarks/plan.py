@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-from benchmarks.containers import LOOPBACK, container, image
+from benchmarks.containers import LOOPBACK, container
 from benchmarks.peer import NotToBeHadError
 from infra import demo, gateway, model_list, postgres
 from infra.settings import Settings
 from infra.stack_config import validate
 from tests.stack_config import PROJECT, PROJECT_NAME, raw_config
-from tests.stacks import free_port
+from tests.stacks import free_port, image_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -63,7 +63,7 @@ def plan(engine: docker.DockerClient, on: Network) -> Iterator[Plan]:
     port, key = free_port(), new_key()
     with container(
         engine,
-        image("litellm"),
+        image_of("litellm"),
         on=on,
         name="litellm",
         command=COMMAND,
@@ -96,7 +96,7 @@ class Compose:
 
     def _file(self) -> dict[str, object]:
         litellm = {
-            "image": image("litellm"),
+            "image": image_of("litellm"),
             "command": list(COMMAND),
             "environment": {**gateway.ENVIRONMENT, "LITELLM_MASTER_KEY": self.key},
             "volumes": [f"./config.yaml:{CONFIG}:ro"],
@@ -105,14 +105,14 @@ class Compose:
             "restart": "unless-stopped",
         }
         database = {
-            "image": image("postgres"),
+            "image": image_of("postgres"),
             "environment": {"POSTGRES_PASSWORD": self.key, "POSTGRES_DB": "app"},
             "volumes": [f"data:{postgres.DATA}"],
             "ports": [f"{LOOPBACK}:{self._database_port}:{postgres.PORT}"],
             "restart": "unless-stopped",
         }
         provider = {
-            "image": image("litellm"),
+            "image": image_of("litellm"),
             "entrypoint": ["python3", "/app/provider.py"],
             "command": [str(demo.PORT)],
             "volumes": ["./provider.py:/app/provider.py:ro"],

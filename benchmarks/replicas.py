@@ -17,11 +17,10 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from benchmarks.caller import Target, load
-from benchmarks.containers import image
 from benchmarks.document import table
 from benchmarks.gateway import BODY
 from benchmarks.measure import Readings
-from tests.stacks import deployed, pulumi_tools
+from tests.stacks import deployed, image_of, pulumi_tools
 from tests.swarm.cluster import cluster
 from tests.swarm.conftest import place_on
 from toolchain.__main__ import IMAGE_SETTINGS
@@ -63,7 +62,7 @@ def main() -> None:
         for node in swarm.nodes:
             swarm.label(node, "edge", "true")
         for part in IMAGE_SETTINGS:
-            swarm.fill(image(part), image(part))
+            swarm.fill(image_of(part), image_of(part))
         with deployed(Path(folder), place_on(swarm), host=swarm.nodes[0].host) as made:
             port = made.outputs["litellmUrl"].rsplit(":", 1)[1]
             for replicas in REPLICAS:

@@ -29,9 +29,11 @@ import yaml
 from openai import OpenAI
 from pulumi import automation
 
+from infra.images import stand_ins
 from infra.placement.services import await_end
-from tests.stack_config import PROJECT, PROJECT_NAME
+from tests.stack_config import PROJECT, PROJECT_NAME, project_file
 from toolchain import tools
+from toolchain.__main__ import IMAGE_SETTINGS
 from toolchain.progress import Steps
 
 if TYPE_CHECKING:
@@ -263,6 +265,12 @@ class Deployment:
                 volume.remove()
             self.engine.close()
             self.connections.close()
+
+
+def image_of(part: str) -> str:
+    """The image that a new stack runs for a part of IMAGE_SETTINGS: the pinned one, or what stands in for it here."""
+    reference = str(project_file()["config"][IMAGE_SETTINGS[part]]["default"])
+    return stand_ins(PROJECT / ".images.yaml").get(reference, reference)
 
 
 @contextmanager

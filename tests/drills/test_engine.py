@@ -11,12 +11,10 @@ import docker
 import psycopg
 import pytest
 
-from infra.images import stand_ins
 from tests.drills.test_faults import Writer, all_there
 from tests.engines import Daemon, needs_an_engine_of_its_own, own_network
 from tests.load import NOTHING_FAILS, Bound
-from tests.stack_config import PROJECT, project_file
-from tests.stacks import PARTS, deployed
+from tests.stacks import PARTS, deployed, image_of
 from toolchain import engine
 from toolchain.__main__ import IMAGE_SETTINGS
 
@@ -47,10 +45,8 @@ def daemon() -> Iterator[Daemon]:
         try:
             daemon.start()
             with closing(docker.from_env()) as usual, closing(engine.connect(daemon.host)) as own:
-                instead = stand_ins(PROJECT / ".images.yaml")
-                for setting in IMAGE_SETTINGS.values():
-                    reference = str(project_file()["config"][setting]["default"])
-                    own.images.load(usual.images.get(instead.get(reference, reference)).save(named=True))  # type: ignore[arg-type]  # a stream
+                for image in map(image_of, IMAGE_SETTINGS):
+                    own.images.load(usual.images.get(image).save(named=True))  # type: ignore[arg-type]  # a stream
             yield daemon
         finally:
             daemon.remove()

@@ -22,9 +22,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from tests.engines import needs_an_engine_of_its_own
 from tests.packages import unpacked
-from tests.stacks import Deployment
+from tests.stacks import Deployment, image_of
 from tests.swarm.cluster import DIES_WITH_THIS_THREAD, NETWORK, Node, cluster, until
-from tests.swarm.test_cluster import usual_image
 from toolchain.__main__ import IMAGE_SETTINGS
 from toolchain.engine import CERTIFICATE_FILES
 from toolchain.progress import Steps
@@ -130,8 +129,8 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
         sshd = unpacked(steps, SSHD, "openssh-server", "libwrap0")
     with cluster(1, DEFAULT_ENGINE, *by_tls) as made, closing(docker.from_env()) as usual:
         node = made.nodes[0]
-        for setting in IMAGE_SETTINGS.values():
-            node.client.images.load(usual.images.get(usual_image(setting)).save(named=True))  # type: ignore[arg-type]  # a stream
+        for image in map(image_of, IMAGE_SETTINGS):
+            node.client.images.load(usual.images.get(image).save(named=True))  # type: ignore[arg-type]  # a stream
         start_sshd(sshd, node, folder)
         yield Machine(node=node, folder=folder)
 

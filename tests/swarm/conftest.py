@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING
 import httpx2
 import pytest
 
-from infra.images import stand_ins
 from tests.drills.conftest import _pulumi_tools, drill, pytest_terminal_summary
-from tests.stack_config import PROJECT, project_file
+from tests.stacks import image_of
 from tests.swarm.cluster import cluster
 from toolchain.__main__ import IMAGE_SETTINGS
 
@@ -39,11 +38,8 @@ def swarm() -> Iterator[Cluster]:
         made.join(managers=3, heartbeat_seconds=2)
         for node in made.nodes:
             made.label(node, "edge", "true")
-        instead = stand_ins(PROJECT / ".images.yaml")
-        for setting in IMAGE_SETTINGS.values():
-            reference = str(project_file()["config"][setting]["default"])
-            image = instead.get(reference, reference)
-            made.fill(image, image)
+        for part in IMAGE_SETTINGS:
+            made.fill(image_of(part), image_of(part))
         yield made
 
 

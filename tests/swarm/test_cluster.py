@@ -14,9 +14,9 @@ import httpx2
 import pytest
 from docker.types import EndpointSpec, ServiceMode
 
-from infra.images import stand_ins
 from tests.engines import needs_an_engine_of_its_own
-from tests.stack_config import PROJECT, project_file
+from tests.stack_config import PROJECT
+from tests.stacks import image_of
 from tests.swarm.cluster import Cluster, Node, cgroups, cluster, remove_traces, until
 
 if TYPE_CHECKING:
@@ -43,12 +43,6 @@ CIPHER = ("aead", "rfc4106(gcm(aes))", f"0x{bytes(20).hex()}", "64")
 pytestmark = needs_an_engine_of_its_own
 
 
-def usual_image(setting: str) -> str:
-    """An image of the stack on the machine's usual engine."""
-    reference = str(project_file()["config"][setting]["default"])
-    return stand_ins(PROJECT / ".images.yaml").get(reference, reference)
-
-
 @pytest.fixture(scope="module")
 def swarm() -> Iterator[Cluster]:
     """Three managers, so that any of them can be lost."""
@@ -60,7 +54,7 @@ def swarm() -> Iterator[Cluster]:
 @pytest.fixture(scope="module")
 def image(swarm: Cluster) -> str:
     """An image with Python in it."""
-    return swarm.fill("litellm:test", usual_image("litellmImage"))
+    return swarm.fill("litellm:test", image_of("litellm"))
 
 
 @contextmanager
@@ -191,7 +185,7 @@ def busy_node() -> Iterator[tuple[Path, list[str]]]:
     """A cluster of one node that runs a container: its folder, and the namespaces of the node and the network."""
     with cluster(1) as made, closing(docker.from_env()) as usual:
         [node] = made.nodes
-        [image] = node.client.images.load(usual.images.get(usual_image("haproxyImage")).save())  # type: ignore[arg-type]  # a stream
+        [image] = node.client.images.load(usual.images.get(image_of("haproxy")).save())  # type: ignore[arg-type]  # a stream
         node.client.containers.run(str(image.id), ["sleep", "infinity"], detach=True, network_mode="host")
         own = node.run("readlink", *(f"/proc/self/ns/{kind}" for kind in ("pid", "net", "mnt", "uts"))).split()
         yield node.folder, [this_network(), *own]

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING
 import psycopg
 import pytest
 
-from infra.images import in_registry, stand_ins
+from infra.images import in_registry
 from tests.engines import needs_an_engine_of_its_own
-from tests.stack_config import PROJECT, project_file
-from tests.stacks import deployed
+from tests.stacks import deployed, image_of
 from tests.swarm.cluster import until
 from tests.swarm.conftest import place_on
 
@@ -32,10 +31,8 @@ pytestmark = [needs_an_engine_of_its_own, pytest.mark.timeout(900)]
 def server(swarm: Cluster) -> Iterator[str]:
     """The URL of an empty database on a Postgres of somebody else's, in a container of the last node."""
     node, password = swarm.nodes[-1], token_hex(16)
-    reference = str(project_file()["config"]["postgresImage"]["default"])
-    image = stand_ins(PROJECT / ".images.yaml").get(reference, reference)
     container = node.client.containers.run(
-        node.client.images.pull(in_registry(image, swarm.registry)),
+        node.client.images.pull(in_registry(image_of("postgres"), swarm.registry)),
         detach=True,
         environment={"POSTGRES_PASSWORD": password, "POSTGRES_USER": "team", "POSTGRES_DB": "products"},
         ports={"5432/tcp": PORT},

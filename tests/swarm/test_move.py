@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from infra.images import in_registry, stand_ins
+from infra.images import in_registry
 from infra.placement.engine import LABEL
 from tests.engines import needs_an_engine_of_its_own
 from tests.runbooks import runbook
-from tests.stack_config import PROJECT, PROJECT_NAME, project_file
-from tests.stacks import PARTS, Deployment, deployed
+from tests.stack_config import PROJECT_NAME
+from tests.stacks import PARTS, Deployment, deployed, image_of
 from tests.swarm.conftest import can_encrypt
 from toolchain.__main__ import IMAGE_SETTINGS
 
@@ -48,10 +48,7 @@ def ask(deployment: Deployment) -> str | None:
 def test_a_stack_moves_to_a_swarm_and_back_with_its_data(swarm: Cluster, tmp_path: Path) -> None:
     """One `up` each; what ran before is gone, and never do two Postgres servers have the volume."""
     engine = swarm.nodes[0].client
-    instead = stand_ins(PROJECT / ".images.yaml")
-    for setting in IMAGE_SETTINGS.values():
-        reference = str(project_file()["config"][setting]["default"])
-        image = instead.get(reference, reference)
+    for image in map(image_of, IMAGE_SETTINGS):
         engine.images.pull(in_registry(image, swarm.registry)).tag(image)
     with deployed(tmp_path, lambda made: place_on_one_host(swarm, made), host=swarm.nodes[0].host) as made:
         label: dict[str, Any] = {"label": f"{LABEL}.stack={made.name}"}

@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from infra.images import stand_ins
 from tests.engines import needs_an_engine_of_its_own
-from tests.stack_config import PROJECT, project_file
-from tests.stacks import Deployment, free_port
+from tests.stack_config import project_file
+from tests.stacks import Deployment, free_port, image_of
 from tests.swarm.cluster import NETWORK, _registry, _registry_program
 from tests.swarm.conftest import place_on
 from toolchain import registry
@@ -35,11 +34,8 @@ IS_PLAIN, IS_NOT_THERE = (f"{NETWORK.format(1)}:{port}" for port in (5001, 5002)
 @pytest.fixture(scope="module", autouse=True)
 def _the_manager_has_the_images(swarm: Cluster) -> None:
     """Under the names that they have where they were built or pulled, as after `docker load`."""
-    instead = stand_ins(PROJECT / ".images.yaml")
     client = swarm.nodes[0].client
-    for setting in IMAGE_SETTINGS.values():
-        reference = str(project_file()["config"][setting]["default"])
-        image = instead.get(reference, reference)
+    for image in map(image_of, IMAGE_SETTINGS):
         client.images.pull(f"{swarm.registry}/{image}").tag(image)
 
 

@@ -17,13 +17,14 @@ import app
 from app import migrations
 from benchmarks import client, deploy, gateway, growth
 from benchmarks.caller import Target
-from benchmarks.containers import ProcessMeter, image
+from benchmarks.containers import ProcessMeter
 from benchmarks.deploy import MODEL, with_model
 from benchmarks.measure import Readings
 from benchmarks.peer import NotToBeHadError
 from benchmarks.plan import Compose, rendered_config
 from benchmarks.stub import stub
 from infra.migration import FOLDER
+from tests.stacks import image_of
 from toolchain.progress import Steps
 
 if TYPE_CHECKING:
@@ -54,9 +55,9 @@ def test_the_plans_file_runs_the_stacks_images(tmp_path: Path, monkeypatch: pyte
     file = (tmp_path / "docker-compose.yml").read_text()
     services = yaml.safe_load(file)["services"]
     assert {name: service["image"] for name, service in services.items()} == {
-        "postgres": image("postgres"),
-        "litellm": image("litellm"),
-        "demo": image("litellm"),
+        "postgres": image_of("postgres"),
+        "litellm": image_of("litellm"),
+        "demo": image_of("litellm"),
     }
     compose.write(with_model(rendered_config()))
     assert (tmp_path / "docker-compose.yml").read_text() == file
