@@ -211,4 +211,4 @@ class Load:
         except httpx2.HTTPError as error:
             return begun, repr(error)
         whole = begun and (STREAM_ENDED in text or not body.get("stream"))
-        return begun, "" if whole else f"status {answer.status_code}: {text[-200:]}"
+        return begun, "" if whole else f"status {answer.status_code}: {text}"

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     Drill = Callable[[str, Bound], AbstractContextManager[Load]]
 
 FAILURES_SHOWN = 5
+CHARACTERS_SHOWN = 400
 ROWS = pytest.StashKey[list[tuple[str, "Bound", "Report"]]]()
 
 
@@ -84,4 +85,4 @@ def pytest_terminal_summary(config: pytest.Config) -> None:
         console.print(table)
         for name, bound, report in rows:
             for beyond in report.beyond(bound)[:FAILURES_SHOWN]:
-                console.print(f"{name}: {beyond}", markup=False)
+                console.print(f"{name}: {beyond[:CHARACTERS_SHOWN]}", markup=False)
