@@ -377,19 +377,22 @@ def test_a_machine_that_is_lost_takes_only_what_was_in_flight(
 
 def make_leader(swarm: Cluster, node: Node) -> None:
     """Have a manager lead: the others stop being managers until it does."""
-    while swarm.leader() is not node:
-        leader = swarm.leader().name
-        for role in ("demote", "promote"):
+    while (leader := swarm.leader()) is not node:
+        for role, is_manager in (("demote", False), ("promote", True)):
+            command = ("docker", "--host", node.host, "node", role, leader.name)
+            until(functools.partial(succeeds, *command), f"{role} {leader.name}")
+            # A change of the one before it is done would leave the managers a member that is not there.
             until(
-                functools.partial(succeeds, "docker", "--host", node.host, "node", role, leader), f"{role} {leader}"
+                lambda: leader.client.info()["Swarm"]["ControlAvailable"] is is_manager,  # noqa: B023 -- called at once
+                f"{leader.name} has heard of it: {role}",
             )
-    # One that has just become a manager has no vote yet: without it two would have to agree, of whom one is lost.
-    until(lambda: reachable_managers(node) == len(swarm.nodes), "all managers reach each other")
+        # One that has just become a manager has no vote yet: without it two must agree, of whom one may be lost.
+        until(lambda: all(map(sees_all_managers, swarm.nodes)), "all managers reach each other")
 
 
-def reachable_managers(asked: Node) -> int:
+def sees_all_managers(asked: Node) -> bool:
     managers = asked.client.nodes.list(filters={"role": "manager"})
-    return sum(each.attrs.get("ManagerStatus", {}).get("Reachability") == "reachable" for each in managers)
+    return [each.attrs.get("ManagerStatus", {}).get("Reachability") for each in managers] == ["reachable"] * 3
 
 
 def succeeds(*command: str) -> bool:
