@@ -283,7 +283,7 @@ class _SaltKeyProvider(GuardProvider):
         if olds and olds["configured"] != news["configured"] and _litellm_has_tables(news):
             reason = (
                 "LiteLLM's database holds credentials that only the present salt key can decrypt: it cannot change. "
-                "Put saltKey back as it was (pulumi config rm saltKey, if it was not set)."
+                "Put saltKey back as it was (./pulumiw config rm saltKey, if it was not set)."
             )
             failures.append(CheckFailure("configured", reason))
         return CheckResult(news, failures)

@@ -51,7 +51,7 @@ def build(settings: Settings) -> Mapping[str, pulumi.Input[object]]:
     models = model_list.render(_read("litellm/config.yaml"), settings, demo_url=demo.url(placement))
     for name, variable in models.left_out.items():
         pulumi.log.warn(
-            f"{name} is left out: {variable} is not set (pulumi config set --secret {_setting(variable)} …)"
+            f"{name} is left out: {variable} is not set (./pulumiw config set --secret {_setting(variable)} …)"
         )
     edge_config = master_key.generation.apply(
         lambda generation: edge.render(

@@ -89,7 +89,7 @@ def report(problems: list[Problem], stack: str) -> str:
     lines = [f"The configuration of stack {stack} has {count}; nothing was changed."]
     for problem in problems:
         verb, rest = problem.command.split(" ", 1)
-        lines += [f"  {problem.key}: {problem.what}", f"      pulumi config {verb} --stack {stack} {rest}"]
+        lines += [f"  {problem.key}: {problem.what}", f"      ./pulumiw config {verb} --stack {stack} {rest}"]
     return "\n".join(lines)
 
 

@@ -103,7 +103,7 @@ def check_ours(labels: Mapping[str, str], inputs: Mapping[str, Any], kind: str) 
         name = inputs["name"]
         raise pulumi.RunError(
             f"The {kind} {name} exists and belongs to another deployment of stack {pulumi.get_stack()}: another "
-            "user's, or one whose state was lost. Use a stack of another name (pulumi stack init NAME), or, if "
+            "user's, or one whose state was lost. Use a stack of another name (./pulumiw stack init NAME), or, if "
             f"nobody needs it any more: docker {kind} rm {'--force ' if kind == 'container' else ''}{name}"
         )
 

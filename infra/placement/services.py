@@ -55,7 +55,7 @@ def await_convergence(engine: docker.DockerClient, service: str, seconds: float)
         wanted = _wanted(declared, current)
         if wanted == 0:
             raise RuntimeError(
-                f"{declared['Spec']['Name']} was scaled to nothing; bring it back: pulumi up --refresh"
+                f"{declared['Spec']['Name']} was scaled to nothing; bring it back: ./pulumiw up --refresh"
             )
         if len(running) == wanted == len(current) and not _updating(declared, others):
             return " ".join(sorted(task["ID"] for task in running))

@@ -92,7 +92,7 @@ class Swarm(EnginePlacement):
             names = ", ".join(each.name for each in self._cluster.nodes)
             raise pulumi.RunError(
                 f"The Swarm of {host} has no node {volume_node}; nothing was changed. It has {names}:\n"
-                f"  pulumi config set --stack {pulumi.get_stack()} postgresNode NAME"
+                f"  ./pulumiw config set --stack {pulumi.get_stack()} postgresNode NAME"
             )
         self._volume_node = node
         self._cluster.check(
@@ -334,7 +334,9 @@ class Swarm(EnginePlacement):
         if self._registry:
             mend = f"make push STACK={pulumi.get_stack()}, which fills it"
         else:
-            mend = f"pulumi config set --stack {pulumi.get_stack()} imageRegistry HOST:PORT, then make push fills it"
+            mend = (
+                f"./pulumiw config set --stack {pulumi.get_stack()} imageRegistry HOST:PORT, then make push fills it"
+            )
         raise pulumi.RunError(
             f"The nodes of the Swarm cannot get the image {name}: {why}. Nothing was changed.\n  {mend}"
         )

@@ -239,7 +239,7 @@ def test_staging_and_prod_say_what_they_need(deployment: Deployment, stack: str,
         deployment.name = name
     assert preview.returncode != 0
     assert f"The configuration of stack {stack} has {count} problems; nothing was changed." in preview.stdout
-    assert f"pulumi config set --stack {stack} --secret openaiApiKey" in preview.stdout
+    assert f"./pulumiw config set --stack {stack} --secret openaiApiKey" in preview.stdout
 
 
 def test_a_model_without_a_key_is_left_out_with_a_warning(deployment: Deployment) -> None:

@@ -117,7 +117,7 @@ def test_what_is_anothers_stays(before_create: Callable[..., None], kind: str, l
         pulumi.RunError, match=f"The {kind} {NAME} exists and belongs to another deployment"
     ) as raised:
         before_create(kind, thing)
-    assert "pulumi stack init NAME" in str(raised.value)
+    assert "./pulumiw stack init NAME" in str(raised.value)
     assert f"docker {kind} rm " in str(raised.value)
     assert thing.done == []
 

@@ -182,7 +182,7 @@ def test_the_salt_key_changes_only_before_its_database_is_in_use(
     monkeypatch.setattr(Rows, "fetchone", lambda _: (1,) if has_tables else None)
     failures = _SaltKeyProvider().check(olds, {**PROPS, "configured": "sk-1"}).failures
     assert [each.property for each in failures] == (["configured"] if refused else [])
-    assert all("pulumi config rm saltKey" in each.reason for each in failures)
+    assert all("./pulumiw config rm saltKey" in each.reason for each in failures)
 
 
 @pytest.mark.parametrize(

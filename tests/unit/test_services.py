@@ -200,7 +200,7 @@ def test_a_task_whose_predecessor_still_ends_has_time(managed: Callable[..., Man
 
 def test_a_service_that_was_scaled_to_nothing(managed: Callable[..., Manager]) -> None:
     managed((service(0), []))
-    assert failure() == "edge was scaled to nothing; bring it back: pulumi up --refresh"
+    assert failure() == "edge was scaled to nothing; bring it back: ./pulumiw up --refresh"
 
 
 def test_a_service_that_was_removed(managed: Callable[..., Manager]) -> None:

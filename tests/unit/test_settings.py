@@ -162,9 +162,9 @@ def test_all_problems_are_reported_at_once_each_with_a_command(monkeypatch: pyte
         load()
     message = str(caught.value)
     assert "has 3 problems; nothing was changed" in message
-    assert "pulumi config set --stack dev replicas 2" in message
-    assert "pulumi config rm --stack dev replica" in message
-    assert 'pulumi config set --stack dev --secret masterKey "sk-' in message
+    assert "./pulumiw config set --stack dev replicas 2" in message
+    assert "./pulumiw config rm --stack dev replica" in message
+    assert './pulumiw config set --stack dev --secret masterKey "sk-' in message
     assert "secret-that-is-weak" not in message
 
 

@@ -256,7 +256,7 @@ def test_images_are_named_by_digest(registered: Callable[..., Services]) -> None
     ("changes", "mend"),
     [
         ({"imageRegistry": REGISTRY}, "make push STACK=dev, which fills it"),
-        ({}, "pulumi config set --stack dev imageRegistry HOST:PORT, then make push fills it"),
+        ({}, "./pulumiw config set --stack dev imageRegistry HOST:PORT, then make push fills it"),
     ],
 )
 def test_an_image_that_nodes_cannot_get(
