@@ -129,13 +129,14 @@ class Swarm(EnginePlacement):
     def run(self, workload: Workload, *, opts: pulumi.ResourceOptions) -> Sequence[Replica]:
         task_spec, mode = self._task_spec(workload, opts), _mode(workload)
         service = self._service(workload, task_spec, mode, opts)
-        starts = workload.health.start_seconds * (1 if workload.on_each is None else len(self._cluster.nodes))
+        # One after another is replaced: ends, which may take it long, and starts.
+        tasks = len(self._cluster.nodes) if workload.on_each else workload.replicas
         converged = Converged(
             f"{workload.name}-converged",
             host=self._host,
             service=service.id,
             declared=pulumi.Output.all(task_spec, mode),
-            seconds=starts * max(workload.replicas, 1) + _stop_seconds(workload) * workload.replicas + SPARE_SECONDS,
+            seconds=tasks * (workload.health.start_seconds + _stop_seconds(workload)) + SPARE_SECONDS,
             opts=opts,
         )
         return [Replica(ready=converged, instance=converged.instance)]

@@ -129,6 +129,14 @@ def test_tasks_are_replaced_one_by_one_and_rolled_back(
     assert service["updateConfig"]["parallelism"] == 1
 
 
+def test_each_task_has_its_time_to_end_when_it_is_replaced(registered: Callable[..., Services]) -> None:
+    """Of the edge there is one on each node, and each may finish what it has before the next one's turn."""
+    recorder = registered(replicas="3", drainSeconds="600")
+    seconds = {name: each["seconds"] for (kind, name), each in recorder.inputs.items() if kind.endswith(":Converged")}
+    assert seconds["edge-converged"] > 2 * 600
+    assert seconds["litellm-converged"] > 3 * 600
+
+
 def test_published_ports_are_those_of_the_nodes(registered: Callable[..., Services]) -> None:
     """No virtual addresses and no routing mesh, which not every kernel has."""
     services = registered(gatewayPort="4100").services()
