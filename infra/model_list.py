@@ -56,8 +56,9 @@ def render(text: str, settings: Settings, *, demo_url: str) -> ModelList:
         if model["model_name"] in own:
             continue  # the stack config's model of that name takes its place
         parameters = model["litellm_params"]
-        variable = str(parameters.get("api_key", "")).removeprefix(REFERENCE)
-        if variable in known:
+        key = str(parameters.get("api_key", ""))
+        variable = key.removeprefix(REFERENCE)
+        if variable in known or ("api_base" in parameters and not key.startswith(REFERENCE)):
             models.append(model)
         elif settings.demo_answers:
             models.append({**model, "litellm_params": {**parameters, **_demo(parameters["model"], demo_url)}})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import pytest
 import yaml
 
 from infra import model_list
@@ -19,8 +20,8 @@ DEMO = "http://demo:8080"
 LOCAL = {"name": "llama", "model": "ollama/llama3.1", "apiBase": "http://gpu:11434/"}
 
 
-def rendered(settings: Settings) -> tuple[model_list.ModelList, dict[str, dict[str, Any]]]:
-    result = model_list.render(FILE, settings, demo_url=DEMO)
+def rendered(settings: Settings, text: str = FILE) -> tuple[model_list.ModelList, dict[str, dict[str, Any]]]:
+    result = model_list.render(text, settings, demo_url=DEMO)
     config = yaml.safe_load(result.config)
     return result, {model["model_name"]: model["litellm_params"] for model in config["model_list"]}
 
@@ -51,6 +52,20 @@ def test_a_model_whose_provider_has_no_key_is_left_out_by_name(settings: Callabl
         "model": "anthropic/claude-3-5-sonnet-20241022",
         "api_key": "os.environ/ANTHROPIC_API_KEY",
     }
+
+
+@pytest.mark.parametrize("key", [{}, {"api_key": "none"}])
+@pytest.mark.parametrize("stack", ["dev", "staging"])
+def test_a_model_of_the_file_on_a_server_that_wants_no_key_stays_as_it_is(
+    settings: Callable[..., Settings], stack: str, key: dict[str, str]
+) -> None:
+    """With the demo provider and without: it is no provider that lacks a key."""
+    config = yaml.safe_load(FILE)
+    parameters = {"model": "ollama/llama3.1", "api_base": "http://gpu:11434", **key}
+    config["model_list"].append({"model_name": "llama", "litellm_params": parameters})
+    result, models = rendered(settings(stack, models=[LOCAL | {"name": "other"}]), yaml.safe_dump(config))
+    assert models["llama"] == parameters
+    assert "llama" not in result.left_out
 
 
 def test_no_key_stands_in_the_rendered_config(settings: Callable[..., Settings]) -> None:
