@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pulumi
+from pydantic.alias_generators import to_camel
 
 from infra import demo, edge, model_list
 from infra.demo import DemoProvider, DemoProviderArgs
@@ -22,7 +23,7 @@ from infra.placement.docker import DockerHost
 from infra.placement.swarm import Swarm
 from infra.postgres import VOLUME, Postgres, PostgresArgs, SaltKeyGuard
 from infra.secrets import RotatingSecret
-from infra.settings import POSTGRES_TAG
+from infra.settings import POSTGRES_TAG, PROVIDER_KEYS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -50,9 +51,10 @@ def build(settings: Settings) -> Mapping[str, pulumi.Input[object]]:
     client_keys = _client_keys(settings)
     models = model_list.render(_read("litellm/config.yaml"), settings, demo_url=demo.url(placement))
     for name, variable in models.left_out.items():
-        pulumi.log.warn(
-            f"{name} is left out: {variable} is not set (./pulumiw config set --secret {_setting(variable)} …)"
-        )
+        mend = "name it in `models` of the stack config, and its key in modelKeys"
+        if variable.lower() in PROVIDER_KEYS.values():
+            mend = f"./pulumiw config set --secret {to_camel(variable.lower())} …"
+        pulumi.log.warn(f"{name} is left out: {variable} is not set ({mend})")
     edge_config = master_key.generation.apply(
         lambda generation: edge.render(
             _read("edge/haproxy.cfg"),
@@ -252,12 +254,6 @@ def _provider_secrets(settings: Settings) -> Mapping[str, pulumi.Input[str]]:
         if model.name in settings.model_keys:
             keys[model_list.model_variable(index)] = settings.model_keys[model.name]
     return {variable: pulumi.Output.secret(key.get_secret_value()) for variable, key in keys.items()}
-
-
-def _setting(variable: str) -> str:
-    """The stack config's key for a provider's environment variable: OPENAI_API_KEY is openaiApiKey."""
-    first, *rest = variable.lower().split("_")
-    return first + "".join(word.capitalize() for word in rest)
 
 
 def _major_version(image: str) -> str:

@@ -8,6 +8,7 @@ import pulumi
 import pytest
 from pulumi.runtime import mocks, rpc
 
+from infra import stack
 from infra.stack import _major_version, build
 from tests.stack_config import PROJECT_NAME
 
@@ -83,6 +84,26 @@ def test_parts_are_components_of_their_own_type(registered: Callable[..., Record
 
 def test_a_provider_key_takes_the_demo_provider_away(registered: Callable[..., Recorder]) -> None:
     assert "demo" not in registered(openaiApiKey="sk-1").containers()
+
+
+@pytest.mark.parametrize(
+    ("variable", "mend"),
+    [
+        ("ANTHROPIC_API_KEY", "./pulumiw config set --secret anthropicApiKey …"),
+        ("AZURE_API_KEY", "name it in `models` of the stack config, and its key in modelKeys"),
+    ],
+)
+def test_a_model_that_is_left_out_is_warned_of_with_what_mends_it(
+    registered: Callable[..., Recorder], monkeypatch: pytest.MonkeyPatch, variable: str, mend: str
+) -> None:
+    """Also one of the file whose variable no key of the stack config sets."""
+    read = stack._read
+    key = "os.environ/ANTHROPIC_API_KEY"
+    monkeypatch.setattr(stack, "_read", lambda name: read(name).replace(key, f"os.environ/{variable}"))
+    warned: list[str] = []
+    monkeypatch.setattr(pulumi.log, "warn", warned.append)
+    registered(openaiApiKey="sk-1")
+    assert warned == [f"claude-3-5-sonnet is left out: {variable} is not set ({mend})"]
 
 
 def test_a_database_of_ones_own_takes_postgres_away(registered: Callable[..., Recorder]) -> None:
