@@ -56,7 +56,7 @@ class PostgresArgs:
 
     image: str
     major_version: str
-    """The major version of the image; empty where only a digest is known."""
+    """That of the image."""
     memory_mb: int
     host: str
     """The name under which the machine that runs the program reaches the port."""

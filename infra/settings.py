@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
 POSTGRES_TAG = re.compile(r":(\d+)[^/]*$")
-"""The major version in the tag of a Postgres image."""
 KEY_CHARACTERS = 32
 """How many characters a key has at least after its `sk-`."""
 DISTINCT_CHARACTERS = 10
@@ -47,6 +46,12 @@ IMAGE = re.compile(
     r"([a-z0-9]+([.-][a-z0-9]+)*(:\d+)?/)?[a-z0-9]+([._-]+[a-z0-9]+)*(/[a-z0-9]+([._-]+[a-z0-9]+)*)*"
     r"(:(?P<tag>\w[\w.-]{0,127}))?(@(?P<digest>sha256:[0-9a-f]{64}))?"
 )
+
+
+def postgres_major_version(image: str) -> str:
+    """The major version in the tag of a Postgres image; empty where that does not tell it."""
+    match = POSTGRES_TAG.search(image.split("@", maxsplit=1)[0])
+    return match[1] if match else ""
 
 
 def _image(reference: str) -> str:

@@ -23,7 +23,7 @@ from infra.placement.docker import DockerHost
 from infra.placement.swarm import Swarm
 from infra.postgres import VOLUME, Postgres, PostgresArgs, SaltKeyGuard
 from infra.secrets import RotatingSecret
-from infra.settings import POSTGRES_TAG, PROVIDER_KEYS
+from infra.settings import PROVIDER_KEYS, postgres_major_version
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -187,7 +187,7 @@ def _database(settings: Settings, placement: Placement) -> _Database:
         "postgres",
         PostgresArgs(
             image=settings.postgres_image,
-            major_version=_major_version(settings.postgres_image),
+            major_version=postgres_major_version(settings.postgres_image),
             memory_mb=settings.postgres_memory_mb,
             host=host,
             address=str(settings.bind_address),
@@ -254,12 +254,6 @@ def _provider_secrets(settings: Settings) -> Mapping[str, pulumi.Input[str]]:
         if model.name in settings.model_keys:
             keys[model_list.model_variable(index)] = settings.model_keys[model.name]
     return {variable: pulumi.Output.secret(key.get_secret_value()) for variable, key in keys.items()}
-
-
-def _major_version(image: str) -> str:
-    """The major version in the tag of a Postgres image, or nothing where there is a digest only."""
-    match = POSTGRES_TAG.search(image.split("@", maxsplit=1)[0])
-    return match[1] if match else ""
 
 
 def _text(secret: SecretStr | None) -> str | None:

@@ -9,7 +9,8 @@ import pytest
 from pulumi.runtime import mocks, rpc
 
 from infra import stack
-from infra.stack import _major_version, build
+from infra.settings import postgres_major_version
+from infra.stack import build
 from tests.stack_config import PROJECT_NAME
 
 if TYPE_CHECKING:
@@ -205,4 +206,4 @@ def test_metrics_are_published_on_loopback_only_if_asked_for(registered: Callabl
     ],
 )
 def test_the_major_version_of_postgres_is_in_its_images_tag(image: str, version: str) -> None:
-    assert _major_version(image) == version
+    assert postgres_major_version(image) == version
