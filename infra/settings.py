@@ -25,6 +25,7 @@ from pydantic import (
 )
 from pydantic.alias_generators import to_camel
 
+from infra.edge import REPLICA_SLOTS
 from infra.placement.cluster import CONSTRAINT
 from toolchain.engine import lacks_certificates
 
@@ -223,7 +224,7 @@ class Settings(_Frozen):
     constraints: tuple[Constraint, ...] = Field(examples=["--path 'constraints[0]' 'node.labels.llm == true'"])
     postgres_node: Annotated[HostName | None, Optional] = Field(examples=["NODE"])
     encrypt_networks: bool = Field(examples=["true"])
-    replicas: Annotated[int, Field(ge=1, le=16)] = Field(examples=["2"])
+    replicas: Annotated[int, Field(ge=1, le=REPLICA_SLOTS)] = Field(examples=["2"])
     drain_seconds: Annotated[int, Field(ge=1, le=3600)] = Field(examples=["60"])
     litellm_memory_mb: MemoryMb = Field(examples=["1024"])
     postgres_memory_mb: MemoryMb = Field(examples=["512"])
