@@ -56,6 +56,7 @@ CHAT_COMPLETIONS, EMBEDDINGS = "/chat/completions", "/embeddings"
 """Asked by path and read as JSON where the answer comes whole: OpenAI's models would double the time of a call."""
 MODEL_HEADER = "x-litellm-model-group"
 REQUEST_ID_HEADER = "x-litellm-call-id"
+LATE = "{model} did not answer in time: allow more, or ask for less"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +82,7 @@ class Attempt:
 
     def timed_out(self) -> TimedOutError:
         """The error for an answer that did not come in time."""
-        return TimedOutError(f"{self.model} did not answer in time: allow more, or ask for less", model=self.model)
+        return TimedOutError(LATE.format(model=self.model), model=self.model)
 
     def timeout(self) -> httpx2.Timeout:
         """The time that is left. Raises TimedOutError when there is none."""
@@ -321,7 +322,7 @@ def translated(error: openai.OpenAIError, *, model: str, url: str) -> LLMError:
         case openai.APITimeoutError() if isinstance(error.__cause__, (httpx2.ConnectTimeout, httpx2.PoolTimeout)):
             return GatewayUnreachableError(f"no connection to {url} in time: is the stack up? (make up)")
         case openai.APITimeoutError():
-            return TimedOutError(f"{model} did not answer in time: allow more, or ask for less", model=model)
+            return TimedOutError(LATE.format(model=model), model=model)
         case openai.APIConnectionError() if isinstance(error.__cause__, httpx2.ConnectError):
             return GatewayUnreachableError(f"nothing answers at {url}: is the stack up? (make up)")
         case openai.APIConnectionError():
@@ -354,10 +355,10 @@ NO_REPLICA = "service_unavailable"
 BY_STATUS: dict[int | None, tuple[type[RequestError], str]] = {
     None: (ProviderError, "{model} failed: ask again"),
     404: (ModelUnknownError, "the provider of {model} does not know it: name another model"),
-    408: (TimedOutError, "{model} did not answer in time: allow more, or ask for less"),
+    408: (TimedOutError, LATE),
     409: (ProviderError, "{model} failed for the moment: ask again"),
     429: (RateLimitedError, "too many requests for {model}: wait, then ask again"),
-    504: (TimedOutError, "{model} did not answer in time: allow more, or ask for less"),
+    504: (TimedOutError, LATE),
 }
 
 
