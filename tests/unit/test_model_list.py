@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
+from app._types import DEFAULT_TIMEOUT_SECONDS
 from infra import model_list
 from tests.stack_config import PROJECT
 
@@ -33,7 +34,11 @@ def test_the_file_names_the_three_models_and_the_fixed_settings() -> None:
         "claude-3-5-sonnet": "anthropic/claude-3-5-sonnet-20241022",
         "text-embedding-3-small": "openai/text-embedding-3-small",
     }
-    assert config["litellm_settings"] == {"set_verbose": False, "json_logs": True, "request_timeout": 600}
+    assert config["litellm_settings"] == {
+        "set_verbose": False,
+        "json_logs": True,
+        "request_timeout": DEFAULT_TIMEOUT_SECONDS,
+    }
 
 
 def test_the_demo_provider_answers_for_all_models_until_a_key_is_set(settings: Callable[..., Settings]) -> None:
