@@ -144,7 +144,8 @@ def up(  # noqa: PLR0913 -- the options are keyword-only and have safe defaults
     """Apply what is pending and return it; `report` gets a line for each thing that happens.
 
     `wait_seconds` bounds the wait for another run, `lock_timeout_seconds` the wait of one statement for a lock,
-    `statement_timeout_seconds` one statement. A file that fails leaves the database as it was before that file.
+    `statement_timeout_seconds` one statement. A file that fails leaves the database as it was before that file,
+    unless it runs outside a transaction.
 
     Raises MigrationError, and psycopg.Error when the database cannot be reached.
     """

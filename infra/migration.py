@@ -31,7 +31,7 @@ class _Provider(ResourceProvider):
         try:
             migrations.up(props["database_url"], FOLDER)
         except migrations.MigrationError as error:
-            raise RuntimeError(f"migration failed; the database is as it was before that file. {error}") from error
+            raise RuntimeError(f"migration failed; what it did in its transaction is undone. {error}") from error
         except psycopg.OperationalError as error:
             raise RuntimeError(f"the database cannot be used from where `pulumi up` runs: {error}") from None
         except psycopg.Error as error:
