@@ -19,7 +19,7 @@ from infra.stack_config import STRUCTURED, report, set_command, validate
 from infra.workload import Port
 from tests.deploy.leaks import Secret
 from tests.stack_config import PROJECT, PROJECT_NAME
-from toolchain.engine import UNREACHABLE, connect
+from toolchain.engine import UNREACHABLE, connect, docker_command
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -86,7 +86,7 @@ class Instance:
 
     def docker(self, command: str) -> str:
         """A docker command that the reader may run, for the engine that has it."""
-        return f"on {self.node}: docker {command}" if self.host is None else docker_command(self.host, command)
+        return f"on {self.node}: docker {command}" if self.host is None else f"{docker_command(self.host)} {command}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,11 +97,6 @@ class StackConfig:
     settings: Settings
     secrets: Mapping[str, str] = field(repr=False)
     """What of it is secret, as it stands in the config, by key."""
-
-
-def docker_command(host: str, command: str) -> str:
-    """A docker command that the reader may run."""
-    return f"docker --host {host} {command}"
 
 
 def read_config(name: str) -> StackConfig:
@@ -217,7 +212,7 @@ class DeployedStack(ABC):
                 what = f"dockerHost of stack {self.name}" if host == self.settings.docker_host else "--node"
                 raise StackError(
                     f"the Docker Engine at {host}, {what}, does not answer ({error}). "
-                    f"See why: {docker_command(host, 'version')}"
+                    f"See why: {docker_command(host)} version"
                 ) from error
         return self._engines[host]
 
@@ -233,7 +228,7 @@ class DeployedStack(ABC):
 
     def docker(self, command: str) -> str:
         """A docker command that the reader may run, for this stack's engine."""
-        return docker_command(self.settings.docker_host, command)
+        return f"{docker_command(self.settings.docker_host)} {command}"
 
     def memory_limit(self, part: Part) -> int:
         """The bytes that each container of a part may use, as the config says."""
