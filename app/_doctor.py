@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 PROJECT = Path(__file__).parent.parent
+VERSION_MEND = "./pulumiw up, unless litellmImage of the stack config names that one"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +74,7 @@ def _version(found: str) -> Finding:
         )
     if pin is None or pin[1] == found:
         return Finding("version", "ok", f"LiteLLM {found}")
-    return Finding("version", "warning", f"LiteLLM {found} runs and {pin[1]} is pinned", "make up")
+    return Finding("version", "warning", f"LiteLLM {found} runs and Pulumi.yaml pins {pin[1]}", VERSION_MEND)
 
 
 def _project_file() -> str:

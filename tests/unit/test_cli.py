@@ -314,7 +314,7 @@ def test_the_doctor_wants_settings_first(database: Callable[..., None], monkeypa
             "/health/readiness",
             httpx2.Response(200, json={"litellm_version": "1.54.0"}),
             "version",
-            "LiteLLM 1.54.0 runs and 1.55.0 is pinned: make up",
+            "LiteLLM 1.54.0 runs and Pulumi.yaml pins 1.55.0: ./pulumiw up, unless litellmImage",
         ),
         ("/v1/models", error(401), "key", "the gateway refuses it with status 401: take LITELLM_API_KEY from .env"),
         ("/v1/models", httpx2.Response(200, json={"data": []}), "models", "none is served: ./pulumiw config set"),
