@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import shutil
 import subprocess
 import sys
 import time
@@ -59,8 +58,8 @@ def main() -> None:
             return
         started = time.monotonic()
         print("… Python environment", file=sys.stderr, flush=True)
-        shutil.rmtree(ENVIRONMENT, ignore_errors=True)
-        run(sys.executable, "-m", "venv", ENVIRONMENT)
+        # Not removed before that: where this environment is active, its own interpreter runs this.
+        run(sys.executable, "-m", "venv", "--clear", ENVIRONMENT)
         pip = (ENVIRONMENT / "bin/python", "-m", "pip", "--disable-pip-version-check", "install", "--quiet")
         run(*pip, "--require-hashes", "--requirement", PROJECT / "requirements.lock")
         run(*pip, "--no-deps", "--no-build-isolation", "--editable", PROJECT)
