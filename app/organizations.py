@@ -60,10 +60,11 @@ async def get_async(organization_id: UUID | str) -> Organization:
 def create(name: str, *, model: str | None = None, fallback: str | None = None) -> Organization:
     """Add an organization; the models are the database's defaults unless they are named.
 
-    Raises ValueError for a name that is empty or taken, and DatabaseUnavailableError.
+    Raises ValueError for a name that is empty or taken, or a model's that is empty, and DatabaseUnavailableError.
     """
     if not name.strip():
         raise ValueError("an organization needs a name")
+    _check_models(model, fallback)
     given = {"name": name, "llm_model": model, "llm_fallback_model": fallback}
     columns = {column: value for column, value in given.items() if value is not None}
     query = (
@@ -87,6 +88,7 @@ def set_models(organization_id: UUID | str, *, model: str, fallback: str | None)
     Raises OrganizationNotFoundError, DatabaseUnavailableError, and ValueError.
     """
     key = _key(organization_id)
+    _check_models(model, fallback)
     query = (
         "UPDATE organizations SET llm_model = %s, llm_fallback_model = %s "  # noqa: S608
         f"WHERE id = %s RETURNING {COLUMNS}"
@@ -140,6 +142,11 @@ def _found(organization: Organization | None, key: UUID) -> Organization:
     if organization is None:
         raise OrganizationNotFoundError(f"there is no organization {key}: `llmctl org list` shows those there are")
     return organization
+
+
+def _check_models(*names: str | None) -> None:
+    if any(name is not None and not name.strip() for name in names):
+        raise ValueError("a model's name must not be empty")
 
 
 def _key(organization_id: UUID | str) -> UUID:

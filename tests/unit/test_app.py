@@ -612,3 +612,12 @@ def test_an_organizations_id_is_a_uuid(monkeypatch: pytest.MonkeyPatch) -> None:
     for wrong in ("acme", "", 7):
         with pytest.raises(ValueError, match="is a UUID"):
             organizations.get(wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("model", "fallback"), [("", None), ("gpt-4o", " ")])
+def test_a_models_name_is_not_empty(model: str, fallback: str | None) -> None:
+    """Refused before the database is asked, which would only say that it failed."""
+    with pytest.raises(ValueError, match="name must not be empty"):
+        organizations.create("acme", model=model, fallback=fallback)
+    with pytest.raises(ValueError, match="name must not be empty"):
+        organizations.set_models(UUID(int=7), model=model, fallback=fallback)
