@@ -71,10 +71,12 @@ def chat(
             else app.stream_chat_completion(messages, options)
         )
         with answer:
-            for text in answer:
-                sys.stdout.write(text)
-                sys.stdout.flush()
-        sys.stdout.write("\n")
+            try:
+                for text in answer:
+                    sys.stdout.write(text)
+                    sys.stdout.flush()
+            finally:  # why an answer broke off has a line of its own
+                sys.stdout.write("\n")
         return
     result = (
         app.chat_completion_for_org(organization, messages, options)

@@ -16,7 +16,7 @@ import psycopg
 import pytest
 from typer.testing import CliRunner
 
-from app import DatabaseUnavailableError, _client, _gateway, cli, migrations, organizations
+from app import DatabaseUnavailableError, StreamInterruptedError, _client, _gateway, cli, migrations, organizations
 from app._shared import Shared
 from tests.unit.test_app import KEY, chunk, completion, error, sse
 
@@ -99,6 +99,12 @@ def test_an_answer_comes_as_it_is_made(gateway: Gateway) -> None:
     gateway.answers["/v1/chat/completions"] = STREAM
     assert out("chat", "--stream", "hello") == "hi\n"
     assert gateway.asked[0]["stream"] is True
+
+
+def test_an_answer_that_breaks_off_ends_its_line(gateway: Gateway) -> None:
+    gateway.answers["/v1/chat/completions"] = sse(chunk("h"), chunk("i"))
+    broken = llmctl("chat", "--stream", "hello")
+    assert (broken.stdout, type(broken.exception)) == ("hi\n", StreamInterruptedError)
 
 
 def test_json_is_one_document(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
