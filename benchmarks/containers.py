@@ -28,7 +28,7 @@ LOOPBACK = "127.0.0.1"
 READY_SECONDS = 120
 POLL_SECONDS = 0.1
 NANOSECONDS = 1e9
-MEGABYTE = 2**20
+MEBIBYTE = 2**20
 LABELS = {f"{PROJECT_NAME}.benchmark": ""}
 
 
@@ -172,7 +172,7 @@ class ContainerMeter:
         memory = self._stats()["memory_stats"]
         detail = memory["stats"]
         cache = detail.get("total_inactive_file", detail.get("inactive_file", 0))  # cgroup v1, v2
-        return float((memory["usage"] - cache) / MEGABYTE)
+        return float((memory["usage"] - cache) / MEBIBYTE)
 
     def pause(self) -> None:
         if self._status() == "running":
@@ -199,7 +199,7 @@ class ProcessMeter:
 
     def memory_mb(self) -> float:
         pages = int(Path(f"/proc/{self.pid}/statm").read_text().split()[1])
-        return pages * os.sysconf("SC_PAGE_SIZE") / MEGABYTE
+        return pages * os.sysconf("SC_PAGE_SIZE") / MEBIBYTE
 
     def pause(self) -> None:
         """Nothing to do."""
