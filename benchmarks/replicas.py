@@ -76,7 +76,13 @@ def main() -> None:
                     measure(targets, replicas, readings)
     console = Console()
     for quantity, unit in {RATE: "a second", CPU: "ms a request", BUSY: f"of {os.cpu_count()}"}.items():
-        console.print(table(readings.comparison(quantity, unit=unit, points="replicas")))
+        console.print(
+            table(
+                readings.comparison(
+                    quantity, unit=unit, points="replicas", better="higher" if quantity == RATE else "lower"
+                )
+            )
+        )
 
 
 if __name__ == "__main__":
