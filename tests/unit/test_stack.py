@@ -104,7 +104,8 @@ def test_a_model_that_is_left_out_is_warned_of_with_what_mends_it(
     warned: list[str] = []
     monkeypatch.setattr(pulumi.log, "warn", warned.append)
     registered(openaiApiKey="sk-1")
-    assert warned == [f"claude-3-5-sonnet is left out: {variable} is not set ({mend})"]
+    left_out = [warning for warning in warned if "left out" in warning]
+    assert left_out == [f"claude-3-5-sonnet is left out: {variable} is not set ({mend})"]
 
 
 def test_a_database_of_ones_own_takes_postgres_away(registered: Callable[..., Recorder]) -> None:
