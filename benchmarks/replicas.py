@@ -50,8 +50,8 @@ def measure(targets: Sequence[Target], replicas: int, readings: Readings) -> Non
     if seen.failures:
         raise RuntimeError(f"{len(seen.failures)} requests failed: {seen.failures[0]}")
     readings.add(RATE, SWARM, replicas, seen.per_second)
-    readings.add(CPU, SWARM, replicas, 1000 * took / seen.all_requests)
-    readings.add(BUSY, SWARM, replicas, seen.per_second * took / seen.all_requests)
+    readings.add(CPU, SWARM, replicas, 1000 * took / len(seen.answers))
+    readings.add(BUSY, SWARM, replicas, seen.per_second * took / len(seen.answers))
 
 
 def main() -> None:

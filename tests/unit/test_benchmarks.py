@@ -278,12 +278,11 @@ def url() -> Iterator[str]:
     ],
 )
 def test_callers_ask_as_many_at_once_as_is_said(url: str, path: str, body: dict[str, object]) -> None:
-    """Each has an answer before measuring begins, and none is cut off at its end."""
+    """Each asks again and again, and none is cut off at the end."""
     target = Target(url=url, path=path, headers={"authorization": "Bearer sk-of-a-stub"}, body=body)
     seen = asyncio.run(load([target], 8, 0.2))
     assert seen.failures == []
     assert len(seen.good) > 8
-    assert seen.all_requests >= len(seen.good) + 8
     assert seen.per_second == pytest.approx(len(seen.good) / seen.seconds)
     assert seen.own_cpu_seconds > 0
 
