@@ -140,9 +140,20 @@ class Postgres(pulumi.ComponentResource):
         self.register_outputs({"databaseUrl": self.database_url})
 
 
-def login_role(generation: int) -> str:
-    """The role that the app logs in with: two take turns, so that the last one stays valid during a rotation."""
-    return f"{APP_DATABASE}_{2 - generation % 2}"
+LOGINS = (f"{APP_DATABASE}_1", f"{APP_DATABASE}_2")
+"""The roles that the app logs in with: they take turns, so that the last one stays valid during a rotation."""
+
+
+def _logins(props: dict[str, Any], olds: dict[str, Any]) -> tuple[str, str]:
+    """The role that has the app's password, and the other one.
+
+    Counted from what the server really has: a password that never got there, as an `up` failed before, must not cost
+    the one that callers hold.
+    """
+    first, second = LOGINS
+    last = olds.get("app_login", second)
+    has_it = int(props["app_generation"]) == int(olds.get("app_generation", 0))
+    return (first, second) if (last == first) is has_it else (second, first)
 
 
 class _RolesProvider(ResourceProvider):
@@ -158,7 +169,7 @@ class _RolesProvider(ResourceProvider):
         return UpdateResult(self._apply(news, olds))
 
     def _apply(self, props: dict[str, Any], olds: dict[str, Any]) -> dict[str, Any]:
-        login = login_role(int(props["app_generation"]))
+        login, other = _logins(props, olds)
         with _connect_as_superuser(props, olds) as connection:
             _set_password(connection, SUPERUSER, props["superuser_password"])
             connection.execute(sql.SQL("REVOKE ALL ON DATABASE {} FROM PUBLIC").format(sql.Identifier(SUPERUSER)))
@@ -166,7 +177,7 @@ class _RolesProvider(ResourceProvider):
                 _ensure_database(connection, database)
             _ensure_login(connection, login, props["app_password"])
             if not props["app_previous"]:
-                _forbid_login(connection, login_role(int(props["app_generation"]) + 1))
+                _forbid_login(connection, other)
         return {**props, "app_login": login}
 
 

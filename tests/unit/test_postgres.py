@@ -28,6 +28,7 @@ PROPS = {
     "app_generation": 2,
     "app_login": None,
 }
+OLDS = {**PROPS, "app_generation": 1, "app_login": "app_1"}
 
 
 class Connection:
@@ -105,7 +106,7 @@ def test_the_password_that_the_server_has_is_found(
 ) -> None:
     """A rotation that was killed may have set the new one or not; the last that was set is in the state."""
     found = tried(server_has)
-    outs = _RolesProvider().update("roles", {**PROPS, "superuser_password": "really-set"}, PROPS).outs
+    outs = _RolesProvider().update("roles", {**OLDS, "superuser_password": "really-set"}, PROPS).outs
     assert found == passwords
     assert outs == {**PROPS, "app_login": "app_2"}
 
@@ -150,9 +151,35 @@ def test_the_apps_login_before_stays_until_it_is_retired(
     tried: Callable[..., list[str]], previous: str, *, ends: bool
 ) -> None:
     tried("the-new-one", roles=("app_1", "app_2"))
-    _RolesProvider().create({**PROPS, "app_previous": previous})
+    _RolesProvider().update("roles", OLDS, {**PROPS, "app_previous": previous})
     assert ('ALTER ROLE "app_1" NOLOGIN PASSWORD NULL' in told()) is ends
     assert 'ALTER ROLE "app_2" LOGIN' in told()
+
+
+@pytest.mark.parametrize(
+    ("olds", "generation", "login"),
+    [
+        ({}, 1, "app_1"),
+        ({"app_generation": 1, "app_login": "app_1"}, 1, "app_1"),
+        ({"app_generation": 1, "app_login": "app_1"}, 2, "app_2"),
+        ({"app_generation": 2, "app_login": "app_2"}, 3, "app_1"),
+        ({"app_generation": 1, "app_login": "app_1"}, 3, "app_2"),
+    ],
+    ids=["first", "another server", "rotated", "rotated again", "rotated twice, of which the first failed"],
+)
+def test_a_rotation_never_takes_the_login_that_callers_have(
+    tried: Callable[..., list[str]], olds: dict[str, Any], generation: int, login: str
+) -> None:
+    tried("the-new-one", roles=postgres.LOGINS)
+    news = {**PROPS, "app_generation": generation}
+    provider = _RolesProvider()
+    outs = provider.update("roles", {**PROPS, **olds}, news).outs if olds else provider.create(news).outs
+    assert outs is not None
+    assert outs["app_login"] == login
+    assert f'ALTER ROLE "{login}" LOGIN' in told()
+    assert [each for each in told() if "PASSWORD" in each and each.startswith('ALTER ROLE "app_')] == [
+        each for each in told() if each.startswith(f'ALTER ROLE "{login}" PASSWORD')
+    ]
 
 
 @pytest.mark.parametrize("name", ["server", "superuser_password", "app_password"])
