@@ -28,6 +28,7 @@ from app._errors import (
     StreamInterruptedError,
     TimedOutError,
 )
+from app._gateway import GATEWAY_MEND, KEY_MEND
 from app._types import (
     DEFAULT_MODEL,
     DEFAULT_TIMEOUT_SECONDS,
@@ -320,11 +321,11 @@ def translated(error: openai.OpenAIError, *, model: str, url: str) -> LLMError:
     """
     match error:
         case openai.APITimeoutError() if isinstance(error.__cause__, (httpx2.ConnectTimeout, httpx2.PoolTimeout)):
-            return GatewayUnreachableError(f"no connection to {url} in time: is the stack up? (make up)")
+            return GatewayUnreachableError(f"no connection to {url} in time: is the stack up? ({GATEWAY_MEND})")
         case openai.APITimeoutError():
             return TimedOutError(LATE.format(model=model), model=model)
         case openai.APIConnectionError() if isinstance(error.__cause__, httpx2.ConnectError):
-            return GatewayUnreachableError(f"nothing answers at {url}: is the stack up? (make up)")
+            return GatewayUnreachableError(f"nothing answers at {url}: is the stack up? ({GATEWAY_MEND})")
         case openai.APIConnectionError():
             return ProviderError(f"the connection was lost before {model} had answered: ask again", model=model)
         case openai.APIError():
@@ -368,11 +369,11 @@ def _by_answer(error: openai.APIError, model: str) -> LLMError:
     headers: Mapping[str, str] = error.response.headers if isinstance(error, openai.APIStatusError) else {}
     request_id = headers.get(REQUEST_ID_HEADER)
     if status in KEY_REFUSED and "litellm." not in said:
-        return GatewayRefusedKeyError("the gateway refused LITELLM_API_KEY: take the one that `make up` wrote")
+        return GatewayRefusedKeyError(f"the gateway refused LITELLM_API_KEY: {KEY_MEND}")
     if re.search(r"budget.*exceeded", said, re.IGNORECASE):
         return GatewayRefusedKeyError("what LITELLM_API_KEY may spend is used up: raise its budget")
     if error.code == NO_REPLICA:
-        return GatewayUnreachableError("no replica of the gateway answers: see `docker ps`, then `make up`")
+        return GatewayUnreachableError(f"no replica of the gateway answers: see `llmctl status`, then {GATEWAY_MEND}")
     kind, message = next(
         ((kind, told) for text, kind, told in BY_TEXT if text in said), BY_STATUS.get(status, OTHERS)
     )
