@@ -2,12 +2,12 @@
 
 Runs before anything is installed, so it uses the standard library only: `python3 toolchain/environment.py`.
 It is left alone while the lock file, the project file and the interpreter are the ones it was made from.
+Python 3.6 can read it, so that who has an older Python than is needed is told so.
 """
-
-from __future__ import annotations
 
 import fcntl
 import hashlib
+import shutil
 import subprocess
 import sys
 import time
@@ -16,6 +16,7 @@ from pathlib import Path
 PROJECT = Path(__file__).resolve().parent.parent
 ENVIRONMENT = PROJECT / ".venv"
 OLDEST_PYTHON = (3, 11)
+LINES_SHOWN_ON_FAILURE = 20
 
 
 def fingerprint() -> str:
@@ -29,18 +30,37 @@ def fingerprint() -> str:
     return digest.hexdigest()
 
 
-def run(*command: str | Path) -> None:
-    """Run a step of the set-up; when it fails, show what it printed and end."""
-    result = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False)
-    if result.returncode != 0:
-        sys.exit(f"{result.stdout}{result.stderr}\nThe Python environment could not be made: {advice(result)}")
+def run(*command: object) -> None:
+    """Run a step of the set-up; when it fails, show the last lines that it printed and end."""
+    lines = []
+    with subprocess.Popen(
+        [str(word) for word in command],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        universal_newlines=True,
+    ) as process:
+        for line in process.stdout or ():
+            lines.append(line.rstrip())
+            show(f"… Python environment: {line.strip()}")
+    if process.returncode != 0:
+        show("")
+        said = "\n".join(lines[-LINES_SHOWN_ON_FAILURE:])
+        sys.exit(f"{said}\n\nThe Python environment could not be made: {advice(said)}")
 
 
-def advice(result: subprocess.CompletedProcess[str]) -> str:
+def show(doing: str) -> None:
+    """On a terminal, have `doing` take the place of what its line says."""
+    if sys.stderr.isatty():
+        print(f"\r\033[K{doing[: shutil.get_terminal_size().columns - 1]}", end="", file=sys.stderr, flush=True)
+
+
+def advice(output: str) -> str:
     """Name the next step for the ways in which this is known to fail."""
-    output = result.stdout + result.stderr
     if "ensurepip" in output:
         return "Python's venv module is missing. On Debian and Ubuntu: apt-get install python3-venv"
+    if "after connection broken by" in output:
+        return "the package index cannot be reached. See `pip config list`, HTTPS_PROXY and the network."
     if "No matching distribution" in output or "Could not find a version" in output:
         return "the package index did not have a locked package. Check `pip config list` and the network."
     return "see the lines above. A package index must be reachable; `pip config list` shows which."
@@ -52,7 +72,11 @@ def main() -> None:
         wanted, found = (".".join(map(str, version[:2])) for version in (OLDEST_PYTHON, sys.version_info))
         sys.exit(f"Python {wanted} or newer is needed and python3 is {found}. Try: make PYTHON=python{wanted} up")
     with (PROJECT / "pyproject.toml").open() as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print("… waits for another run that makes the Python environment", file=sys.stderr, flush=True)
+            fcntl.flock(lock, fcntl.LOCK_EX)
         stamp = ENVIRONMENT / "made-from"
         if stamp.exists() and stamp.read_text() == fingerprint():
             return
@@ -60,10 +84,19 @@ def main() -> None:
         print("… Python environment", file=sys.stderr, flush=True)
         # Not removed before that: where this environment is active, its own interpreter runs this.
         run(sys.executable, "-m", "venv", "--clear", ENVIRONMENT)
-        pip = (ENVIRONMENT / "bin/python", "-m", "pip", "--disable-pip-version-check", "install", "--quiet")
+        pip = (
+            ENVIRONMENT / "bin/python",
+            "-m",
+            "pip",
+            "--disable-pip-version-check",
+            "--no-input",
+            "install",
+            "--progress-bar=off",
+        )
         run(*pip, "--require-hashes", "--requirement", PROJECT / "requirements.lock")
         run(*pip, "--no-deps", "--no-build-isolation", "--editable", PROJECT)
         stamp.write_text(fingerprint())
+        show("")
         print(f"✓ Python environment {time.monotonic() - started:.1f} s", file=sys.stderr, flush=True)
 
 

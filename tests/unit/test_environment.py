@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import ast
+import fcntl
 import sys
+import threading
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import pytest
 
 from toolchain import environment
-
-if TYPE_CHECKING:
-    import pytest
 
 
 def test_an_environment_that_is_active_can_be_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -29,3 +30,57 @@ def test_an_environment_that_is_active_can_be_made_anew(tmp_path: Path, monkeypa
     environment.main()
     assert commands[0] == (str(interpreter), "-m", "venv", "--clear", tmp_path / ".venv")
     assert (tmp_path / ".venv/made-from").read_text() == environment.fingerprint()
+
+
+def test_an_older_python_can_read_it() -> None:
+    """Its message, which names the Python that is needed, reaches those who have the oldest one still around."""
+    source = Path(environment.__file__).read_text(encoding="utf-8")
+    tree = ast.parse(source, feature_version=(3, 6))
+    assert not [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module == "__future__"]
+
+
+@pytest.mark.parametrize(
+    ("printed", "named"),
+    [
+        ("Retrying (Retry(total=0)) after connection broken by 'ProxyError'\nNo matching distribution", "be reached"),
+        ("ERROR: No matching distribution found for annotated-doc", "did not have a locked package"),
+        ("The virtual environment was not created, as ensurepip is not available", "apt-get install python3-venv"),
+    ],
+)
+def test_a_failure_shows_its_end_and_the_next_step(printed: str, named: str) -> None:
+    """An index that cannot be reached is not said to lack a package."""
+    program = f"import sys; print('\\n'.join(map(str, range(50)))); print({printed!r}); sys.exit(1)"
+    with pytest.raises(SystemExit) as ended:
+        environment.run(sys.executable, "-c", program)
+    message = str(ended.value)
+    assert printed in message
+    assert named in message
+    assert "\n49\n" in message
+    assert "\n1\n" not in message
+
+
+def test_a_step_is_asked_nothing() -> None:
+    """A question, as for an index's password, would be seen by nobody: there is nothing to read an answer from."""
+    environment.run(sys.executable, "-c", "import sys; sys.exit(sys.stdin.read() != '')")
+
+
+def test_a_second_run_says_that_it_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two at once make one environment, and the second one says why it does nothing yet."""
+    (tmp_path / "pyproject.toml").write_text('[project]\nname = "any"\n')
+    (tmp_path / "requirements.lock").touch()
+    (tmp_path / ".venv").mkdir()
+    monkeypatch.setattr(environment, "PROJECT", tmp_path)
+    monkeypatch.setattr(environment, "ENVIRONMENT", tmp_path / ".venv")
+    (tmp_path / ".venv/made-from").write_text(environment.fingerprint())
+    second = threading.Thread(target=environment.main)
+    with (tmp_path / "pyproject.toml").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        second.start()
+        said = ""
+        while "waits for another run" not in said:
+            assert second.is_alive()
+            second.join(0.01)
+            said += capsys.readouterr().err
+    second.join()
