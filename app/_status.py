@@ -110,8 +110,8 @@ def _found(
         return stack, counted
     which = f", but that of another stack than {other_than}" if stacks else ""
     unseen.append(
-        f"what runs, and its requests: no edge on the engine that `docker` asks publishes port {port}{which}; "
-        "DOCKER_HOST names another engine"
+        f"what runs, and its requests: no edge on the engine that `docker` asks publishes port {port}{which} "
+        "(if it runs on another engine, name that by DOCKER_HOST)"
     )
     return None, None
 
