@@ -129,7 +129,8 @@ def _pulumi(stack: str, *arguments: str) -> str:
     if result.returncode != 0:
         raise StackError(
             f"stack {stack} cannot be read: {result.stderr.strip()}\n"
-            "See which there are: ./pulumiw stack ls. Name one: make check-deploy STACK=… "
+            f"Bring it up: make up STACK={stack}. Or see which there are: ./pulumiw stack ls, and name one: "
+            "make check-deploy STACK=… "
             "Where its state is kept say PULUMI_BACKEND_URL and PULUMI_CONFIG_PASSPHRASE (or …_FILE)."
         )
     return result.stdout
