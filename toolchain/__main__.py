@@ -6,6 +6,7 @@ Nothing here is needed to work with a stack that stands: that is Pulumi's, by `.
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 import re
@@ -32,6 +33,7 @@ PULUMI = str(PROJECT / "pulumiw")
 UNATTENDED = ("--refresh", "--yes", "--skip-preview", "--non-interactive", "--color=never")
 ENVIRONMENT_FILE = PROJECT / ".env"
 IMAGE_SETTINGS = {"litellm": "litellmImage", "postgres": "postgresImage", "haproxy": "haproxyImage"}
+PULUMI_COMMAND = "./pulumiw"
 PORT_SETTINGS = {"edge": "gatewayPort", "postgres": "postgresPort"}
 
 
@@ -131,24 +133,45 @@ def _pulumi(step: Step, *arguments: str) -> str:
 
 
 def _check_ports(client: docker.DockerClient, config: StackConfig) -> None:
-    """Find out about a taken port before anything is started. A port of this stack's own container is free to it."""
+    """Find out about taken ports before anything is started. A port of this stack's own container is free to it."""
     if config["placement"] != "docker" or not config["dockerHost"].startswith("unix:"):
         return
     running = {container.name for container in client.containers.list()}
+    problems, mends = [], []
     for part, key in PORT_SETTINGS.items():
         if f"{config.project}-{config.stack}-{part}" in running or (
             part == "postgres" and "databaseUrl" in config.own_keys
         ):
             continue
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((config["bindAddress"], int(config[key])))
-            except (OSError, OverflowError, ValueError) as error:
-                raise SetupError(
-                    f"port {config[key]} of {config['bindAddress']} cannot be used for the {part}: {error}",
-                    mend=f"./pulumiw config set --stack {config.stack} {key} PORT",
-                ) from error
+        if why := _why_unusable(config["bindAddress"], config[key]):
+            problems.append(f"port {config[key]} of {config['bindAddress']} cannot be used for the {part}: {why}")
+            mends.append(f"{PULUMI_COMMAND} config set --stack {config.stack} {key} {_free_port(config, key, why)}")
+    if problems:
+        raise SetupError("\n".join(problems), mend="\n    ".join(mends))
+
+
+def _why_unusable(address: str, port: object) -> str:
+    """Why nothing can be published on a port; empty if it can be."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((address, int(str(port))))
+        except OSError as error:
+            return error.strerror or str(error)
+        except (OverflowError, ValueError) as error:
+            return str(error)
+    return ""
+
+
+def _free_port(config: StackConfig, key: str, why: str) -> str:
+    """The next port that could be used instead of a taken one, or the word PORT."""
+    if why != os.strerror(errno.EADDRINUSE):
+        return "PORT"
+    others = {str(config[other]) for other in PORT_SETTINGS.values()}
+    above = (str(port) for port in range(int(config[key]) + 1, 65536))
+    return next(
+        (port for port in above if port not in others and not _why_unusable(config["bindAddress"], port)), "PORT"
+    )
 
 
 def _outputs(stack: str) -> dict[str, Any]:
