@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from toolchain import engine, images, registry, tools
+from toolchain import engine, images, machine, registry, tools
 from toolchain.progress import CommandError, SetupError, Step, Steps
 
 if TYPE_CHECKING:
@@ -34,6 +34,10 @@ UNATTENDED = ("--refresh", "--yes", "--skip-preview", "--non-interactive", "--co
 ENVIRONMENT_FILE = PROJECT / ".env"
 IMAGE_SETTINGS = {"litellm": "litellmImage", "postgres": "postgresImage", "haproxy": "haproxyImage"}
 PULUMI_COMMAND = "./pulumiw"
+OWN_PROVIDER = "using pulumi-resource-docker from $PATH"
+"""What Pulumi warns of where the Docker provider was built here, on purpose."""
+LOCKED = "the stack is currently locked"
+NO_STACK = "no stack named"
 PORT_SETTINGS = {"edge": "gatewayPort", "postgres": "postgresPort"}
 
 
@@ -65,9 +69,9 @@ class StackConfig:
 
 
 def prepare(steps: Steps, config: StackConfig) -> docker.DockerClient:
-    """Make sure of the Pulumi tools, the engine and the images that a stack names: on it, or in their registry."""
-    tools.ensure(steps)
+    """Make sure of the engine, the Pulumi tools and the images that a stack names: on it, or in their registry."""
     client = engine.ensure(steps, config["dockerHost"])
+    tools.ensure(steps)
     if address := config["imageRegistry"]:
         registry.fill(steps, client, config.images, address, ask=_asking(steps))
     else:
@@ -91,11 +95,17 @@ def push(steps: Steps, stack: str) -> None:
 def up(steps: Steps, stack: str) -> None:
     """Bring the stack up, write `.env`, and say how to go on."""
     config = StackConfig(stack)
-    client = prepare(steps, config)
+    try:
+        client = engine.ensure(steps, config["dockerHost"])  # known before minutes go into the tools
+    except SetupError as error:
+        if PULUMI_COMMAND in error.mend:
+            _select(steps, stack)
+        raise
+    _select(steps, stack)
     _check_ports(client, config)
+    prepare(steps, config)
     with steps.step(f"pulumi up, stack {stack}") as step:
-        _pulumi(step, "stack", "select", "--create", stack)
-        printed = _pulumi(step, "up", *UNATTENDED, "--stack", stack)  # PULUMI_STACK may name another
+        printed = _pulumi(step, stack, "up", *UNATTENDED, "--stack", stack)  # PULUMI_STACK may name another
     outputs = _outputs(stack)
     _write_environment_file(
         {
@@ -105,7 +115,7 @@ def up(steps: Steps, stack: str) -> None:
         }
     )
     for line in dict.fromkeys(line.strip() for line in printed.splitlines()):
-        if line.startswith("warning:"):
+        if line.startswith("warning:") and OWN_PROVIDER not in line:
             steps.console.print(line, markup=False)
     print(_how_to_go_on(outputs, stack, config))
 
@@ -114,17 +124,37 @@ def down(steps: Steps, stack: str) -> None:
     """Destroy what the stack runs. A stack with protected data refuses, as Pulumi does."""
     tools.ensure(steps)
     with steps.step(f"pulumi destroy, stack {stack}") as step:
-        _pulumi(step, "destroy", *UNATTENDED, "--stack", stack)
+        _pulumi(step, stack, "destroy", *UNATTENDED, "--stack", stack)
 
 
 def _asking(steps: Steps) -> Callable[[str], bool] | None:
-    return steps.ask if sys.stdin.isatty() else None
+    """What asks a person, where one can answer: who types on a terminal and reads a log sees no question."""
+    return steps.ask if sys.stdin.isatty() and steps.console.is_terminal else None
 
 
-def _pulumi(step: Step, *arguments: str) -> str:
+def _select(steps: Steps, stack: str) -> None:
+    """Have the stack, and have it selected: the commands that errors name need both."""
+    tools.ensure(steps)
+    with steps.step(f"pulumi stack select, stack {stack}") as step:
+        _pulumi(step, stack, "stack", "select", "--create", stack)
+
+
+def _pulumi(step: Step, stack: str, *arguments: str) -> str:
+    """Run Pulumi for a stack, after any other run of this kind for it. Raises SetupError."""
     try:
-        return step.run([PULUMI, *arguments])
+        with machine.exclusive(f"stack-{stack}", step):
+            return step.run([PULUMI, *arguments])
     except CommandError as error:
+        if NO_STACK in error.output:
+            raise SetupError(
+                f"there is no stack {stack}, so nothing that could be destroyed",
+                mend=f"{PULUMI_COMMAND} stack ls lists those that there are; PULUMI_BACKEND_URL says where",
+            ) from error
+        if LOCKED in error.output:
+            raise SetupError(
+                f"another run of Pulumi changes the stack: {error}",
+                mend="wait until it has ended, then run the same command again",
+            ) from error
         said = re.search(r"^Diagnostics:.*?(?=^Outputs:|^Resources:|\Z)", error.output, re.MULTILINE | re.DOTALL)
         raise SetupError(
             f"pulumi {arguments[0]} failed. {said[0].rstrip() if said else error}",

@@ -70,7 +70,7 @@ def exclusive(name: str, step: Step) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            step.note("waits for another set-up that does the same")
+            step.say("waits for another run that does the same")
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 

@@ -63,6 +63,10 @@ class Step:
         """Say what is being done right now; kept on the screen only until the next note."""
         self._progress.update(self._task, doing=doing.strip())
 
+    def say(self, line: str) -> None:
+        """Print a line that stays, on a terminal and in a log."""
+        self._progress.console.print(f"  {line}", markup=False)
+
     def run(self, command: Sequence[str], *, cwd: Path | None = None, env: Mapping[str, str] | None = None) -> str:
         """Run a program, its lines becoming notes, and return what it printed (both streams).
 

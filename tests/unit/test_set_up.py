@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import io
 import socket
-from typing import TYPE_CHECKING, cast
+import sys
+import threading
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 from rich.console import Console
 
 from toolchain import __main__ as set_up
-from toolchain import machine
-from toolchain.progress import SetupError, Steps
+from toolchain import engine, machine, tools
+from toolchain.progress import CommandError, SetupError, Step, Steps
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -84,3 +86,90 @@ def test_what_is_no_port_is_said(port: int | str) -> None:
     with pytest.raises(SetupError) as raised:
         set_up._check_ports(ENGINE, Config(gatewayPort=port, postgresPort=0))
     assert raised.value.mend == "./pulumiw config set --stack dev gatewayPort PORT"
+
+
+@pytest.mark.parametrize(("keyboard", "screen"), [(True, False), (False, True)])
+def test_nobody_is_asked_who_cannot_answer(monkeypatch: pytest.MonkeyPatch, *, keyboard: bool, screen: bool) -> None:
+    """A question needs a terminal to be read on: `make up >log 2>&1`, typed on one, has nobody who sees it."""
+    steps = Steps(Console(file=io.StringIO(), force_terminal=screen))
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: keyboard, raising=False)
+    assert set_up._asking(steps) is None
+
+
+class FailingStep(Step):
+    """A step whose program fails, having printed what Pulumi does."""
+
+    printed = ""
+
+    def run(self, command: Any, **_: Any) -> str:
+        raise CommandError(command, 1, self.printed)
+
+
+@pytest.mark.parametrize(
+    ("printed", "why", "mend"),
+    [
+        ("error: no stack named 'dev' found", "there is no stack dev", "./pulumiw stack ls"),
+        ("error: the stack is currently locked by 1 lock(s).", "another run of Pulumi", "wait until it has ended"),
+        ("Diagnostics:\n  error: boom\nResources:\n    1 errored", "  error: boom", "the same command again"),
+    ],
+)
+def test_what_pulumi_says_becomes_a_next_step(
+    monkeypatch: pytest.MonkeyPatch, printed: str, why: str, mend: str
+) -> None:
+    """A stack that is not there and one that another run changes are told from what is to be mended."""
+    monkeypatch.setattr(FailingStep, "printed", printed)
+    steps = quiet()
+    step = FailingStep(steps._progress, "pulumi")
+    with pytest.raises(SetupError) as raised:
+        set_up._pulumi(step, "dev", "destroy")
+    assert why in raised.value.why
+    assert mend in raised.value.mend
+
+
+def test_two_runs_for_a_stack_take_turns() -> None:
+    """The second one waits until the first has ended, and says so, in a log too."""
+    steps = quiet()
+    written = cast("io.StringIO", steps.console.file)
+    held, go_on = threading.Event(), threading.Event()
+
+    def first() -> None:
+        with steps.step("first") as step, machine.exclusive("stack-dev", step):
+            held.set()
+            go_on.wait()
+
+    def second() -> None:
+        with steps.step("second") as step, machine.exclusive("stack-dev", step):
+            assert go_on.is_set()
+
+    threads = [threading.Thread(target=first), threading.Thread(target=second)]
+    threads[0].start()
+    held.wait()
+    threads[1].start()
+    while "waits for another run that does the same" not in written.getvalue():
+        assert threads[1].is_alive()
+        threads[1].join(0.01)
+    go_on.set()
+    for thread in threads:
+        thread.join()
+    assert written.getvalue().rstrip().splitlines()[-1].startswith("✓ second")
+
+
+@pytest.mark.parametrize(
+    ("mend", "selected"),
+    [("./pulumiw config set dockerHost unix:///run/docker.sock", ["dev"]), ("sudo systemctl start docker", [])],
+)
+def test_an_engine_out_of_reach_is_told_at_once(
+    monkeypatch: pytest.MonkeyPatch, mend: str, selected: list[str]
+) -> None:
+    """No minute goes into tools before, unless the command that mends it needs them and the stack."""
+    stacks: list[str] = []
+
+    def unreachable(*_: object) -> None:
+        raise SetupError("no engine", mend=mend)
+
+    monkeypatch.setattr(engine, "ensure", unreachable)
+    monkeypatch.setattr(set_up, "_select", lambda _, stack: stacks.append(stack))
+    monkeypatch.setattr(tools, "ensure", lambda _: pytest.fail("tools were made"))
+    with pytest.raises(SetupError, match="no engine"):
+        set_up.up(quiet(), "dev")
+    assert stacks == selected
