@@ -101,4 +101,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        print("\nInterrupted. The same command begins the Python environment anew.", file=sys.stderr)
+        sys.exit(130)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import ast
 import fcntl
+import shutil
+import signal
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -62,6 +65,27 @@ def test_a_failure_shows_its_end_and_the_next_step(printed: str, named: str) -> 
 def test_a_step_is_asked_nothing() -> None:
     """A question, as for an index's password, would be seen by nobody: there is nothing to read an answer from."""
     environment.run(sys.executable, "-c", "import sys; sys.exit(sys.stdin.read() != '')")
+
+
+def test_an_interrupt_is_no_fault(tmp_path: Path) -> None:
+    """Who presses Ctrl-C gets a line, and no traceback."""
+    for name in ("toolchain/environment.py", "pyproject.toml", "requirements.lock"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(environment.PROJECT / name, tmp_path / name)
+    lock = (tmp_path / "pyproject.toml").open()
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    with (
+        lock,
+        subprocess.Popen(
+            [sys.executable, tmp_path / "toolchain/environment.py"], stderr=subprocess.PIPE, text=True
+        ) as process,
+    ):
+        assert process.stderr is not None
+        assert "waits for another run" in process.stderr.readline()
+        process.send_signal(signal.SIGINT)
+        assert "Interrupted" in (said := process.stderr.read())
+        assert "Traceback" not in said
+    assert process.returncode == 130
 
 
 def test_a_second_run_says_that_it_waits(
