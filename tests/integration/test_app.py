@@ -100,7 +100,7 @@ def test_a_key_that_the_gateway_does_not_know_is_told(face: Face, monkeypatch: p
 
 def test_a_gateway_that_is_not_there_is_told(face: Face, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LITELLM_URL", "http://127.0.0.1:9")
-    with pytest.raises(app.GatewayUnreachableError, match="make up"):
+    with pytest.raises(app.GatewayUnreachableError, match="pulumiw up"):
         face.chat(telling(""))
 
 
