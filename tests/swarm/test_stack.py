@@ -70,11 +70,14 @@ def nodes_of(swarm: Cluster, deployment: Deployment, part: str) -> list[Node]:
 
 
 def containers(swarm: Cluster, deployment: Deployment, part: str) -> list[Container]:
-    """Those of a part, wherever they run."""
+    """Those of a part, wherever they run, once those of the tasks before them have ended."""
     name = str(service(swarm, deployment, part).name)
-    found = [container for node in swarm.nodes for container in node.containers(name)]
-    assert len(found) == len(nodes_of(swarm, deployment, part))
-    return found
+
+    def found() -> list[Container] | None:
+        running = [container for node in swarm.nodes for container in node.containers(name)]
+        return running if len(running) == len(nodes_of(swarm, deployment, part)) else None
+
+    return until(found, f"each task of {part} has one container")
 
 
 def await_tasks(
