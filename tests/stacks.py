@@ -30,7 +30,7 @@ from openai import OpenAI
 from pulumi import automation
 
 from infra.images import stand_ins
-from infra.placement.services import await_end
+from infra.placement.services import stand_down
 from tests.stack_config import PROJECT, PROJECT_NAME, project_file
 from toolchain import tools
 from toolchain.__main__ import IMAGE_SETTINGS
@@ -255,8 +255,8 @@ class Deployment:
             self.stack.destroy(show_secrets=False, on_output=print)
         finally:
             for service in self.services():
+                stand_down(self.engine, str(service.id))
                 service.remove()  # type: ignore[no-untyped-call]
-                await_end(self.engine, str(service.id))
             for container in self.containers():
                 container.remove(force=True)
             for network in self.engine.networks.list(filters=self.of_stack):

@@ -27,7 +27,7 @@ from infra.placement.engine import (
     is_ours,
     stands_alone,
 )
-from infra.placement.services import Converged, await_end
+from infra.placement.services import Converged, stand_down
 from infra.workload import LIVE, SECRETS, Replica, Workload
 from toolchain.engine import UNREACHABLE, connect
 
@@ -350,8 +350,8 @@ class Swarm(EnginePlacement):
                 if service.name == inputs["name"]:
                     check_ours(service.attrs["Spec"]["Labels"], inputs, "service")
                     pulumi.log.warn(f"{service.name} is not in the state (an `up` was killed): it is made again.")
+                    stand_down(engine, str(service.id))  # first: of a service that is gone no tasks can be asked for
                     service.remove()  # type: ignore[no-untyped-call]
-                    await_end(engine, str(service.id))
 
     def _stand_containers_down(self, args: pulumi.ResourceHookArgs) -> None:
         """Stop the container that had a part's port or volume, when a stack moves here from one host."""

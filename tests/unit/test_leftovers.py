@@ -78,9 +78,7 @@ def before_create(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         engine = SimpleNamespace(**{plural: Things(*things)}, close=lambda: None)
         for module in (docker_placement, engine_placement, swarm):
             monkeypatch.setattr(module, "connect", lambda _: engine)
-        monkeypatch.setattr(
-            swarm, "await_end", lambda _, service: things[0].done.append(f"await the end of {service}")
-        )
+        monkeypatch.setattr(swarm, "stand_down", lambda _, service: things[0].done.append(f"stand {service} down"))
         HOOKS[kind](SimpleNamespace(_host="unix:///var/run/docker.sock"), SimpleNamespace(new_inputs=INPUTS))
 
     return run
@@ -91,7 +89,7 @@ def before_create(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     [
         ("network", ["remove"]),
         ("container", ["stop within 70 s", "remove"]),
-        ("service", ["remove", f"await the end of {NAME}"]),
+        ("service", [f"stand {NAME} down", "remove"]),
         ("volume", []),
         ("container of one host", ["stop within 30 s"]),
     ],
