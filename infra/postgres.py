@@ -151,9 +151,9 @@ def _logins(props: dict[str, Any], olds: dict[str, Any]) -> tuple[str, str]:
     the one that callers hold.
     """
     first, second = LOGINS
-    last = olds.get("app_login", second)
-    has_it = int(props["app_generation"]) == int(olds.get("app_generation", 0))
-    return (first, second) if (last == first) is has_it else (second, first)
+    has_last, other = (first, second) if olds.get("app_login") == first else (second, first)
+    is_set = int(props["app_generation"]) == int(olds.get("app_generation", 0))
+    return (has_last, other) if is_set else (other, has_last)
 
 
 class _RolesProvider(ResourceProvider):
