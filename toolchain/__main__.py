@@ -68,15 +68,19 @@ class StackConfig:
         return {part: self[key] for part, key in IMAGE_SETTINGS.items() if part in parts}
 
 
-def prepare(steps: Steps, config: StackConfig) -> docker.DockerClient:
-    """Make sure of the engine, the Pulumi tools and the images that a stack names: on it, or in their registry."""
+def prepare(steps: Steps, config: StackConfig) -> None:
+    """Make sure of the engine, the Pulumi tools and the images that a stack names."""
     client = engine.ensure(steps, config["dockerHost"])
     tools.ensure(steps)
+    _ensure_images(steps, client, config)
+
+
+def _ensure_images(steps: Steps, client: docker.DockerClient, config: StackConfig) -> None:
+    """Make sure of the images that a stack names: on its engine, or in their registry."""
     if address := config["imageRegistry"]:
         registry.fill(steps, client, config.images, address, ask=_asking(steps))
     else:
         images.ensure(steps, client, config.images, ask=_asking(steps))
-    return client
 
 
 def push(steps: Steps, stack: str) -> None:
@@ -103,7 +107,7 @@ def up(steps: Steps, stack: str) -> None:
         raise
     _select(steps, stack)
     _check_ports(client, config)
-    prepare(steps, config)
+    _ensure_images(steps, client, config)
     with steps.step(f"pulumi up, stack {stack}") as step:
         printed = _pulumi(step, stack, "up", *UNATTENDED, "--stack", stack)  # PULUMI_STACK may name another
     outputs = _outputs(stack)
