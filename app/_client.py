@@ -6,7 +6,8 @@ import time
 from typing import TYPE_CHECKING, cast
 
 import httpx2
-from openai import OpenAI
+from openai import OpenAI, Stream
+from openai.types.chat import ChatCompletionChunk
 
 from app import organizations
 from app._errors import LLMError
@@ -43,8 +44,6 @@ if TYPE_CHECKING:
     from typing import Self
     from uuid import UUID
 
-    import openai
-    from openai.types.chat import ChatCompletionChunk
 
 CONNECT_ATTEMPTS = 2
 """How often a connection is tried again; a request that reached the gateway is not repeated."""
@@ -150,11 +149,15 @@ class ChatCompletionStream:
         self._url = str(client.base_url)
         self._result: ChatCompletionResult | None = None
         with errors_translated(attempt.model, self._url):
-            answer = client.chat.completions.with_raw_response.create(
-                **attempt.body(stream=True), timeout=attempt.timeout()
+            self._chunks = client.post(
+                CHAT_COMPLETIONS,
+                cast_to=ChatCompletionChunk,
+                body=attempt.body(stream=True),
+                options={"timeout": attempt.timeout()},
+                stream=True,
+                stream_cls=Stream[ChatCompletionChunk],
             )
-            self._chunks: openai.Stream[ChatCompletionChunk] = answer.parse()
-        self._received = Received(attempt, answer.headers)
+        self._received = Received(attempt, self._chunks.response.headers)
         self._first: str | None = self._advance()  # what fails before the first content can fall back
 
     def _advance(self) -> str:

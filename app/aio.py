@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, cast
 from weakref import WeakKeyDictionary
 
 import httpx2
-from openai import AsyncOpenAI
+from openai import AsyncOpenAI, AsyncStream
+from openai.types.chat import ChatCompletionChunk
 
 from app import organizations
 from app._client import CONNECT_ATTEMPTS, LIMITS, TIMEOUT
@@ -46,8 +47,6 @@ if TYPE_CHECKING:
     from typing import Self
     from uuid import UUID
 
-    import openai
-    from openai.types.chat import ChatCompletionChunk
 
 __all__ = [
     "ChatCompletionStream",
@@ -147,7 +146,7 @@ async def generate_embeddings(texts: Sequence[str], model: str = DEFAULT_EMBEDDI
 class ChatCompletionStream:
     """As `app.ChatCompletionStream`, iterated with `async for`."""
 
-    def __init__(self, chunks: openai.AsyncStream[ChatCompletionChunk], received: Received, url: str) -> None:
+    def __init__(self, chunks: AsyncStream[ChatCompletionChunk], received: Received, url: str) -> None:
         self._chunks = chunks
         self._received = received
         self._url = url
@@ -160,10 +159,15 @@ class ChatCompletionStream:
         client = create_llm_client()
         url = str(client.base_url)
         with errors_translated(attempt.model, url):
-            answer = await client.chat.completions.with_raw_response.create(
-                **attempt.body(stream=True), timeout=attempt.timeout()
+            chunks = await client.post(
+                CHAT_COMPLETIONS,
+                cast_to=ChatCompletionChunk,
+                body=attempt.body(stream=True),
+                options={"timeout": attempt.timeout()},
+                stream=True,
+                stream_cls=AsyncStream[ChatCompletionChunk],
             )
-            stream = cls(answer.parse(), Received(attempt, answer.headers), url)
+            stream = cls(chunks, Received(attempt, chunks.response.headers), url)
         stream._first = await stream._advance()
         return stream
 
