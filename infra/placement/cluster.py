@@ -52,6 +52,7 @@ class Cluster:
             with closing(connect(host)) as engine:
                 swarm = engine.info()["Swarm"]
                 nodes = engine.api.nodes() if swarm.get("ControlAvailable") else []
+                networks = engine.api.networks(filters={"driver": "overlay"}) if nodes else []
         except docker.errors.APIError as error:
             raise pulumi.RunError(f"The Swarm at {host} has no leader: {error.explanation}") from error
         except UNREACHABLE as error:
@@ -67,6 +68,8 @@ class Cluster:
             self._refuse(f"is no manager of its Swarm ({swarm['LocalNodeState']}). Name one as dockerHost: {known}")
         self.own_id: str = swarm["NodeID"]
         self.nodes = sorted(map(_node, nodes), key=lambda node: node.name)
+        self.encrypted = {each["Name"]: "encrypted" in (each["Options"] or {}) for each in networks}
+        """Whether the networks that are there are encrypted, by name."""
 
     def _refuse(self, what: str) -> None:
         raise pulumi.RunError(f"The engine at {self.host} (dockerHost) {what}\nNothing was changed.")

@@ -49,7 +49,7 @@ def test_the_network_is_the_stacks_own_and_encrypted_as_configured(
     encrypted = "encrypted" in (found["Options"] or {})
     assert encrypted == stack.settings.encrypt_networks, (
         f"encryptNetworks is {str(stack.settings.encrypt_networks).lower()}, and {found['Name']} is "
-        f"{'' if encrypted else 'not '}encrypted. Nodes must not differ in it: {stack.up} (it interrupts the service)"
+        f"{'' if encrypted else 'not '}encrypted. A move to one host and back changes it: docs/machines.md"
     )
 
 

@@ -136,6 +136,15 @@ def test_a_second_up_and_a_refresh_change_nothing(deployment: Deployment) -> Non
     deployment.up(expect_no_changes=True)
 
 
+def test_encryption_cannot_change_while_services_use_the_networks(deployment: Deployment) -> None:
+    """A preview says so, with the command that takes it back."""
+    is_so = deployment.stack.get_config("encryptNetworks").value
+    deployment.set(encryptNetworks={"true": "false", "false": "true"}[is_so])
+    with pytest.raises(automation.CommandError, match=f"encryptNetworks {is_so}"):
+        deployment.stack.preview()
+    deployment.set(encryptNetworks=is_so)
+
+
 def test_each_node_lets_callers_in(swarm: Cluster, deployment: Deployment) -> None:
     """Each runs an edge, and each edge reaches the replicas on the others."""
     key = deployment.outputs["litellmApiKey"]

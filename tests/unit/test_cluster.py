@@ -47,12 +47,17 @@ class Engine:
         self.api = self
         self._nodes = nodes
         self._swarm = swarm
+        self.overlays: list[dict[str, Any]] = []
 
     def info(self) -> dict[str, Any]:
         return {"Swarm": self._swarm}
 
     def nodes(self) -> list[dict[str, Any]]:
         return self._nodes
+
+    def networks(self, filters: Mapping[str, str]) -> list[dict[str, Any]]:
+        assert filters == {"driver": "overlay"}
+        return self.overlays
 
     def close(self) -> None:
         pass

@@ -250,6 +250,18 @@ def test_networks_are_encrypted_unless_switched_off(
     assert networks == {f"{PREFIX}-{name}-overlay": ("overlay", options) for name in ("gateway", "data")}
 
 
+def test_networks_that_are_there_keep_their_encryption(registered: Callable[..., Services]) -> None:
+    """Services hold them, and the engine would refuse: so does a preview, with the command that takes it back."""
+    engine = Swarm()
+    engine.overlays = [{"Name": f"{PREFIX}-data-overlay", "Options": {"encrypted": "", "vxlanid": "4097"}}]
+    assert registered(engine, encryptNetworks="true").services()
+    with pytest.raises(pulumi.RunError, match="./pulumiw config set --stack dev encryptNetworks true"):
+        registered(engine, encryptNetworks="false")
+    engine.overlays = [{"Name": f"{PREFIX}-data-overlay", "Options": None}]
+    with pytest.raises(pulumi.RunError, match="./pulumiw config set --stack dev encryptNetworks false"):
+        registered(engine, encryptNetworks="true")
+
+
 def test_images_are_named_by_digest(registered: Callable[..., Services]) -> None:
     """In a registry of one's own, if there is one."""
     assert "@sha256:of-" in registered().specs()["edge"]["image"]
