@@ -57,8 +57,10 @@ def free_port() -> int:
 
 def descendants(pid: int) -> list[int]:
     """The processes that a process started, and those that they started."""
-    threads = Path(f"/proc/{pid}/task").glob("*/children")
-    children = [int(child) for thread in threads for child in thread.read_text().split()]
+    children = []
+    for thread in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(FileNotFoundError, ProcessLookupError):  # it has ended since
+            children += [int(child) for child in thread.read_text().split()]
     return children + [each for child in children for each in descendants(child)]
 
 
