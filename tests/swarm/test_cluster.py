@@ -152,7 +152,10 @@ def test_a_leader_that_loses_its_power_is_replaced_and_comes_back(swarm: Cluster
         assert swarm.state(lost) == "down"
         lost.start()
         swarm.await_state(lost, "ready")
-        assert lost.client.nodes.get(lost.id).attrs["ManagerStatus"]["Reachability"] == "reachable"
+        until(
+            lambda: lost.client.nodes.get(lost.id).attrs["ManagerStatus"]["Reachability"] == "reachable",
+            "it answers as a manager",
+        )
 
 
 def test_a_node_can_be_shut_down_and_started_again(swarm: Cluster) -> None:

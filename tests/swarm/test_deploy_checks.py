@@ -98,14 +98,14 @@ def test_an_edge_node_that_lost_its_label_lets_nobody_in(swarm: Cluster, deploym
     """One check fails, that of the gateway's liveliness where callers reach it; others about it are not run."""
     first, *others = swarm.nodes
     name = f"{PROJECT_NAME}-{deployment.name}-edge"
+    of_edge: dict[str, Any] = {"label": f"com.docker.swarm.service.name={name}"}
     swarm.label(first, "edge", "false")
     try:
         swarm.await_running(name, *others)
+        # It lets callers in until it has ended; and the next one would fail at the port that it still has.
+        until(lambda: not first.client.containers.list(filters=of_edge), "the edge has ended")
         result = check(deployment, GATEWAY)
     finally:
-        # The next one would fail at the port that this one still has, which other checks would notice.
-        of_edge: dict[str, Any] = {"label": f"com.docker.swarm.service.name={name}"}
-        until(lambda: not first.client.containers.list(filters=of_edge), "the edge has ended")
         swarm.label(first, "edge", "true")
         swarm.await_running(name, *swarm.nodes)
     assert failed(result) == {"test_it_is_alive_through_the_edge"}
