@@ -255,10 +255,10 @@ def test_networks_that_are_there_keep_their_encryption(registered: Callable[...,
     engine = Swarm()
     engine.overlays = [{"Name": f"{PREFIX}-data-overlay", "Options": {"encrypted": "", "vxlanid": "4097"}}]
     assert registered(engine, encryptNetworks="true").services()
-    with pytest.raises(pulumi.RunError, match="./pulumiw config set --stack dev encryptNetworks true"):
+    with pytest.raises(pulumi.RunError, match="config set --stack dev encryptNetworks true"):
         registered(engine, encryptNetworks="false")
     engine.overlays = [{"Name": f"{PREFIX}-data-overlay", "Options": None}]
-    with pytest.raises(pulumi.RunError, match="./pulumiw config set --stack dev encryptNetworks false"):
+    with pytest.raises(pulumi.RunError, match="config set --stack dev encryptNetworks false"):
         registered(engine, encryptNetworks="true")
 
 
