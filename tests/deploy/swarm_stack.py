@@ -176,8 +176,7 @@ def _part(resource: Mapping[str, Any], contents: Mapping[str, str]) -> Part:
         id=resource["id"],
         image=container["image"],
         user=container["user"],
-        # The provider that is built here lists ids, the official one objects that have one.
-        networks=frozenset(it["id"] if isinstance(it, dict) else it for it in task["networksAdvanceds"]),
+        networks=frozenset(it["id"] for it in task["networksAdvanceds"]),
         volumes={it["target"]: it["source"] for it in container.get("mounts") or [] if it["type"] == "volume"},
         files={path: contents[each] for path, each in files},
         declared=inputs,

@@ -6,9 +6,11 @@ import (
 	"github.com/terraform-providers/terraform-provider-docker/internal/provider"
 )
 
-// Provider is the Terraform provider for Docker, with a fault of it mended. It sends version in its User-Agent.
+// Provider is the Terraform provider for Docker, with a fault of it mended and the networks of services in the form
+// that later ones have. It sends version in its User-Agent.
 func Provider(version string) *schema.Provider {
-	upstream := provider.New(version)()
-	noticeLoss(upstream.ResourcesMap["docker_volume"])
-	return upstream
+	upstream, changed := provider.New(version)(), provider.New(version)()
+	noticeLoss(changed.ResourcesMap["docker_volume"])
+	withNetworksAdvanced(changed.ResourcesMap["docker_service"], upstream.ResourcesMap["docker_service"])
+	return changed
 }
