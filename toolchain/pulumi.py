@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 PROJECT = Path(__file__).resolve().parent.parent
 VIRTUAL_ENVIRONMENT = PROJECT / ".venv"
+NO_STACK_SELECTED = "no stack selected"
 
 
 def environment(tools: Path) -> dict[str, str]:
@@ -92,12 +93,32 @@ def run(arguments: Sequence[str], *, tools: Path) -> int:
     variables = environment(tools)
     _remove_locks_of_the_dead(variables["PULUMI_BACKEND_URL"])
     with (
-        _salt_kept_out_of_config(PROJECT),
+        _config_files_kept(PROJECT),
         _handled({signal.SIGINT: leave_to_pulumi, signal.SIGTERM: forward, signal.SIGHUP: forward}),
     ):
         process = subprocess.Popen([tools / "pulumi", *arguments], cwd=PROJECT, env=variables)
         code = process.wait()
+    if code > 0 and not any(word == "-s" or word.startswith("--stack") for word in arguments):
+        _say_how_to_select(tools, variables)
     return code if code >= 0 else 128 - code
+
+
+def _say_how_to_select(tools: Path, variables: Mapping[str, str]) -> None:
+    """Where no stack is selected, say how one comes to be: Pulumi names commands of its own, that a clone lacks."""
+    asked = subprocess.run(
+        [tools / "pulumi", "stack", "--show-name", "--non-interactive"],
+        cwd=PROJECT,
+        env=dict(variables),
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    if NO_STACK_SELECTED in asked.stderr:
+        print(
+            "No stack is selected.\n  what you can do: make up, which brings stack dev up and selects it\n"
+            "    or, to set its config before: ./pulumiw stack select --create dev",
+            file=sys.stderr,
+        )
 
 
 def _remove_locks_of_the_dead(backend: str) -> None:
@@ -146,11 +167,12 @@ def _handled(handlers: Mapping[signal.Signals, Callable[[int, FrameType | None],
 
 
 @contextmanager
-def _salt_kept_out_of_config(folder: Path) -> Iterator[None]:
-    """Take back the salt that Pulumi adds to a stack's config file as soon as it needs one.
+def _config_files_kept(folder: Path) -> Iterator[None]:
+    """Take back what Pulumi does to the config files of stacks beside what it is told.
 
-    The same salt stands in the state, and PULUMI_FALLBACK_TO_STATE_SECRETS_MANAGER has Pulumi read it there. So a
-    clone stays clean after `up`. In a config file with secrets of its own the salt stays.
+    It adds a salt as soon as it needs one. The same salt stands in the state, and
+    PULUMI_FALLBACK_TO_STATE_SECRETS_MANAGER has Pulumi read it there. So a clone stays clean after `up`. In a config
+    file with secrets of its own the salt stays. And with a stack it removes the file, which may be the project's.
     """
 
     def config_files() -> dict[Path, bytes]:
@@ -160,7 +182,8 @@ def _salt_kept_out_of_config(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        for path, content in config_files().items():
+        after = config_files()
+        for path, content in after.items():
             if not _only_salt_is_new(before.get(path, b""), content):
                 continue
             if path in before:
@@ -170,6 +193,25 @@ def _salt_kept_out_of_config(folder: Path) -> Iterator[None]:
                 restored.replace(path)
             else:
                 path.unlink()
+        renamed = after.keys() - before.keys()  # with its stack
+        for path in before.keys() - after.keys():
+            if not renamed and _is_the_projects(path):
+                path.write_bytes(before[path])
+                print(
+                    f"{path.name} stays: it is the project's, and the next stack of that name starts with it.",
+                    file=sys.stderr,
+                )
+
+
+def _is_the_projects(path: Path) -> bool:
+    """Whether a file may be one that git keeps: where git cannot tell, it may."""
+    try:
+        asked = subprocess.run(
+            ["git", "ls-files", "--error-unmatch", path.name], cwd=path.parent, check=False, capture_output=True
+        )
+    except FileNotFoundError:
+        return True
+    return asked.returncode != 1
 
 
 def _only_salt_is_new(before: bytes, after: bytes) -> bool:

@@ -207,6 +207,33 @@ def test_other_changes_stay(user: User) -> None:
     assert clone.pulumi("config", "get", "port") == "4001"
 
 
+def test_without_a_stack_it_is_said_how_to_get_one(user: User) -> None:
+    """Until one is selected; what fails then is Pulumi's to say."""
+    clone = user.clone()
+    del clone.environment["PULUMI_STACK"]
+    advice = "./pulumiw stack select --create dev"
+    with clone.start("preview", "--non-interactive") as process:
+        assert advice in process.communicate()[0]
+    clone.pulumi("stack", "select", "--create", "dev")
+    with clone.start("config", "get", "nothing") as process:
+        assert advice not in process.communicate()[0]
+    assert process.returncode != 0
+
+
+def test_a_stack_that_is_removed_leaves_the_projects_file(user: User) -> None:
+    """Without the salt; the file of a stack that git does not know goes."""
+    clone = user.clone()
+    for command in (["init", "--quiet"], ["add", "Pulumi.dev.yaml"]):
+        subprocess.run(["git", *command], cwd=clone.folder, check=True)
+    own = clone.folder / "Pulumi.own.yaml"
+    own.write_text(CONFIG)
+    for stack in ("dev", "own"):
+        clone.pulumi("stack", "init", stack)
+        assert f"Stack '{stack}' has been removed!" in clone.pulumi("stack", "rm", "--yes", stack)
+    assert clone.config.read_text() == CONFIG
+    assert not own.exists()
+
+
 def test_own_state_and_passphrase(user: User) -> None:
     """State and passphrase are the user's alone, and of several first runs at once one makes the passphrase."""
     clone = user.clone()

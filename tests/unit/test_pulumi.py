@@ -1,0 +1,97 @@
+"""`./pulumiw`: what it says and keeps beside what Pulumi does, with a program in Pulumi's place."""
+
+from __future__ import annotations
+
+import subprocess
+from typing import TYPE_CHECKING
+
+import pytest
+
+from toolchain import pulumi
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+PULUMI = """#!/bin/sh
+case "$*" in
+    "stack --show-name --non-interactive") test -e selected || { echo "error: no stack selected; …" >&2; exit 1; } ;;
+    "stack rm "*) rm "Pulumi.$3.yaml" ;;
+    "stack rename "*) mv Pulumi.dev.yaml "Pulumi.$3.yaml" ;;
+    *) exit 255 ;;
+esac
+"""
+CONFIG = "# A comment that must survive.\nconfig:\n  any:port: 4000\n"
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project that ships the config file of stack dev, with that of a stack of the user's own beside it."""
+    folder = tmp_path / "project"
+    folder.mkdir()
+    for stack in ("dev", "own"):
+        (folder / f"Pulumi.{stack}.yaml").write_text(CONFIG)
+    for command in (["init", "--quiet"], ["add", "Pulumi.dev.yaml"]):
+        subprocess.run(["git", *command], cwd=folder, check=True)
+    (tmp_path / "pulumi").write_text(PULUMI)
+    (tmp_path / "pulumi").chmod(0o755)
+    monkeypatch.setattr(pulumi, "PROJECT", folder)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    return folder
+
+
+def run(project: Path, *arguments: str) -> int:
+    return pulumi.run(arguments, tools=project.parent)
+
+
+def test_who_has_no_stack_is_told_how_to_get_one(project: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """With the command's own exit code, and before any `make up`."""
+    assert run(project, "preview") == 255
+    said = capfd.readouterr().err
+    assert said.startswith("No stack is selected.")
+    assert "make up" in said
+    assert "./pulumiw stack select --create dev" in said
+
+
+@pytest.mark.parametrize("named", [["--stack", "dev"], ["--stack=dev"], ["-s", "dev"]])
+def test_who_names_a_stack_needs_none_selected(
+    project: Path, capfd: pytest.CaptureFixture[str], named: list[str]
+) -> None:
+    assert run(project, "preview", *named) == 255
+    assert capfd.readouterr().err == ""
+
+
+def test_what_fails_with_a_stack_is_pulumis_to_say(project: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (project / "selected").touch()
+    assert run(project, "preview") == 255
+    assert capfd.readouterr().err == ""
+
+
+def test_the_projects_file_outlives_its_stack(project: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """As it is, with what was set in it since; that of a stack of the user's own goes, as Pulumi says."""
+    changed = f"{CONFIG}  any:key: 1\n"
+    (project / "Pulumi.dev.yaml").write_text(changed)
+    assert run(project, "stack", "rm", "dev") == run(project, "stack", "rm", "own") == 0
+    assert [path.name for path in project.glob("Pulumi.*")] == ["Pulumi.dev.yaml"]
+    assert (project / "Pulumi.dev.yaml").read_text() == changed
+    assert capfd.readouterr().err == (
+        "Pulumi.dev.yaml stays: it is the project's, and the next stack of that name starts with it.\n"
+    )
+
+
+@pytest.mark.parametrize("git", ["", "#!/bin/sh\nexit 128\n"], ids=["there is none", "it has no repository"])
+def test_a_file_that_git_cannot_tell_of_stays(project: Path, monkeypatch: pytest.MonkeyPatch, git: str) -> None:
+    """As in a copy of the project without its history."""
+    programs = project.parent / "programs"
+    programs.mkdir()
+    (programs / "rm").symlink_to("/bin/rm")
+    if git:
+        (programs / "git").write_text(git)
+        (programs / "git").chmod(0o755)
+    monkeypatch.setenv("PATH", str(programs))
+    run(project, "stack", "rm", "dev")
+    assert (project / "Pulumi.dev.yaml").read_text() == CONFIG
+
+
+def test_a_file_goes_with_its_stack_to_another_name(project: Path) -> None:
+    run(project, "stack", "rename", "other")
+    assert sorted(path.name for path in project.glob("Pulumi.*")) == ["Pulumi.other.yaml", "Pulumi.own.yaml"]
