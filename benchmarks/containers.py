@@ -14,6 +14,7 @@ import psycopg
 from psycopg import sql
 
 from infra import demo, postgres
+from infra.workload import LOOPBACK, MEBIBYTE
 from tests.stack_config import PROJECT, PROJECT_NAME
 from tests.stacks import Deployment, free_port, image_of
 
@@ -24,11 +25,9 @@ if TYPE_CHECKING:
     from docker.models.containers import Container
     from docker.models.networks import Network
 
-LOOPBACK = "127.0.0.1"
 READY_SECONDS = 120
 POLL_SECONDS = 0.1
 NANOSECONDS = 1e9
-MEBIBYTE = 2**20
 LABELS = {f"{PROJECT_NAME}.benchmark": ""}
 
 

@@ -16,7 +16,8 @@ from benchmarks.caller import Target, settle
 from benchmarks.measure import Readings, alternating
 from benchmarks.peer import NotToBeHadError
 from benchmarks.plan import Compose, rendered_config
-from infra import edge, model_list
+from infra import model_list
+from infra.workload import LOOPBACK
 from tests.load import MESSAGES, Load
 from tests.stacks import Deployment
 
@@ -87,7 +88,7 @@ class Pulumi:
 
     def target(self, model: str) -> Target:
         outputs = self._made.outputs
-        return _asked(outputs["litellmUrl"].replace("localhost", edge.LOOPBACK), outputs["litellmApiKey"], model)
+        return _asked(outputs["litellmUrl"].replace("localhost", LOOPBACK), outputs["litellmApiKey"], model)
 
     def take_away(self) -> None:
         self._made.destroy()

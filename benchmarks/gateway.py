@@ -16,6 +16,7 @@ from benchmarks.measure import Readings, alternating, percentile
 from benchmarks.peer import VERSION, NotToBeHadError, portkey
 from benchmarks.plan import plan
 from infra import edge, gateway
+from infra.workload import LOOPBACK
 from tests.load import MESSAGES
 from tests.stacks import deployed
 
@@ -102,7 +103,7 @@ def of_stack(made: Deployment, replicas: int) -> Contender:
     return Contender(
         name=size(replicas),
         target=Target(
-            url=made.outputs["litellmUrl"].replace("localhost", edge.LOOPBACK),
+            url=made.outputs["litellmUrl"].replace("localhost", LOOPBACK),
             headers={"authorization": f"Bearer {made.outputs['litellmApiKey']}"},
             body=BODY,
         ),

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from benchmarks.caller import Target, settle
-from benchmarks.containers import LOOPBACK
+from infra.workload import LOOPBACK
 from tests.stacks import free_port
 from toolchain.machine import CACHE, which
 

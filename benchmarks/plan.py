@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-from benchmarks.containers import LOOPBACK, container
+from benchmarks.containers import container
 from benchmarks.peer import NotToBeHadError
 from infra import demo, gateway, model_list, postgres
 from infra.settings import Settings
 from infra.stack_config import validate
+from infra.workload import LOOPBACK
 from tests.stack_config import PROJECT, PROJECT_NAME, raw_config
 from tests.stacks import free_port, image_of
 

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from infra.workload import LOOPBACK
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -91,13 +93,13 @@ async def serve(listening: socket.socket) -> None:
 @contextmanager
 def stub() -> Iterator[str]:
     """Have it run, and give its address."""
-    with socket.create_server(("127.0.0.1", 0), backlog=BACKLOG) as listening:
+    with socket.create_server((LOOPBACK, 0), backlog=BACKLOG) as listening:
         descriptor = listening.fileno()
         with subprocess.Popen(
             [sys.executable, "-m", __name__, str(descriptor)], pass_fds=[descriptor], cwd=PROJECT
         ) as process:
             try:
-                yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+                yield f"http://{LOOPBACK}:{listening.getsockname()[1]}"
             finally:
                 process.terminate()
 

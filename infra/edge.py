@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING
 import pulumi
 
 from infra import gateway
-from infra.workload import LIVE, HealthCheck, Live, Placement, Port, Workload
+from infra.workload import LIVE, LOOPBACK, HealthCheck, Live, Placement, Port, Workload
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from infra.secrets import RotatingSecret
 
-LOOPBACK = "127.0.0.1"
 PORT = 4000
 METRICS_PORT = 8404
 # Inside the container only.
@@ -46,7 +45,7 @@ MEGABYTE = 1_000_000
 
 # The image has no HTTP client either, but it has bash.
 HEALTH_CHECK = (
-    f"exec 3<>/dev/tcp/127.0.0.1/{HEALTH_PORT} && printf 'GET / HTTP/1.0\\r\\n\\r\\n' >&3 "
+    f"exec 3<>/dev/tcp/{LOOPBACK}/{HEALTH_PORT} && printf 'GET / HTTP/1.0\\r\\n\\r\\n' >&3 "
     "&& read -r -t 9 line <&3 && [[ $line == *' 200 '* ]]"
 )
 
@@ -165,7 +164,7 @@ class Edge(pulumi.ComponentResource):
                 image=args.image,
                 entrypoint=(
                     *("bash", START, SERVERS_STATE, config),
-                    *("haproxy", "-W", "-db", "-S", f"127.0.0.1:{MASTER_PORT}", "-f", config),
+                    *("haproxy", "-W", "-db", "-S", f"{LOOPBACK}:{MASTER_PORT}", "-f", config),
                 ),
                 files={START: args.start, RELOAD: args.reload},
                 live=Live(

@@ -20,7 +20,7 @@ from pulumi.dynamic import (
 )
 
 from infra.secrets import Constant, GuardProvider, RotatingSecret
-from infra.workload import SECRETS, HealthCheck, Placement, Port, Workload
+from infra.workload import LOOPBACK, SECRETS, HealthCheck, Placement, Port, Workload
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -111,7 +111,7 @@ class Postgres(pulumi.ComponentResource):
                 secrets={"postgres_password": initial_password.value},
                 health=HealthCheck(
                     # Over TCP: the server that initializes the data directory listens on the socket only.
-                    command=("pg_isready", "--quiet", "--host=127.0.0.1", f"--username={SUPERUSER}"),
+                    command=("pg_isready", "--quiet", f"--host={LOOPBACK}", f"--username={SUPERUSER}"),
                 ),
                 user="postgres",
                 file_owner=USER_ID,

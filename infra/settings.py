@@ -27,6 +27,7 @@ from pydantic.alias_generators import to_camel
 
 from infra.edge import REPLICA_SLOTS
 from infra.placement.cluster import CONSTRAINT
+from infra.workload import LOOPBACK
 from toolchain.engine import lacks_certificates
 
 if TYPE_CHECKING:
@@ -206,7 +207,7 @@ class Settings(_Frozen):
     """The whole stack config. Each field's example is what the command that mends it shows."""
 
     docker_host: Annotated[str, AfterValidator(_docker_host)] = Field(examples=["unix:///var/run/docker.sock"])
-    bind_address: IPv4Address = Field(examples=["127.0.0.1"])
+    bind_address: IPv4Address = Field(examples=[LOOPBACK])
     placement: Literal["docker", "swarm"] = Field(examples=["swarm"])
     gateway_host: Annotated[HostName | None, Optional] = Field(examples=["llm.example"])
     gateway_port: Port = Field(examples=["4000"])

@@ -10,6 +10,9 @@ if TYPE_CHECKING:
 
     import pulumi
 
+LOOPBACK = "127.0.0.1"
+MEBIBYTE = 2**20
+
 SECRETS = "/run/secrets"
 """The folder in a container that holds its secrets, one file each."""
 
@@ -35,7 +38,7 @@ def http_health_check(port: int, path: str) -> HealthCheck:
     # No site packages and no http.client: the check runs every few seconds, for ever.
     program = (
         "import socket\n"
-        f"s = socket.create_connection(('127.0.0.1', {port}), 9)\n"
+        f"s = socket.create_connection(('{LOOPBACK}', {port}), 9)\n"
         f"s.sendall(b'GET {path} HTTP/1.0\\r\\n\\r\\n')\n"
         "raise SystemExit(b' 200 ' not in s.recv(64))"
     )

@@ -28,7 +28,7 @@ from infra.placement.engine import (
     stands_alone,
 )
 from infra.placement.services import Converged, stand_down
-from infra.workload import LIVE, SECRETS, Replica, Workload
+from infra.workload import LIVE, MEBIBYTE, SECRETS, Replica, Workload
 from toolchain.engine import UNREACHABLE, connect
 
 if TYPE_CHECKING:
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 
     from infra.workload import HealthCheck
 
-MEBIBYTE = 2**20
 SECRET_MODE = 0o400
 CONFIG_MODE = 0o444
 RESERVED_SHARE = 4

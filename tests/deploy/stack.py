@@ -16,7 +16,7 @@ from infra import demo, edge, postgres
 from infra.placement.engine import LABEL
 from infra.settings import Settings
 from infra.stack_config import STRUCTURED, report, set_command, validate
-from infra.workload import Port
+from infra.workload import LOOPBACK, MEBIBYTE, Port
 from tests.deploy.leaks import Secret
 from tests.stack_config import PROJECT, PROJECT_NAME
 from toolchain.engine import UNREACHABLE, connect, docker_command
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 SIGNATURE = "4dabf18193072939515e22adb298388d"
 """The key by which Pulumi marks a secret in a state."""
-MEBIBYTE = 2**20
 VOLUME = "docker:index/volume:Volume"
 SETTINGS = {
     "master-key": "masterKey",
@@ -249,9 +248,7 @@ class DeployedStack(ABC):
             "postgres": [Port(internal=postgres.PORT, external=settings.postgres_port, address=address)],
         }
         if settings.metrics_port:
-            ports["edge"].append(
-                Port(internal=edge.METRICS_PORT, external=settings.metrics_port, address=edge.LOOPBACK)
-            )
+            ports["edge"].append(Port(internal=edge.METRICS_PORT, external=settings.metrics_port, address=LOOPBACK))
         return ports.get(part.kind, [])
 
     def of_type(self, kind: str) -> Iterator[dict[str, Any]]:

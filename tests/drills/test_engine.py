@@ -11,6 +11,7 @@ import docker
 import psycopg
 import pytest
 
+from infra.workload import MEBIBYTE
 from tests.drills.test_faults import Writer, all_there
 from tests.engines import Daemon, needs_an_engine_of_its_own, own_network
 from tests.load import NOTHING_FAILS, Bound
@@ -75,7 +76,7 @@ def test_a_full_disk_loses_no_acknowledged_row(daemon: Daemon, deployment: Deplo
         try:
             fill(filler)
             with pytest.raises(psycopg.OperationalError), psycopg.connect(url, autocommit=True) as connection:
-                connection.execute(MORE_THAN_THE_DISK % (VOLUMES_MB * 2**20 // 32))
+                connection.execute(MORE_THAN_THE_DISK % (VOLUMES_MB * MEBIBYTE // 32))
             assert b"No space left on device" in deployment.container("postgres").logs()
         finally:
             filler.unlink()

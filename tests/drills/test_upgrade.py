@@ -9,6 +9,7 @@ import httpx2
 import openai
 import pytest
 
+from infra.workload import MEBIBYTE
 from tests.load import Bound
 from tests.runbooks import runbook
 from toolchain import images, recipes
@@ -25,7 +26,6 @@ REPLICAS = ("litellm-1", "litellm-2")
 MESSAGES: list[ChatCompletionUserMessageParam] = [{"role": "user", "content": "hello"}]
 OF_THE_PROVIDER_ONLY = Bound(provider_may_fail=True, streams_may_break=True)
 """The demo provider runs in LiteLLM's image, and is replaced with it: for a second there is none."""
-MIB = 2**20
 INVALID_MODEL = "Invalid model name"
 """What the app module knows it by; the SDK's own text has it from newer ones only."""
 
@@ -106,4 +106,4 @@ def measured(deployment: Deployment) -> None:
     stats = deployment.container("litellm-1").stats(stream=False)
     assert isinstance(stats, dict)
     memory = stats["memory_stats"]["usage"]
-    print(f"\n{UPGRADE}: image {size / MIB:.0f} MiB, memory {memory / MIB:.0f} MiB")
+    print(f"\n{UPGRADE}: image {size / MEBIBYTE:.0f} MiB, memory {memory / MEBIBYTE:.0f} MiB")

@@ -13,6 +13,7 @@ from pulumi import automation
 
 from infra.placement.engine import LABEL
 from infra.placement.services import await_convergence
+from infra.workload import MEBIBYTE
 from tests.engines import needs_an_engine_of_its_own
 from tests.integration.test_deploy_checks import certificate, check, failed
 from tests.stack_config import PROJECT_NAME
@@ -179,7 +180,7 @@ def root_and_a_folder_of_the_host(faults: Faults, spec: Spec) -> None:
 
 
 def more_memory_and_a_larger_log(faults: Faults, spec: Spec) -> None:
-    spec["TaskTemplate"]["Resources"]["Limits"]["MemoryBytes"] += 2**20
+    spec["TaskTemplate"]["Resources"]["Limits"]["MemoryBytes"] += MEBIBYTE
     spec["TaskTemplate"]["LogDriver"]["Options"]["max-size"] = "1g"
     faults.expect(
         "test_its_memory_and_its_log_are_bounded_as_configured[demo]",
