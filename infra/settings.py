@@ -27,7 +27,7 @@ from pydantic.alias_generators import to_camel
 
 from infra.edge import REPLICA_SLOTS
 from infra.placement.cluster import CONSTRAINT
-from infra.workload import LOOPBACK
+from infra.workload import LAST_PORT, LOOPBACK
 from toolchain.engine import lacks_certificates
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ Constraint = Annotated[str, AfterValidator(_constraint)]
 Registry = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9.-]*(:\d{1,5})?(/[a-z0-9._/-]+)?$")]
 HostName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,251}[A-Za-z0-9])?$")]
 Image = Annotated[str, AfterValidator(_image)]
-Port = Annotated[int, Field(ge=1, le=65535)]
+Port = Annotated[int, Field(ge=1, le=LAST_PORT)]
 MemoryMb = Annotated[int, Field(ge=64, le=1024 * 1024)]
 Key = Annotated[SecretStr, AfterValidator(_key)]
 Password = Annotated[SecretStr, AfterValidator(_password)]

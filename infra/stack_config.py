@@ -22,6 +22,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic.alias_generators import to_camel
 
 from infra.settings import PROVIDER_KEYS, Settings, is_secret, postgres_major_version
+from infra.workload import LAST_PORT
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
@@ -225,7 +226,9 @@ def _port_problems(values: Mapping[str, Any]) -> Iterator[Problem]:
     first: dict[int, str] = {}
     for key, port in ports.items():
         if port is not None and (other := first.setdefault(port, key)) != key:
-            yield Problem(key, f"is {other} too", f"set {key} {port + 1}")
+            near = (port + 1, port + 2, port - 1, port - 2)
+            free = next(each for each in near if each <= LAST_PORT and each not in ports.values())
+            yield Problem(key, f"is {other} too", f"set {key} {free}")
 
 
 def _swarm_problems(values: Mapping[str, Any]) -> Iterator[Problem]:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     import pulumi
 
 LOOPBACK = "127.0.0.1"
+LAST_PORT = 65535
 MEBIBYTE = 2**20
 
 SECRETS = "/run/secrets"

@@ -144,6 +144,15 @@ def test_each_mistake_is_named_with_what_is_wrong(changes: dict[str, Any], key: 
     assert what in found[0].what
 
 
+@pytest.mark.parametrize(
+    ("port", "other", "proposed"),
+    [(4000, 5432, 4001), (4000, 4001, 4002), (65534, 65535, 65533), (65535, 5432, 65534), (65535, 65534, 65533)],
+)
+def test_a_port_that_is_proposed_is_one_and_free(port: int, other: int, proposed: int) -> None:
+    [found] = problems(gatewayPort=str(port), postgresPort=str(other), metricsPort=str(port))
+    assert (found.key, found.command) == ("metricsPort", f"set metricsPort {proposed}")
+
+
 def configured(monkeypatch: pytest.MonkeyPatch, config: dict[str, str]) -> None:
     """Have Pulumi hand this config to the program."""
     monkeypatch.delenv("PULUMI_CONFIG", raising=False)
