@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from infra.workload import LAST_PORT, LOOPBACK
 from toolchain import engine, images, machine, registry, tools
 from toolchain.progress import CommandError, SetupError, Step, Steps
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 PROJECT = Path(__file__).resolve().parent.parent
 PULUMI = str(PROJECT / "pulumiw")
 UNATTENDED = ("--refresh", "--yes", "--skip-preview", "--non-interactive", "--color=never")
+DEFAULT_STACK = "dev"
 ENVIRONMENT_FILE = PROJECT / ".env"
 IMAGE_SETTINGS = {"litellm": "litellmImage", "postgres": "postgresImage", "haproxy": "haproxyImage"}
 PULUMI_COMMAND = "./pulumiw"
@@ -38,34 +40,58 @@ OWN_PROVIDER = "using pulumi-resource-docker from $PATH"
 """What Pulumi warns of where the Docker provider was built here, on purpose."""
 LOCKED = "the stack is currently locked"
 NO_STACK = "no stack named"
-PORT_SETTINGS = {"edge": "gatewayPort", "postgres": "postgresPort"}
+PORT_SETTINGS = ("gatewayPort", "postgresPort", "metricsPort")
+TEXT_SETTINGS = ("dockerHost", "placement", "bindAddress", "imageRegistry", *IMAGE_SETTINGS.values())
+"""What is needed here in clear."""
 
 
 class StackConfig:
     """The plain values of a stack's config, with the project's defaults."""
 
     def __init__(self, stack: str) -> None:
+        """Raises SetupError for a config file that cannot be read."""
         project = yaml.safe_load((PROJECT / "Pulumi.yaml").read_text(encoding="utf-8"))
-        path = PROJECT / f"Pulumi.{stack}.yaml"
-        own = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else None
         self.project: str = project["name"]
         self.stack = stack
         self._defaults = {key: spec.get("default") for key, spec in project["config"].items()}
-        self._values = (own or {}).get("config") or {}
+        self._values = _values(path := PROJECT / f"Pulumi.{stack}.yaml")
+        for key in TEXT_SETTINGS:
+            if not isinstance(self[key], str):
+                raise SetupError(
+                    f"{key} is not a plain text in {path.name}",
+                    mend=f"{PULUMI_COMMAND} config set --stack {stack} {key} …",
+                )
 
     def __getitem__(self, key: str) -> Any:  # noqa: ANN401 -- the stack config's values are of any type
         return self._values.get(f"{self.project}:{key}", self._defaults.get(key))
 
     @property
-    def own_keys(self) -> set[str]:
-        """What the stack sets itself."""
-        return {key.removeprefix(f"{self.project}:") for key in self._values}
-
-    @property
     def images(self) -> dict[str, str]:
         """The images that the stack runs, by part."""
-        parts = IMAGE_SETTINGS.keys() - ({"postgres"} if "databaseUrl" in self.own_keys else set())
+        parts = IMAGE_SETTINGS.keys() - ({"postgres"} if self["databaseUrl"] else set())
         return {part: self[key] for part, key in IMAGE_SETTINGS.items() if part in parts}
+
+
+def _values(path: Path) -> dict[str, Any]:
+    """What a stack's config file sets, by whole keys; nothing where there is none. Raises SetupError."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            content = yaml.safe_load(file)
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise _malformed(path, str(error)) from error
+    values = content.get("config") if isinstance(content, dict) else content
+    if not isinstance(values, dict | None):
+        raise _malformed(path, "`config:` is expected, and below it a line for each key")
+    return values or {}
+
+
+def _malformed(path: Path, why: str) -> SetupError:
+    return SetupError(
+        f"{path.name} is not the config of a stack: {why}",
+        mend=f"mend it there; git diff {path.name} shows what was changed",
+    )
 
 
 def prepare(steps: Steps, config: StackConfig) -> None:
@@ -98,8 +124,8 @@ def push(steps: Steps, stack: str) -> None:
 
 def up(steps: Steps, stack: str) -> None:
     """Bring the stack up, write `.env`, and say how to go on."""
-    config = StackConfig(stack)
     try:
+        config = StackConfig(stack)
         client = engine.ensure(steps, config["dockerHost"])  # known before minutes go into the tools
     except SetupError as error:
         if PULUMI_COMMAND in error.mend:
@@ -170,18 +196,30 @@ def _check_ports(client: docker.DockerClient, config: StackConfig) -> None:
     """Find out about taken ports before anything is started. A port of this stack's own container is free to it."""
     if config["placement"] != "docker" or not config["dockerHost"].startswith("unix:"):
         return
-    running = {container.name for container in client.containers.list()}
+    own = _published(client, {f"{config.project}-{config.stack}-{part}" for part in ("edge", "postgres")})
+    spoken_for = {str(config[key]) for key in PORT_SETTINGS}
     problems, mends = [], []
-    for part, key in PORT_SETTINGS.items():
-        if f"{config.project}-{config.stack}-{part}" in running or (
-            part == "postgres" and "databaseUrl" in config.own_keys
-        ):
+    for key in PORT_SETTINGS:
+        unused = config[key] in ("", None) or (key == "postgresPort" and config["databaseUrl"])
+        if unused or str(config[key]) in own:
             continue
-        if why := _why_unusable(config["bindAddress"], config[key]):
-            problems.append(f"port {config[key]} of {config['bindAddress']} cannot be used for the {part}: {why}")
-            mends.append(f"{PULUMI_COMMAND} config set --stack {config.stack} {key} {_free_port(config, key, why)}")
+        address = LOOPBACK if key == "metricsPort" else config["bindAddress"]
+        if why := _why_unusable(address, config[key]):
+            problems.append(f"port {config[key]} of {address} cannot be used as {key}: {why}")
+            free = "PORT"
+            if why == os.strerror(errno.EADDRINUSE):
+                free = _free_port(address, int(config[key]), spoken_for)
+                spoken_for.add(free)
+            mends.append(f"{PULUMI_COMMAND} config set --stack {config.stack} {key} {free}")
     if problems:
         raise SetupError("\n".join(problems), mend="\n    ".join(mends))
+
+
+def _published(client: docker.DockerClient, names: set[str]) -> set[str]:
+    """The ports of the host that running containers with these names have."""
+    running = client.containers.list(ignore_removed=True)
+    bindings = [each for container in running if container.name in names for each in container.ports.values()]
+    return {binding["HostPort"] for each in bindings for binding in each or ()}
 
 
 def _why_unusable(address: str, port: object) -> str:
@@ -197,15 +235,10 @@ def _why_unusable(address: str, port: object) -> str:
     return ""
 
 
-def _free_port(config: StackConfig, key: str, why: str) -> str:
+def _free_port(address: str, taken: int, spoken_for: set[str]) -> str:
     """The next port that could be used instead of a taken one, or the word PORT."""
-    if why != os.strerror(errno.EADDRINUSE):
-        return "PORT"
-    others = {str(config[other]) for other in PORT_SETTINGS.values()}
-    above = (str(port) for port in range(int(config[key]) + 1, 65536))
-    return next(
-        (port for port in above if port not in others and not _why_unusable(config["bindAddress"], port)), "PORT"
-    )
+    above = (str(port) for port in range(taken + 1, LAST_PORT + 1))
+    return next((port for port in above if port not in spoken_for and not _why_unusable(address, port)), "PORT")
 
 
 def _outputs(stack: str) -> dict[str, Any]:
@@ -232,11 +265,12 @@ def _write_environment_file(values: dict[str, str]) -> None:
 
 def _how_to_go_on(outputs: dict[str, Any], stack: str, config: StackConfig) -> str:
     url = outputs["litellmUrl"]
+    named = "" if stack == DEFAULT_STACK else f" STACK={stack}"
     demo = (
         "\n  The demo provider answers. For real models:\n"
         f"    ./pulumiw config set --stack {stack} --secret openaiApiKey sk-…        (or anthropicApiKey)\n"
-        f"    make up\n"
-        if config["demo"] and not {"openaiApiKey", "anthropicApiKey"} & config.own_keys
+        f"    make up{named}\n"
+        if config["demo"] and not config["openaiApiKey"] and not config["anthropicApiKey"]
         else ""
     )
     return f"""
@@ -249,14 +283,14 @@ The gateway is up at {url}, with {", ".join(outputs["models"])}.
                -d '{{"model": "gpt-4o", "messages": [{{"role": "user", "content": "hello"}}]}}'
     Python   .venv/bin/python -c 'from app import *; print(chat_completion([ChatMessage("user", "hello")]).content)'
 {demo}
-  Look at it or change it: ./pulumiw preview, ./pulumiw up, ./pulumiw stack output. End it: make down"""
+  Look at it or change it: ./pulumiw preview, ./pulumiw up, ./pulumiw stack output. End it: make down{named}"""
 
 
 def main() -> int:
     """Run the command that the Makefile names."""
     parser = argparse.ArgumentParser(prog="python -m toolchain", description=__doc__)
     parser.add_argument("command", choices=["prepare", "up", "down", "push"])
-    parser.add_argument("--stack", default="dev")
+    parser.add_argument("--stack", default=DEFAULT_STACK)
     arguments = parser.parse_args()
     os.chdir(PROJECT)
     with Steps() as steps:

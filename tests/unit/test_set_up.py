@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import os
+import re
 import socket
 import sys
 import threading
+from contextlib import ExitStack
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 from rich.console import Console
 
+from infra.workload import LAST_PORT
 from toolchain import __main__ as set_up
 from toolchain import engine, machine, tools
 from toolchain.progress import CommandError, SetupError, Step, Steps
@@ -22,18 +28,17 @@ if TYPE_CHECKING:
     import docker
 
 
-class Engine:
-    """An engine on which nothing runs."""
+def engine_with(**ports: int) -> docker.DockerClient:
+    """An engine on which containers of these names run, each with a port of the host."""
+    running = [
+        SimpleNamespace(name=name, ports={"1/tcp": [{"HostIp": "127.0.0.1", "HostPort": str(port)}], "2/tcp": None})
+        for name, port in ports.items()
+    ]
+    containers = SimpleNamespace(list=lambda **_: running)
+    return cast("docker.DockerClient", SimpleNamespace(containers=containers))
 
-    @property
-    def containers(self) -> Engine:
-        return self
 
-    def list(self) -> list[object]:
-        return []
-
-
-ENGINE = cast("docker.DockerClient", Engine())
+ENGINE = engine_with()
 
 
 class Config(set_up.StackConfig):
@@ -56,28 +61,115 @@ def taken() -> Iterator[int]:
         yield server.getsockname()[1]
 
 
+@pytest.fixture
+def config_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The config file of stack dev, in a project of its own."""
+    (tmp_path / "Pulumi.yaml").write_bytes((set_up.PROJECT / "Pulumi.yaml").read_bytes())
+    monkeypatch.setattr(set_up, "PROJECT", tmp_path)
+    return tmp_path / "Pulumi.dev.yaml"
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        ("config: [", "line 1, column"),
+        ("config: [1]\n", "below it a line for each key"),
+        ("- config\n", "below it a line for each key"),
+        ("\udcff", "can't decode byte 0xff"),
+    ],
+)
+def test_a_malformed_config_file_is_named(config_file: Path, content: str, why: str) -> None:
+    """With the place in it, and nothing is changed."""
+    config_file.write_text(content, errors="surrogateescape")
+    with pytest.raises(SetupError, match=r"Pulumi\.dev\.yaml is not the config of a stack: ") as raised:
+        set_up.StackConfig("dev")
+    assert why in raised.value.why
+    assert "git diff Pulumi.dev.yaml" in raised.value.mend
+
+
+@pytest.mark.parametrize("value", ["{secure: v1:x}", "5", "[a]", ""])
+def test_what_make_up_needs_must_be_plain_text(config_file: Path, value: str) -> None:
+    """As of a dockerHost that was set with `--secret`, which could not be asked."""
+    config_file.write_text(f"config:\n  llm-infrastructure:dockerHost: {value}\n")
+    with pytest.raises(SetupError, match=r"dockerHost is not a plain text in Pulumi\.dev\.yaml") as raised:
+        set_up.StackConfig("dev")
+    assert raised.value.mend == "./pulumiw config set --stack dev dockerHost …"
+
+
+@pytest.mark.parametrize("content", ["", "config:\n", "encryptionsalt: v1:x\n"])
+def test_a_config_file_may_set_nothing(config_file: Path, content: str) -> None:
+    config_file.write_text(content)
+    assert set_up.StackConfig("dev")["dockerHost"] == set_up.StackConfig("other")["dockerHost"] != ""
+
+
+def test_an_empty_database_url_is_none(config_file: Path) -> None:
+    """The stack's own Postgres runs then, and needs its image; with one, encrypted as it is, it does not."""
+    config_file.write_text('config:\n  llm-infrastructure:databaseUrl: ""\n')
+    assert set_up.StackConfig("dev").images.keys() == {"litellm", "postgres", "haproxy"}
+    config_file.write_text("config:\n  llm-infrastructure:databaseUrl:\n    secure: v1:x\n")
+    assert set_up.StackConfig("dev").images.keys() == {"litellm", "haproxy"}
+
+
 def quiet() -> Steps:
     return Steps(Console(file=io.StringIO(), soft_wrap=True))
 
 
 def test_all_taken_ports_are_named_with_free_ones(taken: int) -> None:
     """One try tells of all of them, and the commands can be typed as they stand."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        other = server.getsockname()[1]
+    with ExitStack() as servers:
+        ports = {"gatewayPort": taken}
+        for key in ("postgresPort", "metricsPort"):
+            ports[key] = servers.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1]
         with pytest.raises(SetupError) as raised:
-            set_up._check_ports(ENGINE, Config(gatewayPort=taken, postgresPort=other))
-    assert f"port {taken} of 127.0.0.1 cannot be used for the edge: Address already in use" in raised.value.why
-    assert f"port {other} of 127.0.0.1 cannot be used for the postgres: Address already in use" in raised.value.why
-    gateway, postgres = (line.split() for line in raised.value.mend.splitlines())
-    assert gateway[:-1] == ["./pulumiw", "config", "set", "--stack", "dev", "gatewayPort"]
-    assert postgres[:-1] == ["./pulumiw", "config", "set", "--stack", "dev", "postgresPort"]
-    set_up._check_ports(ENGINE, Config(gatewayPort=gateway[-1], postgresPort=postgres[-1]))
+            set_up._check_ports(ENGINE, Config(**ports))
+    assert raised.value.why.splitlines() == [
+        f"port {port} of 127.0.0.1 cannot be used as {key}: Address already in use" for key, port in ports.items()
+    ]
+    *commands, free = zip(*(line.split() for line in raised.value.mend.splitlines()), strict=True)
+    assert [" ".join(words) for words in zip(*commands, strict=True)] == [
+        f"./pulumiw config set --stack dev {key}" for key in ports
+    ]
+    set_up._check_ports(ENGINE, Config(**dict(zip(ports, free, strict=True))))
 
 
-def test_the_other_ports_of_the_stack_are_not_proposed(taken: int) -> None:
-    """A port that this stack is to use for something else is not free."""
-    config = Config(gatewayPort=taken, postgresPort=taken + 1)
-    assert set_up._free_port(config, "gatewayPort", set_up._why_unusable("127.0.0.1", taken)) != str(taken + 1)
+def test_metrics_are_on_loopback_wherever_the_gateway_is(taken: int) -> None:
+    with pytest.raises(SetupError, match=f"port {taken} of 127.0.0.1 cannot be used as metricsPort"):
+        set_up._check_ports(ENGINE, Config(bindAddress="127.0.0.2", gatewayPort=0, postgresPort=0, metricsPort=taken))
+
+
+def test_a_port_that_the_stack_has_is_free_to_it(taken: int) -> None:
+    """Not one that it is only to have, though its container runs, and not another stack's."""
+    config = Config(gatewayPort=0, postgresPort=0, metricsPort=taken)
+    set_up._check_ports(engine_with(**{"llm-infrastructure-dev-edge": taken}), config)
+    for others in ({"llm-infrastructure-dev-edge": 1}, {"llm-infrastructure-other-edge": taken}):
+        with pytest.raises(SetupError):
+            set_up._check_ports(engine_with(**others), config)
+
+
+def test_a_port_of_a_postgres_that_does_not_run_is_not_looked_at(taken: int) -> None:
+    """With an empty databaseUrl, which is as good as none, the stack's own runs."""
+    set_up._check_ports(ENGINE, Config(gatewayPort=0, postgresPort=taken, databaseUrl="postgresql://…"))
+    with pytest.raises(SetupError):
+        set_up._check_ports(ENGINE, Config(gatewayPort=0, postgresPort=taken, databaseUrl=""))
+
+
+@pytest.mark.parametrize(
+    ("ports", "unusable", "proposed"),
+    [
+        ((4000, 4001, 4002), {4000, 4001, 4002}, ["4003", "4004", "4005"]),
+        ((4000, 4001, 4002), {4000, 4002, 4003}, ["4004", "4005"]),
+        ((LAST_PORT, 4001, 4002), {LAST_PORT}, ["PORT"]),
+    ],
+)
+def test_a_port_that_is_proposed_is_free(
+    monkeypatch: pytest.MonkeyPatch, ports: tuple[int, int, int], unusable: set[int], proposed: list[str]
+) -> None:
+    """Not another one of this stack, not proposed twice, and not above the last."""
+    in_use = os.strerror(errno.EADDRINUSE)
+    monkeypatch.setattr(set_up, "_why_unusable", lambda _, port: in_use if int(port) in unusable else "")
+    with pytest.raises(SetupError) as raised:
+        set_up._check_ports(ENGINE, Config(**dict(zip(set_up.PORT_SETTINGS, ports, strict=True))))
+    assert [line.split()[-1] for line in raised.value.mend.splitlines()] == proposed
 
 
 @pytest.mark.parametrize("port", [65536, "http"])
@@ -176,3 +268,12 @@ def test_an_engine_out_of_reach_is_told_at_once(
     with pytest.raises(SetupError, match="no engine"):
         set_up.up(quiet(), "dev")
     assert stacks == selected
+
+
+@pytest.mark.parametrize(
+    ("stack", "commands"), [("dev", ["make up", "make down"]), ("own", ["make up STACK=own", "make down STACK=own"])]
+)
+def test_the_next_commands_are_for_the_stack_that_is_up(stack: str, commands: list[str]) -> None:
+    """And not for dev, which `make` takes where none is named."""
+    said = set_up._how_to_go_on({"litellmUrl": "http://localhost:4000", "models": ["gpt-4o"]}, stack, Config())
+    assert re.findall("make [a-z]+(?: STACK=.+)?$", said, re.MULTILINE) == commands
