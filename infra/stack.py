@@ -53,7 +53,7 @@ def build(settings: Settings) -> Mapping[str, pulumi.Input[object]]:
     for name, variable in models.left_out.items():
         mend = "name it in `models` of the stack config, and its key in modelKeys"
         if variable.lower() in PROVIDER_KEYS.values():
-            mend = f"./pulumiw config set --secret {to_camel(variable.lower())} …"
+            mend = f"./pulumiw config set --stack {pulumi.get_stack()} --secret {to_camel(variable.lower())} …"
         pulumi.log.warn(f"{name} is left out: {variable} is not set ({mend})")
     edge_config = master_key.generation.apply(
         lambda generation: edge.render(

@@ -96,7 +96,7 @@ def _malformed(path: Path, why: str) -> SetupError:
 
 def prepare(steps: Steps, config: StackConfig) -> None:
     """Make sure of the engine, the Pulumi tools and the images that a stack names."""
-    client = engine.ensure(steps, config["dockerHost"])
+    client = engine.ensure(steps, config["dockerHost"], config.stack)
     tools.ensure(steps)
     _ensure_images(steps, client, config)
 
@@ -117,7 +117,7 @@ def push(steps: Steps, stack: str) -> None:
             f"stack {stack} names no registry to push to",
             mend=f"./pulumiw config set --stack {stack} imageRegistry HOST:PORT",
         )
-    client = engine.ensure(steps, config["dockerHost"])
+    client = engine.ensure(steps, config["dockerHost"], config.stack)
     for image in registry.push(steps, client, config.images, config["imageRegistry"], ask=_asking(steps)):
         print(image)
 
@@ -126,7 +126,7 @@ def up(steps: Steps, stack: str) -> None:
     """Bring the stack up, write `.env`, and say how to go on."""
     try:
         config = StackConfig(stack)
-        client = engine.ensure(steps, config["dockerHost"])  # known before minutes go into the tools
+        client = engine.ensure(steps, config["dockerHost"], config.stack)  # known before minutes go into the tools
     except SetupError as error:
         if PULUMI_COMMAND in error.mend:
             _select(steps, stack)

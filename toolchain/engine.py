@@ -33,16 +33,16 @@ START_SECONDS = 60
 POLL_SECONDS = 0.1
 
 
-def ensure(steps: Steps, host: str) -> docker.DockerClient:
-    """Return a client of the engine at `host`, the stack's `dockerHost`; install or start the engine if need be.
+def ensure(steps: Steps, host: str, stack: str) -> docker.DockerClient:
+    """Return a client of the engine at `host`, the `dockerHost` of `stack`; install or start the engine if need be.
 
     Raises SetupError when it cannot be reached, and when DOCKER_HOST in the environment names another engine.
     """
-    _check_environment(host)
+    _check_environment(host, stack)
     try:
         return connect(host)
     except UNREACHABLE as error:
-        why = _why_unreachable(host, error)
+        why = _why_unreachable(host, stack, error)
         absent = isinstance(error, (FileNotFoundError, ConnectionRefusedError))
     if not (absent and _is_default(host) and can_install()):
         raise why
@@ -134,20 +134,24 @@ def start(step: Step, host: str, *options: str, log: Path) -> None:
             raise SetupError(
                 "\n".join([f"dockerd {what}; the last lines of {log}:", *last_lines]),
                 tried=[" ".join(command)],
-                mend="mend what the log names, or name an engine elsewhere: ./pulumiw config set dockerHost ssh://…",
+                mend="mend what the log names, or set the stack's dockerHost to an engine elsewhere, as ssh://…",
             )
         time.sleep(POLL_SECONDS)
     process.returncode = 0  # it goes on without us, which is no leak to warn of
 
 
-def _check_environment(host: str) -> None:
+def _check_environment(host: str, stack: str) -> None:
     """Refuse a DOCKER_HOST that names another engine: the `docker` command would show what the stack does not use."""
     other = os.environ.get("DOCKER_HOST", "")
     if other and _canonical(other) != _canonical(host):
         raise SetupError(
-            f"DOCKER_HOST names the engine {other}, and the stack's config names {host}",
-            mend=f"./pulumiw config set dockerHost {other}\n    or, to use {host}: unset DOCKER_HOST",
+            f"DOCKER_HOST names the engine {other}, and the config of stack {stack} names {host}",
+            mend=f"{_set_host(stack, other)}\n    or, to use {host}: unset DOCKER_HOST",
         )
+
+
+def _set_host(stack: str, host: str) -> str:
+    return f"./pulumiw config set --stack {stack} dockerHost {host}"
 
 
 def _canonical(host: str) -> str:
@@ -170,18 +174,18 @@ def _answers(host: str) -> bool:
     return True
 
 
-def _why_unreachable(host: str, error: Exception) -> SetupError:
+def _why_unreachable(host: str, stack: str, error: Exception) -> SetupError:
     """Say why no engine answers, and what a user who is not root can do."""
     if not host.startswith("unix://"):
         with_these = f" with the certificates in {folder}" if (folder := certificates(host)) else ""
         return SetupError(
             f"The Docker Engine at {host} does not answer: {error}",
             mend=f"see that `{docker_command(host)} version` answers{with_these}, or name another: "
-            "./pulumiw config set dockerHost …",
+            f"{_set_host(stack, '…')}",
         )
     others = [other for other in USUAL_HOSTS if _canonical(other) != _canonical(host) and _answers(other)]
     if others or not _is_default(host):
-        mend = f"./pulumiw config set dockerHost {[*others, DEFAULT_HOST][0]}"
+        mend = _set_host(stack, [*others, DEFAULT_HOST][0])
     elif which("dockerd"):
         mend = "sudo systemctl start docker"
     else:

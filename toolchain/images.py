@@ -303,7 +303,7 @@ def _present(engine: docker.DockerClient, reference: str) -> bool:
 
 def _elsewhere(unavailable: Mapping[str, str]) -> str:
     references = " ".join(sorted(set(unavailable.values())))
-    settings = ", ".join(f"./pulumiw config set {part}Image …" for part in unavailable)
+    settings = ", ".join(f"./pulumiw config set --stack STACK {part}Image …" for part in unavailable)
     return (
         f"on a machine that has the images: docker save {references} | gzip >images.tar.gz\n"
         "    then on this one: docker load <images.tar.gz\n"

@@ -54,5 +54,5 @@ def test_an_engine_that_answers_is_not_started_again(daemon: Daemon) -> None:
     first = daemon.pid
     daemon.start()
     assert daemon.pid == first
-    with closing(engine.ensure(Steps(), daemon.host)) as client:
+    with closing(engine.ensure(Steps(), daemon.host, "any")) as client:
         assert client.ping()

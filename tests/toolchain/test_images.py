@@ -447,7 +447,7 @@ def test_a_version_that_no_recipe_builds(engine: docker.DockerClient, tmp_path: 
     assert "PostgreSQL 17" in raised.value.why
     assert raised.value.tried[0].startswith(f"pull {reference}: ")
     assert f"docker save {reference}" in raised.value.mend
-    assert "./pulumiw config set postgresImage" in raised.value.mend
+    assert "./pulumiw config set --stack STACK postgresImage" in raised.value.mend
 
 
 @pytest.fixture

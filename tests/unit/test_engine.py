@@ -35,7 +35,7 @@ def listener(tmp_path: Path) -> Iterator[socket.socket]:
 
 def failure(host: str) -> SetupError:
     with pytest.raises(SetupError) as raised:
-        engine.ensure(Steps(), host)
+        engine.ensure(Steps(), host, "staging")
     return raised.value
 
 
@@ -44,7 +44,7 @@ def test_the_environment_does_not_decide(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("DOCKER_HOST", "tcp://build.example:2375")
     error = failure("unix:///var/run/docker.sock")
     assert "tcp://build.example:2375" in error.why
-    assert "./pulumiw config set dockerHost tcp://build.example:2375" in error.mend
+    assert "./pulumiw config set --stack staging dockerHost tcp://build.example:2375" in error.mend
     assert "unset DOCKER_HOST" in error.mend
 
 
@@ -57,14 +57,14 @@ def test_two_names_of_one_engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     (tmp_path / "var").mkdir()
     (tmp_path / "var/run").symlink_to(tmp_path / "run")
     monkeypatch.setenv("DOCKER_HOST", other.format(tmp_path))
-    engine._check_environment(one.format(tmp_path))
+    engine._check_environment(one.format(tmp_path), "dev")
 
 
 def test_no_socket(tmp_path: Path) -> None:
     """Without a socket there is no engine; the usual one is named instead."""
     error = failure(f"unix://{tmp_path}/docker.sock")
     assert f"no socket {tmp_path}/docker.sock" in error.why
-    assert "./pulumiw config set dockerHost unix:///var/run/docker.sock" in error.mend
+    assert "./pulumiw config set --stack staging dockerHost unix:///var/run/docker.sock" in error.mend
 
 
 def test_another_engine_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,7 +73,7 @@ def test_another_engine_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(engine, "USUAL_HOSTS", [rootless])
     monkeypatch.setattr(engine, "_answers", lambda host: host == rootless)
     error = failure(f"unix://{tmp_path}/docker.sock")
-    assert error.mend.endswith(f"./pulumiw config set dockerHost {rootless}")
+    assert error.mend.endswith(f"./pulumiw config set --stack staging dockerHost {rootless}")
 
 
 def test_nothing_listens(tmp_path: Path, listener: socket.socket) -> None:

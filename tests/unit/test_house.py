@@ -50,6 +50,14 @@ def test_a_module_has_at_most_400_lines(files: list[str]) -> None:
     assert {file for file, count in lines.items() if count > MOST_LINES} == LONG.keys()
 
 
+def test_commands_that_errors_name_say_which_stack(files: list[str]) -> None:
+    """The one that is selected may be another."""
+    sources = [file for file in files if file.startswith(("infra/", "toolchain/")) and file.endswith(".py")]
+    commands = {file: re.findall(r"/pulumiw config set .*", (PROJECT / file).read_text()) for file in sources}
+    assert any(commands.values())
+    assert [it for found in commands.values() for it in found if "config set --stack " not in it] == []
+
+
 def test_each_folder_is_explained(files: list[str]) -> None:
     """In the README, where a newcomer looks first; a part of tests/ in the row of that folder."""
     table = (PROJECT / "README.md").read_text().partition("## What is where")[2].partition("\n## ")[0]

@@ -251,7 +251,10 @@ def test_two_runs_for_a_stack_take_turns(monkeypatch: pytest.MonkeyPatch, tmp_pa
 
 @pytest.mark.parametrize(
     ("mend", "selected"),
-    [("./pulumiw config set dockerHost unix:///run/docker.sock", ["dev"]), ("sudo systemctl start docker", [])],
+    [
+        ("./pulumiw config set --stack dev dockerHost unix:///run/docker.sock", ["dev"]),
+        ("sudo systemctl start docker", []),
+    ],
 )
 def test_an_engine_out_of_reach_is_told_at_once(
     monkeypatch: pytest.MonkeyPatch, mend: str, selected: list[str]

@@ -90,7 +90,7 @@ def test_a_provider_key_takes_the_demo_provider_away(registered: Callable[..., R
 @pytest.mark.parametrize(
     ("variable", "mend"),
     [
-        ("ANTHROPIC_API_KEY", "./pulumiw config set --secret anthropicApiKey …"),
+        ("ANTHROPIC_API_KEY", "./pulumiw config set --stack dev --secret anthropicApiKey …"),
         ("AZURE_API_KEY", "name it in `models` of the stack config, and its key in modelKeys"),
     ],
 )
