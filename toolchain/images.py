@@ -15,7 +15,7 @@ import sys
 import threading
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -98,8 +98,6 @@ class _Supply:
     def get(self, missing: Mapping[str, str]) -> dict[str, str]:
         """Pull each part's image, or build its stand-in; return what there is now for each part."""
         failures = self._pull(set(missing.values()))
-        for reference, why in failures.items():
-            self._steps.console.print(f"{reference} cannot be pulled: {why}", markup=False)
         unavailable = {part: reference for part, reference in missing.items() if reference in failures}
         tried = [f"pull {reference}: {why}" for reference, why in failures.items()]
         try:
@@ -112,16 +110,18 @@ class _Supply:
 
         def pull(reference: str) -> None:
             with self._steps.step(f"Pull {reference}") as step:
-                self._follow(step, answer(lambda: self._engine.api.pull(reference, stream=True, decode=True)))
-
-        failures = {}
-        with self._side_by_side() as pool:
-            for reference, pulled in [(each, pool.submit(pull, each)) for each in sorted(references)]:
                 try:
-                    pulled.result()
+                    self._follow(step, answer(lambda: self._engine.api.pull(reference, stream=True, decode=True)))
                 except (*ENGINE_FAILURES, TimeoutError) as error:
-                    failures[reference] = str(getattr(error, "explanation", None) or error)
-        return failures
+                    step.why = failures[reference] = str(getattr(error, "explanation", None) or error)
+                    raise
+
+        failures: dict[str, str] = {}
+        with self._side_by_side() as pool:
+            for pulled in [pool.submit(pull, each) for each in sorted(references)]:
+                with suppress(*ENGINE_FAILURES, TimeoutError):
+                    pulled.result()
+        return dict(sorted(failures.items()))
 
     def _stand_ins(self, unavailable: Mapping[str, str]) -> dict[str, str]:
         """Have a stand-in for each image that cannot be pulled; return their tags by part."""

@@ -58,6 +58,8 @@ class Step:
     def __init__(self, progress: Progress, title: str) -> None:
         self._progress = progress
         self._task = progress.add_task(title, total=None, doing="")
+        self.why = ""
+        """What its last line says beside, if it fails."""
 
     def note(self, doing: str) -> None:
         """Say what is being done right now; kept on the screen only until the next note."""
@@ -144,7 +146,7 @@ class Steps:
         try:
             yield step
         except BaseException:
-            self._print("✗", "red", title, started)
+            self._print("✗", "red", f"{title}: {step.why}" if step.why else title, started)
             raise
         else:
             self._print("✓", "green", title, started)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import re
 import threading
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, cast
 
+import docker
 import pytest
+from rich.console import Console
 
 from infra.images import ImageRecordError, in_registry, stand_ins
 from toolchain import image_record, images, machine
 from toolchain.mirrors import apt_settings, package_sources
-from toolchain.progress import Steps
+from toolchain.progress import SetupError, Steps
 from toolchain.recipes import STAND_INS, UPGRADES, Recipe, recipe_for, recipe_hash
 
 if TYPE_CHECKING:
@@ -193,6 +197,34 @@ def test_an_emptied_record(tmp_path: Path) -> None:
     record = tmp_path / ".images.yaml"
     record.write_text(image_record.HEADER)
     assert stand_ins(record) == {}
+
+
+def test_a_pull_that_fails_is_one_line(tmp_path: Path) -> None:
+    """With the reason that the engine gives; an image that comes has none."""
+
+    def get(name: str) -> None:
+        raise docker.errors.NotFound(name)
+
+    def pull(name: str, **_: object) -> list[dict[str, str]]:
+        if name == "haproxy:9":
+            return [{"error": "no such host"}]
+        if name == "postgres:9":
+            raise docker.errors.APIError("500 Server Error", explanation="no route to host")
+        return []
+
+    api = SimpleNamespace(pull=pull)
+    engine = cast("docker.DockerClient", SimpleNamespace(api=api, images=SimpleNamespace(get=get)))
+    wanted = {"haproxy": "haproxy:9", "litellm": "litellm:9", "postgres": "postgres:9"}
+    steps = Steps(Console(file=io.StringIO(), soft_wrap=True))
+    with pytest.raises(SetupError) as raised:
+        images.ensure(steps, engine, wanted, ask=None, record=tmp_path / "record")
+    assert raised.value.tried == ("pull haproxy:9: no such host", "pull postgres:9: no route to host")
+    printed = cast("io.StringIO", steps.console.file).getvalue().splitlines()
+    assert sorted(re.sub(r" [0-9.]+ s$", "", line) for line in printed if not line.startswith("…")) == [
+        "✓ Pull litellm:9",
+        "✗ Pull haproxy:9: no such host",
+        "✗ Pull postgres:9: no route to host",
+    ]
 
 
 def test_one_build_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
