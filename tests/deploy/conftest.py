@@ -9,6 +9,7 @@ their engines.
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -84,6 +85,11 @@ def _stack(config: pytest.Config) -> DeployedStack:
 
 
 def _read(name: str, hosts: list[str]) -> DeployedStack:
+    if shutil.which("docker") is None:
+        raise StackError(
+            "there is no docker command on PATH, by which containers are looked into. Install Docker's client; on "
+            "Debian and Ubuntu it is in docker-cli or, where there is none, in docker.io"
+        )
     config = read_config(name)
     if config.settings.placement == "swarm":
         return SwarmStack(config, hosts)
