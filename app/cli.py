@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 FOLDER = Path(__file__).parent.parent / "migrations"
 
+LOOK_SECONDS = 2
 HELP = {"help_option_names": ["-h", "--help"]}
 cli = typer.Typer(
     name="llmctl",
@@ -42,6 +43,9 @@ cli.add_typer(migrate, name="migrate")
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 Model = Annotated[str | None, typer.Option("--model", "-m", help="The model to ask, as `llmctl models` names it.")]
 Id = Annotated[str, typer.Argument(metavar="ID", help="The organization's id, as `llmctl org list` shows it.")]
+Fallback = Annotated[str | None, typer.Option(help="The model that is asked once when that one fails.")]
+NoFallback = Annotated[bool, typer.Option("--no-fallback", help="Ask no other model.")]
+Force = Annotated[bool, typer.Option("--force", help="Take models that the gateway does not serve.")]
 Folder = Annotated[Path, typer.Option("--folder", help="The folder with the migrations.")]
 
 
@@ -111,15 +115,17 @@ def models(as_json: AsJson = False) -> None:
 def org_create(
     name: Annotated[str, typer.Argument(help="The organization's name.")],
     model: Model = None,
-    fallback: Annotated[str | None, typer.Option(help="The model that is asked once when that one fails.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Take models that the gateway does not serve.")] = False,
+    fallback: Fallback = None,
+    no_fallback: NoFallback = False,
+    force: Force = False,
     as_json: AsJson = False,
 ) -> None:
     """Add an organization:  llmctl org create acme --model claude-3-5-sonnet --fallback gpt-4o."""
     from app import organizations  # noqa: PLC0415
 
-    _check_served(model, fallback, force=force)
-    _show([organizations.create(name, model=model, fallback=fallback)], as_json=as_json, one=True)
+    _check_models(model, fallback, no_fallback=no_fallback, force=force)
+    given = None if no_fallback else ... if fallback is None else fallback
+    _show([organizations.create(name, model=model, fallback=given)], as_json=as_json, one=True)
 
 
 @org.command("list")
@@ -142,19 +148,18 @@ def org_show(organization: Id, as_json: AsJson = False) -> None:
 def org_set_model(
     organization: Id,
     model: Annotated[str, typer.Argument(help="The preferred model.")],
-    fallback: Annotated[str | None, typer.Option(help="The model that is asked once when that one fails.")] = None,
-    no_fallback: Annotated[bool, typer.Option("--no-fallback", help="Ask no other model.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Take models that the gateway does not serve.")] = False,
+    fallback: Fallback = None,
+    no_fallback: NoFallback = False,
+    force: Force = False,
     as_json: AsJson = False,
 ) -> None:
     """Set an organization's models:  llmctl org set-model ID gpt-4o --fallback claude-3-5-sonnet."""
     from app import organizations  # noqa: PLC0415
 
-    if fallback and no_fallback:
-        raise typer.BadParameter("--fallback and --no-fallback exclude each other")
-    _check_served(model, fallback, force=force)
-    kept = None if no_fallback else fallback or organizations.get(organization).llm_fallback_model
-    _show([organizations.set_models(organization, model=model, fallback=kept)], as_json=as_json, one=True)
+    _check_models(model, fallback, no_fallback=no_fallback, force=force)
+    if fallback is None and not no_fallback:
+        fallback = organizations.get(organization).llm_fallback_model
+    _show([organizations.set_models(organization, model=model, fallback=fallback)], as_json=as_json, one=True)
 
 
 @migrate.command("status")
@@ -247,7 +252,10 @@ def restore(
 @cli.command()
 def status(
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Keep it on screen, until Ctrl-C.")] = False,
-    every: Annotated[float, typer.Option(min=0.2, help="With --watch: the seconds between two looks.")] = 2.0,
+    every: Annotated[
+        float | None,
+        typer.Option(min=0.2, help=f"The seconds between two looks, {LOOK_SECONDS} unless named; means --watch."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show what runs, in which state, and what it is asked:  llmctl status --watch.
@@ -260,10 +268,11 @@ def status(
     def print_json(found: _status.Status) -> None:
         print(_json(found), flush=True)
 
+    watch = watch or every is not None
     with _screen.Screen(live=watch and not as_json) as screen:
         show = print_json if as_json else screen.show
         if watch:
-            _screen.watch(every, show)
+            _screen.watch(every or LOOK_SECONDS, show)
             return
         found = _status.read()
         show(found)
@@ -315,8 +324,10 @@ def _served() -> list[str]:
         raise GatewayUnreachableError(f"what answers at {client.base_url} is no gateway: check LITELLM_URL") from None
 
 
-def _check_served(*names: str | None, force: bool) -> None:
-    wanted = [name for name in names if name is not None]
+def _check_models(model: str | None, fallback: str | None, *, no_fallback: bool, force: bool) -> None:
+    if fallback is not None and no_fallback:
+        raise typer.BadParameter("--fallback and --no-fallback exclude each other")
+    wanted = [name for name in (model, fallback) if name is not None]
     if force or not wanted:
         return
     served = _served()

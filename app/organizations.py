@@ -20,6 +20,7 @@ from app._shared import Shared
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from datetime import datetime
+    from types import EllipsisType
 
 COLUMNS = "id, name, llm_model, llm_fallback_model, created_at"
 BY_ID = f"SELECT {COLUMNS} FROM organizations WHERE id = %s"  # noqa: S608 -- the columns are constant
@@ -57,16 +58,18 @@ async def get_async(organization_id: UUID | str) -> Organization:
     return _found(found, key)
 
 
-def create(name: str, *, model: str | None = None, fallback: str | None = None) -> Organization:
-    """Add an organization; the models are the database's defaults unless they are named.
+def create(name: str, *, model: str | None = None, fallback: str | EllipsisType | None = ...) -> Organization:
+    """Add an organization; the models are the database's defaults unless they are given (None for no fallback).
 
     Raises ValueError for a name that is empty or taken, or a model's that is empty, and DatabaseUnavailableError.
     """
     if not name.strip():
         raise ValueError("an organization needs a name")
-    _check_models(model, fallback)
-    given = {"name": name, "llm_model": model, "llm_fallback_model": fallback}
-    columns = {column: value for column, value in given.items() if value is not None}
+    models: dict[str, str | None] = {} if model is None else {"llm_model": model}
+    if fallback is not ...:
+        models["llm_fallback_model"] = fallback
+    _check_models(*models.values())
+    columns = {"name": name, **models}
     query = (
         f"INSERT INTO organizations ({', '.join(columns)}) "  # noqa: S608 -- the columns are constant
         f"VALUES ({', '.join(['%s'] * len(columns))}) ON CONFLICT (name) DO NOTHING RETURNING {COLUMNS}"

@@ -229,6 +229,8 @@ def test_llmctl_keeps_organizations() -> None:
     assert "does not serve nothing" in refused.stderr
     changed = llmctl("org", "set-model", made["id"], "nothing", "--force", "--no-fallback", "--json")
     assert json.loads(changed.stdout) | {"llm_model": "gpt-4o", "llm_fallback_model": "claude-3-5-sonnet"} == made
+    alone = llmctl("org", "create", f"{name} alone", "--no-fallback", "--json")
+    assert json.loads(alone.stdout)["llm_fallback_model"] is None
 
 
 def test_llmctl_fails_in_one_line_without_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -614,6 +614,31 @@ def test_an_organizations_id_is_a_uuid(monkeypatch: pytest.MonkeyPatch) -> None:
             organizations.get(wrong)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("models", "columns"),
+    [
+        ({}, {}),
+        ({"model": None}, {}),
+        ({"model": "gpt-4o"}, {"llm_model": "gpt-4o"}),
+        ({"fallback": "gpt-4o"}, {"llm_fallback_model": "gpt-4o"}),
+        ({"fallback": None}, {"llm_fallback_model": None}),
+    ],
+)
+def test_what_a_new_organization_is_not_given_is_the_databases_default(
+    monkeypatch: pytest.MonkeyPatch, models: dict[str, Any], columns: dict[str, str | None]
+) -> None:
+    """No fallback at all can be given, as to `set_models`."""
+    made = organizations.Organization(UUID(int=7), "acme", "m", None, datetime.now(UTC))
+
+    def insert(query: str, parameters: tuple[object, ...]) -> organizations.Organization:
+        assert f"({', '.join(['name', *columns])}) VALUES" in query
+        assert parameters == ("acme", *columns.values())
+        return made
+
+    monkeypatch.setattr(organizations, "_one", insert)
+    assert organizations.create("acme", **models) is made
+
+
 @pytest.mark.parametrize(("model", "fallback"), [("", None), ("gpt-4o", " ")])
 def test_a_models_name_is_not_empty(model: str, fallback: str | None) -> None:
     """Refused before the database is asked, which would only say that it failed."""

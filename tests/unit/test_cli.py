@@ -23,6 +23,7 @@ from tests.unit.test_app import KEY, chunk, completion, error, sse
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+    from types import EllipsisType
 
     from typer.testing import Result
 
@@ -137,7 +138,10 @@ class Organizations:
         for name in ("create", "get", "listed", "set_models"):
             monkeypatch.setattr(organizations, name, getattr(self, name))
 
-    def create(self, name: str, *, model: str | None, fallback: str | None) -> organizations.Organization:
+    def create(
+        self, name: str, *, model: str | None, fallback: str | EllipsisType | None
+    ) -> organizations.Organization:
+        fallback = self.row.llm_fallback_model if fallback is ... else fallback
         self.row = dataclasses.replace(self.row, name=name, llm_model=model or "gpt-4o", llm_fallback_model=fallback)
         return self.row
 
@@ -166,20 +170,26 @@ def test_organizations_are_a_table(table: Organizations) -> None:
     assert row.split() == [ID, "acme", "gpt-4o", "claude-3-5-sonnet"]
     assert [each["name"] for each in json.loads(out("org", "list", "--json"))] == ["acme"]
     assert json.loads(out("org", "show", ID, "--json"))["id"] == ID
-    assert out("org", "create", "new").splitlines()[1].split() == [ID, "new", "gpt-4o", "-"]
+    assert out("org", "create", "new").splitlines()[1].split() == [ID, "new", "gpt-4o", "claude-3-5-sonnet"]
 
 
 @pytest.mark.parametrize(
     ("options", "fallback"),
     [([], "claude-3-5-sonnet"), (["--fallback", "gpt-4o"], "gpt-4o"), (["--no-fallback"], None)],
 )
-def test_a_fallback_stays_unless_it_is_named(table: Organizations, options: list[str], fallback: str | None) -> None:
-    out("org", "set-model", ID, "gpt-4o", *options)
+@pytest.mark.parametrize("command", [["set-model", ID, "gpt-4o"], ["create", "new"]])
+def test_a_fallback_stays_unless_it_is_named(
+    table: Organizations, command: list[str], options: list[str], fallback: str | None
+) -> None:
+    """That of the database, where an organization is new."""
+    out("org", *command, *options)
     assert table.row.llm_fallback_model == fallback
 
 
-def test_two_words_for_the_fallback_exclude_each_other(table: Organizations) -> None:
-    assert llmctl("org", "set-model", ID, "gpt-4o", "--fallback", "gpt-4o", "--no-fallback").exit_code == 2
+@pytest.mark.parametrize("command", [["set-model", ID, "gpt-4o"], ["create", "new"]])
+def test_two_words_for_the_fallback_exclude_each_other(table: Organizations, command: list[str]) -> None:
+    assert llmctl("org", *command, "--fallback", "gpt-4o", "--no-fallback").exit_code == 2
+    assert table.row.name == "acme"
 
 
 def test_a_model_that_is_not_served_needs_force(table: Organizations) -> None:

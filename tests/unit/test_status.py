@@ -496,6 +496,19 @@ def test_watching_goes_on_when_something_fails_and_ends_by_an_interrupt(
         assert done.stdout.count("what is seen is well") == 1
 
 
+def test_who_says_how_often_to_look_watches(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    waited = []
+
+    def stop(seconds: float) -> None:
+        waited.append(seconds)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_screen, "sleep", stop)
+    for arguments in (["--watch"], ["--every", "0.5"], ["--watch", "--every", "0.5"]):
+        assert llmctl(*arguments).exit_code == 0
+    assert waited == [cli.LOOK_SECONDS, 0.5, 0.5]
+
+
 def test_on_a_terminal_a_watch_stays_in_its_place(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
