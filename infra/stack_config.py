@@ -106,7 +106,9 @@ def _parsed(value: str, key: str) -> object:
 
 
 STRUCTURED = frozenset(
-    {"models", "modelKeys", "clientKeys", "secretVersions", "retirePrevious", "clientRpm", "constraints"}
+    str(field.alias)
+    for field in Settings.model_fields.values()
+    if adapter(field).json_schema().get("type") in {"array", "object"}
 )
 
 

@@ -218,12 +218,11 @@ def test_what_pulumi_says_becomes_a_next_step(
     assert mend in raised.value.mend
 
 
-def test_two_runs_for_a_stack_take_turns(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_two_runs_for_a_stack_take_turns() -> None:
     """The second one waits until the first has ended, and says so, in a log too."""
     steps = quiet()
     written = cast("io.StringIO", steps.console.file)
     held, go_on = threading.Event(), threading.Event()
-    monkeypatch.setattr(machine, "CACHE", tmp_path)
     ended: list[str] = []
 
     def first() -> None:

@@ -9,12 +9,12 @@ import pulumi
 import pytest
 from pulumi.runtime.config import set_all_config
 
-from infra.settings import Settings
-from infra.stack_config import Problem, load, validate
+from infra.settings import Settings, is_secret
+from infra.stack_config import STRUCTURED, Problem, load, validate
 from tests.stack_config import PROJECT_NAME, project_file, raw_config
 
 KEY = "sk-0123456789abcdefghijklmnopqrstuvwxyz"
-SECRET = {str(field.alias) for field in Settings.model_fields.values() if "SecretStr" in str(field.annotation)}
+SECRET = {str(field.alias) for field in Settings.model_fields.values() if is_secret(field)}
 OTHER_KEY = "sk-zyxwvutsrqponmlkjihgfedcba9876543210"
 CERTIFICATE = "-----BEGIN CERTIFICATE-----\nnothing\n-----END CERTIFICATE-----\n"
 PRIVATE_KEY = "-----BEGIN PRIVATE KEY-----\nnothing\n-----END PRIVATE KEY-----\n"
@@ -34,6 +34,7 @@ def test_pulumi_yaml_describes_exactly_the_settings() -> None:
     assert set(described) == {field.alias for field in Settings.model_fields.values()}
     for key, spec in described.items():
         assert spec["type"] in {"string", "integer", "boolean", "array", "object"}, key
+        assert (spec["type"] in {"array", "object"}) == (key in STRUCTURED), key
         assert spec["description"].endswith((".", ")")), key
 
 
