@@ -10,6 +10,8 @@ import yaml
 
 PROJECT = Path(__file__).parent.parent
 PROJECT_NAME = "llm-infrastructure"
+KEY = "sk-0123456789abcdefghijklmnopqrstuvwxyz"
+OTHER_KEY = "sk-zyxwvutsrqponmlkjihgfedcba9876543210"
 
 
 def project_file() -> dict[str, Any]:

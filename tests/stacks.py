@@ -43,7 +43,9 @@ if TYPE_CHECKING:
     from docker.models.images import Image
     from docker.models.services import Service
 
-PARTS = ("postgres", "demo", "litellm-1", "litellm-2", "edge")
+REPLICAS = ("litellm-1", "litellm-2")
+PARTS = ("postgres", "demo", *REPLICAS, "edge")
+LLMCTL = str(Path(sys.executable).with_name("llmctl"))
 RESTART_SECONDS = 120
 POLL_SECONDS = 0.1
 PASSPHRASE = "for this test run only"

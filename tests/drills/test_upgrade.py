@@ -12,6 +12,7 @@ import pytest
 from infra.workload import MEBIBYTE
 from tests.load import Bound
 from tests.runbooks import runbook
+from tests.stacks import REPLICAS
 from toolchain import images, recipes
 from toolchain.progress import Steps
 
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from tests.stacks import Deployment
 
 PINNED, (UPGRADE,) = recipes.STAND_INS["litellm"], recipes.UPGRADES
-REPLICAS = ("litellm-1", "litellm-2")
 MESSAGES: list[ChatCompletionUserMessageParam] = [{"role": "user", "content": "hello"}]
 OF_THE_PROVIDER_ONLY = Bound(provider_may_fail=True, streams_may_break=True)
 """The demo provider runs in LiteLLM's image, and is replaced with it: for a second there is none."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import subprocess
-import sys
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,6 +15,7 @@ import pytest
 import app
 from app import aio, organizations
 from tests.faces import FACES, Face
+from tests.stacks import LLMCTL
 
 if TYPE_CHECKING:
     from tests.stacks import Deployment
@@ -24,7 +24,6 @@ pytestmark = pytest.mark.usefixtures("environment")
 
 THREADS = 100
 TASKS = 1000
-LLMCTL = str(Path(sys.executable).with_name("llmctl"))
 
 
 @pytest.fixture(params=FACES, ids=["sync", "async"])

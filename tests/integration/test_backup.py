@@ -11,7 +11,6 @@ import shlex
 import signal
 import stat
 import subprocess
-import sys
 import threading
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -25,7 +24,7 @@ from app import _restore, organizations
 from app._backup import Content
 from app._postgres_programs import CONTAINER_LABEL, BackupError
 from tests.stack_config import PROJECT
-from tests.stacks import deployed, free_port, kill_tree
+from tests.stacks import LLMCTL, deployed, free_port, kill_tree
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,7 +33,6 @@ if TYPE_CHECKING:
 
     from tests.stacks import Deployment
 
-LLMCTL = str(Path(sys.executable).with_name("llmctl"))
 ROWS = 3000
 SCHEMA = """
 CREATE TYPE mood AS ENUM ('fine', 'très bien', '悪い');

@@ -19,7 +19,7 @@ import pytest
 from openai import OpenAI
 
 from tests.stack_config import PROJECT
-from tests.stacks import POLL_SECONDS, deployed, free_port
+from tests.stacks import POLL_SECONDS, REPLICAS, deployed, free_port
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -37,7 +37,6 @@ CONNECT_SECONDS = 60
 RECOVERY_SECONDS = 60
 FUZZED = 3000
 FROM_A_REPLICA = b"server: uvicorn"
-REPLICAS = ("litellm-1", "litellm-2")
 REFUSALS = {
     int(status): body
     for status, body in re.findall(

@@ -22,7 +22,7 @@ from tests.drills.test_changes import serve_ours, status_of_replica
 from tests.integration.test_deploy_checks import certificate
 from tests.runbooks import Shell, runbook
 from tests.stack_config import PROJECT_NAME
-from tests.stacks import PARTS, Deployment
+from tests.stacks import PARTS, REPLICAS, Deployment
 from toolchain.machine import CACHE
 
 if TYPE_CHECKING:
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
     from tests.runbooks import Runbook
 
-REPLICAS = ("litellm-1", "litellm-2")
 GIT = "git -c user.name=operator -c user.email=operator@example.org -c init.defaultBranch=main"
 OTHER_MACHINE = "another-machine"
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
-import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx2
@@ -15,13 +13,15 @@ import openai
 import pytest
 
 from infra import edge
+from tests.stacks import LLMCTL
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.stacks import Deployment
 
 pytestmark = pytest.mark.usefixtures("environment")
 
-LLMCTL = str(Path(sys.executable).with_name("llmctl"))
 SECONDS = 120
 """For what a change of the stack takes until it is seen."""
 PARTS = ["demo", "edge", "litellm-1", "litellm-2", "postgres"]

@@ -18,6 +18,7 @@ from tests.engines import needs_an_engine_of_its_own
 from tests.stack_config import PROJECT
 from tests.stacks import image_of
 from tests.swarm.cluster import Cluster, Node, cgroups, cluster, remove_traces, until
+from tests.swarm.conftest import can_encrypt
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,9 +37,6 @@ for address in {each[4][0] for each in socket.getaddrinfo(service, port, type=so
 print(json.dumps(sorted(answers)))
 """
 """Ask at each of the addresses that a service's name has for the host name there."""
-ENCRYPTED = ("src", "192.0.2.1", "dst", "192.0.2.2", "proto", "esp", "spi", "1", "mode", "transport")
-CIPHER = ("aead", "rfc4106(gcm(aes))", f"0x{bytes(20).hex()}", "64")
-"""What an engine has the kernel do with packets between nodes."""
 
 pytestmark = needs_an_engine_of_its_own
 
@@ -113,12 +111,7 @@ def test_tasks_reach_each_other_over_nodes_by_their_services_name(swarm: Cluster
 
 def test_an_encrypted_network_carries_traffic_or_nothing(swarm: Cluster, image: str) -> None:
     """Where the kernel cannot encrypt, an engine says so in its log only, and no packet goes out in clear."""
-    try:
-        swarm.nodes[0].run("ip", "xfrm", "state", "add", *ENCRYPTED, *CIPHER)
-        swarm.nodes[0].run("ip", "xfrm", "state", "deleteall")
-        encrypts = True
-    except subprocess.CalledProcessError:
-        encrypts = False
+    encrypts = can_encrypt(swarm.nodes[0])
     with service(swarm, image, "encrypted", network={"encrypted": ""}):
         swarm.await_running("encrypted", *swarm.nodes)
         for node in swarm.nodes:

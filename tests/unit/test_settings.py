@@ -11,11 +11,9 @@ from pulumi.runtime.config import set_all_config
 
 from infra.settings import Settings, is_secret
 from infra.stack_config import STRUCTURED, Problem, load, validate
-from tests.stack_config import PROJECT_NAME, project_file, raw_config
+from tests.stack_config import KEY, OTHER_KEY, PROJECT_NAME, project_file, raw_config
 
-KEY = "sk-0123456789abcdefghijklmnopqrstuvwxyz"
 SECRET = {str(field.alias) for field in Settings.model_fields.values() if is_secret(field)}
-OTHER_KEY = "sk-zyxwvutsrqponmlkjihgfedcba9876543210"
 CERTIFICATE = "-----BEGIN CERTIFICATE-----\nnothing\n-----END CERTIFICATE-----\n"
 PRIVATE_KEY = "-----BEGIN PRIVATE KEY-----\nnothing\n-----END PRIVATE KEY-----\n"
 

@@ -11,7 +11,7 @@ from pulumi.runtime import mocks, rpc
 from infra import stack
 from infra.settings import postgres_major_version
 from infra.stack import build
-from tests.stack_config import PROJECT_NAME
+from tests.stack_config import KEY, OTHER_KEY, PROJECT_NAME
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from infra.settings import Settings
 
 SECRET_FILES = "/run/secrets/"
-KEY = "sk-0123456789abcdefghijklmnopqrstuvwxyz"
-OTHER_KEY = "sk-zyxwvutsrqponmlkjihgfedcba9876543210"
 
 
 def plain(value: Any) -> Any:

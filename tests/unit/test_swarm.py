@@ -14,9 +14,9 @@ from infra import edge, gateway, postgres
 from infra.placement import cluster, swarm
 from infra.stack import build
 from infra.stack_config import validate
-from tests.stack_config import PROJECT_NAME, raw_config
+from tests.stack_config import KEY, OTHER_KEY, PROJECT_NAME, raw_config
 from tests.unit.test_cluster import MANAGER, Engine, node
-from tests.unit.test_stack import KEY, OTHER_KEY, Recorder, plain
+from tests.unit.test_stack import Recorder, plain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
