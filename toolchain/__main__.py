@@ -270,7 +270,7 @@ def _how_to_go_on(outputs: dict[str, Any], stack: str, config: StackConfig) -> s
         "\n  The demo provider answers. For real models:\n"
         f"    ./pulumiw config set --stack {stack} --secret openaiApiKey sk-…        (or anthropicApiKey)\n"
         f"    make up{named}\n"
-        if config["demo"] and not config["openaiApiKey"] and not config["anthropicApiKey"]
+        if str(config["demo"]).lower() == "true" and not config["openaiApiKey"] and not config["anthropicApiKey"]
         else ""
     )
     return f"""

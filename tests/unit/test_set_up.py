@@ -279,3 +279,20 @@ def test_the_next_commands_are_for_the_stack_that_is_up(stack: str, commands: li
     """And not for dev, which `make` takes where none is named."""
     said = set_up._how_to_go_on({"litellmUrl": "http://localhost:4000", "models": ["gpt-4o"]}, stack, Config())
     assert re.findall("make [a-z]+(?: STACK=.+)?$", said, re.MULTILINE) == commands
+
+
+@pytest.mark.parametrize(
+    ("values", "answers"),
+    [
+        ("demo: true", True),
+        ('demo: "true"\n  llm-infrastructure:openaiApiKey: ""', True),
+        ('demo: "false"', False),
+        ("demo: true\n  llm-infrastructure:openaiApiKey:\n    secure: v1:x", False),
+    ],
+)
+def test_the_demo_provider_is_named_where_it_answers(config_file: Path, values: str, *, answers: bool) -> None:
+    """Pulumi writes what it sets into quotes."""
+    config_file.write_text(f"config:\n  llm-infrastructure:{values}\n")
+    outputs = {"litellmUrl": "http://localhost:4000", "models": ["gpt-4o"]}
+    said = set_up._how_to_go_on(outputs, "dev", set_up.StackConfig("dev"))
+    assert ("The demo provider answers" in said) == answers
