@@ -80,11 +80,14 @@ class Programs:
         """The environment to run it in."""
         return {**os.environ, **({"PGPASSWORD": self.password} if self.password else {})}
 
+    def psql(self, *options: str) -> list[str]:
+        """The words that run psql as who makes and renames databases."""
+        plain = ("--no-psqlrc", "--quiet", "--tuples-only", "--no-align", "--set=ON_ERROR_STOP=1")
+        return self.command("psql", *plain, *options, f"--dbname={self.admin}")
+
     def sql(self, script: str, **variables: str) -> str:
         """What a psql script prints that runs as who makes and renames databases."""
-        options = ("--no-psqlrc", "--quiet", "--tuples-only", "--no-align", "--set=ON_ERROR_STOP=1")
-        settings = [f"--set={name}={value}" for name, value in variables.items()]
-        command = self.command("psql", *options, *settings, f"--dbname={self.admin}")
+        command = self.psql(*(f"--set={name}={value}" for name, value in variables.items()))
         done = subprocess.run(
             command, input=script, env=self.environment, capture_output=True, text=True, check=False
         )

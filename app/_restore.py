@@ -24,6 +24,7 @@ from psycopg.conninfo import make_conninfo
 from app import migrations
 from app._backup import beside, content_of, file_errors, shown_progress
 from app._postgres_programs import BackupError, connected, one_line, programs_for, server_at
+from app._programs import reason
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from app._backup import Content
     from app._postgres_programs import Programs, Server
 
-ADVISORY_LOCK = int.from_bytes(hashlib.sha256(b"llm-infrastructure restore").digest()[:8], signed=True)
 POLL_SECONDS = 0.2
 LONGEST_NAME_BYTES = 63
 """Of an identifier in Postgres, which cuts off the rest."""
@@ -146,7 +146,7 @@ def _restore(  # noqa: PLR0913, PLR0917 -- the steps of `restore` that have some
     if len(new.encode()) > LONGEST_NAME_BYTES:
         raise BackupError(f"the name of database {live} is too long to restore beside it: nothing was changed")
     try:
-        with _only_one(server) as lock:
+        with _only_one(programs, live):
             _drop_leftovers(programs, live, report)
             try:
                 programs.sql(CREATE, live=live, new=new)
@@ -156,7 +156,6 @@ def _restore(  # noqa: PLR0913, PLR0917 -- the steps of `restore` that have some
                 _count(url, content)
                 migrated = migrations.up(url, folder, report=report)
                 report(f"{new} is complete and takes the place of {live}")
-                lock.close()  # a session in the database, as any other
                 _switch(programs, server, new=new, kept=kept)
             except BaseException:
                 with suppress(BackupError):  # the next restore finds it
@@ -177,12 +176,26 @@ def _restore(  # noqa: PLR0913, PLR0917 -- the steps of `restore` that have some
 
 
 @contextmanager
-def _only_one(server: Server) -> Iterator[psycopg.Connection]:
-    """Keep a second restore out, which would take the new database of this one for left over."""
-    with connected(server.url) as connection:
-        if connection.execute("SELECT pg_try_advisory_lock(%s)", (ADVISORY_LOCK,)).fetchone() != (True,):
-            raise BackupError(f"another restore of {server.database} is running: wait for it to end")
-        yield connection
+def _only_one(programs: Programs, live: str) -> Iterator[None]:
+    """Keep a second restore out, which would take the new database of this one for left over.
+
+    By a session outside the database, as all that are in it end before the names change.
+    """
+    key = int.from_bytes(hashlib.sha256(f"llm-infrastructure restore {live}".encode()).digest()[:8], signed=True)
+    with subprocess.Popen(
+        programs.psql(f"--command=SELECT pg_try_advisory_lock({key})", "--file=-"),
+        env=programs.environment,
+        stdin=subprocess.PIPE,  # until this ends, the session goes on
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as session:
+        answer = next(iter(session.stdout or ()), "").strip()
+        if answer == "f":
+            raise BackupError(f"another restore of {live} is running: wait for it to end")
+        if answer != "t":
+            raise BackupError(f"psql {programs.where} failed: {reason(''.join(session.stderr or ()))}")
+        yield
 
 
 def _drop_leftovers(programs: Programs, live: str, report: Callable[[str], None]) -> None:

@@ -430,6 +430,23 @@ def test_a_restore_that_is_killed_leaves_the_database_as_it_was(deployment: Depl
     assert "slow" not in everything(url)
 
 
+def test_no_other_restore_begins_before_the_names_have_changed(
+    deployment: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not at the last moment either, as it would drop the database that is about to take the name."""
+    file, url, switch = saved(), deployment.outputs["databaseUrl"], _restore._switch
+    others: list[str] = []
+
+    def with_another(*arguments: Any, **names: Any) -> None:
+        others.append(refused(file))
+        switch(*arguments, **names)
+
+    monkeypatch.setattr(_restore, "_switch", with_another)
+    _restore.restore(url, file, PROJECT / "migrations", confirm=lambda _: True, report=lambda _: None)
+    (said,) = others
+    assert "another restore of app is running" in said
+
+
 def test_a_restore_that_is_interrupted_takes_its_database_away(deployment: Deployment) -> None:
     slow, here = saved_slow(deployment), databases(deployment)
     with started("restore", slow, "--yes") as process:
