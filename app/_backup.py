@@ -84,15 +84,11 @@ def backup(url: str, file: Path, *, report: Callable[[str], None]) -> Backup:
     report(f"saving database {server.database} on {server.address} with pg_dump {programs.where}")
     partial = beside(file, ".partial")
     with file_errors(file), _new_file(partial) as stream:
-        try:
-            size, digest = _dump(programs, server, stream)
-            report(f"{size:,} bytes are written, and are now read back")
-            with partial.open("rb", buffering=0) as written:
-                content = content_of(programs, written)
-            _give_name(partial, file, digest)
-        except BaseException:
-            partial.unlink(missing_ok=True)
-            raise
+        size, digest = _dump(programs, server, stream)
+        report(f"{size:,} bytes are written, and are now read back")
+        with partial.open("rb", buffering=0) as written:
+            content = content_of(programs, written)
+        _give_name(partial, file, digest)
     report(f"complete: {content}")
     return Backup(
         file=file,
@@ -166,19 +162,24 @@ def beside(file: Path, suffix: str) -> Path:
     return file.with_name(file.name + suffix)
 
 
-def _new_file(path: Path) -> IO[bytes]:
-    """A file that was not there, and that only its owner can read from the first byte on."""
-    return open(path, "xb", opener=lambda name, flags: os.open(name, flags, 0o600))
+@contextmanager
+def _new_file(path: Path) -> Iterator[IO[bytes]]:
+    """A file that was not there. Only its owner can read it, from the first byte on, and a failure takes it away."""
+    with open(path, "xb", opener=lambda name, flags: os.open(name, flags, 0o600)) as stream:
+        try:
+            yield stream
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
 
 
 def _give_name(partial: Path, file: Path, digest: str) -> None:
     """Put a complete file under its own name, where it has its checksum from the first moment on."""
-    if file.exists():
-        raise BackupError(f"{file} has come to be in the meantime, and is not written over")
     with _new_file(beside(file, ".sha256")) as checksum:
         checksum.write(f"{digest}  {file.name}\n".encode())
         _to_disk(checksum)
-    partial.rename(file)
+        with _new_file(file):  # a renaming alone would take the name from a file that has it
+            partial.rename(file)
     folder = os.open(file.parent, os.O_RDONLY)
     try:
         os.fsync(folder)  # or a power cut takes the names away
@@ -195,6 +196,8 @@ def _to_disk(stream: IO[bytes]) -> None:
 def file_errors(file: Path) -> Iterator[None]:
     try:
         yield
+    except FileExistsError as error:
+        raise BackupError(f"{error.filename} has come to be in the meantime, and is not written over") from None
     except OSError as error:
         raise BackupError(f"{error.filename or file}: {error.strerror}") from None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 import pytest
 from hypothesis import given
@@ -71,8 +71,35 @@ def test_a_new_file_is_private_from_the_start(tmp_path: Path) -> None:
             assert stat.S_IMODE(os.fstat(stream.fileno()).st_mode) == 0o600
     finally:
         os.umask(before)
-    with pytest.raises(FileExistsError):
-        _backup._new_file(tmp_path / "x")
+    with pytest.raises(FileExistsError), _backup._new_file(tmp_path / "x"):
+        pass
+
+
+def test_a_file_that_comes_to_be_meanwhile_is_not_written_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not at the last moment either: when the backup is complete, and its checksum is being written."""
+    file, partial, to_disk = tmp_path / "x.dump", tmp_path / "x.dump.partial", _backup._to_disk
+    partial.write_text("an archive")
+
+    def with_another(stream: IO[bytes]) -> None:
+        file.write_text("precious")
+        to_disk(stream)
+
+    monkeypatch.setattr(_backup, "_to_disk", with_another)
+    with pytest.raises(BackupError, match=r"x\.dump has come to be in the meantime"), _backup.file_errors(file):
+        _backup._give_name(partial, file, "0" * 64)
+    assert {each.name: each.read_text() for each in tmp_path.iterdir()} == {
+        "x.dump": "precious",
+        "x.dump.partial": "an archive",
+    }
+
+
+def test_a_backup_that_gets_no_name_leaves_nothing_under_it(tmp_path: Path) -> None:
+    """Nor a checksum, which would refuse the next one of that name."""
+    with pytest.raises(FileNotFoundError):
+        _backup._give_name(tmp_path / "gone.partial", tmp_path / "x.dump", "0" * 64)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_file_without_its_checksum_is_refused(tmp_path: Path, folder: Path) -> None:
