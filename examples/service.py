@@ -15,6 +15,7 @@ from uuid import UUID
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel, Field, StringConstraints
+from starlette.types import Receive, Scope, Send
 
 import app
 from app import aio
@@ -81,7 +82,7 @@ async def stream_chat(organization_id: UUID, asked: Chat) -> StreamingResponse:
     """Answer as it comes, by server-sent events: `text` for each piece, then `done`, or `error`."""
     # Waits for the first piece, so that what fails before it has a status of its own.
     stream = await aio.stream_chat_completion_for_org(organization_id, asked.messages, OPTIONS)
-    return StreamingResponse(events(stream), media_type="text/event-stream", headers={"cache-control": "no-store"})
+    return EventStream(stream)
 
 
 @api.post("/embeddings")
@@ -90,15 +91,27 @@ async def embed(asked: Embedding) -> app.EmbeddingResult:
     return await aio.generate_embedding(asked.text)
 
 
+class EventStream(StreamingResponse):
+    """An answer as server-sent events; the request to the model ends when the caller goes away, however early."""
+
+    def __init__(self, stream: aio.ChatCompletionStream) -> None:
+        super().__init__(events(stream), media_type="text/event-stream", headers={"cache-control": "no-store"})
+        self.stream = stream
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # Not in `events`, which never runs where the caller is gone before the first piece is sent.
+        async with self.stream:
+            await super().__call__(scope, receive, send)
+
+
 async def events(stream: aio.ChatCompletionStream) -> AsyncIterator[str]:
-    """An answer as server-sent events; the request to the model ends when the caller goes away."""
-    async with stream:
-        try:
-            async for text in stream:
-                yield event("text", text)
-            yield event("done", {"model": stream.result.model, "used_fallback": stream.result.used_fallback})
-        except app.LLMError as error:
-            yield event("error", told(error))
+    """The pieces of an answer, and how it ended."""
+    try:
+        async for text in stream:
+            yield event("text", text)
+        yield event("done", {"model": stream.result.model, "used_fallback": stream.result.used_fallback})
+    except app.LLMError as error:
+        yield event("error", told(error))
 
 
 def event(name: str, data: object) -> str:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Self
 from uuid import UUID
 
 import httpx2
 import pytest
+from starlette.requests import ClientDisconnect
 
 import app
 from app import aio
@@ -159,6 +161,52 @@ def test_a_stream_is_server_sent_events(monkeypatch: pytest.MonkeyPatch, *, brea
     ]
     assert SECRET not in told.text
     assert stream.closed
+
+
+@pytest.mark.parametrize("version", ["2.3", "2.4"], ids=["told by receive", "told by send"])
+@pytest.mark.parametrize("pieces", [0, 1])
+def test_a_caller_who_goes_away_ends_the_request_to_the_model(
+    monkeypatch: pytest.MonkeyPatch, version: str, pieces: int
+) -> None:
+    """Before the first piece is sent as well as after it, by each way in which servers tell that of their callers."""
+    stream = Stream("hi", "there", "again")
+    answer(stream, monkeypatch)
+    sent: list[str] = []
+
+    async def main() -> None:
+        gone = asyncio.Event()
+        body: list[dict[str, object]] = [{"type": "http.request", "body": json.dumps(HELLO).encode()}]
+
+        async def receive() -> dict[str, object]:
+            if body:
+                return body.pop()
+            await gone.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message: Any) -> None:
+            if message["type"] == "http.response.body":
+                sent.append(message["body"])
+            if len(sent) == pieces:
+                gone.set()
+                if version == "2.4":
+                    raise OSError
+                await asyncio.Event().wait()  # as for room in the buffer of a connection
+
+        scope = {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": version},
+            "http_version": "1.1",
+            "method": "POST",
+            "path": f"{CHAT}/stream",
+            "query_string": b"",
+            "headers": [(b"content-type", b"application/json")],
+        }
+        with suppress(ClientDisconnect):
+            await service.api(scope, receive, send)
+        assert stream.closed
+
+    asyncio.run(main())
+    assert len(sent) == pieces
 
 
 def test_it_starts_with_settings_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
