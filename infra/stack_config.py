@@ -12,11 +12,13 @@ import ssl
 import tempfile
 from collections import Counter
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import urlsplit
 
 import pulumi
+from cryptography import x509
 from pulumi.runtime.config import _SECRET_KEYS, CONFIG, get_config_env, get_config_secret_keys_env
 from pydantic import TypeAdapter, ValidationError
 from pydantic.alias_generators import to_camel
@@ -34,6 +36,10 @@ if TYPE_CHECKING:
 NEEDS_A_HUB = re.compile(r"(llama)-([23])", re.IGNORECASE)
 """Names for which LiteLLM counts tokens with a tokenizer that it fetches (litellm.utils._select_tokenizer); without
 a model hub each chat completion of such a name fails."""
+RENEWAL = timedelta(days=30)
+"""How long before its end a certificate is to be renewed; one that lives less than three times as long, in its last
+third."""
+MINUTE = "%Y-%m-%d %H:%M UTC"
 
 
 def load() -> Settings:
@@ -43,9 +49,14 @@ def load() -> Settings:
     config = {key.removeprefix(prefix): value for key, value in everything.items() if key.startswith(prefix)}
     secret = {key.removeprefix(prefix) for key in {*get_config_secret_keys_env(), *_SECRET_KEYS.get()}}
     values, problems = validate(config, secret)
+    stack = pulumi.get_stack()
     if problems:
-        raise pulumi.RunError(report(problems, pulumi.get_stack()))
-    return Settings.model_construct(**values)
+        raise pulumi.RunError(report(problems, stack))
+    settings = Settings.model_construct(**values)
+    if settings.tls_certificate is not None:
+        for doubt in _doubts(settings.tls_certificate.get_secret_value(), datetime.now(UTC)):
+            pulumi.log.warn(f"{doubt}: ./pulumiw config set --stack {stack} --secret tlsCertificate < gateway.crt")
+    return settings
 
 
 @dataclass(frozen=True)
@@ -274,3 +285,19 @@ def _mismatch(certificate: str, key: str) -> str | None:
         except ssl.SSLError as error:
             return (error.reason or "it cannot be read").replace("_", " ").lower()
     return None
+
+
+def _doubts(chain: str, now: datetime) -> Iterator[str]:
+    """Which certificates of a chain are not valid, or are not for much longer. It is `now` that may be wrong."""
+    try:
+        certificates = x509.load_pem_x509_certificates(chain.encode())
+    except ValueError:  # at what OpenSSL takes
+        yield "the dates of tlsCertificate cannot be read"
+        return
+    for number, each in enumerate(certificates):
+        name = f"{each.subject.rfc4514_string()} in tlsCertificate" if number else "tlsCertificate"
+        begin, end = each.not_valid_before_utc, each.not_valid_after_utc
+        if now < begin:
+            yield f"{name} is not valid before {begin:{MINUTE}}"
+        elif end - now < min(RENEWAL, (end - begin) / 3):
+            yield f"{name} {'expired' if end < now else 'expires'} on {end:{MINUTE}}"

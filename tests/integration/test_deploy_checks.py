@@ -10,18 +10,15 @@ import sys
 import time
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import httpx2
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 from pulumi import automation
 
 from infra import edge
 from infra.workload import LIVE
+from tests.certificates import certify
 from tests.stack_config import PROJECT_NAME
 from tests.stacks import deployed, free_port
 
@@ -38,31 +35,11 @@ CONTAINERS = "tests/deploy/test_docker.py tests/deploy/test_containers.py"
 DATABASE, GATEWAY, SECRETS = (f"tests/deploy/test_{name}.py" for name in ("database", "gateway", "secrets"))
 
 
-def certificate() -> dict[str, str]:
-    """A certificate that nobody else trusts, and its key, as PEM."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "gateway.example")])
-    now = datetime.now(UTC)
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(hours=1))
-        .not_valid_after(now + timedelta(days=1))
-        .sign(key, hashes.SHA256())
-    )
-    pem = serialization.Encoding.PEM
-    private = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    return {"tlsCertificate": made.public_bytes(pem).decode(), "tlsKey": private.decode()}
-
-
 @pytest.fixture(scope="module")
 def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     """A stack with all that there is to check: TLS, metrics, two clients, a rotated and a retired key."""
     with deployed(tmp_path_factory.mktemp("checked")) as made:
-        for key, value in certificate().items():
+        for key, value in certify("gateway.example").settings.items():
             made.stack.set_config(key, automation.ConfigValue(value, secret=True))
         made.set(metricsPort=free_port())
         made.stack.set_config("clientKeys.batch", automation.ConfigValue("", secret=True), path=True)

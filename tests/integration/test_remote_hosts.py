@@ -9,17 +9,13 @@ import os
 import subprocess
 from contextlib import closing
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import docker
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 
+from tests.certificates import certify
 from tests.engines import needs_an_engine_of_its_own
 from tests.packages import unpacked
 from tests.stacks import Deployment, image_of
@@ -30,6 +26,8 @@ from toolchain.progress import Steps
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from tests.certificates import Certified
 
 pytestmark = needs_an_engine_of_its_own
 
@@ -48,46 +46,12 @@ DEFAULT_ENGINE = "--host=unix:///run/docker.sock"
 """Where `docker system dial-stdio`, behind ssh, looks for it."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Authority:
-    """A certificate authority."""
-
-    key: ec.EllipticCurvePrivateKey
-    name: x509.Name
-    certificate: x509.Certificate
-
-
-def certify(common_name: str, by: Authority | None = None, *, address: str | None = None) -> Authority:
-    """A certificate and its key, by an authority or by itself."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, common_name)])
-    now = datetime.now(UTC)
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(by.name if by else name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(hours=1))
-        .not_valid_after(now + timedelta(days=1))
-        .add_extension(x509.BasicConstraints(ca=by is None, path_length=None), critical=True)
-    )
-    if address:
-        made = made.add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address(address))]), critical=False)
-    return Authority(key=key, name=name, certificate=made.sign(by.key if by else key, hashes.SHA256()))
-
-
-def write(folder: Path, authority: Authority, own: Authority) -> Path:
+def write(folder: Path, authority: Certified, own: Certified) -> Path:
     """Write ca.pem, cert.pem and key.pem, as Docker has them, into a folder."""
     folder.mkdir()
-    pem, form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
-    contents = (
-        authority.certificate.public_bytes(pem),
-        own.certificate.public_bytes(pem),
-        own.key.private_bytes(pem, form, serialization.NoEncryption()),
-    )
+    contents = (authority.certificate_pem, own.certificate_pem, own.key_pem)
     for file, content in zip(CERTIFICATE_FILES, contents, strict=True):
-        (folder / file).write_bytes(content)
+        (folder / file).write_text(content)
     return folder
 
 

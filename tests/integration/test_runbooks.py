@@ -18,8 +18,8 @@ import pytest
 import yaml
 
 from infra.workload import LIVE
+from tests.certificates import certify
 from tests.drills.test_changes import serve_ours, status_of_replica
-from tests.integration.test_deploy_checks import certificate
 from tests.runbooks import Shell, runbook
 from tests.stack_config import PROJECT_NAME
 from tests.stacks import PARTS, REPLICAS, Deployment
@@ -153,11 +153,11 @@ def superuser_gets_in(deployment: Deployment, password: str) -> bool:
 
 def rotates_the_certificate(deployment: Deployment, book: Runbook, folder: Path) -> None:
     """The first is there already: the test has to set it before."""
-    for key, value in certificate().items():
+    for key, value in certify("gateway.example").settings.items():
         deployment.set_path(key, value, secret=True)
     deployment.up()
     files = {key: folder / key for key in ("tlsCertificate", "tlsKey")}
-    for key, value in certificate().items():
+    for key, value in certify("gateway.example").settings.items():
         files[key].write_text(value)
     book.environment |= {"CERTIFICATE": str(files["tlsCertificate"]), "KEY": str(files["tlsKey"])}
     book.run("tlsCertificate")

@@ -14,8 +14,9 @@ from pulumi import automation
 from infra.placement.engine import LABEL
 from infra.placement.services import await_convergence
 from infra.workload import MEBIBYTE
+from tests.certificates import certify
 from tests.engines import needs_an_engine_of_its_own
-from tests.integration.test_deploy_checks import certificate, check, failed
+from tests.integration.test_deploy_checks import check, failed
 from tests.stack_config import PROJECT_NAME
 from tests.stacks import deployed
 from tests.swarm.cluster import until
@@ -45,7 +46,7 @@ def deployment(swarm: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
     def configure(made: Deployment) -> None:
         place_on(swarm)(made)
-        for key, value in certificate().items():
+        for key, value in certify("gateway.example").settings.items():
             made.stack.set_config(key, automation.ConfigValue(value, secret=True))
         made.set_path("clientKeys.batch", "", secret=True)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pulumi
@@ -11,6 +12,7 @@ from pulumi.runtime.config import set_all_config
 
 from infra.settings import Settings, is_secret
 from infra.stack_config import STRUCTURED, Problem, load, validate
+from tests.certificates import certify
 from tests.stack_config import KEY, OTHER_KEY, PROJECT_NAME, project_file, raw_config
 
 SECRET = {str(field.alias) for field in Settings.model_fields.values() if is_secret(field)}
@@ -174,6 +176,58 @@ def test_all_problems_are_reported_at_once_each_with_a_command(monkeypatch: pyte
     assert "./pulumiw config rm --stack dev replica" in message
     assert './pulumiw config set --stack dev --secret masterKey "sk-' in message
     assert "secret-that-is-weak" not in message
+
+
+NOW = datetime.now(UTC).replace(microsecond=0)
+
+
+def warnings(monkeypatch: pytest.MonkeyPatch, chain: str, key: str) -> list[str]:
+    """What the program warns of when a stack has a certificate, which it takes all the same."""
+    configured(monkeypatch, raw_config("dev", tlsCertificate=chain, tlsKey=key))
+    warned: list[str] = []
+    monkeypatch.setattr(pulumi.log, "warn", warned.append)
+    assert load().tls_certificate is not None
+    return warned
+
+
+@pytest.mark.parametrize(
+    ("begin", "end", "what", "date"),
+    [
+        (-90, -1, "expired on", "end"),
+        (1, 90, "is not valid before", "begin"),
+        (-61, 29, "expires on", "end"),
+        (-9, 4, "expires on", "end"),
+        (-59, 31, "", ""),
+        (-1, 5, "", ""),
+    ],
+    ids=["expired", "not yet valid", "soon", "soon for a short one", "not soon", "not soon for a short one"],
+)
+def test_a_certificate_that_a_clock_is_against_is_warned_of_with_the_date(
+    monkeypatch: pytest.MonkeyPatch, begin: int, end: int, what: str, date: str
+) -> None:
+    """And with the command that sets another; it is no error, as it may be the clock that is wrong."""
+    dates = {"begin": NOW + timedelta(days=begin), "end": NOW + timedelta(days=end)}
+    certified = certify("gateway.example", begin=dates["begin"], end=dates["end"])
+    warned = warnings(monkeypatch, certified.certificate_pem, certified.key_pem)
+    assert len(warned) == bool(what)
+    for warning in warned:
+        assert f"tlsCertificate {what} {dates[date]:%Y-%m-%d %H:%M} UTC" in warning
+        assert "./pulumiw config set --stack dev --secret tlsCertificate < gateway.crt" in warning
+
+
+def test_of_a_chain_the_certificate_that_expired_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    authority = certify("an authority", begin=NOW - timedelta(days=9), end=NOW - timedelta(days=1))
+    own = certify("gateway.example", authority)
+    (warned,) = warnings(monkeypatch, own.certificate_pem + authority.certificate_pem, own.key_pem)
+    assert f"CN=an authority in tlsCertificate expired on {NOW - timedelta(days=1):%Y-%m-%d %H:%M} UTC" in warned
+
+
+def test_a_certificate_whose_dates_cannot_be_read_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenSSL, and so the edge, takes it."""
+    own = certify("gateway.example")
+    trusted = own.certificate_pem.replace(" CERTIFICATE", " TRUSTED CERTIFICATE")
+    (warned,) = warnings(monkeypatch, trusted, own.key_pem)
+    assert warned.startswith("the dates of tlsCertificate cannot be read")
 
 
 @pytest.mark.parametrize(

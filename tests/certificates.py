@@ -1,0 +1,60 @@
+"""Certificates that a test makes, and nobody else trusts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Certified:
+    """A certificate and its private key."""
+
+    key: ec.EllipticCurvePrivateKey
+    certificate: x509.Certificate
+
+    @property
+    def certificate_pem(self) -> str:
+        return self.certificate.public_bytes(serialization.Encoding.PEM).decode()
+
+    @property
+    def key_pem(self) -> str:
+        pem, form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+        return self.key.private_bytes(pem, form, serialization.NoEncryption()).decode()
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """What a stack's config has of it."""
+        return {"tlsCertificate": self.certificate_pem, "tlsKey": self.key_pem}
+
+
+def certify(
+    name: str,
+    by: Certified | None = None,
+    *,
+    address: str | None = None,
+    begin: datetime | None = None,
+    end: datetime | None = None,
+) -> Certified:
+    """A certificate by an authority, or by itself as one; it is valid for a day from now on, unless that is said."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+    now = datetime.now(UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(by.certificate.subject if by else subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(begin or now - timedelta(hours=1))
+        .not_valid_after(end or now + timedelta(days=1))
+        .add_extension(x509.BasicConstraints(ca=by is None, path_length=None), critical=True)
+    )
+    if address:
+        made = made.add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address(address))]), critical=False)
+    return Certified(key=key, certificate=made.sign(by.key if by else key, hashes.SHA256()))
