@@ -41,6 +41,11 @@ CREATE TABLE IF NOT EXISTS schema_migrations (
     applied_at timestamptz NOT NULL DEFAULT now()
 )"""
 
+INVALID_INDEXES = """
+SELECT relname, relnamespace::regnamespace::text, pg_table_is_visible(indexrelid), indexrelid::regclass::text
+FROM pg_index JOIN pg_class ON pg_class.oid = indexrelid
+WHERE NOT indisvalid AND relkind = 'i'"""
+
 
 class MigrationError(Exception):
     """A migration that cannot be read or applied. The message is one line and names the file."""
@@ -181,15 +186,20 @@ def _apply(connection: psycopg.Connection, migration: Migration) -> None:
 
 
 def _refuse_invalid_index(connection: psycopg.Connection, migration: Migration) -> None:
-    """A CREATE INDEX CONCURRENTLY that failed leaves its index behind, which IF NOT EXISTS then takes for done."""
-    query = (
-        "SELECT relname FROM pg_index JOIN pg_class ON pg_class.oid = indexrelid "
-        "WHERE NOT indisvalid AND pg_table_is_visible(indexrelid)"
-    )
-    if (found := connection.execute(query).fetchone()) is not None:
-        raise MigrationError(
-            f"{migration.file}: index {found[0]} is invalid: DROP INDEX CONCURRENTLY, then run again"
-        )
+    """A CREATE INDEX CONCURRENTLY that failed leaves its index behind, which IF NOT EXISTS then takes for done.
+
+    Only of an index that the file names: another one is somebody else's, who may be making it at this moment.
+    """
+    for name, schema, visible, full_name in connection.execute(INVALID_INDEXES):
+        if _names(migration.sql, name) and (visible or _names(migration.sql, schema)):
+            raise MigrationError(
+                f"{migration.file}: index {name} is invalid: DROP INDEX CONCURRENTLY {full_name}, then run again"
+            )
+
+
+def _names(sql: str, identifier: str) -> bool:
+    """Whether an identifier stands in SQL, as a word of its own."""
+    return re.search(rf"(?<![\w$]){re.escape(identifier)}(?![\w$])", sql, re.IGNORECASE) is not None
 
 
 def _record(connection: psycopg.Connection, migration: Migration) -> None:

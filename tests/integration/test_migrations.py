@@ -7,6 +7,7 @@ import subprocess
 import sys
 import uuid
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import psycopg
@@ -25,14 +26,25 @@ if TYPE_CHECKING:
     from tests.stacks import Deployment
 
 
+@contextmanager
+def new_schema(deployment: Deployment) -> Iterator[str]:
+    """A schema of a test's own in the stack's database."""
+    name = f"test_{uuid.uuid4().hex}"
+    with deployment.database() as connection:
+        connection.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(name)))
+        yield name
+        connection.execute(sql.SQL("DROP SCHEMA {} CASCADE").format(sql.Identifier(name)))
+
+
+def inside(deployment: Deployment, schema: str) -> str:
+    """The database's URL for who knows of no other schema."""
+    return make_conninfo(deployment.outputs["databaseUrl"], options=f"-csearch_path={schema}")
+
+
 @pytest.fixture
 def conninfo(deployment: Deployment) -> Iterator[str]:
-    """A schema of the test's own in the stack's database."""
-    schema = f"test_{uuid.uuid4().hex}"
-    with deployment.database() as connection:
-        connection.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(schema)))
-        yield make_conninfo(deployment.outputs["databaseUrl"], options=f"-csearch_path={schema}")
-        connection.execute(sql.SQL("DROP SCHEMA {} CASCADE").format(sql.Identifier(schema)))
+    with new_schema(deployment) as schema:
+        yield inside(deployment, schema)
 
 
 def write(folder: Path, **files: str) -> None:
@@ -118,6 +130,39 @@ def test_a_file_may_ask_to_run_outside_a_transaction(conninfo: str, tmp_path: Pa
     assert rows(conninfo, "SELECT to_regclass('a_n') IS NOT NULL") == [(True,)]
 
 
+def test_an_index_that_failed_is_not_taken_for_made(conninfo: str, tmp_path: Path) -> None:
+    """By the file that makes it, until it is dropped as the message says."""
+    write(
+        tmp_path,
+        m0001_a="CREATE TABLE a AS SELECT 1 AS n FROM generate_series(1, 2);",
+        m0002_index="-- migrate: no-transaction\nCREATE UNIQUE INDEX CONCURRENTLY IF NOT EXISTS A_n ON a (n);",
+    )
+    with pytest.raises(migrations.MigrationError, match=r"0002_index\.sql: could not create unique index"):
+        migrations.up(conninfo, tmp_path)
+    with pytest.raises(migrations.MigrationError, match=r"0002_index\.sql: index a_n is invalid") as caught:
+        migrations.up(conninfo, tmp_path)
+    with psycopg.connect(conninfo, autocommit=True) as connection:
+        connection.execute("TRUNCATE a")
+        connection.execute(str(caught.value).partition("invalid: ")[2].partition(",")[0].encode())
+    assert [each.file for each in migrations.up(conninfo, tmp_path)] == ["0002_index.sql"]
+
+
+def test_an_invalid_index_of_somebody_else_stops_nothing(
+    conninfo: str, deployment: Deployment, tmp_path: Path
+) -> None:
+    """Neither one on the same table, nor one of the same name in another schema."""
+    write(tmp_path, m0001_a="CREATE TABLE a AS SELECT 1 AS n FROM generate_series(1, 2);")
+    migrations.up(conninfo, tmp_path)
+    with new_schema(deployment) as other:
+        with psycopg.connect(conninfo, autocommit=True) as connection:
+            connection.execute(sql.SQL("CREATE TABLE {}.a AS SELECT * FROM a").format(sql.Identifier(other)))
+            for index, table in (("a_n_unique", "a"), ("a_n", f"{other}.a")):
+                with pytest.raises(psycopg.errors.UniqueViolation):
+                    connection.execute(f"CREATE UNIQUE INDEX CONCURRENTLY {index} ON {table} (n)".encode())
+        write(tmp_path, m0002_index="-- migrate: no-transaction\nCREATE INDEX CONCURRENTLY a_n ON a (n);")
+        assert [each.file for each in migrations.up(conninfo, tmp_path)] == ["0002_index.sql"]
+
+
 def test_a_changed_or_missing_file_is_refused(conninfo: str, tmp_path: Path) -> None:
     write(tmp_path, m0001_a="SELECT 1;", m0002_b="SELECT 2;")
     migrations.up(conninfo, tmp_path)
@@ -140,10 +185,7 @@ def test_any_row_of_files_is_applied_in_order(
     folder = tmp_path_factory.mktemp("migrations")
     for name in names:
         migrations.new(folder, name)
-    schema = f"test_{uuid.uuid4().hex}"
-    with deployment.database() as connection:
-        connection.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(schema)))
-        conninfo = make_conninfo(deployment.outputs["databaseUrl"], options=f"-csearch_path={schema}")
+    with new_schema(deployment) as schema:
+        conninfo = inside(deployment, schema)
         assert [each.name for each in migrations.up(conninfo, folder)] == names
         assert migrations.up(conninfo, folder) == ()
-        connection.execute(sql.SQL("DROP SCHEMA {} CASCADE").format(sql.Identifier(schema)))
