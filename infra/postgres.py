@@ -27,8 +27,10 @@ if TYPE_CHECKING:
 
 PORT = 5432
 SUPERUSER = "postgres"
-DATA = "/var/lib/postgresql/data"
-VOLUME = "postgres-data"
+HOME = "/var/lib/postgresql"
+DATA = f"{HOME}/data"
+LAST_WITH_DATA = 17
+"""The major version after which the images have HOME only."""
 USER_ID = 999
 """That of `postgres` in the Debian images of Postgres."""
 APP_DATABASE = "app"
@@ -62,6 +64,8 @@ class PostgresArgs:
     """The name under which the machine that runs the program reaches the port."""
     address: str
     port: int
+    volume: str
+    """The volume that holds the data of this major version, and of no other."""
     protect: bool
     superuser_password: RotatingSecret
     app_password: RotatingSecret
@@ -71,7 +75,7 @@ class PostgresArgs:
 class Postgres(pulumi.ComponentResource):
     """A Postgres server with a volume that outlives it, one database for the app and one for LiteLLM.
 
-    Creates: the workload `postgres`, the volume `postgres-data`, `RotatingSecret`, `Constant`, `DatabaseRoles`.
+    Creates: the workload `postgres`, its volume, `RotatingSecret`, `Constant`, `DatabaseRoles`.
     Type token: `llm-infrastructure:postgres:Postgres`.
     """
 
@@ -88,9 +92,10 @@ class Postgres(pulumi.ComponentResource):
         version = Constant(
             f"{name}-major-version",
             args.major_version,
+            of=args.volume,
             refusal=(
                 "the data was written by another major version of Postgres, which this image cannot read. Put "
-                "postgresImage back; to move, dump the databases, destroy the volume, deploy and restore them."
+                "postgresImage back, or move the data to another postgresVolume: docs/runbooks/upgrade-postgres.md."
             ),
             opts=child,
         )
@@ -101,13 +106,14 @@ class Postgres(pulumi.ComponentResource):
             kind="password",
             opts=pulumi.ResourceOptions(parent=self, protect=args.protect),
         )
-        placement.volume(VOLUME, protect=args.protect, opts=child)
+        placement.volume(args.volume, protect=args.protect, opts=child)
+        mounted_at, data = _layout(int(args.major_version))
         replicas = placement.run(
             Workload(
                 name=name,
                 image=args.image,
                 command=("postgres",),
-                environment={"POSTGRES_PASSWORD_FILE": f"{SECRETS}/postgres_password", "PGDATA": DATA},
+                environment={"POSTGRES_PASSWORD_FILE": f"{SECRETS}/postgres_password", "PGDATA": data},
                 secrets={"postgres_password": initial_password.value},
                 health=HealthCheck(
                     # Over TCP: the server that initializes the data directory listens on the socket only.
@@ -118,7 +124,7 @@ class Postgres(pulumi.ComponentResource):
                 memory_mb=args.memory_mb,
                 networks={args.network: name},
                 ports=(Port(internal=PORT, external=args.port, address=args.address),),
-                volumes={DATA: VOLUME},
+                volumes={mounted_at: args.volume},
                 stop_seconds=STOP_SECONDS,
             ),
             opts=pulumi.ResourceOptions(parent=self, depends_on=[version]),
@@ -138,6 +144,11 @@ class Postgres(pulumi.ComponentResource):
             lambda it: f"postgresql://{it[0]}:{quote(it[1], safe='')}@{args.host}:{args.port}/{APP_DATABASE}"
         )
         self.register_outputs({"databaseUrl": self.database_url})
+
+
+def _layout(major_version: int) -> tuple[str, str]:
+    """Where the volume is mounted, and where the data are: official images give that folder to their user."""
+    return (HOME, f"{HOME}/{major_version}/docker") if major_version > LAST_WITH_DATA else (DATA, DATA)
 
 
 LOGINS = (f"{APP_DATABASE}_1", f"{APP_DATABASE}_2")

@@ -126,17 +126,24 @@ class GuardProvider(ResourceProvider):
 
 class _ConstantProvider(GuardProvider):
     def check(self, olds: dict[str, Any], news: dict[str, Any]) -> CheckResult:
-        changed = bool(olds) and olds["value"] != news["value"]
+        changed = bool(olds) and olds["value"] != news["value"] and olds.get("of", news["of"]) == news["of"]
         return CheckResult(news, [CheckFailure("value", news["refusal"])] if changed else [])
 
 
 class Constant(Resource, module="secrets", name="Constant"):
-    """A value that may not change while this resource lives: a preview that changes it fails with `refusal`.
+    """A value that may not change while it is that of the same thing: a preview that changes it fails with `refusal`.
 
     Creates: nothing outside the state. Type token: `pulumi-python:dynamic/secrets:Constant`.
     """
 
     def __init__(
-        self, name: str, value: pulumi.Input[str], *, refusal: str, opts: pulumi.ResourceOptions | None = None
+        self,
+        name: str,
+        value: pulumi.Input[str],
+        *,
+        of: str,
+        refusal: str,
+        opts: pulumi.ResourceOptions | None = None,
     ) -> None:
-        super().__init__(_ConstantProvider(), name, {"value": value, "refusal": refusal}, opts)
+        """`of` names the thing."""
+        super().__init__(_ConstantProvider(), name, {"value": value, "of": of, "refusal": refusal}, opts)

@@ -144,6 +144,7 @@ def _sorted(keys: dict[str, Any]) -> dict[str, Any]:
 Constraint = Annotated[str, AfterValidator(_constraint)]
 Registry = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9.-]*(:\d{1,5})?(/[a-z0-9._/-]+)?$")]
 HostName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,251}[A-Za-z0-9])?$")]
+VolumeName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_.-]{0,62}$")]
 Image = Annotated[str, AfterValidator(_image)]
 Port = Annotated[int, Field(ge=1, le=LAST_PORT)]
 MemoryMb = Annotated[int, Field(ge=64, le=1024 * 1024)]
@@ -223,6 +224,7 @@ class Settings(_Frozen):
     haproxy_image: Image = Field(examples=["haproxy:3.0"])
     image_registry: Annotated[Registry | None, Optional] = Field(examples=["registry.example:5000"])
     constraints: tuple[Constraint, ...] = Field(examples=["--path 'constraints[0]' 'node.labels.llm == true'"])
+    postgres_volume: VolumeName = Field(examples=["postgres-18-data"])
     postgres_node: Annotated[HostName | None, Optional] = Field(examples=["NODE"])
     encrypt_networks: bool = Field(examples=["true"])
     replicas: Annotated[int, Field(ge=1, le=REPLICA_SLOTS)] = Field(examples=["2"])

@@ -21,7 +21,7 @@ from infra.gateway import Gateway, GatewayArgs
 from infra.migration import Migrations
 from infra.placement.docker import DockerHost
 from infra.placement.swarm import Swarm
-from infra.postgres import VOLUME, Postgres, PostgresArgs, SaltKeyGuard
+from infra.postgres import Postgres, PostgresArgs, SaltKeyGuard
 from infra.secrets import RotatingSecret
 from infra.settings import PROVIDER_KEYS, postgres_major_version
 
@@ -173,7 +173,7 @@ def _database(settings: Settings, placement: Placement) -> _Database:
         nothing = pulumi.ResourceOptions()
         return _Database(url=url, server="", after=nothing, salt_key_guarded=nothing)
     placement.network(DATA_NETWORK, opts=pulumi.ResourceOptions())
-    host = placement.published_at(VOLUME)
+    host = placement.published_at(settings.postgres_volume)
     kept = pulumi.ResourceOptions(protect=settings.protect_data)  # data outlives only with its passwords
     versions = settings.secret_versions
     superuser_password = RotatingSecret(
@@ -192,6 +192,7 @@ def _database(settings: Settings, placement: Placement) -> _Database:
             host=host,
             address=str(settings.bind_address),
             port=settings.postgres_port,
+            volume=settings.postgres_volume,
             protect=settings.protect_data,
             superuser_password=superuser_password,
             app_password=RotatingSecret(

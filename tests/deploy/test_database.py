@@ -11,7 +11,7 @@ import pytest
 from app import migrations
 from infra.migration import FOLDER
 from infra.placement.engine import LABEL
-from infra.postgres import APP_DATABASE, DATA, LITELLM_DATABASE, SUPERUSER
+from infra.postgres import APP_DATABASE, LITELLM_DATABASE, SUPERUSER
 from tests.deploy.stack import VOLUME
 
 if TYPE_CHECKING:
@@ -159,7 +159,7 @@ def server(stack: DeployedStack, own_server: None) -> Instance:
 
 @pytest.fixture
 def volume(stack: DeployedStack, server: Instance) -> Volume:
-    name = server.part.volumes[DATA]
+    (name,) = server.part.volumes.values()
     try:
         return stack.engine_of(server).volumes.get(name)
     except docker.errors.NotFound:
@@ -172,7 +172,7 @@ def volume(stack: DeployedStack, server: Instance) -> Volume:
 def test_the_volume_is_the_stacks_own_and_in_use(stack: DeployedStack, server: Instance, volume: Volume) -> None:
     """By its labels, and by being what Postgres keeps its data in."""
     labels = volume.attrs["Labels"] or {}
-    wanted = stack.labels | {f"{LABEL}.part": f"{PART}-data"}
+    wanted = stack.labels | {f"{LABEL}.part": stack.settings.postgres_volume}
     assert labels.items() >= wanted.items(), (
         f"the volume {volume.name} belongs to another deployment, whose passwords this state does not have. Restore "
         "the state that belongs to it"
@@ -182,7 +182,7 @@ def test_the_volume_is_the_stacks_own_and_in_use(stack: DeployedStack, server: I
     except docker.errors.NotFound:
         pytest.skip(f"{server.container} is not there: see {stack.IS_THERE}")
     mounted = {mount["Destination"]: mount.get("Name") for mount in container.attrs["Mounts"]}
-    assert mounted == {DATA: volume.name}, (
+    assert mounted == server.part.volumes, (
         f"{server} keeps its data elsewhere ({mounted}), where the next change of it loses them. Dump the "
         f"databases first, then: {stack.up}"
     )

@@ -108,11 +108,15 @@ def test_a_value_of_ones_own_takes_the_place_of_a_number() -> None:
 
 
 def test_a_constant_refuses_another_value_with_its_reason() -> None:
+    """Unless it is that of something else: a state of a time when that was not said is of the same."""
     provider = _ConstantProvider()
-    olds = {"value": "16", "refusal": "dump first"}
+    olds = {"value": "16", "of": "the volume", "refusal": "dump first"}
+    other, before = {**olds, "value": "17"}, {"value": "16", "refusal": "dump first"}
     assert provider.check(olds, olds).failures == []
-    assert [each.reason for each in provider.check(olds, {**olds, "value": "17"}).failures] == ["dump first"]
+    for each in (olds, before):
+        assert [failure.reason for failure in provider.check(each, other).failures] == ["dump first"]
     assert provider.check({}, olds).failures == []
+    assert provider.check(olds, {**other, "of": "another volume"}).failures == []
 
 
 def test_what_a_guard_remembers_follows_what_it_let_through() -> None:

@@ -89,6 +89,7 @@ def test_staging_and_prod_need_a_provider_key_or_a_local_model(stack: str) -> No
         ({"dockerHost": "http://x"}, "dockerHost", "must be unix:///path"),
         ({"litellmImage": "Not An Image"}, "litellmImage", "is not an image reference"),
         ({"postgresImage": "postgres"}, "postgresImage", "is not pinned"),
+        ({"postgresVolume": "a/path"}, "postgresVolume", "pattern"),
         ({"haproxyImage": "haproxy:latest"}, "haproxyImage", "is not pinned"),
         ({"haproxyImage": "haproxy@sha256:abc"}, "haproxyImage", "is not an image reference"),
         ({"dockerHost": "ssh://deploy@staging.example"}, "bindAddress", "nothing reaches it from here"),

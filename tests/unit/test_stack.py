@@ -206,3 +206,22 @@ def test_metrics_are_published_on_loopback_only_if_asked_for(registered: Callabl
 )
 def test_the_major_version_of_postgres_is_in_its_images_tag(image: str, version: str) -> None:
     assert postgres_major_version(image) == version
+
+
+@pytest.mark.parametrize(
+    ("version", "mounted_at", "data"),
+    [
+        ("17", "/var/lib/postgresql/data", "/var/lib/postgresql/data"),
+        ("18", "/var/lib/postgresql", "/var/lib/postgresql/18/docker"),
+    ],
+)
+def test_the_volume_is_where_the_image_of_postgres_has_a_folder_of_its_users(
+    registered: Callable[..., Recorder], version: str, mounted_at: str, data: str
+) -> None:
+    """The server runs without root, and could not take another folder for its own."""
+    recorder = registered(postgresImage=f"postgres:{version}", postgresVolume="postgres-of-then")
+    postgres = recorder.containers()["postgres"]
+    name = f"{PROJECT_NAME}-dev-postgres-of-then"
+    assert postgres["volumes"] == [{"containerPath": mounted_at, "volumeName": name}]
+    assert f"PGDATA={data}" in postgres["envs"]
+    assert [inputs["name"] for (kind, _), inputs in recorder.inputs.items() if kind.endswith(":Volume")] == [name]

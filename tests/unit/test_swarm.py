@@ -235,7 +235,7 @@ def test_postgres_on_a_node_of_ones_choice(registered: Callable[..., Services]) 
     roles = next(inputs for (kind, _), inputs in recorder.inputs.items() if kind.endswith(":DatabaseRoles"))
     assert roles["host"] == "10.0.0.2"
     (mount,) = recorder.specs()["postgres"]["mounts"]
-    assert mount["source"] == f"{PREFIX}-{postgres.VOLUME}"
+    assert mount["source"] == f"{PREFIX}-postgres-data"
 
 
 @pytest.mark.parametrize(("switch", "options"), [("true", {"encrypted": ""}), ("false", None)])
@@ -255,10 +255,10 @@ def test_networks_that_are_there_keep_their_encryption(registered: Callable[...,
     engine = Swarm()
     engine.overlays = [{"Name": f"{PREFIX}-data-overlay", "Options": {"encrypted": "", "vxlanid": "4097"}}]
     assert registered(engine, encryptNetworks="true").services()
-    with pytest.raises(pulumi.RunError, match="config set --stack dev encryptNetworks true"):
+    with pytest.raises(pulumi.RunError, match=r"\./pulumiw config set --stack dev encryptNetworks true"):
         registered(engine, encryptNetworks="false")
     engine.overlays = [{"Name": f"{PREFIX}-data-overlay", "Options": None}]
-    with pytest.raises(pulumi.RunError, match="config set --stack dev encryptNetworks false"):
+    with pytest.raises(pulumi.RunError, match=r"\./pulumiw config set --stack dev encryptNetworks false"):
         registered(engine, encryptNetworks="true")
 
 
