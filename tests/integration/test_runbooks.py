@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
 import shutil
 import ssl
+from contextlib import contextmanager
 from pathlib import Path
 from secrets import token_hex
 from typing import TYPE_CHECKING
@@ -22,7 +24,7 @@ from tests.certificates import certify
 from tests.drills.test_changes import serve_ours, status_of_replica
 from tests.runbooks import Shell, runbook
 from tests.stack_config import PROJECT_NAME
-from tests.stacks import PARTS, REPLICAS, Deployment
+from tests.stacks import PARTS, REPLICAS, Deployment, free_port
 from toolchain.machine import CACHE
 
 if TYPE_CHECKING:
@@ -221,6 +223,63 @@ def test_restore(deployment: Deployment, tmp_path: Path) -> None:
         assert names(deployment) == {"after the loss"}
 
 
+def test_upgrade_postgres(deployment: Deployment, tmp_path: Path) -> None:
+    """No row that was written is lost, and nobody is let into the empty database; the old volume is the way back."""
+    deployment.set_path("openaiApiKey", f"sk-{token_hex(8)}", secret=True)
+    deployment.set(demo="false", protectData="true")
+    deployment.up()
+    before, url = names(deployment) | {"before"}, deployment.outputs["databaseUrl"]
+    added(deployment, "before")
+    with with_the_folders_of_18(deployment) as image:
+        variables = {
+            "POSTGRES_IMAGE": image,
+            "VOLUME": "postgres-18-data",
+            "BACKUP": str(tmp_path / "saved.dump"),
+            "PORT": str(urlsplit(url).port),
+            "SPARE_PORT": str(free_port()),
+        }
+        with runbook("upgrade-postgres", deployment, **variables) as book:
+            book.run("config get postgresImage")
+            book.run("default_transaction_read_only")
+            with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
+                added(deployment, "too late")
+            assert names(deployment) == before
+            book.run("llmctl backup")
+            book.run("SPARE_PORT")
+            assert not opens(url)
+            assert "before" in book.run("llmctl restore")
+            book.run("config set postgresPort")
+            assert names(deployment) == before
+            added(deployment, "after")
+            book.run("make check-deploy")
+            book.run("config rm postgresVolume")
+            assert names(deployment) == before
+            added(deployment, "again")
+        deployment.engine.volumes.get(f"{PROJECT_NAME}-{deployment.name}-postgres-18-data").remove()
+        deployment.forget("openaiApiKey")
+        deployment.set(demo="true", protectData="false")
+        deployment.up()
+
+
+@contextmanager
+def with_the_folders_of_18(deployment: Deployment) -> Iterator[str]:
+    """The stack's image of Postgres with another tag, and another folder for its user."""
+    image = deployment.image("postgres")
+    name, config = f"{PROJECT_NAME}/test-postgres:18-{token_hex(4)}", image.attrs["Config"]
+    lines = (
+        f"FROM {image.id} AS whole\nFROM scratch\nCOPY --from=whole / /",
+        "RUN cd /var/lib/postgresql && rm -r data && chown postgres:postgres . && chmod 1777 .",
+        *(f"ENV {each}" for each in config["Env"] if not each.startswith("PGDATA=")),
+        f"VOLUME /var/lib/postgresql\nSTOPSIGNAL {config['StopSignal']}",
+        f"ENTRYPOINT {json.dumps(config['Entrypoint'])}\nCMD {json.dumps(config['Cmd'])}",
+    )
+    deployment.engine.images.build(fileobj=io.BytesIO("\n".join(lines).encode()), tag=name, rm=True)
+    try:
+        yield name
+    finally:
+        deployment.engine.images.remove(name, force=True)
+
+
 def test_gateway_down(deployment: Deployment) -> None:
     """A replica is stopped and the edge is gone: what is to be looked at shows it, and one `up` mends it."""
     deployment.container("litellm-1").stop()
@@ -342,6 +401,35 @@ def test_lost_passphrase(deployment: Deployment, tmp_path: Path) -> None:
     renewed(deployment)
     assert status(deployment, key) == httpx2.codes.UNAUTHORIZED
     assert asked_twice(deployment) == httpx2.codes.OK
+
+
+def test_rotate_the_passphrase(deployment: Deployment, tmp_path: Path) -> None:
+    """Then only the new one opens the state and the stack's config, and the state's folder has no older copy."""
+    own, file = tmp_path / "llm-infrastructure", deployment.folder / f"Pulumi.{deployment.name}.yaml"
+    own.mkdir()
+    (own / "state").symlink_to(deployment.state)
+    (own / "passphrase").write_text(deployment.environment["PULUMI_CONFIG_PASSPHRASE"])
+    deployment.set_path("clientKeys.spare", f"sk-{token_hex(16)}", secret=True)
+    state = json.loads(deployment.pulumi("stack", "export").stdout)["deployment"]["secrets_providers"]["state"]
+    salts, secrets = (state["salt"], yaml.safe_load(file.read_text())["encryptionsalt"]), deployment.secrets()
+    with runbook("rotate-the-passphrase", deployment, STATE=str(own), XDG_STATE_HOME=str(tmp_path)) as book:
+        for name in ("PULUMI_BACKEND_URL", "PULUMI_CONFIG_PASSPHRASE"):
+            book.environment.pop(name)
+        book.run("openssl")
+        assert deployment.name in book.run("change-secrets-provider")
+        book.run("mv")
+        book.run("up")
+        book.run("rm")
+        book.run("--expect-no-changes")
+        code, said = book.type('PULUMI_CONFIG_PASSPHRASE_FILE="$STATE/passphrase.old" ./pulumiw preview')
+        assert code != 0
+        assert "incorrect passphrase" in said
+    deployment.environment["PULUMI_CONFIG_PASSPHRASE"] = (own / "passphrase").read_text().strip()
+    assert secrets.items() <= deployment.secrets().items()
+    files = [file, *(path for path in deployment.state.rglob("*") if path.is_file())]
+    assert [path for path in files for salt in salts if salt in path.read_text()] == []
+    deployment.forget("clientKeys")
+    deployment.up()
 
 
 def without_secrets(file: Path) -> None:

@@ -35,13 +35,16 @@ PULUMI = {
     ("destroy",),
     ("preview",),
     ("refresh",),
+    ("stack", "change-secrets-provider"),
     ("stack", "export"),
     ("stack", "import"),
+    ("stack", "ls"),
     ("stack", "output"),
+    ("state", "unprotect"),
     ("up",),
 }
 SYSTEM = {"awk", "cp", "curl", "docker", "echo", "git", "grep", "gzip", "head", "ls", "mkdir", "mv", "openssl"}
-SYSTEM |= {"printf", "sed", "sha256sum", "tail", "tar", "test", "true", "xargs"}
+SYSTEM |= {"printf", "rm", "sed", "sha256sum", "tail", "tar", "test", "true", "xargs"}
 """Programs that a machine which runs a stack has."""
 NUMBERED: dict[str, type[BaseModel]] = {"secretVersions": SecretVersions, "retirePrevious": RetirePrevious}
 HEADINGS = ["When", "What callers notice", "Do", "See that it worked", "Go back", "Proven by"]
