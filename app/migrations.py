@@ -157,8 +157,9 @@ def up(  # noqa: PLR0913 -- the options are keyword-only and have safe defaults
     migrations = read(folder)
     with psycopg.connect(conninfo, autocommit=True, application_name="migrations") as connection:
         _lock(connection, wait_seconds, report)
-        connection.execute(CREATE_TABLE)
         pending = _status(connection, migrations).pending
+        if pending:
+            connection.execute(CREATE_TABLE)
         for name, seconds in (
             ("lock_timeout", lock_timeout_seconds),
             ("statement_timeout", statement_timeout_seconds),

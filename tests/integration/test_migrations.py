@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from psycopg import sql
-from psycopg.conninfo import make_conninfo
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from app import migrations
 
@@ -78,6 +78,16 @@ def test_a_run_says_what_it_waits_for_and_gives_up(conninfo: str, tmp_path: Path
         with pytest.raises(migrations.MigrationError, match="still holds the lock"):
             migrations.up(conninfo, tmp_path, wait_seconds=0.3, report=said.append)
     assert said == ["waiting for another migration run to end"]
+
+
+def test_a_run_with_nothing_to_apply_writes_nothing(conninfo: str, tmp_path: Path) -> None:
+    """So it goes through where writes are refused, as while the data move to another server."""
+    write(tmp_path, m0001_a="SELECT 1;")
+    migrations.up(conninfo, tmp_path)
+    read_only = make_conninfo(
+        conninfo, options=f"{conninfo_to_dict(conninfo)['options']} -cdefault_transaction_read_only=on"
+    )
+    assert migrations.up(read_only, tmp_path) == ()
 
 
 def test_a_failing_file_is_undone_whole_and_named(conninfo: str, tmp_path: Path) -> None:
