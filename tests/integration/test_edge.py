@@ -418,6 +418,13 @@ def test_a_request_that_cannot_be_repeated_fails_with_the_replica_that_had_it(
     await_answers(client())
 
 
+def test_a_provider_that_hangs_is_given_up_by_litellm(client: Callable[..., OpenAI]) -> None:
+    """Once, and its answer arrives: the edge waits a little longer, and no longer than that."""
+    with pytest.raises(openai.APIStatusError) as caught:
+        ask(client(), f"[[demo delay={REQUEST_TIMEOUT_SECONDS * 10}]]")
+    assert caught.value.status_code == 408
+
+
 def test_a_replica_that_hangs_is_not_waited_for_without_end(
     client: Callable[..., OpenAI], deployment: Deployment
 ) -> None:
