@@ -53,6 +53,7 @@ class Cluster:
                 swarm = engine.info()["Swarm"]
                 nodes = engine.api.nodes() if swarm.get("ControlAvailable") else []
                 networks = engine.api.networks(filters={"driver": "overlay"}) if nodes else []
+                services = engine.api.services() if nodes else []  # type: ignore[no-untyped-call]
         except docker.errors.APIError as error:
             raise pulumi.RunError(f"The Swarm at {host} has no leader: {error.explanation}") from error
         except UNREACHABLE as error:
@@ -68,8 +69,11 @@ class Cluster:
             self._refuse(f"is no manager of its Swarm ({swarm['LocalNodeState']}). Name one as dockerHost: {known}")
         self.own_id: str = swarm["NodeID"]
         self.nodes = sorted(map(_node, nodes), key=lambda node: node.name)
-        self.encrypted = {each["Name"]: "encrypted" in (each["Options"] or {}) for each in networks}
-        """Whether the networks that are there are encrypted, by name."""
+        used = {each["Target"] for it in services for each in it["Spec"]["TaskTemplate"].get("Networks") or ()}
+        self.encrypted = {
+            each["Name"]: "encrypted" in (each["Options"] or {}) for each in networks if each["Id"] in used
+        }
+        """Whether the networks that services use are encrypted, by name."""
 
     def _refuse(self, what: str) -> None:
         raise pulumi.RunError(f"The engine at {self.host} (dockerHost) {what}\nNothing was changed.")

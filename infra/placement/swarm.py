@@ -7,6 +7,7 @@ by task, and the old one is deleted. What a service changed to and could not run
 from __future__ import annotations
 
 import base64
+import re
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -101,14 +102,24 @@ class Swarm(EnginePlacement):
                 f"the label {on_each}": (_labelled(on_each),),
             }
         )
+        self._refuse_other_encryption()
+
+    def _refuse_other_encryption(self) -> None:
+        for network, is_so in self._cluster.encrypted.items():
+            if re.fullmatch(rf"{re.escape(self._prefix)}-[a-z]+-overlay", network) and is_so != self._encrypt:
+                # The engine would refuse to remove it, halfway through the `up`.
+                raise pulumi.RunError(
+                    f"encryptNetworks cannot change while services use the network {network}, which is "
+                    f"{'' if is_so else 'not '}encrypted; nothing was changed. Take it back:\n"
+                    f"  ./pulumiw config set --stack {pulumi.get_stack()} encryptNetworks {str(is_so).lower()}\n"
+                    "To change it, move the stack to one host and back (docs/machines.md): its data stay."
+                )
 
     def network(self, name: str, *, opts: pulumi.ResourceOptions) -> None:
         # Not by the name of the network on one host: moving there and back, both are there for a moment.
-        full_name = f"{self._prefix}-{name}-overlay"
-        self._refuse_other_encryption(full_name)
         self._networks[name] = pulumi_docker.Network(
             f"{name}-overlay",
-            name=full_name,
+            name=f"{self._prefix}-{name}-overlay",
             driver="overlay",
             options={"encrypted": ""} if self._encrypt else None,
             labels=[pulumi_docker.NetworkLabelArgs(label=k, value=v) for k, v in self._labels(name)],
@@ -307,17 +318,6 @@ class Swarm(EnginePlacement):
             file_gid=owner,
             file_mode=SECRET_MODE,
         )
-
-    def _refuse_other_encryption(self, network: str) -> None:
-        is_so = self._cluster.encrypted.get(network, self._encrypt)
-        if is_so != self._encrypt:
-            # The engine would refuse to remove it, halfway through the `up`.
-            raise pulumi.RunError(
-                f"encryptNetworks cannot change while services use the network {network}, which is "
-                f"{'' if is_so else 'not '}encrypted; nothing was changed. Take it back:\n"
-                f"  ./pulumiw config set --stack {pulumi.get_stack()} encryptNetworks {str(is_so).lower()}\n"
-                "To change it, move the stack to one host and back (docs/machines.md): its data stay."
-            )
 
     def _constraints_of(self, workload: Workload) -> tuple[str, ...]:
         if workload.volumes:

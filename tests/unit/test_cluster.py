@@ -48,6 +48,8 @@ class Engine:
         self._nodes = nodes
         self._swarm = swarm
         self.overlays: list[dict[str, Any]] = []
+        self.used: list[str] = []
+        """The networks of a service, by id."""
 
     def info(self) -> dict[str, Any]:
         return {"Swarm": self._swarm}
@@ -58,6 +60,9 @@ class Engine:
     def networks(self, filters: Mapping[str, str]) -> list[dict[str, Any]]:
         assert filters == {"driver": "overlay"}
         return self.overlays
+
+    def services(self) -> list[dict[str, Any]]:
+        return [{"Spec": {"TaskTemplate": {"Networks": [{"Target": each} for each in self.used]}}}]
 
     def close(self) -> None:
         pass

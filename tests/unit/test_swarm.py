@@ -250,14 +250,20 @@ def test_networks_are_encrypted_unless_switched_off(
     assert networks == {f"{PREFIX}-{name}-overlay": ("overlay", options) for name in ("gateway", "data")}
 
 
-def test_networks_that_are_there_keep_their_encryption(registered: Callable[..., Services]) -> None:
-    """Services hold them, and the engine would refuse: so does a preview, with the command that takes it back."""
+def test_networks_that_services_use_keep_their_encryption(registered: Callable[..., Services]) -> None:
+    """The engine would not let go of them: a preview refuses, with the command that takes it back."""
     engine = Swarm()
-    engine.overlays = [{"Name": f"{PREFIX}-data-overlay", "Options": {"encrypted": "", "vxlanid": "4097"}}]
+    engine.overlays = [
+        {"Id": "1", "Name": f"{PREFIX}-data-overlay", "Options": {"encrypted": "", "vxlanid": "4097"}},
+        {"Id": "2", "Name": f"{PREFIX}-2-data-overlay", "Options": None},  # of a stack dev-2
+    ]
+    engine.used = ["2"]
+    assert registered(engine, encryptNetworks="false").services()
+    engine.used = ["1", "2"]
     assert registered(engine, encryptNetworks="true").services()
     with pytest.raises(pulumi.RunError, match=r"\./pulumiw config set --stack dev encryptNetworks true"):
         registered(engine, encryptNetworks="false")
-    engine.overlays = [{"Name": f"{PREFIX}-data-overlay", "Options": None}]
+    engine.overlays[0]["Options"] = None
     with pytest.raises(pulumi.RunError, match=r"\./pulumiw config set --stack dev encryptNetworks false"):
         registered(engine, encryptNetworks="true")
 
