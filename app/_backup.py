@@ -178,8 +178,14 @@ def _give_name(partial: Path, file: Path, digest: str) -> None:
     with _new_file(beside(file, ".sha256")) as checksum:
         checksum.write(f"{digest}  {file.name}\n".encode())
         _to_disk(checksum)
-        with _new_file(file):  # a renaming alone would take the name from a file that has it
-            partial.rename(file)
+        try:
+            os.link(partial, file)  # a renaming would take the name from a file that has it
+        except FileExistsError:
+            raise
+        except OSError:  # from file systems that know no links
+            with _new_file(file):
+                partial.rename(file)
+    partial.unlink(missing_ok=True)
     folder = os.open(file.parent, os.O_RDONLY)
     try:
         os.fsync(folder)  # or a power cut takes the names away
@@ -197,7 +203,9 @@ def file_errors(file: Path) -> Iterator[None]:
     try:
         yield
     except FileExistsError as error:
-        raise BackupError(f"{error.filename} has come to be in the meantime, and is not written over") from None
+        raise BackupError(
+            f"{error.filename2 or error.filename} has come to be in the meantime, and is not written over"
+        ) from None
     except OSError as error:
         raise BackupError(f"{error.filename or file}: {error.strerror}") from None
 

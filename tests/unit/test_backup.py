@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import stat
+import sys
 from typing import IO, TYPE_CHECKING
 
 import pytest
@@ -75,6 +77,40 @@ def test_a_new_file_is_private_from_the_start(tmp_path: Path) -> None:
         pass
 
 
+@pytest.fixture(params=[True, False], ids=["links", "no links"])
+def links(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether the file system knows hard links, as FAT does not."""
+    if not request.param:
+
+        def refuse(source: Path, target: Path) -> None:
+            raise OSError(errno.EPERM, os.strerror(errno.EPERM), source, None, target)
+
+        monkeypatch.setattr(os, "link", refuse)
+    return bool(request.param)
+
+
+def test_a_backup_has_its_name_only_when_it_is_whole(tmp_path: Path, *, links: bool) -> None:
+    """And its checksum, whenever a kill ends it. Without links the name is an empty file's for a moment."""
+    file, partial, checksum = (tmp_path / f"x.dump{suffix}" for suffix in ("", ".partial", ".sha256"))
+    partial.write_text("an archive")
+    seen = set()
+
+    def look(*_: object) -> None:
+        if file.exists():
+            seen.add((file.read_text(), checksum.read_text()))
+
+    before = sys.getprofile()
+    sys.setprofile(look)  # at the begin and the end of each call
+    try:
+        _backup._give_name(partial, file, "0" * 64)
+    finally:
+        sys.setprofile(before)
+    whole = ("an archive", f"{'0' * 64}  x.dump\n")
+    assert seen == ({whole} if links else {whole, ("", whole[1])})
+    assert {each.name for each in tmp_path.iterdir()} == {"x.dump", "x.dump.sha256"}
+
+
+@pytest.mark.usefixtures("links")
 def test_a_file_that_comes_to_be_meanwhile_is_not_written_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -95,6 +131,7 @@ def test_a_file_that_comes_to_be_meanwhile_is_not_written_over(
     }
 
 
+@pytest.mark.usefixtures("links")
 def test_a_backup_that_gets_no_name_leaves_nothing_under_it(tmp_path: Path) -> None:
     """Nor a checksum, which would refuse the next one of that name."""
     with pytest.raises(FileNotFoundError):
