@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,7 @@ from toolchain import engine, images, machine, registry, tools
 from toolchain.progress import CommandError, SetupError, Step, Steps
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     import docker
 
@@ -103,10 +104,18 @@ def prepare(steps: Steps, config: StackConfig) -> None:
 
 def _ensure_images(steps: Steps, client: docker.DockerClient, config: StackConfig) -> None:
     """Make sure of the images that a stack names: on its engine, or in their registry."""
+    have = _having(steps, client, config.stack)
     if address := config["imageRegistry"]:
-        registry.fill(steps, client, config.images, address, ask=_asking(steps))
+        registry.fill(steps, client, config.images, address, have=have)
     else:
-        images.ensure(steps, client, config.images, ask=_asking(steps))
+        have(config.images)
+
+
+def _having(
+    steps: Steps, client: docker.DockerClient, stack: str
+) -> Callable[[Mapping[str, str]], Mapping[str, str]]:
+    """What makes sure that a stack's images are on the engine."""
+    return partial(images.ensure, steps, client, stack=stack, ask=_asking(steps))
 
 
 def push(steps: Steps, stack: str) -> None:
@@ -118,7 +127,8 @@ def push(steps: Steps, stack: str) -> None:
             mend=f"./pulumiw config set --stack {stack} imageRegistry HOST:PORT",
         )
     client = engine.ensure(steps, config["dockerHost"], config.stack)
-    for image in registry.push(steps, client, config.images, config["imageRegistry"], ask=_asking(steps)):
+    have = _having(steps, client, stack)
+    for image in registry.push(steps, client, config.images, config["imageRegistry"], have=have):
         print(image)
 
 

@@ -53,18 +53,19 @@ REGISTRY_SECONDS = 30
 ENGINE_FAILURES = (docker.errors.DockerException, requests.RequestException)
 
 
-def ensure(
+def ensure(  # noqa: PLR0913 -- the options are keyword-only
     steps: Steps,
     engine: docker.DockerClient,
     wanted: Mapping[str, str],
     *,
+    stack: str,
     ask: Callable[[str], bool] | None,
     record: Path = image_record.RECORD,
 ) -> dict[str, str]:
     """Have the image of each part on the engine; return what runs for each: the image wanted or its stand-in.
 
-    `wanted` maps parts to image references. `ask` gets a question before anything is built; without it, as where
-    there is no terminal, the answer is yes. Raises SetupError.
+    `wanted` maps parts of `stack` to image references. `ask` gets a question before anything is built; without it,
+    as where there is no terminal, the answer is yes. Raises SetupError.
     """
     recorded = image_record.read(record)
     chosen = {}
@@ -78,7 +79,7 @@ def ensure(
                 steps.console.print(f"{image} stands in for {reference}: {note} {record.name}", markup=False)
     missing = {part: reference for part, reference in wanted.items() if part not in chosen}
     if missing:
-        chosen |= _Supply(steps, engine, ask).get(missing)
+        chosen |= _Supply(steps, engine, stack, ask).get(missing)
     try:
         image_record.write(record, {wanted[part]: image for part, image in chosen.items()})
     except OSError as error:
@@ -89,9 +90,12 @@ def ensure(
 class _Supply:
     """Pulls images and builds stand-ins, side by side."""
 
-    def __init__(self, steps: Steps, engine: docker.DockerClient, ask: Callable[[str], bool] | None) -> None:
+    def __init__(
+        self, steps: Steps, engine: docker.DockerClient, stack: str, ask: Callable[[str], bool] | None
+    ) -> None:
         self._steps = steps
         self._engine = engine
+        self._stack = stack
         self._ask = ask
         self._interrupted = threading.Event()
 
@@ -103,7 +107,7 @@ class _Supply:
         try:
             return {**missing, **self._stand_ins(unavailable)}
         except _NotBuiltError as error:
-            raise SetupError(str(error), tried=tried, mend=_elsewhere(unavailable)) from error
+            raise SetupError(str(error), tried=tried, mend=_elsewhere(unavailable, self._stack)) from error
 
     def _pull(self, references: Iterable[str]) -> dict[str, str]:
         """Pull images; return why, for those that could not be."""
@@ -301,9 +305,9 @@ def _present(engine: docker.DockerClient, reference: str) -> bool:
     return True
 
 
-def _elsewhere(unavailable: Mapping[str, str]) -> str:
+def _elsewhere(unavailable: Mapping[str, str], stack: str) -> str:
     references = " ".join(sorted(set(unavailable.values())))
-    settings = ", ".join(f"./pulumiw config set --stack STACK {part}Image …" for part in unavailable)
+    settings = ", ".join(f"./pulumiw config set --stack {stack} {part}Image …" for part in unavailable)
     return (
         f"on a machine that has the images: docker save {references} | gzip >images.tar.gz\n"
         "    then on this one: docker load <images.tar.gz\n"

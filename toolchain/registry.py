@@ -32,14 +32,15 @@ def push(
     wanted: Mapping[str, str],
     registry: str,
     *,
-    ask: Callable[[str], bool] | None,
+    have: Callable[[Mapping[str, str]], Mapping[str, str]],
 ) -> list[str]:
     """Have the image of each part in a registry as it is on the engine; return what nodes pull, NAME@DIGEST.
 
-    `wanted` and `ask` are those of `images.ensure`. Raises SetupError.
+    `have` makes sure of the images `wanted`, by part, and says what runs for each, as `images.ensure`. Raises
+    SetupError.
     """
     pushed = []
-    for image in sorted(set(images.ensure(steps, engine, wanted, ask=ask).values())):
+    for image in sorted(set(have(wanted).values())):
         name = in_registry(image, registry)
         with steps.step(f"Push {name}") as step:
             try:
@@ -63,7 +64,7 @@ def fill(
     wanted: Mapping[str, str],
     registry: str,
     *,
-    ask: Callable[[str], bool] | None,
+    have: Callable[[Mapping[str, str]], Mapping[str, str]],
 ) -> None:
     """Push those of the parts' images that a registry lacks; the engine needs no others. Raises SetupError."""
     stand_ins = image_record.read()
@@ -77,7 +78,7 @@ def fill(
             except FAILURES as error:
                 raise _refusal(name, error) from error
     if lacking:
-        push(steps, engine, lacking, registry, ask=ask)
+        push(steps, engine, lacking, registry, have=have)
 
 
 def _digest(engine: docker.DockerClient, name: str) -> str | None:

@@ -36,7 +36,7 @@ def image(deployment: Deployment) -> str:
     reference = f"127.0.0.1:1/litellm:v{UPGRADE.version}"
     record = deployment.folder / ".images.yaml"
     with Steps() as steps:
-        images.ensure(steps, deployment.engine, {"litellm": reference}, ask=None, record=record)
+        images.ensure(steps, deployment.engine, {"litellm": reference}, stack="any", ask=None, record=record)
     return reference
 
 

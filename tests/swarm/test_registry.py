@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from contextlib import ExitStack
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,7 +16,7 @@ from tests.stack_config import project_file
 from tests.stacks import Deployment, free_port, image_of
 from tests.swarm.cluster import NETWORK, _registry, _registry_program
 from tests.swarm.conftest import place_on
-from toolchain import registry
+from toolchain import images, registry
 from toolchain.__main__ import IMAGE_SETTINGS
 from toolchain.progress import SetupError, Steps
 
@@ -119,8 +120,10 @@ def test_a_registry_that_cannot_be_used(swarm: Cluster, address: str, why: str, 
     with ExitStack() as stack:
         if address == IS_PLAIN:
             stack.enter_context(_registry(_registry_program(Steps()), address))
+        client = swarm.nodes[0].client
+        have = partial(images.ensure, Steps(), client, stack="any", ask=None)
         for function in (registry.push, registry.fill):
             with pytest.raises(SetupError) as caught:
-                function(Steps(), swarm.nodes[0].client, wanted, address, ask=None)
+                function(Steps(), client, wanted, address, have=have)
             assert why in caught.value.why
             assert mend in caught.value.mend

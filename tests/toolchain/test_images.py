@@ -63,7 +63,7 @@ def record(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def tags(engine: docker.DockerClient, record: Path) -> dict[str, str]:
     """The stand-ins, built unless they are there."""
-    return images.ensure(Steps(), engine, WANTED, ask=None, record=record)
+    return images.ensure(Steps(), engine, WANTED, stack="any", ask=None, record=record)
 
 
 class Machine:
@@ -430,7 +430,7 @@ def test_a_stand_in_that_is_there_is_kept(engine: docker.DockerClient, record: P
     printed = io.StringIO()
     before = record.stat().st_mtime_ns
     started = time.monotonic()
-    again = images.ensure(Steps(Console(file=printed)), engine, WANTED, ask=pytest.fail, record=record)
+    again = images.ensure(Steps(Console(file=printed)), engine, WANTED, stack="any", ask=pytest.fail, record=record)
     assert time.monotonic() - started < 0.2
     assert again == tags
     assert printed.getvalue() == ""
@@ -442,12 +442,14 @@ def test_a_version_that_no_recipe_builds(engine: docker.DockerClient, tmp_path: 
     """Another version is not stood in for; the user learns which one could be, and the other ways."""
     reference = f"{NO_REGISTRY}/postgres:16"
     with pytest.raises(SetupError) as raised:
-        images.ensure(Steps(), engine, {"postgres": reference}, ask=None, record=tmp_path / ".images.yaml")
+        images.ensure(
+            Steps(), engine, {"postgres": reference}, stack="any", ask=None, record=tmp_path / ".images.yaml"
+        )
     assert reference in raised.value.why
     assert "PostgreSQL 17" in raised.value.why
     assert raised.value.tried[0].startswith(f"pull {reference}: ")
     assert f"docker save {reference}" in raised.value.mend
-    assert "./pulumiw config set --stack STACK postgresImage" in raised.value.mend
+    assert "./pulumiw config set --stack any postgresImage" in raised.value.mend
 
 
 @pytest.fixture
@@ -471,7 +473,7 @@ def test_nothing_is_built_against_the_users_will(engine: docker.DockerClient, tm
 
     wanted = {"haproxy": WANTED["haproxy"]}
     with pytest.raises(SetupError, match="no stand-in was wanted"):
-        images.ensure(Steps(), engine, wanted, ask=ask, record=tmp_path / ".images.yaml")
+        images.ensure(Steps(), engine, wanted, stack="any", ask=ask, record=tmp_path / ".images.yaml")
     assert len(questions) == 1
     assert "HAProxy 3.0" in questions[0]
     assert stand_ins(tmp_path / ".images.yaml") == {}
@@ -484,7 +486,7 @@ def test_a_build_that_fails_leaves_nothing(engine: docker.DockerClient, tmp_path
     dockerfile.write_text(dockerfile.read_text().replace("install-packages", "echo the disk is full; false "))
     wanted = {"haproxy": WANTED["haproxy"]}
     with pytest.raises(SetupError, match="the disk is full"):
-        images.ensure(Steps(), engine, wanted, ask=None, record=tmp_path / ".images.yaml")
+        images.ensure(Steps(), engine, wanted, stack="any", ask=None, record=tmp_path / ".images.yaml")
     assert engine.images.list(all=True, filters={"label": "llm-infrastructure.build=haproxy"}) == []
     assert not images._present(engine, recipes.STAND_INS["haproxy"].tag)
     assert stand_ins(tmp_path / ".images.yaml") == {}
@@ -514,7 +516,7 @@ def test_a_machine_that_cannot_build(
     monkeypatch.setattr(images, "can_install", lambda: False)
     wanted = {"haproxy": WANTED["haproxy"]}
     with pytest.raises(SetupError, match=why) as raised:
-        images.ensure(Steps(), engine, wanted, ask=None, record=other_recipe / "record")
+        images.ensure(Steps(), engine, wanted, stack="any", ask=None, record=other_recipe / "record")
     assert f"docker save {WANTED['haproxy']}" in raised.value.mend
 
 
@@ -529,7 +531,8 @@ def test_a_build_that_is_killed_leaves_nothing_running(tmp_path: Path, other_rec
         "from toolchain.progress import Steps\n"
         "recipes.RECIPES, images.CACHE, machine.CACHE = Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[2])\n"
         "engine = docker.DockerClient(base_url='unix:///var/run/docker.sock')\n"
-        "images.ensure(Steps(), engine, {'haproxy': sys.argv[3]}, ask=None, record=Path(sys.argv[2]) / 'record')"
+        "images.ensure(Steps(), engine, {'haproxy': sys.argv[3]}, stack='any', ask=None,"
+        " record=Path(sys.argv[2]) / 'record')"
     )
     arguments = [str(other_recipe.parent), str(tmp_path), WANTED["haproxy"]]
     with subprocess.Popen([sys.executable, "-c", program, *arguments]) as build:
@@ -617,7 +620,9 @@ def test_what_a_registry_has_is_pulled(engine: docker.DockerClient, tmp_path: Pa
         reference = f"{host}/postgres{suffix.format(digest=sha256(manifest))}"
         record.write_text(f"{reference}: llm-infrastructure/none:1\n")
         try:
-            chosen = images.ensure(Steps(), engine, {"postgres": reference}, ask=pytest.fail, record=record)
+            chosen = images.ensure(
+                Steps(), engine, {"postgres": reference}, stack="any", ask=pytest.fail, record=record
+            )
             assert chosen == {"postgres": reference}
             assert engine.images.get(reference).id == sha256(config)
             assert stand_ins(record) == {}

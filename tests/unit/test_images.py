@@ -217,8 +217,9 @@ def test_a_pull_that_fails_is_one_line(tmp_path: Path) -> None:
     wanted = {"haproxy": "haproxy:9", "litellm": "litellm:9", "postgres": "postgres:9"}
     steps = Steps(Console(file=io.StringIO(), soft_wrap=True))
     with pytest.raises(SetupError) as raised:
-        images.ensure(steps, engine, wanted, ask=None, record=tmp_path / "record")
+        images.ensure(steps, engine, wanted, stack="any", ask=None, record=tmp_path / "record")
     assert raised.value.tried == ("pull haproxy:9: no such host", "pull postgres:9: no route to host")
+    assert "./pulumiw config set --stack any postgresImage" in raised.value.mend
     printed = cast("io.StringIO", steps.console.file).getvalue().splitlines()
     assert sorted(re.sub(r" [0-9.]+ s$", "", line) for line in printed if not line.startswith("…")) == [
         "✓ Pull litellm:9",

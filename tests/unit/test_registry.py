@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import docker
 import pytest
 
-from toolchain import image_record, images, registry
+from toolchain import image_record, registry
 from toolchain.progress import SetupError, Steps
 
 if TYPE_CHECKING:
@@ -60,21 +60,19 @@ class Engine:
 @pytest.fixture(autouse=True)
 def _stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
     """LiteLLM's image has a stand-in, and the engine has that."""
-    record = {OFFICIAL: STAND_IN}
-    monkeypatch.setattr(image_record, "read", lambda: record)
+    monkeypatch.setattr(image_record, "read", lambda: {OFFICIAL: STAND_IN})
 
-    def ensure(_: Steps, __: Engine, wanted: Mapping[str, str], *, ask: None) -> dict[str, str]:
-        return {part: record.get(image, image) for part, image in wanted.items()}
 
-    monkeypatch.setattr(images, "ensure", ensure)
+def have(wanted: Mapping[str, str]) -> dict[str, str]:
+    return {part: image_record.read().get(image, image) for part, image in wanted.items()}
 
 
 def push(engine: Any, wanted: Mapping[str, str] = WANTED) -> list[str]:
-    return registry.push(Steps(), engine, wanted, REGISTRY, ask=None)
+    return registry.push(Steps(), engine, wanted, REGISTRY, have=have)
 
 
 def fill(engine: Any) -> None:
-    registry.fill(Steps(), engine, WANTED, REGISTRY, ask=None)
+    registry.fill(Steps(), engine, WANTED, REGISTRY, have=have)
 
 
 def test_what_runs_is_pushed_under_the_name_that_the_program_will_use() -> None:
