@@ -35,8 +35,6 @@ if TYPE_CHECKING:
     from app._postgres_programs import Programs, Server
 
 POLL_SECONDS = 0.2
-LONGEST_NAME_BYTES = 63
-"""Of an identifier in Postgres, which cuts off the rest."""
 
 MAY_RESTORE = """
 SELECT (SELECT rolsuper OR rolcreatedb FROM pg_roles WHERE rolname = current_user)
@@ -143,7 +141,7 @@ def _restore(  # noqa: PLR0913, PLR0917 -- the steps of `restore` that have some
 ) -> Restored:
     live, stamp = server.database, f"{datetime.now(UTC):%Y%m%d_%H%M%S}"
     new, kept = f"{live}_restored_{stamp}", f"{live}_before_{stamp}"
-    if len(new.encode()) > LONGEST_NAME_BYTES:
+    if len(new.encode()) > migrations.LONGEST_NAME_BYTES:
         raise BackupError(f"the name of database {live} is too long to restore beside it: nothing was changed")
     try:
         with _only_one(programs, live):

@@ -3,8 +3,8 @@
 A migration is a file `NNNN_name.sql`; numbers start at 1 and have no gap. Each file runs in one transaction with
 the row that records it, so it is applied whole or not at all. A file whose first line is
 `-- migrate: no-transaction` runs outside one, for statements that demand it (CREATE INDEX CONCURRENTLY): it holds
-one statement, should be written so that it can be run again (IF NOT EXISTS), and may leave something behind when it
-fails.
+one statement, should be written so that it can be run again (IF NOT EXISTS, for which an index needs a name), and may
+leave something behind when it fails.
 
 Any number of runs may start at once: one works, the others wait and then find nothing left to do. The lock is
 polled rather than waited for, because a waiting statement would keep CREATE INDEX CONCURRENTLY from finishing.
@@ -32,6 +32,10 @@ FILE_NAME = re.compile(r"(\d{4})_([a-z0-9_]+)\.sql")
 NO_TRANSACTION = "-- migrate: no-transaction"
 ADVISORY_LOCK = int.from_bytes(hashlib.sha256(b"llm-infrastructure migrations").digest()[:8], signed=True)
 POLL_SECONDS = 0.1
+LONGEST_NAME_BYTES = 63
+"""Of an identifier in Postgres, which cuts off the rest."""
+COMMENT = re.compile(r"--[^\n]*|/\*.*?\*/", re.DOTALL)
+NAMELESS_INDEX = re.compile(r"\bCREATE\s+(UNIQUE\s+)?INDEX\s+CONCURRENTLY\s+ON\b", re.IGNORECASE)
 
 CREATE_TABLE = """
 CREATE TABLE IF NOT EXISTS schema_migrations (
@@ -158,6 +162,8 @@ def up(  # noqa: PLR0913 -- the options are keyword-only and have safe defaults
     with psycopg.connect(conninfo, autocommit=True, application_name="migrations") as connection:
         _lock(connection, wait_seconds, report)
         pending = _status(connection, migrations).pending
+        for migration in pending:  # what was applied cannot be changed any more
+            _refuse_nameless_index(migration)
         if pending:
             connection.execute(CREATE_TABLE)
         for name, seconds in (
@@ -186,6 +192,14 @@ def _apply(connection: psycopg.Connection, migration: Migration) -> None:
         raise MigrationError(f"{migration.file}: {_in_one_line(error, migration.sql)}") from error
 
 
+def _refuse_nameless_index(migration: Migration) -> None:
+    """Postgres names it anew each time, and so what a failed run has left behind cannot be told from others'."""
+    if not migration.in_transaction and NAMELESS_INDEX.search(COMMENT.sub(" ", migration.sql)):
+        raise MigrationError(
+            f"{migration.file}: give the index a name: CREATE INDEX CONCURRENTLY IF NOT EXISTS NAME ON …"
+        )
+
+
 def _refuse_invalid_index(connection: psycopg.Connection, migration: Migration) -> None:
     """A CREATE INDEX CONCURRENTLY that failed leaves its index behind, which IF NOT EXISTS then takes for done.
 
@@ -199,8 +213,10 @@ def _refuse_invalid_index(connection: psycopg.Connection, migration: Migration) 
 
 
 def _names(sql: str, identifier: str) -> bool:
-    """Whether an identifier stands in SQL, as a word of its own."""
-    return re.search(rf"(?<![\w$]){re.escape(identifier)}(?![\w$])", sql, re.IGNORECASE) is not None
+    """Whether an identifier stands in SQL, as a word of its own or as one that Postgres cuts to it."""
+    name = identifier.lower()
+    words = re.findall(rf"(?<![\w$]){re.escape(name)}[\w$]*", sql.lower())
+    return any(word.encode()[:LONGEST_NAME_BYTES].decode(errors="ignore") == name for word in words)
 
 
 def _record(connection: psycopg.Connection, migration: Migration) -> None:

@@ -157,6 +157,18 @@ def test_an_index_that_failed_is_not_taken_for_made(conninfo: str, tmp_path: Pat
     assert [each.file for each in migrations.up(conninfo, tmp_path)] == ["0002_index.sql"]
 
 
+def test_an_index_without_a_name_is_refused_before_anything_is_applied(conninfo: str, tmp_path: Path) -> None:
+    """When it fails, the next run would make another beside it. What was applied so already stays as it is."""
+    write(
+        tmp_path,
+        m0001_a="CREATE TABLE a (n integer);",
+        m0002_index="-- migrate: no-transaction\nCREATE INDEX CONCURRENTLY ON a (n);",
+    )
+    with pytest.raises(migrations.MigrationError, match=r"0002_index\.sql: give the index a name"):
+        migrations.up(conninfo, tmp_path)
+    assert migrations.status(conninfo, tmp_path).applied == ()
+
+
 def test_an_invalid_index_of_somebody_else_stops_nothing(
     conninfo: str, deployment: Deployment, tmp_path: Path
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import pytest
@@ -59,6 +60,44 @@ def test_the_digest_does_not_depend_on_line_ends(tmp_path: Path) -> None:
     unix = migrations.read(tmp_path)[0].sha256
     path.write_bytes(b"SELECT 1;\r\nSELECT 2;\r\n")
     assert migrations.read(tmp_path)[0].sha256 == unix
+
+
+@pytest.mark.parametrize(
+    ("statement", "refused"),
+    [
+        ("CREATE INDEX CONCURRENTLY ON a (n)", True),
+        ("create unique index\n  concurrently -- takes a while\n  on a (n)", True),
+        ("CREATE INDEX /* without a lock */ CONCURRENTLY ON a (n)", True),
+        ("CREATE INDEX CONCURRENTLY IF NOT EXISTS a_n ON a (n)", False),
+        ('CREATE INDEX CONCURRENTLY "on" ON a (n)', False),
+        ("-- not by CREATE INDEX CONCURRENTLY ON a\nREINDEX INDEX CONCURRENTLY a_n", False),
+    ],
+)
+def test_an_index_that_may_fail_alone_needs_a_name(statement: str, refused: bool) -> None:  # noqa: FBT001
+    """Else what a failed run leaves behind goes unnoticed when the next one makes another."""
+    migration = migrations.Migration(2, "index", f"-- migrate: no-transaction\n{statement};\n")
+    with pytest.raises(migrations.MigrationError, match="give the index a name") if refused else nullcontext():
+        migrations._refuse_nameless_index(migration)
+
+
+@pytest.mark.parametrize(
+    ("written", "index", "named"),
+    [
+        ("a_n", "a_n", True),
+        ("A_n", "a_n", True),
+        ('"a n"', "a n", True),
+        ("a_n2", "a_n", False),
+        ("b_a_n", "a_n", False),
+        (f"{'n' * 63}", "n" * 63, True),
+        (f"{'n' * 70}", "n" * 63, True),
+        (f'"{"ü" * 32}"', "ü" * 31, True),
+        (f"{'n' * 63}", "n" * 62, False),
+        (f"{'n' * 70}", "n" * 62, False),
+    ],
+)
+def test_an_index_is_known_by_the_name_that_postgres_gives_it(written: str, index: str, named: bool) -> None:  # noqa: FBT001
+    """Which is cut after 63 bytes."""
+    assert migrations._names(f"CREATE INDEX CONCURRENTLY IF NOT EXISTS {written} ON t (x);", index) == named
 
 
 def test_a_new_migration_gets_the_next_number(tmp_path: Path) -> None:
