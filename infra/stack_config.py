@@ -237,10 +237,12 @@ def _port_problems(values: Mapping[str, Any]) -> Iterator[Problem]:
     if values.get("database_url") is None:
         ports["postgresPort"] = values.get("postgres_port")
     first: dict[int, str] = {}
+    spoken_for = set(ports.values())
     for key, port in ports.items():
         if port is not None and (other := first.setdefault(port, key)) != key:
             near = (port + 1, port + 2, port - 1, port - 2)
-            free = next(each for each in near if each <= LAST_PORT and each not in ports.values())
+            free = next(each for each in near if each <= LAST_PORT and each not in spoken_for)
+            spoken_for.add(free)
             yield Problem(key, f"is {other} too", f"set {key} {free}")
 
 

@@ -155,6 +155,11 @@ def test_a_port_that_is_proposed_is_one_and_free(port: int, other: int, proposed
     assert (found.key, found.command) == ("metricsPort", f"set metricsPort {proposed}")
 
 
+def test_ports_that_are_proposed_together_differ() -> None:
+    found = problems(gatewayPort="4000", postgresPort="4000", metricsPort="4000")
+    assert [each.command for each in found] == ["set metricsPort 4001", "set postgresPort 4002"]
+
+
 def configured(monkeypatch: pytest.MonkeyPatch, config: dict[str, str]) -> None:
     """Have Pulumi hand this config to the program."""
     monkeypatch.delenv("PULUMI_CONFIG", raising=False)
