@@ -55,7 +55,8 @@ def load() -> Settings:
     settings = Settings.model_construct(**values)
     if settings.tls_certificate is not None:
         for doubt in _doubts(settings.tls_certificate.get_secret_value(), datetime.now(UTC)):
-            pulumi.log.warn(f"{doubt}: ./pulumiw config set --stack {stack} --secret tlsCertificate < gateway.crt")
+            certificate, key = (_whole(set_command(each), stack) for each in ("tlsCertificate", "tlsKey"))
+            pulumi.log.warn(f"{doubt}: {certificate}; if its key is new too: {key}")
     return settings
 
 
@@ -100,9 +101,14 @@ def report(problems: list[Problem], stack: str) -> str:
     count = "a problem" if len(problems) == 1 else f"{len(problems)} problems"
     lines = [f"The configuration of stack {stack} has {count}; nothing was changed."]
     for problem in problems:
-        verb, rest = problem.command.split(" ", 1)
-        lines += [f"  {problem.key}: {problem.what}", f"      ./pulumiw config {verb} --stack {stack} {rest}"]
+        lines += [f"  {problem.key}: {problem.what}", f"      {_whole(problem.command, stack)}"]
     return "\n".join(lines)
+
+
+def _whole(command: str, stack: str) -> str:
+    """A command as it is typed, for this stack."""
+    verb, rest = command.split(" ", 1)
+    return f"./pulumiw config {verb} --stack {stack} {rest}"
 
 
 def adapter(field: FieldInfo) -> TypeAdapter[Any]:
@@ -290,15 +296,20 @@ def _mismatch(certificate: str, key: str) -> str | None:
 
 
 def _doubts(chain: str, now: datetime) -> Iterator[str]:
-    """Which certificates of a chain are not valid, or are not for much longer. It is `now` that may be wrong."""
+    """Which certificates of a chain are not valid, or are not for much longer.
+
+    The clock may be wrong, so this only warns.
+    """
     try:
-        certificates = x509.load_pem_x509_certificates(chain.encode())
-    except ValueError:  # at what OpenSSL takes
+        certificates = [
+            (each.subject.rfc4514_string(), each.not_valid_before_utc, each.not_valid_after_utc)
+            for each in x509.load_pem_x509_certificates(chain.encode())
+        ]
+    except (ValueError, x509.InvalidVersion):  # at what OpenSSL takes
         yield "the dates of tlsCertificate cannot be read"
         return
-    for number, each in enumerate(certificates):
-        name = f"{each.subject.rfc4514_string()} in tlsCertificate" if number else "tlsCertificate"
-        begin, end = each.not_valid_before_utc, each.not_valid_after_utc
+    for number, (subject, begin, end) in enumerate(certificates):
+        name = f"{subject} in tlsCertificate" if number else "tlsCertificate"
         if now < begin:
             yield f"{name} is not valid before {begin:{MINUTE}}"
         elif end - now < min(RENEWAL, (end - begin) / 3):

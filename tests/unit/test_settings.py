@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import ssl
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pulumi
 import pytest
@@ -14,6 +15,9 @@ from infra.settings import Settings, is_secret
 from infra.stack_config import STRUCTURED, Problem, load, validate
 from tests.certificates import certify
 from tests.stack_config import KEY, OTHER_KEY, PROJECT_NAME, project_file, raw_config
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 SECRET = {str(field.alias) for field in Settings.model_fields.values() if is_secret(field)}
 CERTIFICATE = "-----BEGIN CERTIFICATE-----\nnothing\n-----END CERTIFICATE-----\n"
@@ -211,7 +215,7 @@ def warnings(monkeypatch: pytest.MonkeyPatch, chain: str, key: str) -> list[str]
 def test_a_certificate_that_a_clock_is_against_is_warned_of_with_the_date(
     monkeypatch: pytest.MonkeyPatch, begin: int, end: int, what: str, date: str
 ) -> None:
-    """And with the command that sets another; it is no error, as it may be the clock that is wrong."""
+    """And with the commands that set another; it is no error, as the clock may be wrong."""
     dates = {"begin": NOW + timedelta(days=begin), "end": NOW + timedelta(days=end)}
     certified = certify("gateway.example", begin=dates["begin"], end=dates["end"])
     warned = warnings(monkeypatch, certified.certificate_pem, certified.key_pem)
@@ -219,6 +223,7 @@ def test_a_certificate_that_a_clock_is_against_is_warned_of_with_the_date(
     for warning in warned:
         assert f"tlsCertificate {what} {dates[date]:%Y-%m-%d %H:%M} UTC" in warning
         assert "./pulumiw config set --stack dev --secret tlsCertificate < gateway.crt" in warning
+        assert "./pulumiw config set --stack dev --secret tlsKey < gateway.key" in warning
 
 
 def test_of_a_chain_the_certificate_that_expired_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,11 +233,24 @@ def test_of_a_chain_the_certificate_that_expired_is_named(monkeypatch: pytest.Mo
     assert f"CN=an authority in tlsCertificate expired on {NOW - timedelta(days=1):%Y-%m-%d %H:%M} UTC" in warned
 
 
-def test_a_certificate_whose_dates_cannot_be_read_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
+def trusted(pem: str) -> str:
+    """As `openssl x509 -trustout` labels it."""
+    return pem.replace(" CERTIFICATE", " TRUSTED CERTIFICATE")
+
+
+def of_version_2(pem: str) -> str:
+    version = b"\xa0\x03\x02\x01"
+    third, second = (version + bytes([number]) for number in (2, 1))
+    return ssl.DER_cert_to_PEM_cert(ssl.PEM_cert_to_DER_cert(pem).replace(third, second, 1))
+
+
+@pytest.mark.parametrize("changed", [trusted, of_version_2])
+def test_a_certificate_whose_dates_cannot_be_read_is_warned_of(
+    monkeypatch: pytest.MonkeyPatch, changed: Callable[[str], str]
+) -> None:
     """OpenSSL, and so the edge, takes it."""
     own = certify("gateway.example")
-    trusted = own.certificate_pem.replace(" CERTIFICATE", " TRUSTED CERTIFICATE")
-    (warned,) = warnings(monkeypatch, trusted, own.key_pem)
+    (warned,) = warnings(monkeypatch, changed(own.certificate_pem), own.key_pem)
     assert warned.startswith("the dates of tlsCertificate cannot be read")
 
 
