@@ -254,7 +254,7 @@ def status(
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Keep it on screen, until Ctrl-C.")] = False,
     every: Annotated[
         float | None,
-        typer.Option(min=0.2, help=f"The seconds between two looks, {LOOK_SECONDS} unless named; means --watch."),
+        typer.Option(min=0.2, help=f"Seconds between two looks (default {LOOK_SECONDS}). Implies --watch."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
