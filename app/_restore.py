@@ -74,6 +74,10 @@ ALTER DATABASE :"live" RENAME TO :"kept";
 ALTER DATABASE :"new" RENAME TO :"live";
 COMMIT;
 """
+NEVER_IDLE_TOO_LONG = """
+DO $$ BEGIN
+    PERFORM set_config(name, '0', false) FROM pg_settings WHERE name = 'idle_session_timeout';  -- none before 14
+END $$"""
 END_SESSIONS = """
 SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datid = :'oid' AND pg_has_role(usesysid, 'USAGE');
 """
@@ -144,7 +148,7 @@ def _restore(  # noqa: PLR0913, PLR0917 -- the steps of `restore` that have some
     if len(new.encode()) > migrations.LONGEST_NAME_BYTES:
         raise BackupError(f"the name of database {live} is too long to restore beside it: nothing was changed")
     try:
-        with _only_one(programs, live):
+        with _only_one(programs, live) as lock:
             _drop_leftovers(programs, live, report)
             try:
                 programs.sql(CREATE, live=live, new=new)
@@ -154,6 +158,7 @@ def _restore(  # noqa: PLR0913, PLR0917 -- the steps of `restore` that have some
                 _count(url, content)
                 migrated = migrations.up(url, folder, report=report)
                 report(f"{new} is complete and takes the place of {live}")
+                _refuse_unlocked(lock)
                 _switch(programs, server, new=new, kept=kept)
             except BaseException:
                 with suppress(BackupError):  # the next restore finds it
@@ -174,14 +179,16 @@ def _restore(  # noqa: PLR0913, PLR0917 -- the steps of `restore` that have some
 
 
 @contextmanager
-def _only_one(programs: Programs, live: str) -> Iterator[None]:
+def _only_one(programs: Programs, live: str) -> Iterator[subprocess.Popen[str]]:
     """Keep a second restore out, which would take the new database of this one for left over.
 
     By a session outside the database, as all that are in it end before the names change.
     """
     key = int.from_bytes(hashlib.sha256(f"llm-infrastructure restore {live}".encode()).digest()[:8], signed=True)
     with subprocess.Popen(
-        programs.psql(f"--command=SELECT pg_try_advisory_lock({key})", "--file=-"),
+        programs.psql(
+            f"--command={NEVER_IDLE_TOO_LONG}", f"--command=SELECT pg_try_advisory_lock({key})", "--file=-"
+        ),
         env=programs.environment,
         stdin=subprocess.PIPE,  # until this ends, the session goes on
         stdout=subprocess.PIPE,
@@ -193,7 +200,17 @@ def _only_one(programs: Programs, live: str) -> Iterator[None]:
             raise BackupError(f"another restore of {live} is running: wait for it to end")
         if answer != "t":
             raise BackupError(f"psql {programs.where} failed: {reason(''.join(session.stderr or ()))}")
-        yield
+        yield session
+
+
+def _refuse_unlocked(lock: subprocess.Popen[str]) -> None:
+    """Raise BackupError unless the session that `_only_one` began still answers, and so holds its lock."""
+    if lock.stdin and lock.stdout:
+        with suppress(BrokenPipeError):  # then it says nothing
+            os.write(lock.stdin.fileno(), b"SELECT true;\n")
+        if lock.stdout.readline() == "t\n":
+            return
+    raise BackupError("the session that keeps other restores out has ended: run it again")
 
 
 def _drop_leftovers(programs: Programs, live: str, report: Callable[[str], None]) -> None:

@@ -447,6 +447,25 @@ def test_no_other_restore_begins_before_the_names_have_changed(
     assert "another restore of app is running" in said
 
 
+def test_a_restore_that_has_lost_its_lock_changes_no_name(
+    deployment: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another one may have begun since, and have dropped the database that is about to take the name."""
+    file, url, here = saved(), deployment.outputs["databaseUrl"], databases(deployment)
+    before, count = everything(url), _restore._count
+
+    def without_lock(*arguments: Any) -> None:
+        count(*arguments)
+        ended = "SELECT pg_terminate_backend(pid) FROM pg_locks JOIN pg_database d ON d.oid = database"
+        as_superuser(deployment, f"{ended} WHERE locktype = 'advisory' AND datname = 'postgres'")
+
+    monkeypatch.setattr(_restore, "_count", without_lock)
+    with pytest.raises(BackupError, match=r"keeps other restores out has ended.*database app is as it was"):
+        _restore.restore(url, file, PROJECT / "migrations", confirm=lambda _: True, report=lambda _: None)
+    assert everything(url) == before
+    assert databases(deployment) == here
+
+
 def test_a_restore_that_is_interrupted_takes_its_database_away(deployment: Deployment) -> None:
     slow, here = saved_slow(deployment), databases(deployment)
     with started("restore", slow, "--yes") as process:

@@ -7,6 +7,7 @@ import hashlib
 import os
 import stat
 import sys
+from contextlib import nullcontext
 from typing import IO, TYPE_CHECKING
 
 import pytest
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from app import _backup, _restore, cli
-from app._postgres_programs import PROGRAMS, BackupError, Server, programs_for
+from app._postgres_programs import PROGRAMS, BackupError, Programs, Server, programs_for
 from app._programs import reason
 
 if TYPE_CHECKING:
@@ -221,6 +222,23 @@ def test_a_program_that_is_missing_or_of_another_version_is_told(
         (tmp_path / "pg_restore").write_text(f"#!/bin/sh\necho 'pg_restore (PostgreSQL) {other}'\n")
         with pytest.raises(BackupError, match=f"pg_restore on PATH has version {other[:2]}"):
             programs_for(SERVER)
+
+
+@pytest.mark.parametrize(("then", "held"), [("read -r query; echo t; cat", True), ("exit", False), ("cat", False)])
+def test_a_lock_is_held_as_long_as_its_session_answers(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    then: str,
+    held: bool,  # noqa: FBT001
+) -> None:
+    """Not when psql ended, nor when it says something else."""
+    (tmp_path / "psql").write_text(f"#!/bin/sh\necho t\n{then}\n")
+    (tmp_path / "psql").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    programs = Programs(where="here", prefix=(), connection="", admin="")
+    lost = pytest.raises(BackupError, match="the session that keeps other restores out has ended")
+    with _restore._only_one(programs, "app") as lock, nullcontext() if held else lost:
+        _restore._refuse_unlocked(lock)
 
 
 def test_the_reason_of_a_failure_has_no_rows_in_it() -> None:
