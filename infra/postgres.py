@@ -29,6 +29,8 @@ PORT = 5432
 SUPERUSER = "postgres"
 HOME = "/var/lib/postgresql"
 DATA = f"{HOME}/data"
+FIRST_VOLUME = "postgres-data"
+"""The only one that there was before `postgresVolume` could name another."""
 LAST_WITH_DATA = 17
 """The major version after which the images have HOME only."""
 USER_ID = 999
@@ -65,7 +67,7 @@ class PostgresArgs:
     address: str
     port: int
     volume: str
-    """The volume that holds the data of this major version, and of no other."""
+    """The volume that holds the data of this major version, and never of another one."""
     protect: bool
     superuser_password: RotatingSecret
     app_password: RotatingSecret
@@ -93,9 +95,11 @@ class Postgres(pulumi.ComponentResource):
             f"{name}-major-version",
             args.major_version,
             of=args.volume,
+            first=FIRST_VOLUME,
             refusal=(
-                "the data was written by another major version of Postgres, which this image cannot read. Put "
-                "postgresImage back, or move the data to another postgresVolume: docs/runbooks/upgrade-postgres.md."
+                "the data was written by another major version of Postgres, which this image cannot read. Set "
+                "postgresImage to one of that version, or move the data to another postgresVolume: "
+                "docs/runbooks/upgrade-postgres.md."
             ),
             opts=child,
         )

@@ -126,24 +126,32 @@ class GuardProvider(ResourceProvider):
 
 class _ConstantProvider(GuardProvider):
     def check(self, olds: dict[str, Any], news: dict[str, Any]) -> CheckResult:
-        changed = bool(olds) and olds["value"] != news["value"] and olds.get("of", news["of"]) == news["of"]
-        return CheckResult(news, [CheckFailure("value", news["refusal"])] if changed else [])
+        of, value = news["of"], news["value"]
+        # A state of a time when one value was kept has no `values`, and of one before that no `of` either.
+        first = {olds.get("of", news["first"]): olds["value"]} if olds else {}
+        values = olds.get("values", first)
+        known = values.get(of, value)
+        failures = [] if known == value else [CheckFailure("value", f"{of} has {known}: {news['refusal']}")]
+        return CheckResult({**news, "values": {**values, of: value}}, failures)
 
 
 class Constant(Resource, module="secrets", name="Constant"):
-    """A value that may not change while it is that of the same thing: a preview that changes it fails with `refusal`.
+    """A value for each of several things, which may not change: a preview that changes one fails with `refusal`.
 
     Creates: nothing outside the state. Type token: `pulumi-python:dynamic/secrets:Constant`.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 -- all by name
         self,
         name: str,
-        value: pulumi.Input[str],
+        value: str,
         *,
         of: str,
+        first: str,
         refusal: str,
         opts: pulumi.ResourceOptions | None = None,
     ) -> None:
-        """`of` names the thing."""
-        super().__init__(_ConstantProvider(), name, {"value": value, "of": of, "refusal": refusal}, opts)
+        """`of` names the thing that has `value` now, `first` the one that a state means which names none."""
+        super().__init__(
+            _ConstantProvider(), name, {"value": value, "of": of, "first": first, "refusal": refusal}, opts
+        )

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from infra.secrets import _ConstantProvider, _Provider
 
-PROVIDER = _Provider()
+PROVIDER, CONSTANT = _Provider(), _ConstantProvider()
 
 
 def inputs(**changes: object) -> dict[str, Any]:
@@ -107,24 +109,57 @@ def test_a_value_of_ones_own_takes_the_place_of_a_number() -> None:
     assert updated(kept, version=2)["value"] != "sk-mine"
 
 
+def constant(value: str, of: str, *, refusal: str = "dump first") -> dict[str, Any]:
+    return {"value": value, "of": of, "first": "the first", "refusal": refusal}
+
+
+def refusals(olds: dict[str, Any], news: dict[str, Any]) -> list[str]:
+    return [failure.reason for failure in CONSTANT.check(olds, news).failures]
+
+
 def test_a_constant_refuses_another_value_with_its_reason() -> None:
-    """Unless it is that of something else: a state of a time when that was not said is of the same."""
-    provider = _ConstantProvider()
-    olds = {"value": "16", "of": "the volume", "refusal": "dump first"}
-    other, before = {**olds, "value": "17"}, {"value": "16", "refusal": "dump first"}
-    assert provider.check(olds, olds).failures == []
-    for each in (olds, before):
-        assert [failure.reason for failure in provider.check(each, other).failures] == ["dump first"]
-    assert provider.check({}, olds).failures == []
-    assert provider.check(olds, {**other, "of": "another volume"}).failures == []
+    olds = CONSTANT.check({}, constant("16", "the first")).inputs
+    assert refusals({}, constant("16", "the first")) == []
+    assert refusals(olds, constant("16", "the first")) == []
+    assert refusals(olds, constant("17", "the first")) == ["the first has 16: dump first"]
+
+
+def test_a_constant_remembers_the_value_of_each_thing() -> None:
+    """So the way back is to the value that the thing has, however many others there were since."""
+    olds: dict[str, Any] = {}
+    for value, of in (("16", "the first"), ("17", "another"), ("18", "a third")):
+        assert refusals(olds, constant(value, of)) == []
+        olds = CONSTANT.check(olds, constant(value, of)).inputs
+    assert refusals(olds, constant("18", "the first")) == ["the first has 16: dump first"]
+    assert refusals(olds, constant("18", "another")) == ["another has 17: dump first"]
+    assert refusals(olds, constant("16", "the first")) == []
+
+
+@pytest.mark.parametrize(
+    ("olds", "of"),
+    [
+        ({"value": "16", "refusal": "dump first"}, "the first"),
+        ({"value": "16", "of": "another", "refusal": "dump first"}, "another"),
+    ],
+)
+def test_a_constant_takes_a_state_of_before_over(olds: dict[str, Any], of: str) -> None:
+    """One that names no thing means the first, and one that has no other values the one it names."""
+    assert refusals(olds, constant("17", of)) == [f"{of} has 16: dump first"]
+    assert refusals(olds, constant("17", "a third")) == []
+    taken = CONSTANT.check(olds, constant("16", of))
+    assert taken.failures == []
+    state = CONSTANT.update("guard", olds, taken.inputs).outs
+    assert state is not None
+    assert CONSTANT.diff("guard", olds, taken.inputs).changes is True
+    assert CONSTANT.diff("guard", state, CONSTANT.check(taken.inputs, constant("16", of)).inputs).changes is False
 
 
 def test_what_a_guard_remembers_follows_what_it_let_through() -> None:
     """Else it would compare with what was there at first."""
-    provider = _ConstantProvider()
-    first = provider.create({"value": "16", "refusal": "dump first"}).outs
-    assert first == {"value": "16", "refusal": "dump first"}
-    assert provider.diff("guard", first, first).changes is False
-    again = {"value": "16", "refusal": "dump it first"}
-    assert provider.diff("guard", first, again).changes is True
-    assert provider.update("guard", first, again).outs == again
+    made = CONSTANT.check({}, constant("16", "the first")).inputs
+    first = CONSTANT.create(made).outs
+    assert first == made
+    assert CONSTANT.diff("guard", first, CONSTANT.check(made, constant("16", "the first")).inputs).changes is False
+    again = CONSTANT.check(made, constant("16", "the first", refusal="dump it first")).inputs
+    assert CONSTANT.diff("guard", first, again).changes is True
+    assert CONSTANT.update("guard", first, again).outs == again

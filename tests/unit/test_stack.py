@@ -225,3 +225,10 @@ def test_the_volume_is_where_the_image_of_postgres_has_a_folder_of_its_users(
     assert postgres["volumes"] == [{"containerPath": mounted_at, "volumeName": name}]
     assert f"PGDATA={data}" in postgres["envs"]
     assert [inputs["name"] for (kind, _), inputs in recorder.inputs.items() if kind.endswith(":Volume")] == [name]
+
+
+def test_what_may_not_change_is_the_major_version_of_a_volume(registered: Callable[..., Recorder]) -> None:
+    """The first is the one that every stack had before another could be named: no other is ever meant."""
+    recorder = registered(postgresImage="postgres:18.1", postgresVolume="postgres-of-then")
+    (constant,) = (inputs for (kind, _), inputs in recorder.inputs.items() if kind.endswith(":Constant"))
+    assert (constant["of"], constant["value"], constant["first"]) == ("postgres-of-then", "18", "postgres-data")
