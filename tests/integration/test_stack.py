@@ -194,6 +194,27 @@ def test_another_major_version_of_postgres_is_refused_before_anything_changes(de
     assert deployment.container("postgres").id == before
 
 
+def test_a_state_that_does_not_name_the_volume_of_a_major_version_is_taken_over(deployment: Deployment) -> None:
+    """By one `up` that changes nothing else; until then another version over the first volume is refused too."""
+    state = json.loads(deployment.pulumi("stack", "export").stdout)
+    (constant,) = (each for each in state["deployment"]["resources"] if each["type"].endswith(":Constant"))
+    for side in ("inputs", "outputs"):
+        constant[side] = {key: each for key, each in constant[side].items() if key not in {"of", "first", "values"}}
+    taken = deployment.pulumi("stack", "import", input=json.dumps(state))
+    assert taken.returncode == 0, taken.stdout
+    image = f"{PROJECT_NAME}:postgresImage=postgres:16"
+    preview = deployment.pulumi("preview", "--config", image, "--config", f"{PROJECT_NAME}:postgresVolume=other")
+    assert preview.returncode == 0, preview.stdout
+    deployment.stack.remove_config("postgresVolume")
+    preview = deployment.pulumi("preview")
+    deployment.stack.remove_config("postgresImage")
+    assert preview.returncode != 0
+    assert "postgres-data has 17: the data was written by another major version of Postgres" in preview.stdout
+    changes = deployment.up().summary.resource_changes or {}
+    assert {kind: count for kind, count in changes.items() if kind != "same"} == {"update": 1}
+    deployment.up(expect_no_changes=True)
+
+
 @pytest.mark.parametrize("part", ["postgres", "litellm-1", "edge"])
 def test_an_up_that_was_killed_is_taken_up_again(deployment: Deployment, part: str) -> None:
     """SIGKILL while a container is being made: after `pulumi cancel`, `up` mends all and loses no row."""
