@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 GIT = "git -c user.name=operator -c user.email=operator@example.org -c init.defaultBranch=main"
 OTHER_MACHINE = "another-machine"
+VOLUMES = ("postgres-17-data", "postgres-18-data")
 
 
 @pytest.fixture(scope="module")
@@ -224,41 +225,75 @@ def test_restore(deployment: Deployment, tmp_path: Path) -> None:
 
 
 def test_upgrade_postgres(deployment: Deployment, tmp_path: Path) -> None:
-    """No row that was written is lost, and nobody is let into the empty database; the old volume is the way back."""
-    deployment.set_path("openaiApiKey", f"sk-{token_hex(8)}", secret=True)
-    deployment.set(demo="false", protectData="true")
-    deployment.up()
-    before, url = names(deployment) | {"before"}, deployment.outputs["databaseUrl"]
-    added(deployment, "before")
-    with with_the_folders_of_18(deployment) as image:
-        variables = {
-            "POSTGRES_IMAGE": image,
-            "VOLUME": "postgres-18-data",
-            "BACKUP": str(tmp_path / "saved.dump"),
-            "PORT": str(urlsplit(url).port),
-            "SPARE_PORT": str(free_port()),
-        }
-        with runbook("upgrade-postgres", deployment, **variables) as book:
-            book.run("config get postgresImage")
-            book.run("default_transaction_read_only")
-            with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
-                added(deployment, "too late")
-            assert names(deployment) == before
-            book.run("llmctl backup")
-            book.run("SPARE_PORT")
-            assert not opens(url)
-            assert "before" in book.run("llmctl restore")
-            book.run("config set postgresPort")
-            assert names(deployment) == before
-            added(deployment, "after")
-            book.run("make check-deploy")
-            book.run("config rm postgresVolume")
-            assert names(deployment) == before
-            added(deployment, "again")
-        deployment.engine.volumes.get(f"{PROJECT_NAME}-{deployment.name}-postgres-18-data").remove()
-        deployment.forget("openaiApiKey")
-        deployment.set(demo="true", protectData="false")
+    """No row that was written is lost, and nobody is let into the empty database; the old volume is the way back.
+
+    The volume of before is not that of a new stack, as in a second upgrade; the shell has another stack's URL.
+    """
+    port = str(urlsplit(deployment.outputs["databaseUrl"]).port)
+    try:
+        deployment.set_path("openaiApiKey", f"sk-{token_hex(8)}", secret=True)
+        deployment.set(demo="false", protectData="true", postgresVolume=VOLUMES[0])
         deployment.up()
+        before, url = {"before"}, deployment.outputs["databaseUrl"]
+        added(deployment, "before")
+        with with_the_folders_of_18(deployment) as image:
+            variables = {
+                "POSTGRES_IMAGE": image,
+                "VOLUME": VOLUMES[1],
+                "BACKUP": str(tmp_path / "saved.dump"),
+                "SPARE_PORT": str(free_port()),
+                "DATABASE_URL": urlsplit(url)._replace(path="/of_another_stack").geturl(),
+            }
+            with runbook("upgrade-postgres", deployment, **variables) as book:
+                noted = book.run("config get postgresImage").split()[-3:]
+                assert noted[1:] == [VOLUMES[0], port]
+                book.environment |= dict(zip(("OLD_IMAGE", "OLD_VOLUME", "PORT"), noted, strict=True))
+                book.run("config set postgresImage")
+                code, said = book.type("./pulumiw preview")
+                assert code != 0
+                assert f"{VOLUMES[0]} has 17: the data was written by another major version" in said
+                (let_go,) = (each for each in book.left if each.endswith('::\'"$VOLUME"\n'))
+                code, said = book.type(let_go)
+                assert code != 0
+                assert "No such resource" in said
+                book.run("default_transaction_read_only")
+                with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
+                    added(deployment, "too late")
+                assert names(deployment) == before
+                book.run("llmctl backup")
+                book.run("OLD_VOLUME")
+                book.run("SPARE_PORT")
+                assert not opens(url)
+                assert "before" in book.run("llmctl restore")
+                book.run("config set postgresPort")
+                assert names(deployment) == before
+                added(deployment, "after")
+                back = deployment.pulumi("preview", "--config", f"{PROJECT_NAME}:postgresVolume={VOLUMES[0]}")
+                deployment.set(postgresVolume=VOLUMES[1])
+                assert back.returncode != 0
+                assert f"{VOLUMES[0]} has 17: the data was written by another major version" in back.stdout
+                del book.environment["DATABASE_URL"]
+                book.run("make check-deploy")
+                assert book.left[0] == let_go
+                book.run("state unprotect")
+                book.run('postgresVolume "$OLD_VOLUME"')
+                assert names(deployment) == before
+                book.run("RESET default_transaction_read_only")
+                added(deployment, "again")
+    finally:
+        back_to_the_first_volume(deployment, port)
+
+
+def back_to_the_first_volume(deployment: Deployment, port: str) -> None:
+    """Wherever an upgrade of Postgres ended."""
+    deployment.pulumi("state", "unprotect", "--all", "--yes")
+    for key in ("openaiApiKey", "postgresImage", "postgresVolume"):
+        deployment.forget(key)
+    deployment.set(demo="true", protectData="false", postgresPort=port)
+    deployment.up()
+    for volume in deployment.engine.volumes.list(filters=deployment.of_stack):
+        if str(volume.name).endswith(VOLUMES):
+            volume.remove()
 
 
 @contextmanager
