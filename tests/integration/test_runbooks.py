@@ -439,32 +439,54 @@ def test_lost_passphrase(deployment: Deployment, tmp_path: Path) -> None:
 
 
 def test_rotate_the_passphrase(deployment: Deployment, tmp_path: Path) -> None:
-    """Then only the new one opens the state and the stack's config, and the state's folder has no older copy."""
-    own, file = tmp_path / "llm-infrastructure", deployment.folder / f"Pulumi.{deployment.name}.yaml"
+    """Then only the new one opens the state and the stacks' config, and the state's folder has no older copy."""
+    own, other, workspace = tmp_path / "llm-infrastructure", f"{deployment.name}-other", deployment.stack.workspace
+    files = [deployment.folder / f"Pulumi.{name}.yaml" for name in (deployment.name, other)]
     own.mkdir()
     (own / "state").symlink_to(deployment.state)
     (own / "passphrase").write_text(deployment.environment["PULUMI_CONFIG_PASSPHRASE"])
-    deployment.set_path("clientKeys.spare", f"sk-{token_hex(16)}", secret=True)
-    state = json.loads(deployment.pulumi("stack", "export").stdout)["deployment"]["secrets_providers"]["state"]
-    salts, secrets = (state["salt"], yaml.safe_load(file.read_text())["encryptionsalt"]), deployment.secrets()
-    with runbook("rotate-the-passphrase", deployment, STATE=str(own), XDG_STATE_HOME=str(tmp_path)) as book:
-        for name in ("PULUMI_BACKEND_URL", "PULUMI_CONFIG_PASSPHRASE"):
-            book.environment.pop(name)
-        book.run("openssl")
-        assert deployment.name in book.run("change-secrets-provider")
-        book.run("mv")
-        book.run("up")
-        book.run("rm")
-        book.run("--expect-no-changes")
-        code, said = book.type('PULUMI_CONFIG_PASSPHRASE_FILE="$STATE/passphrase.old" ./pulumiw preview')
-        assert code != 0
-        assert "incorrect passphrase" in said
-    deployment.environment["PULUMI_CONFIG_PASSPHRASE"] = (own / "passphrase").read_text().strip()
-    assert secrets.items() <= deployment.secrets().items()
-    files = [file, *(path for path in deployment.state.rglob("*") if path.is_file())]
-    assert [path for path in files for salt in salts if salt in path.read_text()] == []
-    deployment.forget("clientKeys")
-    deployment.up()
+    workspace.create_stack(other)
+    try:
+        workspace.select_stack(deployment.name)
+        deployment.set_path("clientKeys.spare", f"sk-{token_hex(16)}", secret=True)
+        deployment.up()
+        state = json.loads(deployment.pulumi("stack", "export").stdout)["deployment"]["secrets_providers"]["state"]
+        salts = {state["salt"], *(yaml.safe_load(file.read_text())["encryptionsalt"] for file in files)}
+        secrets = deployment.secrets()
+        with runbook("rotate-the-passphrase", deployment, STATE=str(own), XDG_STATE_HOME=str(tmp_path)) as book:
+            for name in ("PULUMI_BACKEND_URL", "PULUMI_CONFIG_PASSPHRASE"):
+                book.environment.pop(name)
+            book.run("openssl")
+            assert (own / "passphrase.new").stat().st_mode & 0o077 == 0
+            again = book.left[0].splitlines()[1].replace(" < ", f" --stack {other} < ")
+            said = book.run("change-secrets-provider")
+            assert {deployment.name, other} <= set(said.replace("*", " ").split())
+            code, _ = book.type(again)
+            assert code == 0
+            book.run("mv")
+            book.run("rm")
+            kept = [*files, *(path for path in deployment.state.rglob("*") if path.is_file())]
+            assert [path for path in kept for salt in salts if salt in path.read_text()] == []
+            assert list(deployment.state.rglob("*.bak")) == []
+            book.run("--expect-no-changes")
+            code, said = book.type('PULUMI_CONFIG_PASSPHRASE_FILE="$STATE/passphrase.old" ./pulumiw preview')
+            assert code != 0
+            assert "incorrect passphrase" in said
+        take_what_opens(deployment, own)
+        assert secrets.items() <= deployment.secrets().items()
+    finally:
+        take_what_opens(deployment, own)
+        workspace.remove_stack(other)
+        deployment.forget("clientKeys")
+        deployment.up()
+
+
+def take_what_opens(deployment: Deployment, folder: Path) -> None:
+    """Go on with the passphrase that opens the state, wherever its rotation ended."""
+    for file in sorted(folder.glob("passphrase*")):
+        deployment.environment["PULUMI_CONFIG_PASSPHRASE"] = file.read_text().strip()
+        if deployment.pulumi("stack", "export", "--show-secrets").returncode == 0:
+            return
 
 
 def without_secrets(file: Path) -> None:

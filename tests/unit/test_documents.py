@@ -44,7 +44,7 @@ PULUMI = {
     ("up",),
 }
 SYSTEM = {"awk", "cp", "curl", "docker", "echo", "git", "grep", "gzip", "head", "ls", "mkdir", "mv", "openssl"}
-SYSTEM |= {"printf", "rm", "sed", "sha256sum", "tail", "tar", "test", "true", "xargs"}
+SYSTEM |= {"printf", "rm", "sed", "sha256sum", "tail", "tar", "test", "true", "umask", "xargs"}
 """Programs that a machine which runs a stack has."""
 NUMBERED: dict[str, type[BaseModel]] = {"secretVersions": SecretVersions, "retirePrevious": RetirePrevious}
 HEADINGS = ["When", "What callers notice", "Do", "See that it worked", "Go back", "Proven by"]
