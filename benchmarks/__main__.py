@@ -36,9 +36,9 @@ if TYPE_CHECKING:
     from toolchain.progress import Step
 
 BENCHMARKS: dict[str, tuple[Callable[[docker.DockerClient, int, Step], list[Comparison]], int]] = {
-    "client": (client.run, 3),
-    "gateway": (gateway.run, 3),
-    "deploy": (deploy.run, 3),
+    "client": (client.run, 2),
+    "gateway": (gateway.run, 2),
+    "deploy": (deploy.run, 2),
     "growth": (growth.run, 2),
 }
 """Each with its rounds: as many as the time for all of them allows."""
