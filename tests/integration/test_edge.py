@@ -149,11 +149,11 @@ def await_answers(client: OpenAI) -> None:
             return
 
 
-def at_replicas(deployment: Deployment, what: str) -> int:
-    """A metric of the edge, over all replicas."""
+def at_replicas(deployment: Deployment, what: str, labels: str = r'server="replica\d+"') -> int:
+    """A metric of the edge, over all replicas or whatever else has such labels."""
     port = deployment.stack.get_config("metricsPort").value
     metrics = httpx2.get(f"http://127.0.0.1:{port}/metrics").text
-    values = re.findall(rf'^haproxy_server_{what}{{.*server="replica\d+".*}} (\d+)', metrics, re.MULTILINE)
+    values = re.findall(rf'^haproxy_server_{what}{{.*{labels}.*}} (\d+)', metrics, re.MULTILINE)
     assert values
     return sum(map(int, values))
 
@@ -383,7 +383,7 @@ def test_metrics_are_on_a_loopback_port_of_their_own(deployment: Deployment) -> 
 
 
 def test_a_gateway_without_a_replica_says_so(client: Callable[..., OpenAI], deployment: Deployment) -> None:
-    """503 in OpenAI's form, at once."""
+    """503 in OpenAI's form, when it has looked for one for some seconds."""
     replicas = [deployment.container(part) for part in REPLICAS]
     for replica in replicas:
         replica.stop(timeout=30)
@@ -394,6 +394,38 @@ def test_a_gateway_without_a_replica_says_so(client: Callable[..., OpenAI], depl
     for replica, part in zip(replicas, REPLICAS, strict=True):
         replica.start()
         deployment.await_restart(part, 0)
+    await_answers(client())
+
+
+@pytest.mark.parametrize("words", [1, 20_000], ids=["small", "more than 64 KB"])
+def test_a_request_that_finds_no_replica_waits_for_one(
+    client: Callable[..., OpenAI], deployment: Deployment, words: int
+) -> None:
+    """One that is there within seconds answers it."""
+    replicas = [deployment.container(part) for part in REPLICAS]
+    ((name, attached),) = replicas[0].attrs["NetworkSettings"]["Networks"].items()
+    network = deployment.engine.networks.get(name)
+
+    def attach() -> None:
+        for replica in replicas:
+            replica.reload()
+            if name not in replica.attrs["NetworkSettings"]["Networks"]:
+                network.connect(replica, aliases=attached["Aliases"])
+
+    try:
+        for replica in replicas:
+            network.disconnect(replica)
+        while at_replicas(deployment, "status", r'server="replica\d+",state="UP"'):
+            time.sleep(POLL_SECONDS)
+        with ThreadPoolExecutor() as others:
+            looked = at_replicas(deployment, "connection_attempts_total", 'server="nobody"')
+            asked = others.submit(ask, client(), "hello " * words)
+            while at_replicas(deployment, "connection_attempts_total", 'server="nobody"') == looked:
+                assert not asked.done(), asked.result()
+            attach()
+            assert asked.result().choices
+    finally:
+        attach()
     await_answers(client())
 
 
