@@ -153,7 +153,7 @@ def at_replicas(deployment: Deployment, what: str, labels: str = r'server="repli
     """A metric of the edge, over all replicas or whatever else has such labels."""
     port = deployment.stack.get_config("metricsPort").value
     metrics = httpx2.get(f"http://127.0.0.1:{port}/metrics").text
-    values = re.findall(rf'^haproxy_server_{what}{{.*{labels}.*}} (\d+)', metrics, re.MULTILINE)
+    values = re.findall(rf"^haproxy_server_{what}{{.*{labels}.*}} (\d+)", metrics, re.MULTILINE)
     assert values
     return sum(map(int, values))
 
