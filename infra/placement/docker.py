@@ -12,7 +12,15 @@ import docker
 import pulumi
 import pulumi_docker
 
-from infra.placement.engine import LOG_FILES, LOG_SIZE, EnginePlacement, check_ours, duration, stands_alone
+from infra.placement.engine import (
+    HEALTH_SECONDS,
+    LOG_FILES,
+    LOG_SIZE,
+    EnginePlacement,
+    check_ours,
+    duration,
+    stands_alone,
+)
 from infra.placement.health import Healthy
 from infra.placement.live_files import LiveFiles
 from infra.placement.services import stand_part_down
@@ -23,8 +31,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-HEALTH_SECONDS = 2
-"""How often each container's health is asked for, for ever: seldom, as it costs; often, for a quick `up`."""
 SECONDS_TO_KILL = 5
 """What a container gets beside its own time to stop, so that the engine kills none that is just ending."""
 

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     Hook = Callable[[pulumi.ResourceHookArgs], None]
 
 LABEL = "llm-infrastructure"
+HEALTH_SECONDS = 5
+"""How often the engine asks for a part's health: a process each time, in every container, for ever. Every two seconds
+doubled the p99 of busy replicas on two cores."""
 LOG_SIZE = "10m"
 LOG_FILES = "3"
 

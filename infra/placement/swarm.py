@@ -20,6 +20,7 @@ import pulumi_docker
 from infra.images import in_registry
 from infra.placement.cluster import Cluster
 from infra.placement.engine import (
+    HEALTH_SECONDS,
     LOG_FILES,
     LOG_SIZE,
     EnginePlacement,
@@ -44,8 +45,6 @@ RESERVED_SHARE = 4
 """Of a part's memory limit one in so many is kept free for it on its node: about what it has without load."""
 MONITOR_SECONDS = 5
 """So long a task that was just replaced must stay well, or the service is rolled back."""
-HEALTH_SECONDS = 5
-"""How often each task's health is asked for: a process each time, and a node may have many tasks."""
 RESTART_SECONDS = 2
 SPARE_SECONDS = 60
 """What pulling an image, and finding out that an update failed, may take beside the start of a task."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
-from infra.placement.engine import LABEL, LOG_FILES, LOG_SIZE
+from infra.placement.engine import HEALTH_SECONDS, LABEL, LOG_FILES, LOG_SIZE
 from tests.deploy.test_containers import processes
+from tests.stacks import POLL_SECONDS
 
 if TYPE_CHECKING:
     from docker.models.containers import Container
@@ -43,6 +45,11 @@ def test_it_runs_and_is_healthy(stack: DockerStack, instance: Instance, containe
     assert state["Status"] == "running", (
         f"{instance.container} is {state['Status']}. See why: {logs}. Then: {stack.up}"
     )
+    deadline = time.monotonic() + 2 * HEALTH_SECONDS
+    while state.get("Health", {}).get("Status") == "starting" and time.monotonic() < deadline:
+        time.sleep(POLL_SECONDS)
+        container.reload()
+        state = container.attrs["State"]
     health = state.get("Health", {}).get("Status", "without a health check")
     assert health == "healthy", f"{instance.container} is {health}. See why: {logs}. Then: {stack.up}"
 

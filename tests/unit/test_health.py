@@ -21,6 +21,9 @@ STARTED = CREATED + timedelta(seconds=5.5)
 NAME = "llm-infrastructure-dev-litellm-1"
 
 
+CHECK = ("python3", "-c", "check")
+
+
 def state(status: str = "starting", *, restarts: int = 0, **changes: object) -> dict[str, Any]:
     """A container as the engine describes it."""
     known = {
@@ -30,7 +33,12 @@ def state(status: str = "starting", *, restarts: int = 0, **changes: object) -> 
         "ExitCode": 0,
         "StartedAt": STARTED.isoformat(),
     }
-    return {"RestartCount": restarts, "Created": CREATED.isoformat(), "State": known | changes}
+    return {
+        "Config": {"Healthcheck": {"Test": ["CMD", *CHECK]}},
+        "RestartCount": restarts,
+        "Created": CREATED.isoformat(),
+        "State": known | changes,
+    }
 
 
 class Container:
@@ -39,12 +47,16 @@ class Container:
     id = "0123456789abcdef"
     name = NAME
 
-    def __init__(self, *states: dict[str, Any], died: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, *states: dict[str, Any], died: tuple[str, ...] = (), checked: tuple[int | Exception, ...] = ()
+    ) -> None:
+        """`checked` is what its own check comes to, time after time; then it fails."""
         self.attrs = states[0]
         self.client = self
         self.now = 0.0
         self._coming = list(states)
         self._died = died
+        self._checked = list(checked)
 
     def reload(self) -> None:
         self.attrs = self._coming[0]
@@ -56,6 +68,13 @@ class Container:
         self.now += seconds
         if len(self._coming) > 1:
             self._coming.pop(0)
+
+    def exec_run(self, command: list[str]) -> SimpleNamespace:
+        assert command == list(CHECK)
+        result = self._checked.pop(0) if self._checked else 1
+        if isinstance(result, Exception):
+            raise result
+        return SimpleNamespace(exit_code=result)
 
     def logs(self, *, tail: int) -> bytes:
         assert tail == health.LAST_LINES
@@ -90,7 +109,21 @@ def awaited(monkeypatch: pytest.MonkeyPatch) -> Callable[[Container | None], dic
 def test_a_container_that_gets_healthy(awaited: Callable[..., dict[str, Any]]) -> None:
     container = Container(state(), state(), state("healthy"))
     assert awaited(container) == PROPS
-    assert 0 < container.now < 1
+    assert 0 < container.now <= 1
+
+
+def test_a_container_whose_own_check_passes_before_the_engine_asks(awaited: Callable[..., dict[str, Any]]) -> None:
+    """The engine asks seldom; that a container is not there to be asked is told by the next look at it."""
+    container = Container(state(), checked=(1, docker.errors.APIError("it is not running"), 0))
+    assert awaited(container) == PROPS
+    assert container.now == 2 * health.POLL_SECONDS
+
+
+def test_a_container_that_was_started_again_does_not_pass_by_its_check(
+    awaited: Callable[..., dict[str, Any]],
+) -> None:
+    with pytest.raises(RuntimeError, match="exited with an unknown code"):
+        awaited(Container(state(), state("healthy", restarts=1), checked=(1, 0)))
 
 
 @pytest.mark.parametrize(
