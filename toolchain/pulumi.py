@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 PROJECT = Path(__file__).resolve().parent.parent
 VIRTUAL_ENVIRONMENT = PROJECT / ".venv"
+AFTER_A_KILL = "./pulumiw up --refresh"
 NO_STACK_SELECTED = "no stack selected"
 
 
@@ -91,7 +92,8 @@ def run(arguments: Sequence[str], *, tools: Path) -> int:
         """Ctrl-C reaches Pulumi from the terminal and cancels; a second one would make it drop everything."""
 
     variables = environment(tools)
-    _remove_locks_of_the_dead(variables["PULUMI_BACKEND_URL"])
+    if _remove_locks_of_the_dead(variables["PULUMI_BACKEND_URL"]) and {*arguments[:1]} & {"up", "destroy"}:
+        arguments = [*arguments, "--refresh"]  # what had just been removed is in the state still
     with (
         _config_files_kept(PROJECT),
         _handled({signal.SIGINT: leave_to_pulumi, signal.SIGTERM: forward, signal.SIGHUP: forward}),
@@ -121,24 +123,29 @@ def _say_how_to_select(tools: Path, variables: Mapping[str, str]) -> None:
         )
 
 
-def _remove_locks_of_the_dead(backend: str) -> None:
+def _remove_locks_of_the_dead(backend: str) -> bool:
     """Remove the locks that killed runs left in a state folder: those of this machine's processes that are no more.
+
+    Returns whether there were any.
 
     Pulumi itself cannot tell them from those of runs that go on, and asks for `pulumi cancel`.
     """
     url = urlsplit(backend)
+    found = False
     if url.scheme != "file":
-        return
+        return found
     for path in (Path(unquote(url.path)) / ".pulumi/locks").rglob("*.json"):
         with suppress(OSError, ValueError, KeyError):
             lock = json.loads(path.read_text())
             if lock["hostname"] == socket.gethostname() and not _runs(int(lock["pid"])):
                 path.unlink()
+                found = True
                 print(
                     f"A run of Pulumi was killed here (process {lock['pid']}, started {lock['timestamp']}): its lock "
-                    "is removed. The next `up` finishes what it had begun: run one before a `destroy` too.",
+                    f"is removed. {AFTER_A_KILL} finishes what it had begun: run it before a `destroy` too.",
                     file=sys.stderr,
                 )
+    return found
 
 
 def _runs(pid: int) -> bool:

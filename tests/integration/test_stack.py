@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import openai
@@ -18,6 +19,7 @@ from tests.swarm.cluster import WITHIN_SECONDS, until
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from docker.models.containers import Container
     from openai import OpenAI
 
     from tests.stacks import Deployment
@@ -33,6 +35,11 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]
 def ask(client: OpenAI, model: str = "gpt-4o", text: str = "hello") -> str:
     answer = client.chat.completions.create(model=model, messages=[{"role": "user", "content": text}])
     return answer.choices[0].message.content or ""
+
+
+def is_healthy(container: Container) -> bool:
+    container.reload()
+    return bool(container.attrs["State"]["Health"]["Status"] == "healthy")
 
 
 def test_a_chat_completion_passes_edge_gateway_and_provider(deployment: Deployment) -> None:
@@ -95,7 +102,7 @@ def test_every_container_is_confined(deployment: Deployment) -> None:
         assert config["StopTimeout"] >= 10, container.name
         for bindings in (host["PortBindings"] or {}).values():
             assert [binding["HostIp"] for binding in bindings] == ["127.0.0.1"], container.name
-        assert container.attrs["State"]["Health"]["Status"] == "healthy", container.name
+        until(partial(is_healthy, container), f"{container.name} is healthy")
 
 
 def test_litellm_runs_as_it_is_documented(deployment: Deployment) -> None:

@@ -44,9 +44,9 @@ def looked(*, code: int = 0) -> dict[str, Any]:
 
 
 def await_well() -> dict[str, Any]:
-    """Wait until nothing is wrong: the edge takes a replica up again soon after it is healthy."""
+    """Wait until nothing is wrong, and the engine has asked every part for its health."""
     deadline = time.monotonic() + SECONDS
-    while (done := llmctl_status("--json")).returncode != 0:
+    while (done := llmctl_status("--json")).returncode != 0 or '"starting"' in done.stdout:
         assert time.monotonic() < deadline, done.stdout
     document: dict[str, Any] = json.loads(done.stdout)
     return document

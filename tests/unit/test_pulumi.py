@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import socket
 import subprocess
 from typing import TYPE_CHECKING
 
@@ -95,3 +97,20 @@ def test_a_file_that_git_cannot_tell_of_stays(project: Path, monkeypatch: pytest
 def test_a_file_goes_with_its_stack_to_another_name(project: Path) -> None:
     run(project, "stack", "rename", "other")
     assert sorted(path.name for path in project.glob("Pulumi.*")) == ["Pulumi.other.yaml", "Pulumi.own.yaml"]
+
+
+@pytest.mark.parametrize(("command", "added"), [("up", ["--refresh"]), ("destroy", ["--refresh"]), ("preview", [])])
+def test_what_changes_the_stack_after_a_kill_looks_at_what_is_there_first(
+    project: Path, capfd: pytest.CaptureFixture[str], command: str, added: list[str]
+) -> None:
+    """Once: a container may have ended before the state knew that."""
+    (project.parent / "pulumi").write_text('#!/bin/sh\necho "asked: $*"\n')
+    with subprocess.Popen(["true"]) as ended:
+        pass
+    locks = project.parent / "state/llm-infrastructure/state/.pulumi/locks"
+    locks.mkdir(parents=True)
+    lock = {"pid": ended.pid, "hostname": socket.gethostname(), "timestamp": "2026-01-01T00:00:00Z"}
+    (locks / "dead.json").write_text(json.dumps(lock))
+    for options in (added, []):
+        assert run(project, command, "--yes") == 0
+        assert capfd.readouterr().out == f"asked: {' '.join([command, '--yes', *options])}\n"

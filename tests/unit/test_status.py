@@ -230,7 +230,6 @@ def test_the_key_stands_in_no_command(engine: Engine) -> None:
         ({"Status": "restarting"}, "restarting"),
         ({"Status": "created", "StartedAt": "0001-01-01T00:00:00Z"}, "created"),
         ({"Health": {"Status": "unhealthy"}}, "unhealthy"),
-        ({"Health": {"Status": "starting"}}, "starting"),
     ],
 )
 def test_a_part_that_is_not_up_is_wrong(gateway: Gateway, engine: Engine, state: dict[str, Any], shown: str) -> None:
@@ -243,6 +242,18 @@ def test_a_part_that_is_not_up_is_wrong(gateway: Gateway, engine: Engine, state:
     assert done.exit_code == 1
     assert status["wrong"] == [f"litellm-2: {shown} (docker logs --tail 50 llm-infrastructure-dev-litellm-2)"]
     assert [part["up"] for part in status["parts"]] == [True, True, False, True]
+
+
+@pytest.mark.parametrize(("restarts", "up"), [(0, True), (1, False)])
+def test_a_part_that_starts_is_wrong_if_it_was_up_before(
+    gateway: Gateway, engine: Engine, restarts: int, *, up: bool
+) -> None:
+    """An `up` that made it has seen it healthy while the engine has yet to ask; one that ended may not be."""
+    containers = stack(gateway)
+    containers[2] = container("litellm-2", "litellm", 2, Health={"Status": "starting"}) | {"RestartCount": restarts}
+    engine.runs(containers)
+    part = json.loads(llmctl("--json").stdout)["parts"][2]
+    assert (part["state"], part["up"]) == ("starting", up)
 
 
 def test_a_replica_that_does_not_answer_the_edge_is_wrong(engine: Engine) -> None:
