@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 EDGE_IS_MADE_AGAIN = Bound(gap_seconds=120)
 """One that an `up` was about to replace is away until the next `up`."""
 UP = ("up", "--yes", "--skip-preview", "--non-interactive")
-FOUND = ("A run of Pulumi was killed here", "pending operations", "is not in the state")
-"""What an `up` says of the lock of a dead process, of what that had begun, and of a container it left behind."""
+FOUND = ("A run of Pulumi was killed here", "is not in the state")
+"""What an `up` says of the lock of a dead process, and of a container it left behind."""
 
 
 def servers(deployment: Deployment) -> int:
