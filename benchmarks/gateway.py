@@ -36,8 +36,8 @@ CONCURRENT = (1, 4, 16, 64, 256)
 SECONDS = 1.0
 """How long callers of a gateway ask anew, in each round and at each point."""
 TARGETS_AT, TIMES = 16, 3
-"""Requests at once where the targets are, and how often a round measures there: one pause of a gateway decides the p99
-of a second."""
+"""Requests at once where the targets are, and how often a round measures there: one pause of a gateway decides a
+second's p99."""
 PAIRS = 150
 """Requests by each way, in a round that looks for what the edge adds."""
 DRAIN_SECONDS = 5
@@ -125,7 +125,7 @@ def measure(contender: Contender, readings: Readings, step: Step) -> None:
     """A round of one gateway, at every point."""
     for mode, body in MODES.items():
         target = replace(contender.target, body=body)
-        for concurrent in sorted([*CONCURRENT, *[TARGETS_AT] * (TIMES - 1)]):
+        for concurrent in [each for each in CONCURRENT for _ in range(TIMES if each == TARGETS_AT else 1)]:
             step.note(f"{contender.name}, {mode}, {concurrent} at once")
             cpu = contender.cpu_seconds()
             seen = asyncio.run(load([target], concurrent, SECONDS))

@@ -128,6 +128,7 @@ def test_every_point_of_a_gateway_is_measured(gateway_url: str, monkeypatch: pyt
     """Plain and streamed: rates, times, CPU time and failures, the callers' own cost apart."""
     monkeypatch.setattr(gateway, "SECONDS", 0.05)
     monkeypatch.setattr(gateway, "CONCURRENT", (1, 4))
+    monkeypatch.setattr(gateway, "TARGETS_AT", 4)
     readings = Readings()
     with Steps(Console(file=io.StringIO())).step("measure") as step:
         for name in (gateway.PLAN, gateway.size(2)):
@@ -144,7 +145,7 @@ def test_every_point_of_a_gateway_is_measured(gateway_url: str, monkeypatch: pyt
         for quantity in (gateway.RATE, gateway.P50, gateway.P99, gateway.CPU, gateway.FAILED, gateway.CALLERS):
             assert shown[f"{quantity}, {mode}"].all_points == ["1", "4"]
             assert shown[f"{quantity}, {mode}"].absent == {gateway.PEER: "npm is not installed"}
-        assert shown[f"{gateway.FAILED}, {mode}"].values[gateway.PLAN] == {"1": (0.0,), "4": (0.0,)}
+        assert shown[f"{gateway.FAILED}, {mode}"].values[gateway.PLAN] == {"1": (0.0,), "4": (0.0,) * gateway.TIMES}
     assert shown[gateway.MEMORY].all_points == ["after the load"]
 
 
