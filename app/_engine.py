@@ -38,7 +38,7 @@ class Part:
     state: str
     """The engine's word for it, with the health where it runs, and what the edge says of a replica it leaves out."""
     up: bool
-    """Runs, is not known to be unhealthy, and answers the edge."""
+    """Runs, is healthy or was made just now, and answers the edge."""
     since: datetime | None
     """When it came to be in its state, where the engine tells."""
     restarts: int | None
@@ -118,8 +118,9 @@ def _container(container: Mapping[str, Any], images: Mapping[str, str]) -> Part:
         kind=labels[f"{LABEL}.part"],
         name=name.removeprefix(_prefix(labels)),
         state=status,
-        # An engine asks for health seldom: one that it has just started for the first time may be well already.
-        up=status in {"running", "healthy"} or (status == "starting" and not container["RestartCount"]),
+        # An `up` has seen what it makes healthy; the engine, which asks seldom, may have yet to ask.
+        up=status in {"running", "healthy"}
+        or (status == "starting" and not container["RestartCount"] and not state["Health"]["Log"]),
         since=_time(state["StartedAt" if state["Running"] else "FinishedAt"]),
         restarts=container["RestartCount"],
         image=images.get(container["Image"], container["Image"]),

@@ -26,6 +26,9 @@ HEALTH_PORT = 8405
 MASTER_PORT = 8406
 PEERS_PORT = 8407
 FALLBACK_PORT = 8408
+FALLBACK_HEALTH_PORT = 8409
+CHECKED = "/v1/models"
+"""The path of a replica that the edge asks for, with the key."""
 USER_ID = 99
 """That of `haproxy` in HAProxy's image."""
 NODE_LABEL = "edge"
@@ -102,11 +105,12 @@ def render(  # noqa: PLR0913 -- all are needed, all by name
         HEALTH_PORT=HEALTH_PORT,
         PEERS_PORT=PEERS_PORT,
         FALLBACK_PORT=FALLBACK_PORT,
+        FALLBACK_HEALTH_PORT=FALLBACK_HEALTH_PORT,
+        CHECKED=CHECKED,
         SERVERS_STATE=SERVERS_STATE,
         SERVER_TIMEOUT_SECONDS=request_timeout + SECONDS_OVER_REQUEST_TIMEOUT,
         MAX_BODY_MB=max_body_mb,
         MAX_BODY_BYTES=max_body_mb * MEGABYTE,
-        LIVELINESS=gateway.LIVELINESS,
         REPLICA_SLOTS=REPLICA_SLOTS,
         REPLICA_CONNECTIONS=REPLICA_CONNECTIONS,
         REPLICA_PORT=gateway.PORT,

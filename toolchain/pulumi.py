@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 PROJECT = Path(__file__).resolve().parent.parent
 VIRTUAL_ENVIRONMENT = PROJECT / ".venv"
-AFTER_A_KILL = "./pulumiw up --refresh"
+CHANGING = {"up", "update", "destroy", "down"}
 NO_STACK_SELECTED = "no stack selected"
 
 
@@ -92,7 +92,7 @@ def run(arguments: Sequence[str], *, tools: Path) -> int:
         """Ctrl-C reaches Pulumi from the terminal and cancels; a second one would make it drop everything."""
 
     variables = environment(tools)
-    if _remove_locks_of_the_dead(variables["PULUMI_BACKEND_URL"]) and {*arguments[:1]} & {"up", "destroy"}:
+    if _remove_locks_of_the_dead(variables["PULUMI_BACKEND_URL"]) and _changes_unrefreshed(arguments):
         arguments = [*arguments, "--refresh"]  # what had just been removed is in the state still
     with (
         _config_files_kept(PROJECT),
@@ -103,6 +103,14 @@ def run(arguments: Sequence[str], *, tools: Path) -> int:
     if code > 0 and not any(word == "-s" or word.startswith("--stack") for word in arguments):
         _say_how_to_select(tools, variables)
     return code if code >= 0 else 128 - code
+
+
+def _changes_unrefreshed(arguments: Sequence[str]) -> bool:
+    """Whether they change a stack, and say nothing of a refresh."""
+    if any(word == "-r" or word.startswith("--refresh") for word in arguments):
+        return False
+    words = arguments if arguments[0].startswith("-") else arguments[:1]  # `-s dev up`
+    return not CHANGING.isdisjoint(words)
 
 
 def _say_how_to_select(tools: Path, variables: Mapping[str, str]) -> None:
@@ -141,8 +149,9 @@ def _remove_locks_of_the_dead(backend: str) -> bool:
                 path.unlink()
                 found = True
                 print(
-                    f"A run of Pulumi was killed here (process {lock['pid']}, started {lock['timestamp']}): its lock "
-                    f"is removed. {AFTER_A_KILL} finishes what it had begun: run it before a `destroy` too.",
+                    f"A run of Pulumi was killed here (stack {path.parent.name}, process {lock['pid']}, started "
+                    f"{lock['timestamp']}): its lock is removed. ./pulumiw up --refresh --stack {path.parent.name} "
+                    "finishes what it had begun: run it before a `destroy` too.",
                     file=sys.stderr,
                 )
     return found

@@ -46,7 +46,7 @@ def _passes_its_check(container: Container) -> bool:
     _, *command = container.attrs["Config"]["Healthcheck"]["Test"]
     try:
         return bool(container.exec_run(command).exit_code == 0)
-    except docker.errors.APIError:  # it has ended since
+    except UNREACHABLE:  # it has ended since, or hangs: the next look at it tells
         return False
 
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 WAIT_SECONDS = HealthCheck(command=()).start_seconds
 CHAT = {"model": "gpt-4o", "messages": [{"role": "user", "content": "hello"}]}
+FAILING = [{"role": "user", "content": "[[demo status=500]]"}]
 UNAUTHORIZED = 401
 ENOUGH_FOR_EACH = 8
 """Requests one after another, of which each replica gets some."""
@@ -205,6 +206,27 @@ def test_the_master_key_is_rotated(deployment: Deployment, drill: Drill) -> None
         assert status_of_replica(deployment, part, new) == httpx2.codes.OK
         assert status_of_replica(deployment, part, old) == UNAUTHORIZED
     assert status(deployment, new) == UNAUTHORIZED  # never at the edge
+
+
+def test_a_rotation_of_the_master_key_that_stops_halfway(
+    deployment: Deployment, drill: Drill, broken_image: Callable[[str], str]
+) -> None:
+    """The replicas with the old one go on serving, whatever a provider answers meanwhile; the next `up` mends all."""
+    official = str(project_file()["config"]["litellmImage"]["default"])
+    deployment.set(litellmImage=broken_image("raise SystemExit('no such thing')"))
+    deployment.set_path("secretVersions.masterKey", 3)
+    with drill("a rotation of the master key that stops halfway", NOTHING_FAILS) as load:
+        try:
+            with pytest.raises(automation.CommandError):
+                deployment.up()
+            for _ in range(ENOUGH_FOR_EACH):
+                load.send_also("/v1/chat/completions", {**CHAT, "messages": FAILING})
+                load.await_successes(round(load.rate / 2))
+        finally:
+            deployment.set(litellmImage=official)
+            deployment.up()
+    assert len(load.report.beside) == ENOUGH_FOR_EACH
+    assert all(failure.startswith("status 500") for failure in load.report.beside)
 
 
 def test_a_clients_key_is_rotated(deployment: Deployment, drill: Drill) -> None:

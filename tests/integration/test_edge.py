@@ -36,6 +36,8 @@ REQUEST_TIMEOUT_SECONDS = 5
 CONNECT_SECONDS = 60
 RECOVERY_SECONDS = 60
 FUZZED = 3000
+NOBODY = 'server="nobody"'
+"""The edge's last server, for a request that finds no replica."""
 FROM_A_REPLICA = b"server: uvicorn"
 REFUSALS = {
     int(status): body
@@ -387,10 +389,12 @@ def test_a_gateway_without_a_replica_says_so(client: Callable[..., OpenAI], depl
     replicas = [deployment.container(part) for part in REPLICAS]
     for replica in replicas:
         replica.stop(timeout=30)
+    looked = at_replicas(deployment, "connection_attempts_total", NOBODY)
     with pytest.raises(openai.InternalServerError) as caught:
         ask(client())
     assert caught.value.status_code == 503
     assert caught.value.code == "service_unavailable"
+    assert at_replicas(deployment, "connection_attempts_total", NOBODY) - looked > 1
     for replica, part in zip(replicas, REPLICAS, strict=True):
         replica.start()
         deployment.await_restart(part, 0)
@@ -418,9 +422,9 @@ def test_a_request_that_finds_no_replica_waits_for_one(
         while at_replicas(deployment, "status", r'server="replica\d+",state="UP"'):
             time.sleep(POLL_SECONDS)
         with ThreadPoolExecutor() as others:
-            looked = at_replicas(deployment, "connection_attempts_total", 'server="nobody"')
+            looked = at_replicas(deployment, "connection_attempts_total", NOBODY)
             asked = others.submit(ask, client(), "hello " * words)
-            while at_replicas(deployment, "connection_attempts_total", 'server="nobody"') == looked:
+            while at_replicas(deployment, "connection_attempts_total", NOBODY) == looked:
                 assert not asked.done(), asked.result()
             attach()
             assert asked.result().choices

@@ -358,7 +358,7 @@ def test_killed_up(deployment: Deployment) -> None:
     with runbook("killed-up", deployment) as book:
         killed_at_a_replica(deployment, drain_seconds=31)
         assert "A run of Pulumi was killed here" in book.run("./pulumiw up")
-        assert deployment.container("litellm-2").status == "running"
+        deployment.await_restart("litellm-2", 0)
         killed_at_a_replica(deployment, drain_seconds=32)
         (lock,) = (deployment.state / ".pulumi/locks").rglob("*.json")
         lock.write_text(json.dumps({**json.loads(lock.read_text()), "hostname": OTHER_MACHINE}))

@@ -301,7 +301,7 @@ def test_lock_of_a_killed_run_goes(user: User) -> None:
         printed, _ = process.communicate()
     zombie.wait()
 
-    assert f"A run of Pulumi was killed here (process {ended.pid}," in printed
+    assert f"A run of Pulumi was killed here (stack dev, process {ended.pid}," in printed
     assert sorted(lock.stem for lock in locks.iterdir()) == ["alive", "elsewhere", "unreadable"]
 
 

@@ -99,7 +99,18 @@ def test_a_file_goes_with_its_stack_to_another_name(project: Path) -> None:
     assert sorted(path.name for path in project.glob("Pulumi.*")) == ["Pulumi.other.yaml", "Pulumi.own.yaml"]
 
 
-@pytest.mark.parametrize(("command", "added"), [("up", ["--refresh"]), ("destroy", ["--refresh"]), ("preview", [])])
+@pytest.mark.parametrize(
+    ("command", "added"),
+    [
+        ("up --yes", ["--refresh"]),
+        ("destroy", ["--refresh"]),
+        ("-s dev up", ["--refresh"]),
+        ("up --refresh=false", []),
+        ("up -r", []),
+        ("preview", []),
+        ("config set up now", []),
+    ],
+)
 def test_what_changes_the_stack_after_a_kill_looks_at_what_is_there_first(
     project: Path, capfd: pytest.CaptureFixture[str], command: str, added: list[str]
 ) -> None:
@@ -112,5 +123,5 @@ def test_what_changes_the_stack_after_a_kill_looks_at_what_is_there_first(
     lock = {"pid": ended.pid, "hostname": socket.gethostname(), "timestamp": "2026-01-01T00:00:00Z"}
     (locks / "dead.json").write_text(json.dumps(lock))
     for options in (added, []):
-        assert run(project, command, "--yes") == 0
-        assert capfd.readouterr().out == f"asked: {' '.join([command, '--yes', *options])}\n"
+        assert run(project, *command.split()) == 0
+        assert capfd.readouterr().out == f"asked: {' '.join([command, *options])}\n"

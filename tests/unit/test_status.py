@@ -244,13 +244,14 @@ def test_a_part_that_is_not_up_is_wrong(gateway: Gateway, engine: Engine, state:
     assert [part["up"] for part in status["parts"]] == [True, True, False, True]
 
 
-@pytest.mark.parametrize(("restarts", "up"), [(0, True), (1, False)])
-def test_a_part_that_starts_is_wrong_if_it_was_up_before(
-    gateway: Gateway, engine: Engine, restarts: int, *, up: bool
+@pytest.mark.parametrize(("restarts", "asked", "up"), [(0, [], True), (1, [], False), (0, [{"ExitCode": 1}], False)])
+def test_a_part_that_starts_is_wrong_once_it_was_asked_or_started_again(
+    gateway: Gateway, engine: Engine, restarts: int, asked: list[object], *, up: bool
 ) -> None:
-    """An `up` that made it has seen it healthy while the engine has yet to ask; one that ended may not be."""
+    """An `up` that made it has seen it healthy while the engine has yet to ask."""
     containers = stack(gateway)
-    containers[2] = container("litellm-2", "litellm", 2, Health={"Status": "starting"}) | {"RestartCount": restarts}
+    containers[2] = container("litellm-2", "litellm", 2, Health={"Status": "starting", "Log": asked})
+    containers[2]["RestartCount"] = restarts
     engine.runs(containers)
     part = json.loads(llmctl("--json").stdout)["parts"][2]
     assert (part["state"], part["up"]) == ("starting", up)
