@@ -109,8 +109,8 @@ def _changes_unrefreshed(arguments: Sequence[str]) -> bool:
     """Whether they change a stack, and say nothing of a refresh."""
     if any(word == "-r" or word.startswith("--refresh") for word in arguments):
         return False
-    words = arguments if arguments[0].startswith("-") else arguments[:1]  # `-s dev up`
-    return not CHANGING.isdisjoint(words)
+    options_first = any(word.startswith("-") for word in arguments[:1])  # `-s dev up`
+    return not CHANGING.isdisjoint(arguments if options_first else arguments[:1])
 
 
 def _say_how_to_select(tools: Path, variables: Mapping[str, str]) -> None:
@@ -134,14 +134,13 @@ def _say_how_to_select(tools: Path, variables: Mapping[str, str]) -> None:
 def _remove_locks_of_the_dead(backend: str) -> bool:
     """Remove the locks that killed runs left in a state folder: those of this machine's processes that are no more.
 
-    Returns whether there were any.
-
-    Pulumi itself cannot tell them from those of runs that go on, and asks for `pulumi cancel`.
+    Pulumi itself cannot tell them from those of runs that go on, and asks for `pulumi cancel`. Returns whether there
+    were any.
     """
     url = urlsplit(backend)
-    found = False
     if url.scheme != "file":
-        return found
+        return False
+    found = False
     for path in (Path(unquote(url.path)) / ".pulumi/locks").rglob("*.json"):
         with suppress(OSError, ValueError, KeyError):
             lock = json.loads(path.read_text())

@@ -6,8 +6,8 @@ import time
 from typing import TYPE_CHECKING
 
 from infra.placement.engine import HEALTH_SECONDS, LABEL, LOG_FILES, LOG_SIZE
+from infra.placement.health import POLL_SECONDS
 from tests.deploy.test_containers import processes
-from tests.stacks import POLL_SECONDS
 
 if TYPE_CHECKING:
     from docker.models.containers import Container

@@ -109,6 +109,7 @@ def test_a_file_goes_with_its_stack_to_another_name(project: Path) -> None:
         ("up -r", []),
         ("preview", []),
         ("config set up now", []),
+        ("", []),
     ],
 )
 def test_what_changes_the_stack_after_a_kill_looks_at_what_is_there_first(
