@@ -17,6 +17,8 @@ AGENT_PORT = 4001
 """Where litellm/entrypoint.py tells the edge that it is about to stop."""
 LIVELINESS = "/health/liveliness"
 HOST_NAME = "host.docker.internal"
+PROGRAMS = "/opt/llm-gateway"
+"""Their folder in a replica. Not /app: the official image has LiteLLM's sources there, and would import those."""
 USER_ID = 65534
 """That of `nobody`."""
 
@@ -38,8 +40,8 @@ class GatewayArgs:
     drain_seconds: int
     config: str
     """LiteLLM's rendered config."""
-    entrypoint: str
-    """The program that starts LiteLLM with its secrets, and stops it."""
+    programs: Mapping[str, str]
+    """The Python files of `litellm/` by name; entrypoint.py starts LiteLLM with its secrets, and stops it."""
     secrets: Mapping[str, pulumi.Input[str]]
     """Environment variables of LiteLLM that are secret."""
     generation: pulumi.Input[int]
@@ -66,10 +68,13 @@ class Gateway(pulumi.ComponentResource):
             Workload(
                 name=name,
                 image=args.image,
-                entrypoint=("python3", "-IS", "/app/entrypoint.py", str(AGENT_PORT)),
+                entrypoint=("python3", "-IS", f"{PROGRAMS}/entrypoint.py", str(AGENT_PORT)),
                 command=("--config", "/app/config.yaml", "--port", str(PORT)),
                 environment=ENVIRONMENT,
-                files={"/app/config.yaml": args.config, "/app/entrypoint.py": args.entrypoint},
+                files={
+                    "/app/config.yaml": args.config,
+                    **{f"{PROGRAMS}/{name}": text for name, text in args.programs.items()},
+                },
                 secrets=args.secrets,
                 health=http_health_check(PORT, LIVELINESS),
                 user=f"{USER_ID}:{USER_ID}",

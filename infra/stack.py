@@ -103,7 +103,9 @@ def build(settings: Settings) -> Mapping[str, pulumi.Input[object]]:
             memory_mb=settings.litellm_memory_mb,
             drain_seconds=settings.drain_seconds,
             config=models.config,
-            entrypoint=_read("litellm/entrypoint.py"),
+            programs={
+                file.name: file.read_text(encoding="utf-8") for file in sorted(Path(PROJECT, "litellm").glob("*.py"))
+            },
             secrets={
                 "LITELLM_MASTER_KEY": master_key.value,
                 "LITELLM_SALT_KEY": salt_key.value,

@@ -21,6 +21,7 @@ import time
 from pathlib import Path
 
 SECRETS = Path("/run/secrets")
+SERVER = Path(__file__).with_name("server.py")
 FORGOTTEN_SECONDS = 3
 """An edge that has not asked for so long is gone; edges ask twice a second."""
 POLL_SECONDS = 0.1
@@ -73,7 +74,7 @@ def main() -> int:
         signal.signal(number, lambda number, _: stopping.append(number))
     with (
         Agents(("", int(agent_port)), Agent) as agents,
-        subprocess.Popen(["litellm", *arguments], env={**os.environ, **secrets}) as litellm,
+        subprocess.Popen([sys.executable, str(SERVER), *arguments], env={**os.environ, **secrets}) as litellm,
     ):
         threading.Thread(target=agents.serve_forever, daemon=True).start()
         while litellm.poll() is None and not stopping:

@@ -1,0 +1,14 @@
+"""LiteLLM's own server, in one process with what this project puts around it.
+
+Usage: python3 server.py LITELLM_ARGS…
+"""
+
+from __future__ import annotations
+
+import sys
+
+from litellm.proxy.proxy_cli import run_server
+
+if __name__ == "__main__":
+    sys.argv[0] = "litellm"
+    run_server()
