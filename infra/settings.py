@@ -29,6 +29,7 @@ from infra.edge import REPLICA_SLOTS
 from infra.placement.cluster import CONSTRAINT
 from infra.workload import LAST_PORT, LOOPBACK
 from toolchain.engine import lacks_certificates
+from toolchain.releases import moves, replaced_litellm
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -60,8 +61,14 @@ def _image(reference: str) -> str:
     match = IMAGE.fullmatch(reference)
     if match is None:
         raise ValueError("is not an image reference, as name:tag, name@sha256:… or name:tag@sha256:…")
-    if match["digest"] is None and match["tag"] in (None, "latest"):
+    if match["digest"] is None and (match["tag"] is None or moves(match["tag"])):
         raise ValueError("is not pinned: add a version as tag, or a digest")
+    return reference
+
+
+def _litellm_image(reference: str) -> str:
+    if why := replaced_litellm(reference):
+        raise ValueError(why)
     return reference
 
 
@@ -146,6 +153,7 @@ Registry = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9.-]*(:\d{1
 HostName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,251}[A-Za-z0-9])?$")]
 VolumeName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_.-]{0,62}$")]
 Image = Annotated[str, AfterValidator(_image)]
+LiteLLMImage = Annotated[Image, AfterValidator(_litellm_image)]
 Port = Annotated[int, Field(ge=1, le=LAST_PORT)]
 MemoryMb = Annotated[int, Field(ge=64, le=1024 * 1024)]
 Key = Annotated[SecretStr, AfterValidator(_key)]
@@ -219,7 +227,7 @@ class Settings(_Frozen):
     metrics_port: Annotated[Port | None, Optional] = Field(examples=["8404"])
     max_body_mb: Annotated[int, Field(ge=1, le=1024)] = Field(examples=["20"])
 
-    litellm_image: Image = Field(examples=["ghcr.io/berriai/litellm:main-v1.55.0"])
+    litellm_image: LiteLLMImage = Field(examples=["ghcr.io/berriai/litellm:main-v1.55.0"])
     postgres_image: Image = Field(examples=["postgres:17"])
     haproxy_image: Image = Field(examples=["haproxy:3.0"])
     image_registry: Annotated[Registry | None, Optional] = Field(examples=["registry.example:5000"])

@@ -24,6 +24,7 @@ import yaml
 from infra.workload import LAST_PORT, LOOPBACK
 from toolchain import engine, images, machine, registry, tools
 from toolchain.progress import CommandError, SetupError, Step, Steps
+from toolchain.releases import replaced_litellm
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -62,6 +63,12 @@ class StackConfig:
                     f"{key} is not a plain text in {path.name}",
                     mend=f"{PULUMI_COMMAND} config set --stack {stack} {key} …",
                 )
+        # The program refuses it too, but by then it would have been pulled, or pushed to the team's own registry.
+        if why := replaced_litellm(self["litellmImage"]):
+            raise SetupError(
+                f"litellmImage {why}",
+                mend=f"{PULUMI_COMMAND} config set --stack {stack} litellmImage {self._defaults['litellmImage']}",
+            )
 
     def __getitem__(self, key: str) -> Any:  # noqa: ANN401 -- the stack config's values are of any type
         return self._values.get(f"{self.project}:{key}", self._defaults.get(key))

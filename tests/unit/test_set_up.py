@@ -96,6 +96,14 @@ def test_what_make_up_needs_must_be_plain_text(config_file: Path, value: str) ->
     assert raised.value.mend == "./pulumiw config set --stack dev dockerHost …"
 
 
+def test_a_release_that_an_attacker_published_is_not_even_pulled(config_file: Path) -> None:
+    """Nor pushed: whoever reads a team's own registry takes what is in it for good."""
+    config_file.write_text("config:\n  llm-infrastructure:litellmImage: ghcr.io/berriai/litellm:v1.107.0\n")
+    with pytest.raises(SetupError, match=r"litellmImage is LiteLLM 1\.107\.0, which an attacker published") as raised:
+        set_up.StackConfig("dev")
+    assert "config set --stack dev litellmImage ghcr.io/berriai/litellm:main-v1.55.0" in raised.value.mend
+
+
 @pytest.mark.parametrize("content", ["", "config:\n", "encryptionsalt: v1:x\n"])
 def test_a_config_file_may_set_nothing(config_file: Path, content: str) -> None:
     config_file.write_text(content)

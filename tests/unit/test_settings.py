@@ -94,7 +94,29 @@ def test_staging_and_prod_need_a_provider_key_or_a_local_model(stack: str) -> No
         ({"litellmImage": "Not An Image"}, "litellmImage", "is not an image reference"),
         ({"postgresImage": "postgres"}, "postgresImage", "is not pinned"),
         ({"postgresVolume": "a/path"}, "postgresVolume", "pattern"),
-        ({"haproxyImage": "haproxy:latest"}, "haproxyImage", "is not pinned"),
+        *(
+            ({f"{part}Image": f"{part}:{tag}"}, f"{part}Image", "is not pinned")
+            for part, tag in (
+                ("haproxy", "latest"),
+                ("haproxy", "lts"),
+                ("haproxy", "lts-alpine3.22"),
+                ("litellm", "main-latest"),
+                ("litellm", "main-stable"),
+                ("litellm", "Latest"),
+                ("litellm", "v1-latest"),
+            )
+        ),
+        *(
+            ({"litellmImage": reference}, "litellmImage", f"is LiteLLM {release}, which an attacker published")
+            for reference, release in (
+                ("ghcr.io/berriai/litellm:v1.107.0", "1.107.0"),
+                ("docker.io/litellm/litellm:main-v1.82.7-stable", "1.82.7"),
+                ("registry.example:5000/litellm-database:1.82.8@sha256:" + "0" * 64, "1.82.8"),
+                ("team/gateway@sha256:" + "1bbcb1443bc9".ljust(64, "0"), "1.107.0"),
+                ("ghcr.io/berriai/litellm-database:v1.107.1@sha256:" + "c00f9d92c427".ljust(64, "0"), "1.107.0"),
+                ("mirror.example/litellm-non_root:sha256-" + "7b00e91cd2fe".ljust(64, "0"), "1.107.0"),
+            )
+        ),
         ({"haproxyImage": "haproxy@sha256:abc"}, "haproxyImage", "is not an image reference"),
         ({"dockerHost": "ssh://deploy@staging.example"}, "bindAddress", "nothing reaches it from here"),
         ({"dockerHost": "tcp://10.0.0.5:2375"}, "dockerHost", "is reached by TLS only"),
@@ -260,6 +282,10 @@ def test_a_certificate_whose_dates_cannot_be_read_is_warned_of(
         "ghcr.io/berriai/litellm:main-v1.55.0",
         "postgres@sha256:" + "0" * 64,
         "registry.example:5000/team/haproxy:3.0@sha256:" + "f" * 64,
+        "ghcr.io/berriai/litellm:main-latest@sha256:" + "f" * 64,
+        "ghcr.io/berriai/litellm:v1.107.1",
+        "ghcr.io/berriai/litellm:v1.81.107.0",
+        "1.107.0.example/litellm:v1.82.70",
     ],
 )
 def test_pinned_image_references_are_accepted(reference: str) -> None:

@@ -1,0 +1,34 @@
+"""Which images may run: those whose tag names a release, or that have a digest, and that no attacker published."""
+
+from __future__ import annotations
+
+import re
+
+REPLACED = {
+    "1.82.7": "GHSA-5mg7-485q-xm76",
+    "1.82.8": "GHSA-5mg7-485q-xm76",
+    "1.107.0": "LiteLLM's announcement of 2026-10-21",
+}
+"""Releases of LiteLLM that an attacker published, and where that is said."""
+REPLACED_DIGESTS = {"1.107.0": ("1bbcb1443bc9", "c00f9d92c427", "7b00e91cd2fe")}
+"""How the digests of their images begin: the index, `litellm-database` and `litellm-non_root`."""
+MOVING = re.compile(r"(^|[-_.])(latest|lts)([-_.]|$)|^\D*$", re.IGNORECASE)
+"""Tags that mean another image from day to day, as `latest`, `main-stable` and `lts-alpine3.22` do."""
+
+
+def moves(tag: str) -> bool:
+    """Whether a tag names no release."""
+    return MOVING.search(tag) is not None
+
+
+def replaced_litellm(reference: str) -> str | None:
+    """Why an image reference must not run as LiteLLM: it names a release that an attacker published."""
+    name, *digests = re.split(r"\bsha256[:-]", reference)
+    by_tag = [each for each in REPLACED if re.search(rf"(?<![\d.]){re.escape(each)}(?!\d)", name.rpartition("/")[2])]
+    by_digest = [each for each, starts in REPLACED_DIGESTS.items() if any(it.startswith(starts) for it in digests)]
+    for release in (*by_tag, *by_digest):
+        return (
+            f"is LiteLLM {release}, which an attacker published ({REPLACED[release]}): take another release "
+            "(docs/upgrade.md), and where this one ran, rotate every key that it could read"
+        )
+    return None
