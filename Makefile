@@ -5,6 +5,7 @@
 # make test-runbooks   each command of the runbooks is typed, in about ten minutes (NAME=… for some)
 # make bench   measure everything side by side (ONLY=client, gateway, deploy or growth; RECORD=1 for the docs)
 # make push    fill the registry that a stack's config names (imageRegistry)
+# make retirements   renew litellm/retirements.yaml, when providers end their models, from LiteLLM's newest price list
 # make docs    write the reference pages of docs/ anew, after a change of Pulumi.yaml or of llmctl
 # STACK=staging with any of them for another stack
 STACK  ?= dev
@@ -13,7 +14,7 @@ BIN    := .venv/bin
 PYTEST  = $(BIN)/pytest
 
 .PHONY: help up down push environment prepare check check-deploy integration drill bench test forget-coverage \
-        test-swarm test-runbooks docs
+        test-swarm test-runbooks docs retirements
 help:
 	@sed -n 's/^# //p' Makefile
 
@@ -69,3 +70,6 @@ test-runbooks: prepare
 
 docs: environment
 	@$(BIN)/python -m toolchain.reference
+
+retirements: environment
+	@$(BIN)/python -m toolchain.retirements

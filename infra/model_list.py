@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from infra import retirements
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from datetime import date
 
     from infra.settings import Settings
 
@@ -28,6 +32,8 @@ class ModelList:
     """The names that callers may ask for."""
     left_out: Mapping[str, str]
     """Models of the file that are not served, with the environment variable that has no value."""
+    ending: tuple[retirements.Ending, ...]
+    """Models that their providers have ended, or will soon."""
     request_timeout: int
     """Seconds after which LiteLLM gives a request up."""
 
@@ -42,10 +48,11 @@ def model_variable(index: int) -> str:
     return f"MODEL_{index}_API_KEY"
 
 
-def render(text: str, settings: Settings, *, demo_url: str) -> ModelList:
+def render(text: str, settings: Settings, *, demo_url: str, today: date | None = None) -> ModelList:
     """Render LiteLLM's config `text` for a stack.
 
     `demo_url` is the demo provider's address, as http://host:port, used only where the settings let it answer.
+    `today` decides which models have ended; it is the present day in UTC unless given.
     """
     config: dict[str, Any] = yaml.safe_load(text)
     known = {provider_variable(provider) for provider in settings.provider_keys}
@@ -82,13 +89,35 @@ def render(text: str, settings: Settings, *, demo_url: str) -> ModelList:
             left_out[local.name] = provider_variable(local.provider)
             continue
         models.append({"model_name": local.name, "litellm_params": parameters})
-    config["model_list"] = models
+    served, ending = _without_ended(
+        models, settings.retired_models, today or datetime.now(UTC).date(), demo_url=demo_url
+    )
+    config["model_list"] = served
     return ModelList(
         config=yaml.safe_dump(config, sort_keys=False),
-        served=tuple(dict.fromkeys(model["model_name"] for model in models)),
+        served=tuple(dict.fromkeys(model["model_name"] for model in served)),
         left_out=left_out,
+        ending=ending,
         request_timeout=config["litellm_settings"]["request_timeout"],
     )
+
+
+def _without_ended(
+    models: list[dict[str, Any]], policy: retirements.Policy, today: date, *, demo_url: str
+) -> tuple[list[dict[str, Any]], tuple[retirements.Ending, ...]]:
+    """What is served of models on a day, and which of them have ended or will soon.
+
+    A server of the team's own ends its models when the team does.
+    """
+    table = retirements.load()
+    served, ending = [], []
+    for model in models:
+        entry: dict[str, Any] | None = model
+        if str(model["litellm_params"].get("api_base", demo_url)).startswith(demo_url):
+            entry, end = retirements.apply(model, policy, table, today)
+            ending += [end] if end else []
+        served += [entry] if entry else []
+    return served, tuple(ending)
 
 
 def _demo(model: str, url: str) -> dict[str, str]:

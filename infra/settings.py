@@ -25,6 +25,7 @@ from pydantic import (
 )
 from pydantic.alias_generators import to_camel
 
+from infra import retirements
 from infra.edge import REPLICA_SLOTS
 from infra.placement.cluster import CONSTRAINT
 from infra.workload import LAST_PORT, LOOPBACK
@@ -245,6 +246,7 @@ class Settings(_Frozen):
     model_keys: Annotated[dict[Name, ProviderKey], AfterValidator(_sorted)] = Field(
         examples=["--path 'modelKeys[\"NAME\"]' KEY"]
     )
+    retired_models: retirements.Policy = Field(examples=["keep"])
     openai_api_key: Annotated[ProviderKey | None, Optional] = Field(examples=["sk-…"])
     anthropic_api_key: Annotated[ProviderKey | None, Optional] = Field(examples=["sk-ant-…"])
     demo: bool = Field(examples=["true"])

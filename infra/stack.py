@@ -55,6 +55,8 @@ def build(settings: Settings) -> Mapping[str, pulumi.Input[object]]:
         if variable.lower() in PROVIDER_KEYS.values():
             mend = f"./pulumiw config set --stack {pulumi.get_stack()} --secret {to_camel(variable.lower())} …"
         pulumi.log.warn(f"{name} is left out: {variable} is not set ({mend})")
+    for ending in models.ending:
+        pulumi.log.warn(ending.warning(_names_a_model(settings, ending.name)))
     edge_config = master_key.generation.apply(
         lambda generation: edge.render(
             _read("edge/haproxy.cfg"),
@@ -224,6 +226,14 @@ def _database(settings: Settings, placement: Placement) -> _Database:
         after=after,
         salt_key_guarded=pulumi.ResourceOptions(depends_on=[guard]),
     )
+
+
+def _names_a_model(settings: Settings, name: str) -> str:
+    """The command that has another model answer for a name, but for that model."""
+    index = next((i for i, own in enumerate(settings.models) if own.name == name), len(settings.models))
+    set_ = f"./pulumiw config set --stack {pulumi.get_stack()} --path"
+    first = f"{set_} 'models[{index}].name' {name} && " if index == len(settings.models) else ""
+    return f"{first}{set_} 'models[{index}].model'"
 
 
 def _client_keys(settings: Settings) -> Mapping[str, list[pulumi.Input[str]]]:

@@ -41,7 +41,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="HOST",
         help="the engine of another node of its Swarm, as ssh://NODE, to look into the containers there; repeatable",
     )
-    group.addoption("--spend", action="store_true", help="ask models that cost money, once each")
+    group.addoption("--spend", action="store_true", help="ask each model that is served, once, for money")
 
 
 def pytest_configure(config: pytest.Config) -> None:

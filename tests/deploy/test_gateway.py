@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 import ssl
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -19,7 +20,7 @@ from infra.workload import LIVE
 from tests.deploy.conftest import STACK
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from tests.deploy.stack import DeployedStack, Instance
 
@@ -187,18 +188,23 @@ def look_into_a_replica(stack: DeployedStack) -> str:
     return stack.look_into(next(part for part in stack.parts if part.kind == "litellm"))
 
 
-def model_to_ask(stack: DeployedStack, *, embeds: bool, spend: bool) -> str:
-    """A model to ask: one that costs nothing if there is one, else, where that may `spend`, the first."""
+def models_to_ask(stack: DeployedStack, *, embeds: bool, spend: bool) -> list[str]:
+    """The models to ask: each that is served where that may `spend`, else one that costs nothing."""
     kind = "embeddings" if embeds else "chats"
     served: list[dict[str, Any]] = yaml.safe_load(stack.outputs["litellmConfig"])["model_list"]
     fitting = [model for model in served if ("embed" in model["model_name"]) == embeds]
     if not fitting:
         pytest.skip(f"the stack serves no model for {kind}, as far as their names tell")
-    free = [model for model in fitting if _is_free(stack, model)]
-    if not free and not spend:
-        names = ", ".join(model["model_name"] for model in fitting)
-        pytest.skip(f"it would cost money: all models for {kind} ({names}) are a provider's. To ask one: --spend")
-    return str((free or fitting)[0]["model_name"])
+    names = list(dict.fromkeys(str(model["model_name"]) for model in fitting))
+    if spend:
+        return names
+    free = [str(model["model_name"]) for model in fitting if _is_free(stack, model)]
+    if not free:
+        all_of_them = ", ".join(names)
+        pytest.skip(
+            f"it would cost money: all models for {kind} ({all_of_them}) are a provider's. To ask each: --spend"
+        )
+    return free[:1]
 
 
 def _is_free(stack: DeployedStack, model: dict[str, Any]) -> bool:
@@ -221,23 +227,46 @@ def sdk(stack: DeployedStack, client: httpx2.Client) -> openai.OpenAI:
 
 
 def test_a_chat_completion_is_answered(stack: DeployedStack, client: httpx2.Client, *, spend: bool) -> None:
-    model = model_to_ask(stack, embeds=False, spend=spend)
-    try:
+    def ask(model: str) -> bool:
         answer = sdk(stack, client).chat.completions.create(
             model=model, messages=[{"role": "user", "content": "Say hello."}]
         )
-    except openai.OpenAIError as error:
-        pytest.fail(f"{model} does not answer: {error}. {_advice(stack)}", pytrace=False)
-    assert answer.choices[0].message.content, f"{model} answers nothing. {_advice(stack)}"
+        return bool(answer.choices[0].message.content)
+
+    _ask_each(stack, models_to_ask(stack, embeds=False, spend=spend), ask)
 
 
 def test_an_embedding_is_made(stack: DeployedStack, client: httpx2.Client, *, spend: bool) -> None:
-    model = model_to_ask(stack, embeds=True, spend=spend)
-    try:
+    def ask(model: str) -> bool:
         answer = sdk(stack, client).embeddings.create(model=model, input="hello", encoding_format="float")
-    except openai.OpenAIError as error:
-        pytest.fail(f"{model} does not answer: {error}. {_advice(stack)}", pytrace=False)
-    assert any(answer.data[0].embedding), f"{model} makes an empty embedding. {_advice(stack)}"
+        return any(answer.data[0].embedding)
+
+    _ask_each(stack, models_to_ask(stack, embeds=True, spend=spend), ask)
+
+
+def _ask_each(stack: DeployedStack, models: list[str], ask: Callable[[str], bool]) -> None:
+    """Ask all, so that one that fails hides no other. `ask` says whether there is something in the answer."""
+    wrong = []
+    for model in models:
+        try:
+            wrong += [] if ask(model) else [f"{model} answers nothing"]
+        except openai.OpenAIError as error:
+            wrong.append(f"{model} does not answer: {error}")
+    if wrong:
+        pytest.fail(f"{'; '.join(wrong)}. {_advice(stack)}", pytrace=False)
+
+
+def test_no_model_has_ended(stack: DeployedStack) -> None:
+    """Its provider would refuse what is asked of it; litellm/retirements.yaml has the days."""
+    today = datetime.now(UTC).date().isoformat()
+    gone = [
+        f"{model['model_name']} ({model['litellm_params']['model']}, on {info['shutdown_date']})"
+        for model in yaml.safe_load(stack.outputs["litellmConfig"])["model_list"]
+        if (info := model.get("model_info", {})).get("shutdown_date", today + "-") <= today
+    ]
+    assert not gone, (
+        f"their providers have ended {', '.join(gone)}. See what takes their place, then do it: {stack.up}"
+    )
 
 
 def _advice(stack: DeployedStack) -> str:

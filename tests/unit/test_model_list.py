@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import date
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,12 +18,14 @@ if TYPE_CHECKING:
     from infra.settings import Settings
 
 FILE = (PROJECT / "litellm/config.yaml").read_text()
+TODAY = date(2024, 12, 1)
+"""Before the end of the models that the file names: tests/unit/test_retirements.py has what comes after it."""
 DEMO = "http://demo:8080"
 LOCAL = {"name": "llama", "model": "ollama/llama3.1", "apiBase": "http://gpu:11434/"}
 
 
 def rendered(settings: Settings, text: str = FILE) -> tuple[model_list.ModelList, dict[str, dict[str, Any]]]:
-    result = model_list.render(text, settings, demo_url=DEMO)
+    result = model_list.render(text, settings, demo_url=DEMO, today=TODAY)
     config = yaml.safe_load(result.config)
     return result, {model["model_name"]: model["litellm_params"] for model in config["model_list"]}
 

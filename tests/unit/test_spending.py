@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from infra import model_list
-from tests.deploy.test_gateway import model_to_ask
+from tests.deploy.test_gateway import models_to_ask
 from tests.stack_config import PROJECT
 
 if TYPE_CHECKING:
@@ -35,28 +35,29 @@ def test_a_providers_model_is_asked_only_where_money_may_be_spent(
     model = "text-embedding-3-small" if embeds else "gpt-4o"
     made = stack(settings(**PROVIDER))
     with pytest.raises(pytest.skip.Exception, match=rf"it would cost money: .*{model}.*--spend"):
-        model_to_ask(made, embeds=embeds, spend=False)
-    assert model_to_ask(made, embeds=embeds, spend=True) == model
+        models_to_ask(made, embeds=embeds, spend=False)
+    assert models_to_ask(made, embeds=embeds, spend=True) == [model]
 
 
 def test_the_demo_provider_costs_nothing(settings: Callable[..., Settings]) -> None:
-    assert model_to_ask(stack(settings()), embeds=False, spend=False) == "gpt-4o"
+    assert models_to_ask(stack(settings()), embeds=False, spend=False) == ["gpt-4o"]
 
 
-def test_a_model_of_the_teams_own_without_a_price_is_asked_before_a_providers(
+def test_a_model_of_the_teams_own_without_a_price_is_asked_in_place_of_a_providers(
     settings: Callable[..., Settings],
 ) -> None:
     made = stack(settings(**PROVIDER, models=[OWN]))
-    assert model_to_ask(made, embeds=False, spend=True) == "own"
+    assert models_to_ask(made, embeds=False, spend=False) == ["own"]
+    assert models_to_ask(made, embeds=False, spend=True) == ["gpt-4o", "own"]
 
 
 def test_a_model_of_the_teams_own_with_a_price_costs_money(settings: Callable[..., Settings]) -> None:
     made = stack(settings(**PROVIDER, models=[{**OWN, "inputCostPerToken": 0.001}]))
     with pytest.raises(pytest.skip.Exception, match="it would cost money"):
-        model_to_ask(made, embeds=False, spend=False)
+        models_to_ask(made, embeds=False, spend=False)
 
 
 def test_a_stack_without_an_embedding_model_is_not_asked_for_one(settings: Callable[..., Settings]) -> None:
     made = stack(settings(demo=False, models=[OWN]))
     with pytest.raises(pytest.skip.Exception, match="no model for embeddings"):
-        model_to_ask(made, embeds=True, spend=True)
+        models_to_ask(made, embeds=True, spend=True)
