@@ -1,10 +1,14 @@
 """Apply the SQL files of a folder to a Postgres database, each once, in order, forward only.
 
 A migration is a file `NNNN_name.sql`; numbers start at 1 and have no gap. Each file runs in one transaction with
-the row that records it, so it is applied whole or not at all. A file whose first line is
-`-- migrate: no-transaction` runs outside one, for statements that demand it (CREATE INDEX CONCURRENTLY): it holds
-one statement, should be written so that it can be run again (IF NOT EXISTS, for which an index needs a name), and may
-leave something behind when it fails.
+the row that records it, so it is applied whole or not at all: one with a BEGIN, COMMIT or ROLLBACK of its own is
+refused before anything runs. A file whose first line is `-- migrate: no-transaction` runs outside one, for statements
+that demand it (CREATE INDEX CONCURRENTLY): it holds one statement, should be written so that it can be run again (IF
+NOT EXISTS, for which an index needs a name), and may leave something behind when it fails. What a file sets for its
+session ends with the file.
+
+Statements are sent one by one, in the protocol in which the server takes no more than one: so where a file is cut
+decides what an error looks like, and never what runs outside the transaction.
 
 Any number of runs may start at once: one works, the others wait and then find nothing left to do. The lock is
 polled rather than waited for, because a waiting statement would keep CREATE INDEX CONCURRENTLY from finishing.
@@ -15,14 +19,16 @@ from __future__ import annotations
 import hashlib
 import re
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import psycopg
+from psycopg import sql
 from psycopg.rows import class_row
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from datetime import datetime
     from pathlib import Path
 
@@ -35,10 +41,29 @@ POLL_SECONDS = 0.1
 LONGEST_NAME_BYTES = 63
 """Of an identifier in Postgres, which cuts off the rest."""
 COMMENT = re.compile(r"--[^\n]*|/\*.*?\*/", re.DOTALL)
+TOKEN = re.compile(
+    r"""
+    (?P<blank> \s+ | --[^\n]* )
+    | (?P<string> [eE]'(?:[^'\\]|\\.|'')*' | '(?:[^']|'')*' | "(?:[^"]|"")*" )
+    | \$(?P<tag>(?:[^\W\d]\w*)?)\$ .*? \$(?P=tag)\$
+    | (?P<word> [^\W\d][\w$]* )
+    | .
+    """,
+    re.DOTALL | re.VERBOSE,
+)
+"""What PostgreSQL's lexer tells apart, as far as it takes to find where statements end. Comments in /* */ nest, which
+no expression can say."""
+BODY = re.compile(r"CREATE (OR REPLACE )?(FUNCTION|PROCEDURE)\b.* BEGIN ATOMIC\b")
+"""The words of a statement that holds others, each with its semicolon, up to its END."""
+FRESH_SESSION = (
+    "CLOSE ALL; RESET SESSION AUTHORIZATION; RESET ALL; RESET ROLE; DEALLOCATE ALL; UNLISTEN *; DISCARD PLANS; "
+    "DISCARD SEQUENCES; DISCARD TEMP"
+)
+"""DISCARD ALL, which would give the lock up too."""
 NAMELESS_INDEX = re.compile(r"\bCREATE\s+(UNIQUE\s+)?INDEX\s+CONCURRENTLY\s+ON\b", re.IGNORECASE)
 
 CREATE_TABLE = """
-CREATE TABLE IF NOT EXISTS schema_migrations (
+CREATE TABLE IF NOT EXISTS {} (
     version    integer     PRIMARY KEY,
     name       text        NOT NULL,
     sha256     text        NOT NULL,
@@ -77,6 +102,27 @@ class Migration:
     def in_transaction(self) -> bool:
         """Whether the file runs in one transaction with its record."""
         return not self.sql.startswith(NO_TRANSACTION)
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """One statement of a file."""
+
+    sql: str
+    line: int
+    """In the file, from 1, at which it begins."""
+    words: str
+    """Its keywords and plain names in upper case, without strings and comments."""
+
+    @property
+    def controls_transaction(self) -> bool:
+        """Whether it begins or ends a transaction. One may go back to a savepoint."""
+        first, *rest = self.words.split(" ", 3)
+        return (
+            first in {"BEGIN", "START", "COMMIT", "END", "ABORT"}
+            or (first == "ROLLBACK" and "TO" not in rest[:2])
+            or (first == "PREPARE" and rest[:1] == ["TRANSACTION"])
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,36 +206,119 @@ def up(  # noqa: PLR0913 -- the options are keyword-only and have safe defaults
     """
     migrations = read(folder)
     with psycopg.connect(conninfo, autocommit=True, application_name="migrations") as connection:
+        connection.prepare_threshold = None  # a statement that is prepared would go with the session of a file
         _lock(connection, wait_seconds, report)
         pending = _status(connection, migrations).pending
         for migration in pending:  # what was applied cannot be changed any more
+            _refuse_transaction_control(migration)
             _refuse_nameless_index(migration)
-        if pending:
-            connection.execute(CREATE_TABLE)
-        for name, seconds in (
-            ("lock_timeout", lock_timeout_seconds),
-            ("statement_timeout", statement_timeout_seconds),
-        ):
-            connection.execute("SELECT set_config(%s, %s, false)", (name, f"{round(seconds * 1000)}ms"))
+        if not pending:
+            return pending
+        table = _table(connection)
+        connection.execute(sql.SQL(CREATE_TABLE).format(table))
         for migration in pending:
             started = time.monotonic()
-            _apply(connection, migration)
+            connection.execute(FRESH_SESSION)
+            for name, seconds in (
+                ("lock_timeout", lock_timeout_seconds),
+                ("statement_timeout", statement_timeout_seconds),
+            ):
+                connection.execute("SELECT set_config(%s, %s, false)", (name, f"{round(seconds * 1000)}ms"))
+            _apply(connection, migration, table)
             report(f"applied {migration.file} in {time.monotonic() - started:.2f} s")
         return pending
 
 
-def _apply(connection: psycopg.Connection, migration: Migration) -> None:
+def statements(text: str) -> Iterator[Statement]:
+    """Cut SQL into its statements, as psql does: at semicolons outside strings, comments, brackets and bodies."""
+    begin, end, depth, ends = -1, 0, 0, 0
+    words: list[str] = []
+    for token in _tokens(text):
+        if token[0] == ";" and depth <= 0 and not ends:
+            if begin >= 0:
+                yield _statement(text, begin, token.start(), words)
+            begin, depth, words = -1, 0, []
+            continue
+        begin, end = token.start() if begin < 0 else begin, token.end()
+        if token["word"]:
+            words.append(token["word"].upper())
+            if words[-1] == "ATOMIC" and BODY.fullmatch(" ".join(words)):
+                ends = 1
+            elif ends and words[-1] in {"CASE", "END"}:
+                ends += 1 if words[-1] == "CASE" else -1
+        depth += {"(": 1, ")": -1}.get(token[0], 0)
+    if begin >= 0:
+        yield _statement(text, begin, end, words)
+
+
+def _tokens(text: str) -> Iterator[re.Match[str]]:
+    """All but comments and white space."""
+    position = 0
+    while position < len(text):
+        if text.startswith("/*", position):
+            position = _after_comment(text, position)
+            continue
+        token = TOKEN.match(text, position)
+        assert token is not None  # noqa: S101 -- it takes any character
+        position = token.end()
+        if not token["blank"]:
+            yield token
+
+
+def _statement(text: str, begin: int, end: int, words: list[str]) -> Statement:
+    return Statement(text[begin:end], text.count("\n", 0, begin) + 1, " ".join(words))
+
+
+def _after_comment(text: str, position: int) -> int:
+    """Where a comment in /* */ ends, with those in it."""
+    depth = 0
+    for mark in re.compile(r"/\*|\*/").finditer(text, position):
+        depth += 1 if mark[0] == "/*" else -1
+        if depth == 0:
+            return mark.end()
+    return len(text)
+
+
+def _table(connection: psycopg.Connection) -> sql.Identifier:
+    """The table of what was applied, with its schema: a file may leave a session that looks elsewhere."""
+    found = connection.execute(
+        "SELECT coalesce((SELECT nspname FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace"
+        " WHERE pg_class.oid = to_regclass('schema_migrations')), current_schema())"
+    ).fetchone()
+    if found is None or found[0] is None:
+        raise MigrationError("the database has no schema that tables are made in: check search_path of its role")
+    return sql.Identifier(found[0], "schema_migrations")
+
+
+def _apply(connection: psycopg.Connection, migration: Migration, table: sql.Identifier) -> None:
+    statement = Statement("", 1, "")
     try:
-        if migration.in_transaction:
-            with connection.transaction():
-                connection.execute(migration.sql.encode())
-                _record(connection, migration)
-        else:
-            connection.execute(migration.sql.encode())
-            _refuse_invalid_index(connection, migration)
-            _record(connection, migration)
+        with connection.transaction() if migration.in_transaction else nullcontext():
+            for statement in statements(migration.sql):
+                # Binary results come by the protocol that takes one statement at a time.
+                connection.execute(statement.sql.encode(), binary=True)
+            connection.execute("RESET SESSION AUTHORIZATION; RESET ROLE")
+            if not migration.in_transaction:
+                _refuse_invalid_index(connection, migration)
+            _record(connection, migration, table)
     except psycopg.Error as error:
-        raise MigrationError(f"{migration.file}: {_in_one_line(error, migration.sql)}") from error
+        raise MigrationError(f"{migration.file}: {_in_one_line(error, statement)}") from error
+
+
+def _refuse_transaction_control(migration: Migration) -> None:
+    found = tuple(statements(migration.sql))
+    for statement in found:
+        if statement.controls_transaction:
+            word = statement.words.split(" ", 1)[0]
+            raise MigrationError(
+                f"{migration.file}: line {statement.line}: {word} would end the transaction by which the file "
+                "is applied whole or not at all: take it out"
+            )
+    if not migration.in_transaction and len(found) > 1:
+        raise MigrationError(
+            f"{migration.file}: line {found[1].line}: a file outside a transaction holds one statement: put this one "
+            "into a file of its own"
+        )
 
 
 def _refuse_nameless_index(migration: Migration) -> None:
@@ -212,24 +341,24 @@ def _refuse_invalid_index(connection: psycopg.Connection, migration: Migration) 
             )
 
 
-def _names(sql: str, identifier: str) -> bool:
+def _names(text: str, identifier: str) -> bool:
     """Whether an identifier stands in SQL, as a word of its own or as one that Postgres cuts to it."""
     name = identifier.lower()
-    words = re.findall(rf"(?<![\w$]){re.escape(name)}[\w$]*", sql.lower())
+    words = re.findall(rf"(?<![\w$]){re.escape(name)}[\w$]*", text.lower())
     return any(word.encode()[:LONGEST_NAME_BYTES].decode(errors="ignore") == name for word in words)
 
 
-def _record(connection: psycopg.Connection, migration: Migration) -> None:
+def _record(connection: psycopg.Connection, migration: Migration, table: sql.Identifier) -> None:
     connection.execute(
-        "INSERT INTO schema_migrations (version, name, sha256) VALUES (%s, %s, %s)",
+        sql.SQL("INSERT INTO {} (version, name, sha256) VALUES (%s, %s, %s)").format(table),
         (migration.version, migration.name, migration.sha256),
     )
 
 
-def _in_one_line(error: psycopg.Error, sql: str) -> str:
+def _in_one_line(error: psycopg.Error, statement: Statement) -> str:
     message = error.diag.message_primary or str(error)
     if error.diag.statement_position:
-        line = sql.count("\n", 0, int(error.diag.statement_position) - 1) + 1
+        line = statement.line + statement.sql.count("\n", 0, int(error.diag.statement_position) - 1)
         message = f"line {line}: {message}"
     return " ".join(message.split())
 

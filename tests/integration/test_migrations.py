@@ -100,6 +100,60 @@ def test_a_failing_file_is_undone_whole_and_named(conninfo: str, tmp_path: Path)
     assert [each.file for each in migrations.up(conninfo, tmp_path)] == ["0002_b.sql"]
 
 
+@pytest.mark.parametrize("control", ["BEGIN", "COMMIT", "ROLLBACK"])
+def test_a_file_that_ends_its_transaction_is_refused_before_anything_runs(
+    conninfo: str, tmp_path: Path, control: str
+) -> None:
+    write(tmp_path, m0001_a="CREATE TABLE a (n int);", m0002_b=f"CREATE TABLE b (n int);\n{control};")
+    with pytest.raises(migrations.MigrationError, match=rf"0002_b\.sql: line 2: {control} would end"):
+        migrations.up(conninfo, tmp_path)
+    assert rows(conninfo, "SELECT to_regclass('a')") == [(None,)]
+
+
+def test_whatever_hides_in_a_file_cannot_end_its_transaction(conninfo: str, tmp_path: Path) -> None:
+    """Not by code that the server runs, nor by text that is cut otherwise than the server would."""
+    for hidden in (
+        "DO $$BEGIN COMMIT; END$$",
+        "CREATE PROCEDURE p() LANGUAGE plpgsql AS $$BEGIN COMMIT; END$$; CALL p()",
+        "SET standard_conforming_strings = off; SELECT '\\'; COMMIT; --'",
+    ):
+        write(tmp_path, m0001_a=f"CREATE TABLE a (n int); {hidden}; SELECT nothing;")
+        with pytest.raises(migrations.MigrationError, match=r"0001_a\.sql"):
+            migrations.up(conninfo, tmp_path)
+        assert rows(conninfo, "SELECT to_regclass('a')") == [(None,)]
+
+
+def test_what_a_file_sets_ends_with_it(conninfo: str, tmp_path: Path) -> None:
+    """As a dump's search_path, which hides what was applied; the roles, times and tables of its session too."""
+    write(
+        tmp_path,
+        m0001_a="SELECT set_config('search_path', '', false); SET statement_timeout = 0; SET row_security = off;",
+        m0002_b="CREATE TABLE a (n int); CREATE TEMP TABLE t (); PREPARE p AS SELECT 1; SET ROLE pg_database_owner;",
+        m0003_c="CREATE TABLE b (); PREPARE p AS SELECT 1; CREATE TEMP TABLE t ();"
+        "DO $$BEGIN ASSERT current_setting('statement_timeout') = '10min'; END$$",
+    )
+    assert len(migrations.up(conninfo, tmp_path)) == 3
+    assert len(migrations.status(conninfo, tmp_path).applied) == 3
+    assert migrations.up(conninfo, tmp_path) == ()
+    assert rows(conninfo, "SELECT to_regclass('a') IS NOT NULL, to_regclass('b') IS NOT NULL") == [(True, True)]
+
+
+def test_statements_of_every_kind_are_applied(conninfo: str, tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        m0001_a="""
+            CREATE TABLE a (n int, t text DEFAULT ';'); -- one;
+            CREATE FUNCTION f(n int) RETURNS int BEGIN ATOMIC SELECT CASE WHEN n > 0 THEN 1 ELSE 0 END; END;
+            CREATE FUNCTION g() RETURNS int LANGUAGE plpgsql AS $f$ BEGIN RETURN f(1); END; $f$;
+            CREATE RULE r AS ON UPDATE TO a DO ALSO (INSERT INTO a VALUES (8); INSERT INTO a VALUES (9));
+            SAVEPOINT s; INSERT INTO a VALUES (2); ROLLBACK TO s;
+            INSERT INTO a VALUES (g(), E'it\\'s; 100 %');
+            DO $$ BEGIN UPDATE a SET n = n; END $$""",
+    )
+    migrations.up(conninfo, tmp_path)
+    assert rows(conninfo, "SELECT n, t FROM a ORDER BY n") == [(1, "it's; 100 %"), (8, ";"), (9, ";")]
+
+
 def test_a_run_that_is_killed_leaves_nothing_half_and_no_lock(conninfo: str, tmp_path: Path) -> None:
     write(tmp_path, m0001_a="CREATE TABLE a (n int); SELECT pg_sleep(600);")
     program = (

@@ -62,6 +62,62 @@ def test_the_digest_does_not_depend_on_line_ends(tmp_path: Path) -> None:
     assert migrations.read(tmp_path)[0].sha256 == unix
 
 
+BODY = "CREATE FUNCTION f() RETURNS int BEGIN ATOMIC SELECT CASE WHEN true THEN 1 END; SELECT 2; END"
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("", []),
+        ("-- nothing;\n/* no; /* thing */; */ ;;\n", []),
+        ("SELECT 1;\n\nSELECT 2\n", [(1, "SELECT 1"), (3, "SELECT 2")]),
+        ("SELECT ';' || 'it''s;' || E'\\';' || $$;$$ || $a$;$$;$a$;X", [(1, None), (1, "X")]),
+        ('SELECT ";" AS "a"";b" -- ;\n;X', [(1, None), (2, "X")]),
+        ("CREATE RULE r AS ON INSERT TO a DO (SELECT 1; SELECT 2);X", [(1, None), (1, "X")]),
+        (f"{BODY};\nX", [(1, BODY), (2, "X")]),
+        ("DO $$BEGIN PERFORM 1; END$$;X", [(1, "DO $$BEGIN PERFORM 1; END$$"), (1, "X")]),
+        ("SELECT a$$b;X", [(1, "SELECT a$$b"), (1, "X")]),  # a dollar in a name begins no string
+        ("SELECT 'not ended;X", [(1, "SELECT 'not ended"), (1, "X")]),  # the server refuses it
+    ],
+)
+def test_a_file_is_cut_where_its_statements_end(text: str, found: list[tuple[int, str | None]]) -> None:
+    """At no semicolon in a string, a name, a comment, brackets, or a body."""
+    cut = list(migrations.statements(text))
+    assert [each.line for each in cut] == [line for line, _ in found]
+    for statement, (_, sql) in zip(cut, found, strict=True):
+        assert sql is None or statement.sql == sql
+
+
+@pytest.mark.parametrize(
+    ("statement", "refused"),
+    [
+        *(
+            (word, True)
+            for word in ("BEGIN", "begin work", "START TRANSACTION", "COMMIT", "End", "ABORT", "ROLLBACK")
+        ),
+        *((word, True) for word in ("/* so */ COMMIT AND CHAIN", "ROLLBACK WORK", "PREPARE TRANSACTION 'a'")),
+        *((word, True) for word in ("COMMIT PREPARED 'a'", "ROLLBACK PREPARED 'to'")),
+        *((word, False) for word in ("SAVEPOINT a", "ROLLBACK TO a", "ROLLBACK WORK TO SAVEPOINT a", "RELEASE a")),
+        *(
+            (word, False)
+            for word in ("PREPARE a AS SELECT 1", "DO $$BEGIN PERFORM 1; END$$", "SELECT 'COMMIT'", BODY)
+        ),
+    ],
+)
+def test_a_file_that_ends_its_transaction_is_refused_with_the_line(statement: str, refused: bool) -> None:  # noqa: FBT001
+    """It would be left half applied, or be recorded with nothing there."""
+    migration = migrations.Migration(1, "a", f"CREATE TABLE a ();\n\n{statement};\n")
+    with pytest.raises(migrations.MigrationError, match=r"0001_a\.sql: line 3") if refused else nullcontext():
+        migrations._refuse_transaction_control(migration)
+
+
+def test_a_file_outside_a_transaction_holds_one_statement() -> None:
+    """What came before one that fails would stay."""
+    migration = migrations.Migration(1, "a", f"{migrations.NO_TRANSACTION}\nCREATE TABLE a ();\nCREATE TABLE b ();\n")
+    with pytest.raises(migrations.MigrationError, match=r"0001_a\.sql: line 3: .* holds one statement"):
+        migrations._refuse_transaction_control(migration)
+
+
 @pytest.mark.parametrize(
     ("statement", "refused"),
     [
