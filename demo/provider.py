@@ -16,13 +16,16 @@ Runs inside the LiteLLM image, which has FastAPI and uvicorn: `python3 provider.
 from __future__ import annotations
 
 import asyncio
+import base64
 import hashlib
 import json
 import random
 import re
 import shlex
+import struct
 import sys
 import time
+import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
 DIMENSIONS = {"text-embedding-3-small": 1536, "text-embedding-3-large": 3072}
-OK, INTERNAL_SERVER_ERROR = 200, 500
+OK, NOT_FOUND, INTERNAL_SERVER_ERROR = 200, 404, 500
 DIRECTIVE = re.compile(r"\[\[demo ([^\]]*)\]\]")
 
 app = FastAPI(title="demo provider", docs_url=None, redoc_url=None, openapi_url=None)
@@ -164,19 +167,32 @@ async def chat_completions(request: Request) -> Response:
 @app.post("/v1/embeddings")
 async def embeddings(request: Request) -> Response:
     body = await request.json()
-    given = body.get("input", [])
-    texts = [given] if isinstance(given, str) else [str(item) for item in given]
+    texts = inputs_of(body)
     fault = await fault_for(request, body, " ".join(texts))
     if fault.status != OK:
         return openai_error(fault)
     dimensions = body.get("dimensions") or DIMENSIONS.get(body.get("model", ""), 1536)
+    vectors = [embedding_of(text, dimensions) for text in texts]
+    packs = body.get("encoding_format") == "base64"
     data = [
-        {"object": "embedding", "index": index, "embedding": embedding_of(text, dimensions)}
-        for index, text in enumerate(texts)
+        {"object": "embedding", "index": index, "embedding": packed(vector) if packs else vector}
+        for index, vector in enumerate(vectors)
     ]
     prompt_tokens = sum(tokens_in(text) for text in texts)
     usage = {"prompt_tokens": prompt_tokens, "total_tokens": prompt_tokens}
     return JSONResponse({"object": "list", "model": body.get("model", ""), "data": data, "usage": usage})
+
+
+def inputs_of(body: dict[str, Any]) -> list[str]:
+    """The texts of a request, which may be one, or given as tokens."""
+    given = body.get("input", [])
+    one = isinstance(given, str) or (bool(given) and all(isinstance(item, int) for item in given))
+    return [str(given)] if one else [str(item) for item in given]
+
+
+def packed(vector: list[float]) -> str:
+    """A vector as OpenAI sends it when asked for base64, which its SDKs do by themselves: little-endian float32."""
+    return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
 
 
 def embedding_of(text: str, dimensions: int) -> list[float]:
@@ -185,6 +201,58 @@ def embedding_of(text: str, dimensions: int) -> list[float]:
     vector = [source.gauss(0, 1) for _ in range(dimensions)]
     length = sum(value * value for value in vector) ** 0.5
     return [value / length for value in vector]
+
+
+@app.post("/v1/images/generations")
+async def images(request: Request) -> Response:
+    body = await request.json()
+    fault = await fault_for(request, body, body.get("prompt", ""))
+    if fault.status != OK:
+        return openai_error(fault)
+    picture = base64.b64encode(picture_of(body.get("prompt", ""))).decode()
+    as_url = body.get("response_format") == "url"
+    image = {"url": f"data:image/png;base64,{picture}"} if as_url else {"b64_json": picture}
+    return JSONResponse({"created": int(time.time()), "data": [image] * (body.get("n") or 1)})
+
+
+def picture_of(prompt: str) -> bytes:
+    """A PNG of one pixel, whose color depends on the prompt alone."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", 1, 1, 8, 2, 0, 0, 0)
+    pixel = zlib.compress(b"\0" + hashlib.sha256(prompt.encode()).digest()[:3])
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixel) + chunk(b"IEND", b"")
+
+
+@app.post("/v1/moderations")
+async def moderations(request: Request) -> Response:
+    """Flags nothing: no model was asked."""
+    body = await request.json()
+    texts = inputs_of(body)
+    fault = await fault_for(request, body, " ".join(texts))
+    if fault.status != OK:
+        return openai_error(fault)
+    result = {"flagged": False, "categories": dict.fromkeys(CATEGORIES, False)}
+    result |= {"category_scores": dict.fromkeys(CATEGORIES, 0.0)}
+    head = {"id": request_id("modr-", body), "model": body.get("model", "")}
+    return JSONResponse({**head, "results": [result] * len(texts)})
+
+
+CATEGORIES = ("harassment", "hate", "illicit", "self-harm", "sexual", "violence")
+
+
+@app.post("/v1/audio/transcriptions")
+async def transcriptions(request: Request) -> Response:
+    form = await request.form()
+    fields = {name: value for name, value in form.items() if isinstance(value, str)}
+    fault = await fault_for(request, fields, fields.get("prompt", ""))
+    if fault.status != OK:
+        return openai_error(fault)
+    file = form.get("file")
+    size = 0 if file is None or isinstance(file, str) else len(await file.read())
+    return JSONResponse({"text": f"This is the demo provider; no model was asked. You sent {size} bytes."})
 
 
 @app.post("/v1/messages")
@@ -233,6 +301,13 @@ async def anthropic_messages(request: Request) -> Response:
 @app.get("/health")
 async def health() -> dict[str, str]:
     return {"status": "ok"}
+
+
+@app.api_route("/{path:path}", methods=["GET", "POST"])
+async def others(path: str) -> Response:
+    """What it cannot do it says, in OpenAI's form."""
+    message = f"The demo provider does not serve /{path}: set a provider key for a real one."
+    return openai_error(Fault(status=NOT_FOUND, code="unknown_url", message=message))
 
 
 if __name__ == "__main__":

@@ -112,6 +112,8 @@ def test_postgres_that_is_killed_loses_no_row(deployment: Deployment, drill: Dri
     ("fault", "outcome"),
     [
         ("status=500", "status 500"),
+        ("status=404", "status 404"),
+        ("status=401", "status 401"),
         ("status=429", "status 429"),
         ("delay=60", "status 408"),
         ("cut=2", "status 200"),

@@ -80,24 +80,40 @@ def answers(deployment: Deployment) -> dict[str, object]:
     stream = client.chat.completions.create(model="gpt-4o", messages=MESSAGES, stream=True)
     words = [choice.delta.content for chunk in stream for choice in chunk.choices if choice.delta.content]
     embedding = client.embeddings.create(model="text-embedding-3-small", input="hello", encoding_format="float")
-    message = httpx2.post(
-        f"{deployment.outputs['litellmUrl']}/v1/messages",
-        json={"model": "claude-3-5-sonnet", "max_tokens": 100, "messages": MESSAGES},
-        headers={"x-api-key": deployment.outputs["litellmApiKey"], "anthropic-version": "2023-06-01"},
-        timeout=60,
-    ).raise_for_status()
+    messages = {
+        model: httpx2.post(
+            f"{deployment.outputs['litellmUrl']}/v1/messages",
+            json={"model": model, "max_tokens": 100, "messages": MESSAGES},
+            headers={"x-api-key": deployment.outputs["litellmApiKey"], "anthropic-version": "2023-06-01"},
+            timeout=60,
+        ).raise_for_status()
+        for model in ("claude-3-5-sonnet", "gpt-4o")
+    }
     with pytest.raises(openai.APIStatusError) as caught:
         client.chat.completions.create(model="nothing", messages=MESSAGES)
     assert len(words) > 1
+    mistakes = [after_a_mistake(client, status) for status in (401, 404)]
     return {
+        "after a mistake": mistakes,
         "chat": chat.parse().choices[0].message.content,
         "served by": chat.headers["x-litellm-model-group"],
         "stream": "".join(words),
         "embedding": embedding.data[0].embedding,
-        "message": message.json()["content"][0]["text"],
+        "messages": {model: message.json()["content"][0]["text"] for model, message in messages.items()},
         "models": sorted(model.id for model in client.models.list()),
         "unknown model": (type(caught.value), INVALID_MODEL in caught.value.response.text),
     }
+
+
+def after_a_mistake(client: openai.OpenAI, status: int) -> list[str | None]:
+    """What others are told when a provider has refused one caller, once for each replica and more."""
+    refused: list[ChatCompletionUserMessageParam] = [{"role": "user", "content": f"[[demo status={status}]]"}]
+    for _ in range(4):
+        with pytest.raises(openai.APIStatusError) as caught:
+            client.chat.completions.create(model="gpt-4o", messages=refused)
+        assert caught.value.status_code == status
+    answers = [client.chat.completions.create(model="gpt-4o", messages=MESSAGES) for _ in range(6)]
+    return [answer.choices[0].message.content for answer in answers]
 
 
 def measured(deployment: Deployment) -> None:

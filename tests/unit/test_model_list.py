@@ -41,7 +41,9 @@ def test_the_file_names_the_three_models_and_the_fixed_settings() -> None:
         "set_verbose": False,
         "json_logs": True,
         "request_timeout": DEFAULT_TIMEOUT_SECONDS,
+        "use_chat_completions_url_for_anthropic_messages": True,
     }
+    assert config["router_settings"]["disable_cooldowns"] is True
 
 
 def test_the_demo_provider_answers_for_all_models_until_a_key_is_set(settings: Callable[..., Settings]) -> None:

@@ -1,0 +1,67 @@
+"""The demo provider answers in the forms that SDKs read."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import struct
+from typing import Any
+
+import httpx2
+import pytest
+
+from demo import provider
+
+
+def ask(path: str, **body: object) -> httpx2.Response:
+    async def send() -> httpx2.Response:
+        transport = httpx2.ASGITransport(app=provider.app)
+        async with httpx2.AsyncClient(transport=transport, base_url="http://demo") as client:
+            return await client.post(path, json=body)
+
+    return asyncio.run(send())
+
+
+def embedded(**body: object) -> list[Any]:
+    answer = ask("/v1/embeddings", model="text-embedding-3-small", **body).json()
+    return [item["embedding"] for item in answer["data"]]
+
+
+def test_an_embedding_is_packed_when_base64_is_asked_for() -> None:
+    """As little-endian float32: SDKs ask for it unless told otherwise, and read whatever comes as that."""
+    ((numbers,), (packed,)) = embedded(input="hello"), embedded(input="hello", encoding_format="base64")
+    assert len(numbers) == 1536
+    assert struct.unpack("<1536f", base64.b64decode(packed)) == pytest.approx(numbers, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("given", "count"), [("a", 1), (["a"], 1), (["a", "b"], 2), ([1, 2, 3], 1), ([[1, 2], [3]], 2), ([], 0)]
+)
+def test_there_is_an_embedding_for_each_input(given: object, count: int) -> None:
+    """A list of tokens is one input."""
+    assert len(embedded(input=given)) == count
+
+
+def test_a_picture_is_one() -> None:
+    first, _ = ask("/v1/images/generations", prompt="a cat", n=2).json()["data"]
+    assert base64.b64decode(first["b64_json"]).startswith(b"\x89PNG\r\n")
+    (linked,) = ask("/v1/images/generations", prompt="a cat", response_format="url").json()["data"]
+    assert linked["url"] == f"data:image/png;base64,{first['b64_json']}"
+
+
+def test_each_input_is_moderated() -> None:
+    results = ask("/v1/moderations", input=["a", "b"]).json()["results"]
+    assert [result["flagged"] for result in results] == [False, False]
+
+
+@pytest.mark.parametrize("path", ["/v1/images/generations", "/v1/moderations"])
+def test_a_fault_is_told_in_any_text(path: str) -> None:
+    text = "[[demo status=429]]"
+    assert ask(path, prompt=text, input=text).status_code == 429
+
+
+def test_what_it_does_not_serve_it_says() -> None:
+    """In OpenAI's form, so that SDKs show the text."""
+    answer = ask("/v1/rerank")
+    assert answer.status_code == 404
+    assert "does not serve /v1/rerank" in answer.json()["error"]["message"]
