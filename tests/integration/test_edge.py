@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import re
@@ -9,15 +10,21 @@ import socket
 import ssl
 import string
 import subprocess
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from ipaddress import ip_network
 from typing import TYPE_CHECKING
 
+import docker
 import httpx2
 import openai
 import pytest
 from openai import OpenAI
 
+from infra import gateway
 from tests.stack_config import PROJECT
 from tests.stacks import POLL_SECONDS, REPLICAS, deployed, free_port
 
@@ -36,6 +43,10 @@ REQUEST_TIMEOUT_SECONDS = 5
 CONNECT_SECONDS = 60
 RECOVERY_SECONDS = 60
 FUZZED = 3000
+ROUND_TRIPS = 50
+HELD_SECONDS = 0.2
+"""How long the kernel holds what it is told that more of is coming."""
+WAIT_SECONDS = 60
 NOBODY = 'server="nobody"'
 """The edge's last server, for a request that finds no replica."""
 FROM_A_REPLICA = b"server: uvicorn"
@@ -69,8 +80,57 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "gateway.crt"
 
 
+class Provider(ThreadingHTTPServer):
+    """A provider in this process, that sends the next word of a stream when the caller has the one before."""
+
+    daemon_threads = True
+
+    def __init__(self, address: str) -> None:
+        super().__init__((address, 0), Answer)
+        self.acknowledged = threading.Semaphore(0)
+
+
+class Answer(BaseHTTPRequestHandler):
+    """Streams as many words as the test acknowledges."""
+
+    server: Provider
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["content-length"]))
+        self.send_response(200)
+        self.send_header("content-type", "text/event-stream")
+        self.end_headers()
+        for number in range(ROUND_TRIPS):
+            self.chunk({"role": "assistant", "content": f"word{number} "})
+            if not self.server.acknowledged.acquire(timeout=WAIT_SECONDS):
+                return
+        self.chunk({}, "stop")
+        self.wfile.write(b"data: [DONE]\n\n")
+
+    def chunk(self, delta: dict[str, str], finish_reason: str | None = None) -> None:
+        choice = {"index": 0, "delta": delta, "finish_reason": finish_reason}
+        data = {"id": "1", "object": "chat.completion.chunk", "created": 1, "model": "own", "choices": [choice]}
+        self.wfile.write(f"data: {json.dumps(data)}\n\n".encode())
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
 @pytest.fixture(scope="module")
-def deployment(certificate: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+def provider() -> Iterator[Provider]:
+    """Listens where replicas reach this machine, and nobody else does."""
+    with closing(docker.from_env()) as engine:
+        (settings,) = engine.networks.get("bridge").attrs["IPAM"]["Config"]
+    with Provider(str(ip_network(settings["Subnet"])[1])) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def deployment(
+    certificate: Path, provider: Provider, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Deployment]:
     """A stack with everything on that the edge can do, and less patience than usual."""
 
     def configure(made: Deployment) -> None:
@@ -84,6 +144,9 @@ def deployment(certificate: Path, tmp_path_factory: pytest.TempPathFactory) -> I
         made.set_path("tlsKey", certificate.with_suffix(".key").read_text(), secret=True)
         made.set_path("clientKeys.batch", "", secret=True)
         made.set_path("clientRpm.batch", RPM)
+        made.set_path("models[0].name", "own")
+        made.set_path("models[0].model", "openai/own")
+        made.set_path("models[0].apiBase", f"http://{gateway.HOST_NAME}:{provider.server_port}/v1")
         made.set(maxBodyMb=MAX_BODY_MB, metricsPort=free_port())
 
     with deployed(tmp_path_factory.mktemp("edge"), configure) as made:
@@ -207,6 +270,25 @@ def test_a_chat_passes_over_http_2(deployment: Deployment, certificate: Path, tm
     )
     assert asked.stdout.endswith("}2")
     assert "You said: hello" in asked.stdout
+
+
+def test_each_chunk_of_a_stream_goes_on_at_once(client: Callable[..., OpenAI], provider: Provider) -> None:
+    """The provider waits for the caller before each, so an edge that held chunks back would hold every one.
+
+    Where other work takes the time none is that quick, but some are.
+    """
+    words, times = [], [time.monotonic()]
+    for chunk in client().chat.completions.create(
+        model="own", messages=[{"role": "user", "content": "hello"}], stream=True
+    ):
+        if chunk.choices and chunk.choices[0].delta.content:
+            words.append(chunk.choices[0].delta.content)
+            times.append(time.monotonic())
+            provider.acknowledged.release()
+    assert words == [f"word{number} " for number in range(ROUND_TRIPS)]
+    trips = sorted(after - before for before, after in itertools.pairwise(times[1:]))
+    print(f"\n{ROUND_TRIPS} round trips: {times[-1] - times[0]:.1f} s")
+    assert trips[len(trips) // 10] < HELD_SECONDS / 2
 
 
 def test_clients_chat_and_embed(client: Callable[..., OpenAI], deployment: Deployment) -> None:
