@@ -1,37 +1,16 @@
-"""The sync face: clients of the gateway over one shared pool of connections, and what is asked through them."""
+"""The sync face: what is asked waits in its caller's thread."""
 
 from __future__ import annotations
 
-import time
-from typing import TYPE_CHECKING, cast
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
 
-import httpx2
-from openai import OpenAI, Stream
-from openai.types.chat import ChatCompletionChunk
-
-from app import organizations
-from app._errors import LLMError
-from app._requests import (
-    CHAT_COMPLETIONS,
-    CONNECT_SECONDS,
-    EMBEDDINGS,
-    Answer,
-    Attempt,
-    Plan,
-    Received,
-    checked,
-    cleaned,
-    embedding_results,
-    errors_translated,
-    plan,
-    plan_for,
-)
+from app import _http, organizations
+from app._requests import Stream, ask_for_organization, ask_model, completion, embeddings, streamed
 from app._settings import Settings
-from app._shared import Shared
-from app._tracing import span
+from app._steps import Answer, Io, Steps
 from app._types import (
     DEFAULT_EMBEDDING_MODEL,
-    DEFAULT_TIMEOUT_SECONDS,
     ChatCompletionOptions,
     ChatCompletionResult,
     ChatMessage,
@@ -39,44 +18,12 @@ from app._types import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from types import TracebackType
+    from collections.abc import Iterator, Mapping, Sequence
     from typing import Self
     from uuid import UUID
 
-
-CONNECT_ATTEMPTS = 2
-"""How often a connection is tried again; a request that reached the gateway is not repeated."""
-LIMITS = httpx2.Limits(max_connections=1000, max_keepalive_connections=100)
-
-
-class _Pool(httpx2.Client):
-    """Connections that outlive every client that uses them: a TLS context and a connection a call cost 20 ms."""
-
-    def close(self) -> None:
-        """Leave the pool open: `with create_llm_client() as client` must not close what others use."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None = None,
-        error: BaseException | None = None,
-        traceback: TracebackType | None = None,
-    ) -> None:
-        self.close()
-
-
-TIMEOUT = httpx2.Timeout(DEFAULT_TIMEOUT_SECONDS, connect=CONNECT_SECONDS)
-
-
-def _open_pool() -> _Pool:
-    transport = httpx2.HTTPTransport(retries=CONNECT_ATTEMPTS, limits=LIMITS)
-    return _Pool(transport=transport, timeout=TIMEOUT, follow_redirects=True)
-
-
-_pool = Shared(_open_pool)
+    import httpx2
+    from openai import OpenAI
 
 
 def create_llm_client() -> OpenAI:
@@ -84,9 +31,11 @@ def create_llm_client() -> OpenAI:
 
     Closing it leaves the pool open. It repeats no request that reached the gateway. Raises NotConfiguredError.
     """
+    from openai import OpenAI  # noqa: PLC0415 -- takes half a second, and nothing else here needs it
+
     settings = Settings.load()
     return OpenAI(
-        base_url=settings.base_url, api_key=settings.required_api_key(), http_client=_pool.get(), max_retries=0
+        base_url=settings.base_url, api_key=settings.required_api_key(), http_client=_http.shared.get(), max_retries=0
     )
 
 
@@ -94,7 +43,7 @@ def chat_completion(
     messages: Sequence[ChatMessage], options: ChatCompletionOptions | None = None
 ) -> ChatCompletionResult:
     """Ask a model, `gpt-4o` unless the options name one. Raises LLMError, and ValueError for bad arguments."""
-    return _run(plan(messages, options), _outcome)
+    return _run(ask_model(messages, options, completion))
 
 
 def stream_chat_completion(
@@ -104,7 +53,7 @@ def stream_chat_completion(
 
     Raises as `chat_completion` does; iterating raises StreamInterruptedError.
     """
-    return _run(plan(messages, options), ChatCompletionStream)
+    return _run(ask_model(messages, options, partial(streamed, ChatCompletionStream)))
 
 
 def chat_completion_for_org(
@@ -112,88 +61,54 @@ def chat_completion_for_org(
 ) -> ChatCompletionResult:
     """Ask the organization's model, unless the options name one; its fallback model, once, where that may help.
 
-    The rule stands in docs/decisions/0005-when-to-fall-back.md. One deadline covers both. Raises LLMError:
-    FallbackFailedError when both failed, OrganizationNotFoundError, and those of `chat_completion`.
+    The rule stands in docs/decisions/0005-when-to-fall-back.md. One deadline covers the organization's read from the
+    database and both. Raises LLMError: FallbackFailedError when both failed, OrganizationNotFoundError,
+    DatabaseUnavailableError, and those of `chat_completion`.
     """
-    return _for_org(organization_id, messages, options, _outcome)
+    return _run(ask_for_organization(organization_id, messages, options, completion))
 
 
 def stream_chat_completion_for_org(
     organization_id: UUID | str, messages: Sequence[ChatMessage], options: ChatCompletionOptions | None = None
 ) -> ChatCompletionStream:
     """As `chat_completion_for_org`, with the answer as it comes. It falls back before the first content only."""
-    return _for_org(organization_id, messages, options, ChatCompletionStream)
+    return _run(ask_for_organization(organization_id, messages, options, partial(streamed, ChatCompletionStream)))
 
 
-def generate_embedding(text: str, model: str = DEFAULT_EMBEDDING_MODEL) -> EmbeddingResult:
-    """Return a text as a vector; line breaks count as spaces. Raises LLMError, and ValueError for an empty text."""
-    return generate_embeddings([text], model)[0]
+def generate_embedding(
+    text: str, model: str = DEFAULT_EMBEDDING_MODEL, *, timeout: float | None = None
+) -> EmbeddingResult:
+    """Return a text as a vector; line breaks count as spaces. Raises LLMError, and ValueError for an empty text.
+
+    `timeout` is the seconds within which it must be there; None is 600.
+    """
+    return generate_embeddings([text], model, timeout=timeout)[0]
 
 
-def generate_embeddings(texts: Sequence[str], model: str = DEFAULT_EMBEDDING_MODEL) -> list[EmbeddingResult]:
-    """Return texts as vectors, in their order, by one request."""
-    lines = cleaned(texts)
-    client = create_llm_client()
-    with span("embeddings", model), errors_translated(model, str(client.base_url)):
-        body = {"model": model, "input": lines, "encoding_format": "float"}
-        answer = client.post(EMBEDDINGS, cast_to=httpx2.Response, body=body)
-        return embedding_results(answer, model=model, count=len(lines))
+def generate_embeddings(
+    texts: Sequence[str], model: str = DEFAULT_EMBEDDING_MODEL, *, timeout: float | None = None
+) -> list[EmbeddingResult]:
+    """Return texts as vectors, in their order, by one request. As `generate_embedding`."""
+    return _run(embeddings(texts, model, timeout))
 
 
-class ChatCompletionStream:
-    """An answer as it comes: iterate over its texts, then read `result`. Close it to leave early."""
+class ChatCompletionStream(Stream):
+    """An answer as it comes: iterate over its texts, then read `result`. Close it to leave early.
 
-    def __init__(self, attempt: Attempt) -> None:
-        self._attempt = attempt
-        client = create_llm_client()
-        self._url = str(client.base_url)
-        self._result: ChatCompletionResult | None = None
-        with errors_translated(attempt.model, self._url):
-            self._chunks = client.post(
-                CHAT_COMPLETIONS,
-                cast_to=ChatCompletionChunk,
-                body=attempt.body(stream=True),
-                options={"timeout": attempt.timeout()},
-                stream=True,
-                stream_cls=Stream[ChatCompletionChunk],
-            )
-        self._received = Received(attempt, self._chunks.response.headers)
-        self._first: str | None = self._advance()  # what fails before the first content can fall back
-
-    def _advance(self) -> str:
-        """Return the next text, or nothing at the end."""
-        try:
-            with errors_translated(self._attempt.model, self._url):
-                for chunk in self._chunks:
-                    if text := self._received.add(chunk):
-                        return text
-        except LLMError as error:
-            self.close()
-            self._received.fail(error)
-        self._result = self._received.result()
-        return ""
+    The time that its request may take goes on while it is read.
+    """
 
     def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> str:
-        text, self._first = self._first, None
-        if text is None:
-            text = self._advance()
-        if not text:
-            raise StopIteration
-        return text
-
-    @property
-    def result(self) -> ChatCompletionResult:
-        """The whole answer. Raises RuntimeError before the stream has been read to its end."""
-        if self._result is None:
-            raise RuntimeError("read the stream to its end first")
-        return self._result
+        if text := _run(self.more()):
+            return text
+        raise StopIteration
 
     def close(self) -> None:
         """End the request."""
-        self._chunks.close()
+        _run(self.closed())
 
     def __enter__(self) -> Self:
         return self
@@ -202,50 +117,45 @@ class ChatCompletionStream:
         self.close()
 
 
-def _outcome(attempt: Attempt) -> ChatCompletionResult:
-    if attempt.options.stream:
-        with ChatCompletionStream(attempt) as stream:
-            for _ in stream:
-                pass
-            return stream.result
-    client = create_llm_client()
-    with errors_translated(attempt.model, str(client.base_url)):
-        answer = client.post(
-            CHAT_COMPLETIONS, cast_to=httpx2.Response, body=attempt.body(), options={"timeout": attempt.timeout()}
-        )
-        return attempt.result(answer)
-
-
-def _for_org(
-    organization_id: UUID | str,
-    messages: Sequence[ChatMessage],
-    options: ChatCompletionOptions | None,
-    ask: Callable[[Attempt], Answer],
-) -> Answer:
-    started = time.monotonic()
-    checked(messages)
-    organization = organizations.get(organization_id)
-    return _run(plan_for(organization, messages, options, started), ask)
-
-
-def _run(plan: Plan[Answer], ask: Callable[[Attempt], Answer]) -> Answer:
-    """Make the attempts that a plan names, until it has its answer."""
-    try:
-        attempt = next(plan)
-        while True:
-            try:
-                with span("chat", attempt.model):
-                    answer = ask(attempt)
-            except LLMError as error:
-                attempt = plan.throw(error)
-            else:
-                attempt = plan.send(answer)
-    except StopIteration as done:
-        return cast("Answer", done.value)
-
-
 def close() -> None:
     """Close this module's connections, as at the end of a program; the next call opens new ones."""
-    if (pool := _pool.take()) is not None:
-        httpx2.Client.close(pool)
+    _http.close()
     organizations.close()
+
+
+class _Io(Io):
+    def organization(self, organization_id: UUID | str) -> organizations.Organization:
+        return organizations.get(organization_id)
+
+    def send(self, request: Mapping[str, Any]) -> httpx2.Response:
+        pool = _http.shared.get()
+        return pool.send(pool.build_request(**request), stream=True)
+
+    def read(self, response: httpx2.Response) -> bytes:
+        return response.read()
+
+    def piece(self, stream: Stream) -> bytes:
+        if stream.pieces is None:
+            stream.pieces = stream.response.iter_bytes()
+        return next(cast("Iterator[bytes]", stream.pieces), b"")
+
+    def close(self, response: httpx2.Response) -> None:
+        response.close()
+
+
+_io = _Io()
+
+
+def _run(steps: Steps[Answer]) -> Answer:
+    """Wait for one step after another."""
+    try:
+        step = next(steps)
+        while True:
+            try:
+                came = step(_io)
+            except BaseException as error:  # noqa: BLE001 -- the steps decide, and raise what they do not handle
+                step = steps.throw(error)
+            else:
+                step = steps.send(came)
+    except StopIteration as done:
+        return cast("Answer", done.value)

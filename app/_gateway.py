@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import ssl
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import httpx2
+
+from app import _http
+from app._deadline import until
 
 if TYPE_CHECKING:
     from app._settings import Settings
@@ -42,15 +47,16 @@ class Gateway:
 def ask(settings: Settings) -> Gateway:
     """Ask for the version and the models. Raises GatewayError, and NotConfiguredError without a key."""
     root = str(settings.litellm_url).rstrip("/")
-    headers = {"Authorization": f"Bearer {settings.required_api_key()}"}
+    client = _http.shared.get()
     try:
-        with httpx2.Client(timeout=SECONDS, trust_env=False) as client:
+        with until(time.monotonic() + SECONDS):
             ready = client.get(root + READINESS)
             if ready.status_code != httpx2.codes.OK:
                 raise GatewayError(f"it answers with status {ready.status_code}", GATEWAY_MEND)
+            headers = {"Authorization": f"Bearer {settings.required_api_key()}"}
             listed = client.get(f"{settings.base_url}/models", headers=headers)
     except httpx2.HTTPError as error:
-        raise GatewayError(f"nothing answers at {root} ({type(error).__name__})", GATEWAY_MEND) from None
+        raise GatewayError(*why(error, root)) from None
     accepted = listed.status_code == httpx2.codes.OK
     try:
         return Gateway(
@@ -60,3 +66,29 @@ def ask(settings: Settings) -> Gateway:
         )
     except (ValueError, LookupError, TypeError, AttributeError):
         raise GatewayError(f"what answers at {root} is no gateway", "check LITELLM_URL") from None
+
+
+def why(error: httpx2.HTTPError, url: str) -> tuple[str, str]:
+    """What is wrong where no answer came from `url`, and what mends it."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return (
+                f"the certificate of {url} is not trusted ({cause.verify_message})",
+                "name the file of its authority in SSL_CERT_FILE",
+            )
+        if isinstance(cause, ssl.SSLError):
+            return f"what answers at {url} has no TLS", "check LITELLM_URL: http:// or https://"
+        cause = cause.__cause__ or cause.__context__
+    match error:
+        case httpx2.ConnectTimeout():
+            return f"no connection to {url} in time", GATEWAY_MEND
+        case httpx2.ConnectError():
+            return f"nothing answers at {url}", GATEWAY_MEND
+        case httpx2.TimeoutException():
+            return f"{url} did not answer in time", GATEWAY_MEND
+        case _:
+            return (
+                f"what listens at {url} ended the connection without an answer",
+                "check LITELLM_URL: it begins with https:// where the gateway has TLS",
+            )

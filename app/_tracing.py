@@ -18,16 +18,67 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import ModuleType
 
+    from app._types import ChatCompletionResult, Usage
 
-@contextmanager
-def span(operation: str, model: str) -> Iterator[None]:
-    """Trace one request; `operation` is `chat` or `embeddings`."""
-    if trace is None:
-        yield
-        return
-    attributes = {"gen_ai.operation.name": operation, "gen_ai.request.model": model}
-    # An error's message is recorded as the module's own, which tells no secret.
-    with trace.get_tracer("app").start_as_current_span(
-        f"{operation} {model}", kind=trace.SpanKind.CLIENT, attributes=attributes
-    ):
-        yield
+
+class Span:
+    """One request to one model, until its answer is there whole: that of a stream may be long in coming."""
+
+    def __init__(self, operation: str, model: str) -> None:
+        """Begin; `operation` is `chat` or `embeddings`."""
+        attributes = {"gen_ai.operation.name": operation, "gen_ai.request.model": model}
+        self._span = trace and trace.get_tracer("app").start_span(
+            f"{operation} {model}", kind=trace.SpanKind.CLIENT, attributes=attributes
+        )
+
+    @contextmanager
+    def part(self) -> Iterator[None]:
+        """Have what is traced inside belong to this span, which ends here only if this fails."""
+        if trace is None or self._span is None:
+            yield
+            return
+        try:
+            with trace.use_span(self._span, record_exception=False, set_status_on_exception=False):
+                yield
+        except BaseException as error:
+            self.end(error)
+            raise
+
+    def answered(self, result: ChatCompletionResult) -> None:
+        """Note what is known of the answer."""
+        self.tell(
+            model=result.model,
+            usage=result.usage,
+            finish_reason=result.finish_reason,
+            response_id=result.request_id,
+        )
+
+    def tell(
+        self,
+        *,
+        model: str,
+        usage: Usage | None,
+        finish_reason: str | None = None,
+        response_id: str | None = None,
+    ) -> None:
+        """Note which model gave the answer, and what it counted."""
+        if self._span is None:
+            return
+        known = {
+            "gen_ai.response.model": model,
+            "gen_ai.response.id": response_id,
+            "gen_ai.response.finish_reasons": finish_reason and [finish_reason],
+            "gen_ai.usage.input_tokens": usage and usage.prompt_tokens,
+            "gen_ai.usage.output_tokens": usage and usage.completion_tokens,
+        }
+        self._span.set_attributes({name: value for name, value in known.items() if value is not None})
+
+    def end(self, error: BaseException | None = None) -> None:
+        """End, the first time; with an error, as failed. Its message is the module's own, which tells no secret."""
+        if trace is None or self._span is None or not self._span.is_recording():
+            return
+        if error is not None:
+            self._span.record_exception(error)
+            self._span.set_attribute("error.type", type(error).__name__)
+            self._span.set_status(trace.Status(trace.StatusCode.ERROR, str(error)))
+        self._span.end()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 Role = Literal["system", "user", "assistant"]
 
@@ -42,7 +44,10 @@ class ChatCompletionOptions:
     max_tokens: int | None = None
     """The most tokens that the answer may have."""
     timeout: float | None = None
-    """Seconds within which the answer must be there, a fallback included; None is 600."""
+    """Seconds within which the answer must be there, from the call to the last of it; None is 600.
+
+    The organization's read from the database, a fallback and all that is waited for on the way are included.
+    """
 
     def __post_init__(self) -> None:
         if self.model is not None and not (isinstance(self.model, str) and self.model.strip()):
@@ -53,10 +58,16 @@ class ChatCompletionOptions:
             raise ValueError(f"temperature must be from 0 to {HIGHEST_TEMPERATURE:g}, not {self.temperature}")
         if self.max_tokens is not None and not (isinstance(self.max_tokens, int) and self.max_tokens >= 1):
             raise ValueError(f"max_tokens must be at least 1, not {self.max_tokens}")
-        if self.timeout is not None and not (
-            isinstance(self.timeout, (int, float)) and self.timeout > 0 and math.isfinite(self.timeout)
-        ):
-            raise ValueError(f"timeout must be more than 0 seconds, not {self.timeout}")
+        seconds(self.timeout)
+
+
+def seconds(timeout: float | None) -> float:
+    """How long a call may take. Raises ValueError for what is no such time."""
+    if timeout is None:
+        return DEFAULT_TIMEOUT_SECONDS
+    if not (isinstance(timeout, (int, float)) and timeout > 0 and math.isfinite(timeout)):
+        raise ValueError(f"timeout must be more than 0 seconds, not {timeout}")
+    return timeout
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,3 +104,31 @@ class EmbeddingResult:
     embedding: tuple[float, ...]
     model: str
     dimensions: int
+
+
+def checked(messages: object) -> Sequence[ChatMessage]:
+    """Return the messages. Raises ValueError for anything that is not a conversation."""
+    if isinstance(messages, str) or not isinstance(messages, Sequence):
+        raise ValueError('messages must be a list of ChatMessage: [ChatMessage("user", "…")]')  # noqa: TRY004
+    if not messages:
+        raise ValueError("there are no messages")
+    for message in messages:
+        if not isinstance(message, ChatMessage):
+            raise ValueError(f"messages must be ChatMessage, not {type(message).__name__}")  # noqa: TRY004
+    return cast("Sequence[ChatMessage]", messages)
+
+
+def cleaned(texts: Sequence[str]) -> list[str]:
+    """Return the texts to embed on one line each. Raises ValueError for an empty one."""
+    if isinstance(texts, str):
+        raise ValueError("texts must be a list of strings")  # noqa: TRY004
+    if not texts:
+        raise ValueError("there are no texts to embed")
+    lines = []
+    for text in texts:
+        if not isinstance(text, str):
+            raise ValueError(f"a text to embed must be a string, not {type(text).__name__}")  # noqa: TRY004
+        if not text.strip():
+            raise ValueError("a text to embed is empty")
+        lines.append(re.sub(r"\r\n|\r|\n", " ", text))
+    return lines

@@ -309,19 +309,15 @@ def _text(given: str | None) -> str:
 
 
 def _served() -> list[str]:
-    import httpx2  # noqa: PLC0415
+    from app import GatewayRefusedKeyError, GatewayUnreachableError, Settings, _gateway  # noqa: PLC0415
 
-    from app import GatewayUnreachableError  # noqa: PLC0415
-    from app._client import create_llm_client  # noqa: PLC0415
-    from app._requests import errors_translated  # noqa: PLC0415
-
-    client = create_llm_client()
-    with errors_translated("the list of models", str(client.base_url)):
-        answer = client.get("/models", cast_to=httpx2.Response)
     try:
-        return sorted(model["id"] for model in answer.json()["data"])
-    except (ValueError, LookupError, TypeError):
-        raise GatewayUnreachableError(f"what answers at {client.base_url} is no gateway: check LITELLM_URL") from None
+        gateway = _gateway.ask(Settings.load())
+    except _gateway.GatewayError as error:
+        raise GatewayUnreachableError(f"{error}: {error.mend}") from None
+    if gateway.refused is not None:
+        raise GatewayRefusedKeyError(f"the gateway refused LITELLM_API_KEY: {_gateway.KEY_MEND}")
+    return list(gateway.models)
 
 
 def _check_models(model: str | None, fallback: str | None, *, no_fallback: bool, force: bool) -> None:

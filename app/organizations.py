@@ -2,32 +2,37 @@
 
 from __future__ import annotations
 
-import asyncio
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
-from weakref import WeakKeyDictionary
 
 import psycopg
-from psycopg.rows import class_row
+from psycopg.rows import TupleRow, class_row
 from psycopg_pool import AsyncConnectionPool, ConnectionPool, PoolTimeout
 
+from app._deadline import is_over, within
 from app._errors import DatabaseUnavailableError, OrganizationNotFoundError
 from app._settings import Settings
-from app._shared import Shared
+from app._shared import PerLoop, Shared
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from datetime import datetime
     from types import EllipsisType
 
+    from psycopg.abc import RV, PQGen
+
 COLUMNS = "id, name, llm_model, llm_fallback_model, created_at"
 BY_ID = f"SELECT {COLUMNS} FROM organizations WHERE id = %s"  # noqa: S608 -- the columns are constant
 WAIT_SECONDS = 15.0
-"""How long a call waits for a connection."""
+"""How long a call waits for a connection, unless its deadline is earlier."""
 CONNECT_SECONDS = 5
+CLOSE_SECONDS = 0.5
+"""How long closing waits for connections that are being made; they end by themselves."""
 MOST_CONNECTIONS = 4
+WAKE_SECONDS = 0.1
+"""How often psycopg looks up from a wait, as for Ctrl-C: its own default."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +56,13 @@ async def get_async(organization_id: UUID | str) -> Organization:
     """As `get`, for asyncio."""
     key = _key(organization_id)
     with _database_errors():
-        pool = await _async_pool()
-        async with pool.connection() as connection, connection.cursor(row_factory=class_row(Organization)) as cursor:
+        _conninfo()
+        pool = _async_pools.get()
+        await pool.open()  # at once where it is open, and waits where another task is opening it
+        async with (
+            pool.connection(within(WAIT_SECONDS)) as connection,
+            connection.cursor(row_factory=class_row(Organization)) as cursor,
+        ):
             await cursor.execute(BY_ID, (key,))
             found = await cursor.fetchone()
     return _found(found, key)
@@ -102,14 +112,12 @@ def set_models(organization_id: UUID | str, *, model: str, fallback: str | None)
 def close() -> None:
     """Close the connections; the next call opens new ones."""
     if (pool := _pool.take()) is not None:
-        pool.close()
+        pool.close(CLOSE_SECONDS)
 
 
 async def close_async() -> None:
     """As `close`, for the running event loop."""
-    pool = _async_pools.pop(asyncio.get_running_loop(), None)
-    if pool is not None:
-        await pool.close()
+    await _async_pools.close()
 
 
 def _one(query: str, parameters: tuple[object, ...]) -> Organization | None:
@@ -117,10 +125,10 @@ def _one(query: str, parameters: tuple[object, ...]) -> Organization | None:
 
 
 def _all(query: str, parameters: tuple[object, ...]) -> list[Organization]:
-    Settings.load().required_database_url()
+    _conninfo()
     with (
         _database_errors(),
-        _pool.get().connection() as connection,
+        _pool.get().connection(within(WAIT_SECONDS)) as connection,
         connection.cursor(row_factory=class_row(Organization)) as cursor,
     ):
         cursor.execute(query.encode(), parameters)
@@ -132,11 +140,11 @@ def _database_errors() -> Iterator[None]:
     """Raise errors that name the next step and neither the database's address nor a password."""
     try:
         yield
-    except PoolTimeout:
-        raise DatabaseUnavailableError("no connection to the database in time: check DATABASE_URL") from None
     except psycopg.errors.UndefinedTable:
         raise DatabaseUnavailableError("the database has no organizations: run `llmctl migrate up`") from None
-    except psycopg.Error as error:
+    except (psycopg.Error, TimeoutError) as error:
+        if isinstance(error, (PoolTimeout, TimeoutError)) or is_over():
+            raise DatabaseUnavailableError("no answer from the database in time: check DATABASE_URL") from None
         code = error.sqlstate or type(error).__name__
         raise DatabaseUnavailableError(f"the database failed ({code}): `llmctl doctor` looks closer") from None
 
@@ -159,6 +167,20 @@ def _key(organization_id: UUID | str) -> UUID:
         raise ValueError("an organization's id is a UUID, as `llmctl org list` shows") from None
 
 
+class _Connection(psycopg.Connection[TupleRow]):
+    """A connection whose every wait ends at the deadline. Its pool does not use it again then."""
+
+    def wait(self, gen: PQGen[RV], interval: float = WAKE_SECONDS, timeout: float | None = None) -> RV:
+        return super().wait(gen, interval, within(timeout))
+
+
+class _AsyncConnection(psycopg.AsyncConnection[TupleRow]):
+    """As _Connection."""
+
+    async def wait(self, gen: PQGen[RV], interval: float = WAKE_SECONDS, timeout: float | None = None) -> RV:
+        return await super().wait(gen, interval, within(timeout))
+
+
 _OPTIONS: dict[str, Any] = {
     "kwargs": {"autocommit": True, "connect_timeout": CONNECT_SECONDS},
     "min_size": 1,
@@ -173,22 +195,17 @@ def _conninfo() -> str:
     return Settings.load().required_database_url()
 
 
-def _open_pool() -> ConnectionPool:
-    pool = ConnectionPool(_conninfo, check=ConnectionPool.check_connection, **_OPTIONS)
+def _open_pool() -> ConnectionPool[_Connection]:
+    pool = ConnectionPool(_conninfo, connection_class=_Connection, check=ConnectionPool.check_connection, **_OPTIONS)
     pool.open()
     return pool
 
 
+def _new_async_pool() -> AsyncConnectionPool[_AsyncConnection]:
+    return AsyncConnectionPool(
+        _conninfo, connection_class=_AsyncConnection, check=AsyncConnectionPool.check_connection, **_OPTIONS
+    )
+
+
 _pool = Shared(_open_pool)
-_async_pools: WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncConnectionPool] = WeakKeyDictionary()
-
-
-async def _async_pool() -> AsyncConnectionPool:
-    _conninfo()
-    loop = asyncio.get_running_loop()
-    if loop not in _async_pools:
-        for closed in [each for each in _async_pools if each.is_closed()]:
-            del _async_pools[closed]
-        _async_pools[loop] = AsyncConnectionPool(_conninfo, check=AsyncConnectionPool.check_connection, **_OPTIONS)
-    await _async_pools[loop].open()  # at once where it is open, and waits where another task is opening it
-    return _async_pools[loop]
+_async_pools = PerLoop(_new_async_pool, lambda pool: pool.close(CLOSE_SECONDS))

@@ -17,7 +17,7 @@ import httpx2
 import openai
 
 import app
-from app import _client, aio, migrations, organizations
+from app import _http, aio, migrations, organizations
 from benchmarks.containers import database_server, new_database
 from benchmarks.measure import Readings, alternating, percentile
 from benchmarks.stub import stub
@@ -105,7 +105,7 @@ def sync_calls(url: str, organization: UUID) -> Iterator[Calls]:
             yield answer.iter_lines()
 
     with (
-        httpx2.Client(base_url=url, headers=HEADERS, limits=_client.LIMITS) as bare,
+        httpx2.Client(base_url=url, headers=HEADERS, limits=_http.LIMITS) as bare,
         openai.OpenAI(base_url=f"{url}/v1", api_key=KEY, max_retries=0) as one,
     ):
         yield {
@@ -152,7 +152,7 @@ async def async_calls(url: str, organization: UUID) -> AsyncIterator[AsyncCalls]
             yield texts
 
     async with (
-        httpx2.AsyncClient(base_url=url, headers=HEADERS, limits=_client.LIMITS) as bare,
+        httpx2.AsyncClient(base_url=url, headers=HEADERS, limits=_http.LIMITS) as bare,
         openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=KEY, max_retries=0) as one,
     ):
         yield {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import app
@@ -26,9 +27,9 @@ class Face(Protocol):
 
     def stream_for_org(self, *arguments: Any) -> tuple[list[str], app.ChatCompletionResult]: ...
 
-    def embed(self, *arguments: Any) -> app.EmbeddingResult: ...
+    def embed(self, *arguments: Any, **options: Any) -> app.EmbeddingResult: ...
 
-    def embed_many(self, *arguments: Any) -> list[app.EmbeddingResult]: ...
+    def embed_many(self, *arguments: Any, **options: Any) -> list[app.EmbeddingResult]: ...
 
 
 class Sync:
@@ -68,11 +69,11 @@ class Aio:
     def chat_for_org(self, *arguments: Any) -> app.ChatCompletionResult:
         return self._run(aio.chat_completion_for_org, arguments)
 
-    def embed(self, *arguments: Any) -> app.EmbeddingResult:
-        return self._run(aio.generate_embedding, arguments)
+    def embed(self, *arguments: Any, **options: Any) -> app.EmbeddingResult:
+        return self._run(partial(aio.generate_embedding, **options), arguments)
 
-    def embed_many(self, *arguments: Any) -> list[app.EmbeddingResult]:
-        return self._run(aio.generate_embeddings, arguments)
+    def embed_many(self, *arguments: Any, **options: Any) -> list[app.EmbeddingResult]:
+        return self._run(partial(aio.generate_embeddings, **options), arguments)
 
     def stream(self, *arguments: Any) -> tuple[list[str], app.ChatCompletionResult]:
         return self._run(self._read, (aio.stream_chat_completion, arguments))

@@ -27,7 +27,7 @@ def sync() -> None:
             assert_type(text, str)
         assert_type(stream.result, app.ChatCompletionResult)
     assert_type(app.generate_embedding("hello").embedding, tuple[float, ...])
-    assert_type(app.generate_embeddings(["hello"]), list[app.EmbeddingResult])
+    assert_type(app.generate_embeddings(["hello"], timeout=5), list[app.EmbeddingResult])
     assert_type(organizations.get("id"), organizations.Organization)
     try:
         app.stream_chat_completion_for_org("id", messages, options)

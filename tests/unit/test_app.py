@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import inspect
+import itertools
 import json
 import logging
 import os
 import re
+import struct
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -20,11 +23,10 @@ import httpx2
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from openai.types.chat import ChatCompletionChunk
 
 import app
-from app import _client, _requests, aio, organizations
-from app._shared import Shared
+from app import _answers, _http, _requests, _types, aio, organizations
+from app._shared import PerLoop, Shared
 from tests.faces import FACES, Face
 
 if TYPE_CHECKING:
@@ -64,7 +66,8 @@ def sse(*events: str) -> httpx2.Response:
 
 
 def error(status: int, message: str = "", code: str | None = None) -> httpx2.Response:
-    body = {"message": message, "type": None, "param": None, "code": code or str(status)}
+    kind = "budget_exceeded" if message.startswith("Budget") else None  # as LiteLLM 1.55.0 to 1.108.7
+    body = {"message": message, "type": kind, "param": None, "code": code or str(status)}
     return httpx2.Response(status, json={"error": body}, headers={"x-litellm-call-id": "call-9"})
 
 
@@ -99,9 +102,8 @@ def gateway(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Gateway:
     monkeypatch.setenv("LITELLM_URL", "http://gateway.test:4000")
     monkeypatch.setenv("LITELLM_API_KEY", KEY)
     transport = httpx2.MockTransport(made)
-    monkeypatch.setattr(_client, "_pool", Shared(lambda: _client._Pool(transport=transport)))
-    monkeypatch.setattr(aio, "_pool", lambda: aio._Pool(transport=transport))
-    monkeypatch.setattr(_client, "close", lambda: None)
+    monkeypatch.setattr(_http, "shared", Shared(lambda: _http.Pool(transport)))
+    monkeypatch.setattr(_http, "per_loop", PerLoop(lambda: _http.AsyncPool(transport), httpx2.AsyncClient.aclose))
 
     async def found(_id: object) -> organizations.Organization:
         return ORGANIZATION
@@ -210,15 +212,45 @@ def test_a_stream_that_breaks_off_gives_what_had_arrived(face: Face, gateway: Ga
         assert caught.value.content == "ab"
 
 
-def test_a_stream_left_early_has_no_result() -> None:
-    transport = httpx2.MockTransport(lambda _: sse(chunk("a"), chunk("b"), chunk(None, "stop")))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LITELLM_API_KEY", KEY)
-        patch.setattr(_client, "_pool", Shared(lambda: _client._Pool(transport=transport)))
-        with app.stream_chat_completion(HELLO) as stream:
-            assert next(stream) == "a"
-            with pytest.raises(RuntimeError, match="to its end first"):
-                _ = stream.result
+def test_a_stream_left_early_has_no_result(gateway: Gateway) -> None:
+    gateway.answer = lambda _: sse(chunk("a"), chunk("b"), chunk(None, "stop"))
+    with app.stream_chat_completion(HELLO) as stream:
+        assert next(stream) == "a"
+        with pytest.raises(RuntimeError, match="to its end first"):
+            _ = stream.result
+    assert list(stream) == []
+
+
+def test_a_stream_that_failed_stays_failed(gateway: Gateway) -> None:
+    gateway.answer = lambda _: sse(chunk("a"), "data: {}\n\n", chunk("b"))
+    stream = app.stream_chat_completion(HELLO)
+    assert next(stream) == "a"
+    for _ in range(2):
+        with pytest.raises(app.StreamInterruptedError, match="after 1 characters"):
+            next(stream)
+
+
+@pytest.mark.parametrize(
+    "first", ["data: not json\n\n", "data: {}\n\n", chunk("a").replace('{"content": "a"}', "null")]
+)
+def test_a_stream_that_begins_with_no_answer_falls_back(face: Face, gateway: Gateway, first: str) -> None:
+    whole = sse(chunk("ok"), chunk(None, "stop"), "data: [DONE]\n\n")
+    gateway.answer = lambda body: sse(first, chunk("b")) if body["model"] == "gpt-4o" else whole
+    with pytest.raises(app.ProviderError, match="no part of an answer"):
+        face.stream(HELLO)
+    assert face.stream_for_org(ORGANIZATION.id, HELLO)[1].model == "claude-3-5-sonnet"
+
+
+@pytest.mark.parametrize("line_end", ["\n", "\r\n", "\r"])
+@given(data=st.data())
+def test_events_may_be_cut_anywhere(line_end: str, data: st.DataObject) -> None:
+    """Comments, other fields and any line end of the standard are read over; data may have more than one line."""
+    lines = [": ping", "", "event: x", "data: one", "id: 1", "", "data:two", "data: more", "", "", "data: [DONE]"]
+    sent = line_end.join(lines).encode()
+    cuts = sorted(data.draw(st.sets(st.integers(1, len(sent) - 1))))
+    events = _answers.Events()
+    pieces = [sent[start:end] for start, end in itertools.pairwise([0, *cuts, len(sent)])]
+    assert [event for piece in [*pieces, b""] for event in events.of(piece)] == [b"one", b"two\nmore", b"[DONE]"]
 
 
 def test_an_embedding_counts_its_dimensions_and_folds_line_breaks(face: Face, gateway: Gateway) -> None:
@@ -239,7 +271,26 @@ def test_an_embedding_counts_its_dimensions_and_folds_line_breaks(face: Face, ga
     )
     assert [each.embedding[0] for each in face.embed_many(["a", "b", "c"])] == [0.0, 1.0, 2.0]
     assert gateway.bodies[0]["input"] == ["a b c"]
-    assert gateway.bodies[0]["encoding_format"] == "float"
+    assert set(gateway.bodies[0]) == {"model", "input"}  # Ollama, Vertex and Bedrock refuse `encoding_format`
+    face.embed_many(["a"], "m", timeout=3)
+    assert gateway.requests[-1].extensions["timeout"]["read"] == pytest.approx(3, abs=0.5)
+
+
+@pytest.mark.parametrize(
+    ("given", "vector"),
+    [
+        ([1, 0.5], (1.0, 0.5)),
+        (base64.b64encode(struct.pack("<3f", 1, 0.5, -2)).decode(), (1.0, 0.5, -2.0)),
+        ("", ()),
+    ],
+)
+def test_a_vector_comes_as_numbers_or_in_base64(
+    face: Face, gateway: Gateway, given: object, vector: tuple[float, ...]
+) -> None:
+    """Each provider has it as it likes, as none is told how; some number the texts, and some do not."""
+    gateway.answer = lambda _: httpx2.Response(200, json={"data": [{"embedding": given}]})
+    found = face.embed("a")
+    assert (found.embedding, found.dimensions) == (vector, len(vector))
 
 
 def test_what_is_no_gateway_is_told(face: Face, gateway: Gateway) -> None:
@@ -248,23 +299,6 @@ def test_what_is_no_gateway_is_told(face: Face, gateway: Gateway) -> None:
     for ask in (lambda: face.chat(HELLO), lambda: face.embed("a")):
         with pytest.raises(app.ProviderError, match="with no"):
             ask()
-
-
-def test_a_stream_that_has_begun_has_the_whole_time(face: Face, gateway: Gateway) -> None:
-    """Once nothing is left to fall back to, the preferred model's share of the time is no limit any more."""
-    attempt = _requests.Attempt(
-        model="m",
-        messages=HELLO,
-        options=app.ChatCompletionOptions(),
-        requested_model="m",
-        deadline=time.monotonic() - 1,
-        last_deadline=time.monotonic() + 60,
-    )
-    received = _requests.Received(attempt, {}, texts=["a"])
-    more = ChatCompletionChunk.model_validate_json(chunk("b").removeprefix("data: "))
-    assert received.add(more) == "b"
-    with pytest.raises(app.TimedOutError):
-        _requests.Received(attempt, {}).add(more)
 
 
 def test_a_message_does_not_show_its_content() -> None:
@@ -329,9 +363,9 @@ def test_any_text_is_a_message(role: Any, content: str) -> None:
 def test_a_cleaned_text_is_one_line_or_refused(text: str) -> None:
     if not text.strip():
         with pytest.raises(ValueError, match="empty"):
-            _requests.cleaned([text])
+            _types.cleaned([text])
     else:
-        assert not re.search(r"[\r\n]", _requests.cleaned([text])[0])
+        assert not re.search(r"[\r\n]", _types.cleaned([text])[0])
 
 
 def test_types_are_frozen_and_slotted() -> None:
@@ -373,6 +407,8 @@ FAILURES: list[tuple[str, int, str, str | None, type[app.LLMError], bool]] = [
     ("gateway's 401", 401, "The API key is missing", "invalid_api_key", app.GatewayRefusedKeyError, False),
     ("gateway's 403", 403, "not allowed", None, app.GatewayRefusedKeyError, False),
     ("budget", 400, "Budget has been exceeded! Current cost: 1", "400", app.GatewayRefusedKeyError, False),
+    ("a provider's budget", 500, "litellm.APIError: our budget was exceeded in Q3", None, app.ProviderError, True),
+    ("a provider's text", 500, "litellm.APIError: Invalid model name", None, app.ProviderError, True),
     ("no replica", 503, "No replica of the gateway", "service_unavailable", app.GatewayUnreachableError, False),
     ("content policy", 400, "litellm.ContentPolicyViolationError: x", None, app.ContentRefusedError, False),
     ("other 400", 400, QUOTED.format(400), None, app.RequestRejectedError, False),
@@ -435,7 +471,9 @@ def raising(kind: Callable[[], Exception]) -> Callable[[dict[str, Any]], httpx2.
         (lambda: httpx2.ReadError("x"), app.ProviderError, True),
         (lambda: httpx2.ConnectError("x"), app.GatewayUnreachableError, False),
         (lambda: httpx2.ConnectTimeout("x"), app.GatewayUnreachableError, False),
-        (lambda: httpx2.PoolTimeout("x"), app.GatewayUnreachableError, False),
+        (lambda: httpx2.PoolTimeout("x"), app.TimedOutError, True),
+        (lambda: httpx2.DecodingError("x"), app.ProviderError, True),
+        (lambda: httpx2.TooManyRedirects("x"), app.ProviderError, True),
     ],
 )
 def test_a_broken_connection_is_told_apart_from_none(
@@ -502,7 +540,7 @@ def test_no_time_left_is_a_timeout_without_a_request(gateway: Gateway) -> None:
         last_deadline=time.monotonic(),
     )
     with pytest.raises(app.TimedOutError):
-        _client._outcome(attempt)
+        next(_requests.completion(attempt))
     assert gateway.requests == []
 
 
@@ -511,20 +549,20 @@ def test_a_client_that_is_closed_leaves_the_pool_open(monkeypatch: pytest.Monkey
     with app.create_llm_client() as client:
         assert client.max_retries == 0
     client.close()
-    assert not _client._pool.get().is_closed
+    assert not _http.shared.get().is_closed
     assert app.create_llm_client() is not client
-    pool = _client._pool.get()
+    pool = _http.shared.get()
     app.close()
     assert pool.is_closed
-    assert not _client._pool.get().is_closed
+    assert not _http.shared.get().is_closed
     app.close()
 
 
 def test_a_forked_process_makes_connections_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LITELLM_API_KEY", KEY)
-    parent = _client._pool.get()
+    parent = _http.shared.get()
     if not (child := os.fork()):
-        os._exit(0 if _client._pool.get() is not parent else 1)
+        os._exit(0 if _http.shared.get() is not parent else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     app.close()
 
@@ -551,16 +589,38 @@ def test_threads_that_start_at_once_share_one_pool() -> None:
 def test_every_event_loop_has_connections_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LITELLM_API_KEY", KEY)
 
-    async def pool() -> tuple[object, object]:
+    async def pool() -> httpx2.AsyncClient:
         async with aio.create_llm_client() as client:
             inside = client._client
-        left_open = not inside.is_closed
-        await aio.close()
-        assert (left_open, inside.is_closed) == (True, True)
-        return inside, asyncio.get_running_loop()
+        assert not inside.is_closed
+        assert _http.per_loop.get() is inside
+        return inside
 
-    first, second = asyncio.run(pool()), asyncio.run(pool())
-    assert first[0] is not second[0]
+    async def closed() -> httpx2.AsyncClient:
+        inside = await pool()
+        await aio.close()
+        assert inside.is_closed
+        assert await pool() is not inside
+        return inside
+
+    first, second = asyncio.run(pool()), asyncio.run(closed())
+    assert first is not second
+    assert first.is_closed, "with its loop"
+
+
+LOOPS = 32
+
+
+def test_many_loops_in_threads_of_their_own(gateway: Gateway) -> None:
+    """Each thread runs one event loop after another, all of them at once."""
+    together = threading.Barrier(LOOPS)
+
+    def ask(_: int) -> list[str]:
+        together.wait()
+        return [asyncio.run(aio.chat_completion_for_org(ORGANIZATION.id, HELLO)).content for _ in range(12)]
+
+    with ThreadPoolExecutor(LOOPS) as threads:
+        assert list(threads.map(ask, range(LOOPS))) == [["hi"] * 12] * LOOPS
 
 
 @pytest.fixture

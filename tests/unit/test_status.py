@@ -317,7 +317,7 @@ def test_a_gateway_that_does_not_serve_is_wrong(
     assert len(_status.read().parts) == 4
     monkeypatch.setenv("LITELLM_URL", "http://127.0.0.1:9")
     status = _status.read()
-    assert status.wrong == ("gateway: nothing answers at http://127.0.0.1:9 (ConnectError) (./pulumiw up --refresh)",)
+    assert status.wrong == ("gateway: nothing answers at http://127.0.0.1:9 (./pulumiw up --refresh)",)
     assert "no edge on the engine that `docker` asks publishes port 9 (if it runs on another" in status.unseen[0]
     monkeypatch.setenv("LITELLM_API_KEY", "")
     with pytest.raises(app.NotConfiguredError):

@@ -1,0 +1,186 @@
+"""What an answer says, and what it means that there is none."""
+
+from __future__ import annotations
+
+import base64
+import re
+import struct
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, cast
+
+import httpx2
+
+from app._errors import (
+    ContentRefusedError,
+    ContextTooLongError,
+    GatewayRefusedKeyError,
+    GatewayUnreachableError,
+    LLMError,
+    ModelUnknownError,
+    ProviderError,
+    RateLimitedError,
+    RequestError,
+    RequestRejectedError,
+    TimedOutError,
+)
+from app._gateway import GATEWAY_MEND, KEY_MEND, why
+from app._http import LIMITS
+from app._settings import Settings
+from app._types import Usage
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+MODEL_HEADER = "x-litellm-model-group"
+REQUEST_ID_HEADER = "x-litellm-call-id"
+LATE = "{model} did not answer in time: allow more, or ask for less"
+MALFORMED = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
+"""What reading JSON of any shape can raise."""
+
+
+class Events:
+    """The data of server-sent events, out of bytes that are cut anywhere (HTML standard, section 9.2.6)."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def of(self, piece: bytes) -> Iterator[bytes]:
+        """The data of each event that `piece` ends; an empty piece is the end, and ends what is left."""
+        text = self._rest + (piece or b"\n\n")
+        if b"\r" in text:
+            # The last one may be the first half of a line break.
+            text, cut = (text[:-1], b"\r") if text.endswith(b"\r") else (text, b"")
+            text = text.replace(b"\r\n", b"\n").replace(b"\r", b"\n") + cut
+        *events, self._rest = text.split(b"\n\n")
+        for event in events:
+            lines = [line[5:].removeprefix(b" ") for line in event.split(b"\n") if line.startswith(b"data:")]
+            if lines:
+                yield b"\n".join(lines)
+
+
+def text_of(given: object) -> str:
+    """A text of an answer, empty where there is none. Raises TypeError for anything else."""
+    if given is None:
+        return ""
+    if not isinstance(given, str):
+        raise TypeError
+    given.encode()  # half a character, which nobody could print
+    return given
+
+
+def usage_of(given: object) -> Usage | None:
+    """What was counted; nothing where it is no such count, as that spoils no answer."""
+    try:
+        counts = cast("Mapping[str, int]", given)
+        return Usage(
+            int(counts["prompt_tokens"]), int(counts.get("completion_tokens", 0)), int(counts["total_tokens"])
+        )
+    except MALFORMED:
+        return None
+
+
+def vector_of(given: list[float] | str) -> tuple[float, ...]:
+    """A vector, given as numbers or as base64 of little-endian 32-bit ones (OpenAI's `encoding_format`)."""
+    if isinstance(given, str):
+        packed = base64.b64decode(given, validate=True)
+        return struct.unpack(f"<{len(packed) // 4}f", packed)
+    return tuple(map(float, given))
+
+
+@contextmanager
+def errors_translated(model: str) -> Iterator[None]:
+    """Raise this module's errors for those of the HTTP client. Those may quote prompts and keys: so not as cause."""
+    try:
+        yield
+    except (httpx2.HTTPError, httpx2.StreamError, httpx2.InvalidURL) as error:
+        raise _translated(error, model, Settings.load().base_url) from None
+
+
+def _translated(error: Exception, model: str, url: str) -> LLMError:
+    match error:
+        case httpx2.PoolTimeout():
+            busy = f"all {LIMITS.max_connections} connections of this process were in use: ask less at once"
+            return TimedOutError(f"{model} was not asked in time, as {busy}", model=model)
+        case httpx2.ConnectTimeout() | httpx2.ConnectError():
+            return GatewayUnreachableError(": ".join(why(error, url)))
+        case httpx2.TimeoutException():
+            return timed_out(model)
+        case httpx2.TransportError():
+            return ProviderError(f"the connection was lost before {model} had answered: ask again", model=model)
+        case _:
+            return ProviderError(f"{model} failed: {type(error).__name__}", model=model)
+
+
+def timed_out(model: str) -> TimedOutError:
+    """The error for an answer that did not come in time."""
+    return TimedOutError(LATE.format(model=model), model=model)
+
+
+BY_TEXT: tuple[tuple[str, type[RequestError], str], ...] = (
+    ("ContextWindowExceededError", ContextTooLongError, "the messages are longer than {model} takes: shorten them"),
+    ("ContentPolicyViolationError", ContentRefusedError, "the provider of {model} refused the content: change it"),
+    (
+        "Invalid model name",
+        ModelUnknownError,
+        "the gateway serves no model {model}: `llmctl models` lists those it does",
+    ),
+)
+"""What only the text of LiteLLM's answer tells: all of these arrive as status 400, or in a stream."""
+
+OTHERS: tuple[type[RequestError], str] = (
+    RequestRejectedError,
+    "{model} was asked wrongly (status {status}): the gateway's log says how",
+)
+TOLD_BY_TEXT = (400, None)
+KEY_REFUSED = (401, 403)
+NO_REPLICA = "service_unavailable"
+"""The code of the edge's own 503 (edge/haproxy.cfg)."""
+
+BY_STATUS: dict[int | None, tuple[type[RequestError], str]] = {
+    None: (ProviderError, "{model} failed: ask again"),
+    404: (ModelUnknownError, "the provider of {model} does not know it: name another model"),
+    408: (TimedOutError, LATE),
+    409: (ProviderError, "{model} failed for the moment: ask again"),
+    429: (RateLimitedError, "too many requests for {model}: wait, then ask again"),
+    504: (TimedOutError, LATE),
+}
+
+
+BUDGET_EXCEEDED = "budget_exceeded"
+"""The type of LiteLLM's own refusal, in each release: a text about budgets may be a provider's."""
+
+
+def by_answer(error: object, status: int | None, headers: Mapping[str, str], model: str) -> LLMError:
+    """The error that the gateway told of, by OpenAI's error object; a stream's has no status of its own.
+
+    Messages hold what the gateway said only where that cannot be a prompt or a key: never the provider's own words.
+    """
+    told: Mapping[str, object] = error if isinstance(error, dict) else {}
+    said, code = str(error), told.get("code")
+    status = _status(status or code, said)
+    request_id = headers.get(REQUEST_ID_HEADER)
+    if status in KEY_REFUSED and "litellm." not in said:
+        return GatewayRefusedKeyError(f"the gateway refused LITELLM_API_KEY: {KEY_MEND}")
+    if BUDGET_EXCEEDED in (told.get("type"), code):
+        return GatewayRefusedKeyError("what LITELLM_API_KEY may spend is used up: raise its budget")
+    if code == NO_REPLICA:
+        return GatewayUnreachableError(f"no replica of the gateway answers: see `llmctl status`, then {GATEWAY_MEND}")
+    kind, message = BY_STATUS.get(status, OTHERS)
+    if status in TOLD_BY_TEXT:
+        kind, message = next(((kind, told) for text, kind, told in BY_TEXT if text in said), (kind, message))
+    if status in KEY_REFUSED:
+        kind, message = ProviderError, "the provider of {model} refused the gateway's key: set a valid one"
+    elif (kind, message) == OTHERS and status is not None and status >= httpx2.codes.INTERNAL_SERVER_ERROR:
+        kind, message = ProviderError, "the provider of {model} failed (status {status}): ask again"
+    return kind(message.format(model=model, status=status), model=model, status=status, request_id=request_id)
+
+
+def _status(told: object, said: str) -> int | None:
+    """The HTTP status that tells what went wrong.
+
+    A stream's error has it in its body. LiteLLM turns many errors of OpenAI into a 400 that quotes the real one.
+    """
+    code = str(told)
+    if code == "400" and (quoted := re.search(r"litellm\.BadRequestError:.*?Error code: (\d{3})", said)):
+        code = quoted[1]
+    return int(code) if re.fullmatch(r"[45]\d\d", code) else None
