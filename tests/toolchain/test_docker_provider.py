@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import http.server
+import json
 import subprocess
+import threading
 import typing
 from collections.abc import Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import grpc  # type: ignore[import-untyped]
@@ -19,7 +23,7 @@ from toolchain import tools
 from toolchain.progress import Steps
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 LACKING = {
     "Container": {
@@ -64,8 +68,74 @@ LACKING = {
 """What the Python package has and the older upstream of the built provider has not, by resource."""
 
 
+class Engine(http.server.ThreadingHTTPServer):
+    """An engine that takes requests of a range of API versions, and has one answer to all but its ping."""
+
+    def __init__(self, *, oldest: str, newest: str, status: int, answer: Mapping[str, object]) -> None:
+        super().__init__(("127.0.0.1", 0), _Answers)
+        self.oldest, self.newest, self.status, self.answer = oldest, newest, status, answer
+        self.asked: list[str] = []
+
+    @contextmanager
+    def running(self) -> Iterator[str]:
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+        yield f"tcp://127.0.0.1:{self.server_address[1]}"
+        self.shutdown()
+        self.server_close()
+
+
+class _Answers(http.server.BaseHTTPRequestHandler):
+    server: Engine
+
+    def do_GET(self) -> None:
+        if self.path.endswith("/_ping"):
+            self._send(200, {})
+            return
+        version = self.path.split("/")[1].removeprefix("v")
+        self.server.asked.append(version)
+        if int(version.split(".")[1]) < int(self.server.oldest.split(".")[1]):
+            self._send(400, {"message": f"client version {version} is too old"})
+        else:
+            self._send(self.server.status, self.server.answer)
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def _send(self, status: int, answer: Mapping[str, object]) -> None:
+        body = json.dumps(answer).encode()
+        self.send_response(status)
+        self.send_header("Api-Version", self.server.newest)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 -- as the base class has it
+        pass
+
+
+def read(resource: str, engine: str) -> str:
+    """What a refresh finds under the id `it`: the id, or nothing where the resource is gone. Raises grpc.RpcError."""
+    with running_provider() as provider:
+        settings = Struct()
+        settings.update({"host": engine})
+        provider.Configure(provider_pb2.ConfigureRequest(args=settings, acceptSecrets=True))
+        urn = f"urn:pulumi:stack::project::docker:index/{resource[0].lower()}{resource[1:]}:{resource}::name"
+        properties = Struct()
+        properties.update({"name": "it"})
+        found = provider.Read(provider_pb2.ReadRequest(id="it", urn=urn, properties=properties))
+        return str(found.id)
+
+
 @pytest.fixture(scope="module")
 def provider() -> Iterator[ResourceProviderStub]:
+    with running_provider() as running:
+        yield running
+
+
+@contextmanager
+def running_provider() -> Iterator[ResourceProviderStub]:
     with Steps() as steps:
         program = tools.ensure(steps) / tools.DOCKER_FILE
     if not program.exists():
@@ -105,3 +175,29 @@ def test_property_names(provider: ResourceProviderStub, resource: str) -> None:
         if any("unknown key" in reason for reason in reasons):
             refused.add(path)
     assert refused == LACKING[resource]
+
+
+@pytest.mark.parametrize(("oldest", "newest", "spoken"), [("1.12", "1.41", "1.41"), ("1.44", "1.52", "1.44")])
+def test_api_version(oldest: str, newest: str, spoken: str) -> None:
+    """It speaks a version of the API that the engine takes, from Docker Engine 20.10 to those that refuse 1.41."""
+    volume = {"Name": "it", "Driver": "local", "Mountpoint": "/it", "Labels": {}, "Options": {}, "Scope": "local"}
+    engine = Engine(oldest=oldest, newest=newest, status=200, answer=volume)
+    with engine.running() as host:
+        assert read("Volume", host) == "it"
+    assert set(engine.asked) == {spoken}
+
+
+@pytest.mark.parametrize("resource", ["Network", "ServiceConfig", "Secret", "Volume", "Container", "Service"])
+def test_an_error_is_no_loss(resource: str) -> None:
+    """A refresh fails where the engine does: only what the engine calls gone leaves the state."""
+    engine = Engine(oldest="1.12", newest="1.41", status=500, answer={"message": "the disk is full"})
+    with engine.running() as host, pytest.raises(grpc.RpcError, match="the disk is full"):
+        read(resource, host)
+
+
+@pytest.mark.parametrize("resource", ["Network", "ServiceConfig", "Secret", "Volume"])
+def test_a_loss_is_noticed(resource: str) -> None:
+    """A refresh takes what the engine calls gone out of the state, so that the next `up` makes it again."""
+    engine = Engine(oldest="1.12", newest="1.41", status=404, answer={"message": "no such thing"})
+    with engine.running() as host:
+        assert not read(resource, host)

@@ -6,11 +6,14 @@ import (
 	"github.com/terraform-providers/terraform-provider-docker/internal/provider"
 )
 
-// Provider is the Terraform provider for Docker, with a fault of it mended and the networks of services in the form
-// that later ones have. It sends version in its User-Agent.
+// Provider is the Terraform provider for Docker, which loses nothing at an engine's error, speaks to new engines, and has
+// the networks of services in the form that later ones have. It sends version in its User-Agent.
 func Provider(version string) *schema.Provider {
 	upstream, changed := provider.New(version)(), provider.New(version)()
-	noticeLoss(changed.ResourcesMap["docker_volume"])
+	for name, inspect := range inspections {
+		noticeLoss(changed.ResourcesMap[name], inspect)
+	}
 	withNetworksAdvanced(changed.ResourcesMap["docker_service"], upstream.ResourcesMap["docker_service"])
+	speakNewestAPI(changed)
 	return changed
 }
