@@ -7,6 +7,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+REGISTRY = "llm-infrastructure.invalid"
+"""The host in the names of images that are built here. No one can register it (RFC 2606), so a missing image is never
+pulled from somebody else."""
 RECIPES = Path(__file__).resolve().parent.parent / "images"
 
 
@@ -23,12 +26,12 @@ class Recipe:
     @property
     def base(self) -> str:
         """The tag of the Debian that it starts from."""
-        return f"llm-infrastructure/debian:{self.debian}-{recipe_hash(RECIPES / 'base')}"
+        return f"{REGISTRY}/debian:{self.debian}-{recipe_hash(RECIPES / 'base')}"
 
     @property
     def tag(self) -> str:
         """The stand-in's tag, which a change of the recipe changes."""
-        name = f"llm-infrastructure/{self.part}-stand-in"
+        name = f"{REGISTRY}/{self.part}-stand-in"
         folder = RECIPES / self.part
         own = [self.packages.parent, folder / "Dockerfile"] if self.packages.exists() else [folder]
         return f"{name}:{self.version}-{recipe_hash(RECIPES / 'base', *own)}"

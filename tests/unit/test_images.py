@@ -122,10 +122,12 @@ def test_no_stand_in_for_anything_else(reference: str) -> None:
 
 
 def test_a_tag_says_what_it_is() -> None:
-    """A stand-in never has the official name; its tag tells the version and the recipe."""
+    """A stand-in has a name that no registry can serve; its tag tells the version and the recipe."""
     for recipe in (*STAND_INS.values(), *UPGRADES):
         version = re.escape(recipe.version)
-        assert re.fullmatch(rf"llm-infrastructure/{recipe.part}-stand-in:{version}-[0-9a-f]{{12}}", recipe.tag)
+        assert re.fullmatch(
+            rf"llm-infrastructure\.invalid/{recipe.part}-stand-in:{version}-[0-9a-f]{{12}}", recipe.tag
+        )
 
 
 def test_the_hash_is_over_the_recipe(tmp_path: Path) -> None:
