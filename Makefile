@@ -9,7 +9,7 @@
 # make docs    write the reference pages of docs/ anew, after a change of Pulumi.yaml or of llmctl
 # STACK=staging with any of them for another stack
 STACK  ?= dev
-PYTHON ?= python3
+PYTHON ?= $(shell test -x $(BIN)/python && echo $(BIN)/python || echo python3)
 BIN    := .venv/bin
 PYTEST  = $(BIN)/pytest
 

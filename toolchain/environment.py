@@ -1,7 +1,8 @@
 """Make the project's virtual environment, from `requirements.lock` and nothing else.
 
 Runs before anything is installed, so it uses the standard library only: `python3 toolchain/environment.py`.
-It is left alone while the lock file, the project file and the interpreter are the ones it was made from.
+It is left alone while the lock file, the project file and the interpreter are the ones it was made from, and no
+package that was installed is missing.
 Python 3.6 can read it, so that who has an older Python than is needed is told so.
 """
 
@@ -28,6 +29,24 @@ def fingerprint() -> str:
     digest.update((PROJECT / "requirements.lock").read_bytes())
     digest.update(repr(tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]).encode())
     return digest.hexdigest()
+
+
+def stamp() -> Path:
+    """The file that says what the environment was made from: a fingerprint, and a line for each package."""
+    return ENVIRONMENT / "made-from"
+
+
+def installed() -> "set[str]":
+    """The packages in the environment, by name and version."""
+    return {path.stem for path in ENVIRONMENT.glob("lib/python*/site-packages/*.dist-info")}
+
+
+def is_whole() -> bool:
+    """Whether the environment is made from what is there now, and has every package that was installed into it."""
+    if not stamp().exists():
+        return False
+    made_from, *packages = stamp().read_text().splitlines()
+    return made_from == fingerprint() and installed().issuperset(packages)
 
 
 def run(*command: object) -> None:
@@ -77,8 +96,7 @@ def main() -> None:
         except BlockingIOError:
             print("… waits for another run that makes the Python environment", file=sys.stderr, flush=True)
             fcntl.flock(lock, fcntl.LOCK_EX)
-        stamp = ENVIRONMENT / "made-from"
-        if stamp.exists() and stamp.read_text() == fingerprint():
+        if is_whole():
             return
         started = time.monotonic()
         print("… Python environment", file=sys.stderr, flush=True)
@@ -95,7 +113,7 @@ def main() -> None:
         )
         run(*pip, "--require-hashes", "--requirement", PROJECT / "requirements.lock")
         run(*pip, "--no-deps", "--no-build-isolation", "--editable", PROJECT)
-        stamp.write_text(fingerprint())
+        stamp().write_text("\n".join([fingerprint(), *sorted(installed())]))
         show("")
         print(f"✓ Python environment {time.monotonic() - started:.1f} s", file=sys.stderr, flush=True)
 

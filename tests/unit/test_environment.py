@@ -35,6 +35,53 @@ def test_an_environment_that_is_active_can_be_made_anew(tmp_path: Path, monkeypa
     assert (tmp_path / ".venv/made-from").read_text() == environment.fingerprint()
 
 
+def test_an_environment_that_lost_a_package_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after `uv sync`, which removes what the project does not need without its extras. More packages are fine."""
+    packages = tmp_path / ".venv/lib/python3.11/site-packages"
+    made: list[tuple[object, ...]] = []
+
+    def run(*command: object) -> None:
+        made.append(command)
+        for name in ("pulumi-3.272.0", "openai-3.57.0"):
+            (packages / f"{name}.dist-info").mkdir(parents=True, exist_ok=True)
+
+    monkeypatch.setattr(environment, "ENVIRONMENT", tmp_path / ".venv")
+    monkeypatch.setattr(environment, "run", run)
+    environment.main()
+    commands = len(made)
+    (packages / "ipython-9.0.0.dist-info").mkdir()
+    environment.main()
+    assert len(made) == commands
+    (packages / "pulumi-3.272.0.dist-info").rmdir()
+    environment.main()
+    assert len(made) == 2 * commands
+
+
+@pytest.mark.parametrize(("there", "chosen"), [(True, ".venv/bin/python"), (False, "python3")])
+def test_the_interpreter_of_an_environment_is_kept(tmp_path: Path, there: bool, chosen: str) -> None:  # noqa: FBT001
+    """`make up PYTHON=python3.13` once is enough: ./pulumiw and make go on with the environment's own interpreter."""
+    for name in ("pulumiw", "Makefile"):
+        shutil.copy(environment.PROJECT / name, tmp_path / name)
+    stand_in = '#!/bin/sh\necho "$0 $1"\nexit 1\n'  # tells its name, and that nothing is to go on
+    for name in ("python3", *([".venv/bin/python"] if there else [])):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(stand_in)
+        (tmp_path / name).chmod(0o755)
+    for command in ([str(tmp_path / "pulumiw"), "preview"], ["make", "environment"]):
+        ran = subprocess.run(
+            command,
+            cwd=tmp_path,
+            env={"PATH": f"{tmp_path}:/usr/bin:/bin"},
+            check=False,
+            capture_output=True,
+            text=True,
+        )
+        assert ran.stdout.split()[:2] == [
+            chosen if there else str(tmp_path / chosen),
+            "toolchain/environment.py",
+        ], ran.stderr
+
+
 def test_an_older_python_can_read_it() -> None:
     """Its message, which names the Python that is needed, reaches those who have the oldest one still around."""
     source = Path(environment.__file__).read_text(encoding="utf-8")
