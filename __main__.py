@@ -3,7 +3,10 @@
 import pulumi
 
 from infra import stack_config
+from infra.placement.engine import check_engine
 from infra.stack import build
 
-for name, value in build(stack_config.load()).items():
+settings = stack_config.load()
+check_engine(settings.docker_host)
+for name, value in build(settings).items():
     pulumi.export(name, value)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import grp
 import os
 import pwd
+import re
 import socket
 import subprocess
 import time
 from collections import deque
+from dataclasses import dataclass
 from pathlib import Path
 
 import docker
@@ -25,9 +27,16 @@ USUAL_HOSTS = (
     f"unix://{Path.home()}/.docker/run/docker.sock",  # Docker Desktop
     f"unix://{Path.home()}/.docker/desktop/docker.sock",
 )
+CONTAINERD_STORE = "io.containerd.snapshotter.v1"
+DESKTOP = "Docker Desktop"
 UNREACHABLE = (OSError, docker.errors.DockerException)
 LOG = Path("/var/log/dockerd.log")
 CERTIFICATE_FILES = ("ca.pem", "cert.pem", "key.pem")
+OLDEST_API = (1, 41)
+"""That of Docker Engine 20.10, which the stack was first run on."""
+_PROVIDER = Path(__file__).with_name("docker-provider") / "shim/version.go"
+SPOKEN_API = tuple(map(int, re.findall(r'newestAPI = "(\d+)\.(\d+)"', _PROVIDER.read_text())[0]))
+"""The newest that the Docker provider built here speaks."""
 PACKAGES = ("docker.io", "ca-certificates", "iptables")
 START_SECONDS = 60
 POLL_SECONDS = 0.1
@@ -40,9 +49,9 @@ def ensure(steps: Steps, host: str, stack: str) -> docker.DockerClient:
     """
     _check_environment(host, stack)
     try:
-        return connect(host)
+        return _told(steps, connect(host), stack)
     except UNREACHABLE as error:
-        why = _why_unreachable(host, stack, error)
+        why = why_unreachable(host, stack, error)
         absent = isinstance(error, (FileNotFoundError, ConnectionRefusedError))
     if not (absent and _is_default(host) and can_install()):
         raise why
@@ -54,7 +63,69 @@ def ensure(steps: Steps, host: str, stack: str) -> docker.DockerClient:
             _start_by_systemd(step)
         else:
             start(step, host, log=LOG)
-    return connect(host)
+    return _told(steps, connect(host), stack)
+
+
+def _told(steps: Steps, client: docker.DockerClient, stack: str) -> docker.DockerClient:
+    """Say what a client's engine is. Raises SetupError for one that the stack cannot run on."""
+    found = look_at(client)
+    if found.refused:
+        client.close()
+        raise SetupError(
+            f"{found.name}: {found.refused}", mend=f"upgrade it, or name another: {_set_host(stack, '…')}"
+        )
+    steps.console.print("\n  ".join([found.name, *found.doubts]), markup=False)
+    return client
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What an engine says of itself."""
+
+    name: str
+    """What it is, its version, and what about it matters here, as text for a person."""
+    refused: str
+    """Why the stack cannot run on it; empty if it can."""
+    doubts: tuple[str, ...]
+    """What about it was never tried with this project, or will not be as the documents say."""
+
+
+def look_at(client: docker.DockerClient) -> Found:
+    """Ask an engine what it is, before anything is changed on it."""
+    version, info = client.version(), client.info()
+    kind = next((part["Name"] for part in version.get("Components") or ()), "Engine")
+    newest, oldest = version["ApiVersion"], version.get("MinAPIVersion") or version["ApiVersion"]
+    store = dict(info.get("DriverStatus") or ()).get("driver-type") == CONTAINERD_STORE
+    traits = [
+        f"API {oldest} to {newest}",
+        *(["containerd image store"] if store else []),
+        f"cgroup {info.get('CgroupVersion') or '1'}",
+        *(["rootless"] if "name=rootless" in (info.get("SecurityOptions") or ()) else []),
+        *([DESKTOP] if info.get("OperatingSystem") == DESKTOP else []),
+    ]
+    name = "Docker Engine" if kind == "Engine" else kind
+    refused = ""
+    if _number(newest) < OLDEST_API:
+        refused = f"its API is {newest}, and {_text(OLDEST_API)} is needed: Docker Engine 20.10 or newer"
+    doubts = []
+    if kind != "Engine":
+        doubts.append(f"{kind} has Docker's API, and this project was only ever run on Docker Engine")
+    if _number(oldest) > SPOKEN_API:
+        doubts.append(
+            f"it takes no API older than {oldest}, and the Docker provider that is built here speaks "
+            f"{_text(SPOKEN_API)}: only the official provider can work with it"
+        )
+    if info.get("MemoryLimit") is False:
+        doubts.append("it cannot limit memory, so no container's limit holds")
+    return Found(name=f"{name} {version['Version']} ({', '.join(traits)})", refused=refused, doubts=tuple(doubts))
+
+
+def _number(version: str) -> tuple[int, ...]:
+    return tuple(map(int, version.split(".")))
+
+
+def _text(version: tuple[int, ...]) -> str:
+    return ".".join(map(str, version))
 
 
 def connect(host: str) -> docker.DockerClient:
@@ -174,7 +245,7 @@ def _answers(host: str) -> bool:
     return True
 
 
-def _why_unreachable(host: str, stack: str, error: Exception) -> SetupError:
+def why_unreachable(host: str, stack: str, error: Exception) -> SetupError:
     """Say why no engine answers, and what a user who is not root can do."""
     if not host.startswith("unix://"):
         with_these = f" with the certificates in {folder}" if (folder := certificates(host)) else ""

@@ -15,7 +15,7 @@ import pulumi
 import pulumi_docker
 
 from infra.images import stand_ins
-from toolchain.engine import certificates, connect
+from toolchain.engine import UNREACHABLE, certificates, connect, look_at, why_unreachable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -31,6 +31,19 @@ HEALTH_SECONDS = 5
 doubled the p99 of busy replicas on two cores."""
 LOG_SIZE = "10m"
 LOG_FILES = "3"
+
+
+def check_engine(host: str) -> None:
+    """Refuse an engine that does not answer or is too old, and warn of one that was not tried. Raises RunError."""
+    try:
+        with closing(connect(host)) as engine:
+            found = look_at(engine)
+    except UNREACHABLE as error:
+        raise pulumi.RunError(str(why_unreachable(host, pulumi.get_stack(), error))) from error
+    if found.refused:
+        raise pulumi.RunError(f"{found.name}: {found.refused}. Nothing was changed.")
+    for doubt in found.doubts:
+        pulumi.log.warn(f"{found.name}: {doubt}")
 
 
 class EnginePlacement:
@@ -98,6 +111,15 @@ class EnginePlacement:
             except docker.errors.NotFound:
                 return
             check_ours(volume.attrs["Labels"] or {}, inputs, "volume")
+
+
+def is_present(engine: docker.DockerClient, name: str) -> bool:
+    """Whether an engine has an image."""
+    try:
+        engine.images.get(name)
+    except docker.errors.ImageNotFound:
+        return False
+    return True
 
 
 def check_ours(labels: Mapping[str, str], inputs: Mapping[str, Any], kind: str) -> None:

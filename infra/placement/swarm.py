@@ -27,6 +27,7 @@ from infra.placement.engine import (
     check_ours,
     duration,
     is_ours,
+    is_present,
     stands_alone,
 )
 from infra.placement.services import Converged, stand_down
@@ -340,7 +341,7 @@ class Swarm(EnginePlacement):
                 platforms = {(each["architecture"], each["os"]) for each in found.attrs["Platforms"] or []}
                 return _Image(name=name if "@" in name else f"{name}@{found.id}", platforms=sorted(platforms))
             except (docker.errors.APIError, *UNREACHABLE) as error:
-                if self._registry is None and len(self._cluster.nodes) == 1 and _is_present(engine, name):
+                if self._registry is None and len(self._cluster.nodes) == 1 and is_present(engine, name):
                     return _Image(name=name, platforms=[])
                 why = getattr(error, "explanation", None) or error
         if self._registry:
@@ -430,11 +431,3 @@ def _health_check(health: HealthCheck) -> pulumi_docker.ServiceTaskSpecContainer
 def _base64(content: pulumi.Input[str]) -> pulumi.Output[str]:
     # Swarm refuses what is empty.
     return pulumi.Output.from_input(content).apply(lambda text: base64.b64encode((text or "\n").encode()).decode())
-
-
-def _is_present(engine: docker.DockerClient, reference: str) -> bool:
-    try:
-        engine.images.get(reference)
-    except docker.errors.ImageNotFound:
-        return False
-    return True

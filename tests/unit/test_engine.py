@@ -7,7 +7,7 @@ import os
 import pwd
 import socket
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import pytest
 
@@ -15,8 +15,10 @@ from toolchain import engine
 from toolchain.progress import SetupError, Steps
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
+
+    import docker
 
 
 @pytest.fixture(autouse=True)
@@ -190,3 +192,61 @@ def test_a_service_that_does_not_come_up(tmp_path: Path, monkeypatch: pytest.Mon
     with Steps().step("start") as step, pytest.raises(SetupError, match="no space left on device") as raised:
         engine._start_by_systemd(step)
     assert raised.value.tried == ("systemctl start docker.service",)
+
+
+class FakeEngine:
+    """An engine that says of itself what it is told to."""
+
+    def __init__(self, version: Mapping[str, object], info: Mapping[str, object]) -> None:
+        self._version = {"Version": "20.10.24", "ApiVersion": "1.41", "MinAPIVersion": "1.12", **version}
+        self._info = {"MemoryLimit": True, **info}
+
+    def version(self) -> Mapping[str, object]:
+        return self._version
+
+    def info(self) -> Mapping[str, object]:
+        return self._info
+
+
+PODMAN = {"Version": "5.4.2", "MinAPIVersion": "1.24", "Components": [{"Name": "Podman Engine"}]}
+ENGINE_29 = {"Version": "29.0.1", "ApiVersion": "1.52", "MinAPIVersion": "1.44"}
+CONTAINERD = {"DriverStatus": [["driver-type", "io.containerd.snapshotter.v1"]], "CgroupVersion": "2"}
+
+
+@pytest.mark.parametrize(
+    ("version", "info", "name"),
+    [
+        ({}, {}, "Docker Engine 20.10.24 (API 1.12 to 1.41, cgroup 1)"),
+        (ENGINE_29, CONTAINERD, "Docker Engine 29.0.1 (API 1.44 to 1.52, containerd image store, cgroup 2)"),
+        ({}, {"SecurityOptions": ["name=rootless"]}, "Docker Engine 20.10.24 (API 1.12 to 1.41, cgroup 1, rootless)"),
+        (PODMAN, {}, "Podman Engine 5.4.2 (API 1.24 to 1.41, cgroup 1)"),
+    ],
+)
+def test_what_an_engine_is(version: Mapping[str, object], info: Mapping[str, object], name: str) -> None:
+    """Its version, the API versions that it takes, and what about it decides how the stack runs."""
+    found = engine.look_at(cast("docker.DockerClient", FakeEngine(version, info)))
+    assert found.name == name
+    assert not found.refused
+
+
+def test_an_engine_that_is_too_old_is_refused() -> None:
+    """An engine older than 20.10 is refused, with the oldest that can be used."""
+    old = FakeEngine({"Version": "19.03.15", "ApiVersion": "1.40"}, {})
+    found = engine.look_at(cast("docker.DockerClient", old))
+    assert "1.41 is needed: Docker Engine 20.10 or newer" in found.refused
+
+
+@pytest.mark.parametrize(
+    ("version", "info", "doubt"),
+    [
+        (PODMAN, {}, "only ever run on Docker Engine"),
+        ({"ApiVersion": "1.60", "MinAPIVersion": "1.50"}, {}, "takes no API older than 1.50"),
+        ({}, {"MemoryLimit": False}, "no container's limit holds"),
+    ],
+)
+def test_what_was_never_tried_is_said(version: Mapping[str, object], info: Mapping[str, object], doubt: str) -> None:
+    """An engine that this project was not run on, or that cannot keep its limits, gets a warning and no refusal."""
+    found = engine.look_at(cast("docker.DockerClient", FakeEngine(version, info)))
+    assert not found.refused
+    assert len(found.doubts) == 1
+    assert doubt in found.doubts[0]
