@@ -79,9 +79,11 @@ class Engine(http.server.ThreadingHTTPServer):
     @contextmanager
     def running(self) -> Iterator[str]:
         threading.Thread(target=self.serve_forever, daemon=True).start()
-        yield f"tcp://127.0.0.1:{self.server_address[1]}"
-        self.shutdown()
-        self.server_close()
+        try:
+            yield f"tcp://127.0.0.1:{self.server_address[1]}"
+        finally:
+            self.shutdown()
+            self.server_close()
 
 
 class _Answers(http.server.BaseHTTPRequestHandler):
@@ -142,9 +144,11 @@ def running_provider() -> Iterator[ResourceProviderStub]:
         pytest.skip("the official Docker provider is installed, and the built one is not needed")
     with subprocess.Popen([program], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        with grpc.insecure_channel(f"127.0.0.1:{process.stdout.readline().strip()}") as channel:
-            yield ResourceProviderStub(channel)
-        process.terminate()
+        try:
+            with grpc.insecure_channel(f"127.0.0.1:{process.stdout.readline().strip()}") as channel:
+                yield ResourceProviderStub(channel)
+        finally:
+            process.terminate()
 
 
 def properties(arguments: type) -> Iterator[tuple[str, dict[str, object]]]:
