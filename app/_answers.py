@@ -120,18 +120,18 @@ BY_TEXT: tuple[tuple[str, type[RequestError], str], ...] = (
     ("ContextWindowExceededError", ContextTooLongError, "the messages are longer than {model} takes: shorten them"),
     ("ContentPolicyViolationError", ContentRefusedError, "the provider of {model} refused the content: change it"),
     (
-        "Invalid model name",
+        "is not served here",
         ModelUnknownError,
         "the gateway serves no model {model}: `llmctl models` lists those it does",
     ),
 )
-"""What only the text of LiteLLM's answer tells: all of these arrive as status 400, or in a stream."""
+"""What only the text of an answer tells: all of these arrive as status 400 or 404, or in a stream."""
 
 OTHERS: tuple[type[RequestError], str] = (
     RequestRejectedError,
     "{model} was asked wrongly (status {status}): the gateway's log says how",
 )
-TOLD_BY_TEXT = (400, None)
+TOLD_BY_TEXT = (400, 404, None)
 KEY_REFUSED = (401, 403)
 NO_REPLICA = "service_unavailable"
 """The code of the edge's own 503 (edge/haproxy.cfg)."""

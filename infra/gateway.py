@@ -38,6 +38,8 @@ class GatewayArgs:
     replicas: int
     memory_mb: int
     drain_seconds: int
+    fetch_urls: bool
+    """Whether LiteLLM may fetch what a request names by URL (litellm/fetching.py)."""
     config: str
     """LiteLLM's rendered config."""
     programs: Mapping[str, str]
@@ -47,6 +49,11 @@ class GatewayArgs:
     generation: pulumi.Input[int]
     """That of the master key, which callers tell replicas apart by."""
     network: str
+
+
+def environment(*, fetch_urls: bool) -> dict[str, str]:
+    """LiteLLM's environment, but for its secrets."""
+    return {**ENVIRONMENT, "LLM_GATEWAY_FETCH_URLS": "true"} if fetch_urls else ENVIRONMENT
 
 
 def network_name(generation: int) -> str:
@@ -70,7 +77,7 @@ class Gateway(pulumi.ComponentResource):
                 image=args.image,
                 entrypoint=("python3", "-IS", f"{PROGRAMS}/entrypoint.py", str(AGENT_PORT)),
                 command=("--config", "/app/config.yaml", "--port", str(PORT)),
-                environment=ENVIRONMENT,
+                environment=environment(fetch_urls=args.fetch_urls),
                 files={
                     "/app/config.yaml": args.config,
                     **{f"{PROGRAMS}/{name}": text for name, text in args.programs.items()},

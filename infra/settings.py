@@ -226,6 +226,7 @@ class Settings(_Frozen):
     tls_key: Annotated[PrivateKey | None, Optional] = Field(examples=["< gateway.key"])
     allow_plain_http: bool = Field(examples=["true"])
     metrics_port: Annotated[Port | None, Optional] = Field(examples=["8404"])
+    fetch_urls: bool = Field(examples=["true"])
     max_body_mb: Annotated[int, Field(ge=1, le=1024)] = Field(examples=["20"])
 
     litellm_image: LiteLLMImage = Field(examples=["ghcr.io/berriai/litellm:main-v1.55.0"])

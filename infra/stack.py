@@ -103,6 +103,7 @@ def build(settings: Settings) -> Mapping[str, pulumi.Input[object]]:
             image=settings.litellm_image,
             replicas=settings.replicas,
             memory_mb=settings.litellm_memory_mb,
+            fetch_urls=settings.fetch_urls,
             drain_seconds=settings.drain_seconds,
             config=models.config,
             programs={

@@ -7,8 +7,12 @@ from __future__ import annotations
 
 import sys
 
+import fetching
+import guard
 from litellm.proxy.proxy_cli import run_server
 
 if __name__ == "__main__":
+    fetching.install()
+    guard.install()  # the outermost, so the last
     sys.argv[0] = "litellm"
     run_server()

@@ -98,7 +98,7 @@ def test_counts_grow_by_the_requests_that_are_sent(deployment: Deployment) -> No
     with pytest.raises(openai.InternalServerError):
         ask(deployment, FAILS)
     for _ in range(2):
-        with pytest.raises(openai.BadRequestError):
+        with pytest.raises(openai.NotFoundError):
             ask(deployment, HELLO, model="nothing")
     after = counts(await_well())
     grown = {name: after[name] - number for name, number in before.items()}

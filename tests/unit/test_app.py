@@ -392,7 +392,7 @@ FAILURES: list[tuple[str, int, str, str | None, type[app.LLMError], bool]] = [
     ("timeout at the edge", 504, "x", "gateway_timeout", app.TimedOutError, True),
     ("conflict", 409, "litellm.APIError: x", None, app.ProviderError, True),
     ("model gone at the provider", 404, "litellm.NotFoundError: x", None, app.ModelUnknownError, True),
-    ("unknown model", 400, "/chat/completions: Invalid model name passed", None, app.ModelUnknownError, True),
+    ("unknown model", 404, "The model 'x' is not served here.", "model_not_found", app.ModelUnknownError, True),
     (
         "context window",
         400,

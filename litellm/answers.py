@@ -1,0 +1,240 @@
+"""The gateway's answers where LiteLLM's would not do: refusals, and errors in a form that clients can read."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import json
+import re
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable, Mapping
+
+    Message = dict[str, Any]
+    Send = Callable[[Message], Awaitable[None]]
+
+BAD_REQUEST, NOT_FOUND, METHOD_NOT_ALLOWED, UNSUPPORTED, UNPROCESSABLE, FAILED = 400, 404, 405, 415, 422, 500
+
+SINCE = "1.106.12"
+"""The oldest release that was found to serve the paths and the content that the default release does not."""
+NEWER = re.compile(r"/(responses(/.*)?|messages/count_tokens|models/.+|audio/translations|images/edits)/?$")
+"""The paths that are served since then."""
+NAMED = re.compile(r"litellm\.(\w+)")
+STATUSES = {
+    "AuthenticationError": 401,
+    "BadRequestError": 400,
+    "ContentPolicyViolationError": 400,
+    "ContextWindowExceededError": 400,
+    "NotFoundError": 404,
+    "PermissionDeniedError": 403,
+    "RateLimitError": 429,
+    "Timeout": 408,
+    "UnprocessableEntityError": 422,
+}
+"""What LiteLLM's own errors stand for. Some of its paths answer 500 with any of them."""
+WRONG = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError)
+"""What Python raises where LiteLLM works with a body that it did not expect."""
+
+
+class Refusal(Exception):  # noqa: N818 -- no error of the program
+    """A request that LiteLLM is not to see, or an answer that the client is to get in its place."""
+
+    def __init__(
+        self, message: str, *, param: str | None = None, code: str | None = None, status: int = BAD_REQUEST
+    ) -> None:
+        super().__init__(message)
+        self.param, self.code, self.status = param, code, status
+
+
+@dataclass
+class Exchange:
+    """What is known of the request that is handled."""
+
+    asked: bool = False
+    """Whether a provider, or anybody else, was asked."""
+    error: BaseException | None = None
+    """What LiteLLM failed with."""
+    reason: str = ""
+    """What is wrong with the request, where this project's own programs found it on the way."""
+
+
+current: ContextVar[Exchange | None] = ContextVar("exchange", default=None)
+
+
+class Mender:
+    """The way back: passes answers on as they are, but for errors that a client could not read."""
+
+    def __init__(
+        self, send: Send, scope: dict[str, Any], exchange: Exchange, version: str, *, anthropic: bool
+    ) -> None:
+        self.send, self.scope, self.exchange, self.version, self.anthropic = send, scope, exchange, version, anthropic
+        self.start: Message | None = None
+        """That of an error, until its body is whole."""
+        self.started = False
+        self.held = b""
+        self.stream = False
+        self.tail = b""
+
+    async def __call__(self, message: Message) -> None:
+        """Pass a message of LiteLLM on."""
+        if message["type"] == "http.response.start":
+            self.started = True
+            content_type = dict(message["headers"]).get(b"content-type", b"")
+            self.stream = self.anthropic and content_type.startswith(b"text/event-stream")
+            if message["status"] >= BAD_REQUEST:
+                self.start = message
+                return
+        elif self.start is not None and message["type"] == "http.response.body":
+            self.held += message.get("body", b"")
+            if not message.get("more_body"):
+                await self._mended(self.start)
+            return
+        elif self.stream and message["type"] == "http.response.body":
+            message = self._event(message)
+        await self.send(message)
+
+    async def failed(self, problem: Exception) -> None:
+        """Answer for LiteLLM, which raised in place of an answer."""
+        self.exchange.error, self.held = problem, b'{"error": {"message": "The gateway failed."}}'
+        status = getattr(problem, "status_code", FAILED)
+        await self._mended({"status": status if isinstance(status, int) else FAILED, "headers": []})
+
+    def _event(self, message: Message) -> Message:
+        """An Anthropic stream ends with message_stop, or with an error that its SDKs raise."""
+        chunk = message.get("body", b"")
+        if chunk.startswith((b'data: {"error"', b'data:{"error"')):
+            problem = json.loads(chunk.split(b":", 1)[1])["error"]
+            chunk = broken_off(problem.get("message", "") if isinstance(problem, dict) else str(problem))
+        self.tail = (self.tail[-32:] + chunk) if chunk else self.tail
+        ended = b"message_stop" in self.tail or b"event: error" in self.tail
+        if ended:
+            self.tail = b"message_stop"
+        elif not message.get("more_body"):
+            chunk += broken_off("The provider broke off its answer.")
+        return {**message, "body": chunk}
+
+    async def _mended(self, start: Message) -> None:
+        status: int = start["status"]
+        kept = [it for it in start["headers"] if it[0] not in {b"content-length", b"content-type"}]
+        try:
+            content = json.loads(self.held)
+        except ValueError:
+            content = {"detail": self.held.decode(errors="replace")}
+        known = content.get("error") if isinstance(content, dict) else content
+        known = known if isinstance(known, dict) else {"message": known or content.get("detail", content)}
+        changed = self._read_as(status, known)
+        status = changed.pop("status", status)
+        problem = {"type": None, "param": None, "code": None, **known, **changed}
+        problem["message"] = text_of(problem.get("message"))
+        if problem["type"] in {None, "None"} or changed:
+            problem["type"] = "invalid_request_error" if status < FAILED else "server_error"
+        if problem["param"] == "None":
+            problem["param"] = None
+        if not self.anthropic:
+            content = {"error": problem}
+        elif changed or not isinstance(content, dict) or content.get("type") != "error":
+            content = anthropic_error(problem["message"], status)
+        await answer(self.send, status, content, kept)
+
+    def _read_as(self, status: int, known: Mapping[str, Any]) -> dict[str, Any]:
+        """What an error is, where LiteLLM does not say it: the parts of it that change."""
+        named = NAMED.match(str(known.get("message")))
+        if self.exchange.reason:
+            return {"status": BAD_REQUEST, "code": "invalid_request", "message": self.exchange.reason}
+        if status in {NOT_FOUND, METHOD_NOT_ALLOWED} and known.keys() == {"message"}:
+            runs, path = f"LiteLLM {self.version}, which this gateway runs,", self.scope["path"]
+            since = f" It is served since LiteLLM {SINCE}." if NEWER.search(path) and self.version != SINCE else ""
+            message = f"{runs} does not serve {self.scope['method']} {path}.{since}"
+            return {"status": NOT_FOUND, "code": "unknown_url", "message": message}
+        if status == FAILED and named and named[1] in STATUSES:
+            return {"status": STATUSES[named[1]]}
+        if status == FAILED and not self.exchange.asked and (wrong := root_of(self.exchange.error)) is not None:
+            message = f"LiteLLM cannot work with this request: {type(wrong).__name__}: {str(wrong)[:500]}"
+            return {"status": BAD_REQUEST, "code": "invalid_request", "message": message}
+        return {"status": BAD_REQUEST, "code": "invalid_request"} if status == UNPROCESSABLE else {}
+
+
+def text_of(message: object) -> str:
+    """An error's message as a text, whatever LiteLLM or FastAPI made of it."""
+    if isinstance(message, dict):
+        return str(message.get("error") or message.get("message") or message)
+    if isinstance(message, list):  # FastAPI's own
+        return "; ".join(
+            f"{'.'.join(map(str, it.get('loc', ())[1:]))}: {it.get('msg')}" if isinstance(it, dict) else str(it)
+            for it in message
+        )
+    return str(message)
+
+
+def root_of(problem: BaseException | None) -> BaseException | None:
+    """The error of Python's own that a failure began with, if there is one."""
+    seen: set[int] = set()
+    while problem is not None and id(problem) not in seen:
+        seen.add(id(problem))
+        before = problem.__cause__ or problem.__context__
+        if before is None:
+            return problem if isinstance(problem, WRONG) else None
+        problem = before
+    return None
+
+
+def error(refusal: Refusal, *, anthropic: bool) -> dict[str, Any]:
+    """A refusal in OpenAI's form, or Anthropic's."""
+    if anthropic:
+        return anthropic_error(str(refusal), refusal.status)
+    return {
+        "error": {
+            "message": str(refusal),
+            "type": "invalid_request_error",
+            "param": refusal.param,
+            "code": refusal.code,
+        }
+    }
+
+
+def anthropic_error(message: str, status: int) -> dict[str, Any]:
+    """An error in Anthropic's form."""
+    kinds = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
+    kind = kinds.get(status, "api_error" if status >= FAILED else "invalid_request_error")
+    return {"type": "error", "error": {"type": kind, "message": message}}
+
+
+def broken_off(message: str) -> bytes:
+    """The event with which an Anthropic stream says that it failed."""
+    return f"event: error\ndata: {json.dumps(anthropic_error(message, FAILED))}\n\n".encode()
+
+
+async def answer(send: Send, status: int, content: object, headers: Iterable[tuple[bytes, bytes]] = ()) -> None:
+    """Send a whole answer."""
+    body = json.dumps(content).encode()
+    more = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": status, "headers": [*headers, *more]})
+    await send({"type": "http.response.body", "body": body})
+
+
+def watch() -> None:
+    """Have each exchange know whether anybody was asked for it, and what LiteLLM failed with."""
+    httpx = importlib.import_module("httpx")
+    for kind in (httpx.Client, httpx.AsyncClient):
+        kind.send = noting(kind.send, lambda exchange, *_, **__: setattr(exchange, "asked", True))
+    logging = importlib.import_module("litellm.proxy.utils").ProxyLogging
+    logging.post_call_failure_hook = noting(
+        logging.post_call_failure_hook,
+        lambda exchange, *_, original_exception=None, **__: setattr(exchange, "error", original_exception),
+    )
+
+
+def noting(function: Callable[..., Any], note: Callable[..., None]) -> Callable[..., Any]:
+    """A function that notes what it is called with in the exchange that it belongs to."""
+
+    @functools.wraps(function)
+    def noted(*args: object, **kwargs: object) -> Any:
+        exchange = current.get()
+        if exchange is not None:
+            note(exchange, *args, **kwargs)
+        return function(*args, **kwargs)
+
+    return noted

@@ -1,0 +1,248 @@
+"""What a request may say: stands before LiteLLM's app, in its process.
+
+A client can only ask. LiteLLM takes settings of its own from a request: where to send it, with which key, what to
+log, when to give up. The gateway decides those and not the client, so a request that names one is refused, whether it
+comes as JSON, form or query string, before LiteLLM sees it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import re
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl
+
+import answers
+import release as releases
+from answers import NOT_FOUND, UNSUPPORTED, Exchange, Mender, Refusal, answer, current, error
+from shapes import check_shapes, check_text_only
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
+
+    Scope = dict[str, Any]
+    Message = dict[str, Any]
+    Receive = Callable[[], Awaitable[Message]]
+    Send = Callable[[Message], Awaitable[None]]
+    App = Callable[[Scope, Receive, Send], Awaitable[None]]
+    from release import Release
+
+LOG = logging.getLogger("litellm.guard")
+
+FORM_PATHS = re.compile(r"/(audio/(transcriptions|translations)|images/(edits|variations))/?$")
+FORM_TYPES = ("multipart/form-data", "application/x-www-form-urlencoded")
+NEEDS_MODEL = re.compile(
+    r"/(completions|embeddings|responses|messages|count_tokens|rerank|speech|transcriptions|translations|generations|edits)$"
+)
+AZURE = re.compile(r"/(?:openai/deployments|engines)/(.+?)/(?:chat/|audio/|images/)?\w+$")
+DROPPED_HEADERS = {b"cache-control", b"litellm_user_api_key", b"openai-organization"}
+"""Read by LiteLLM as settings, beside its own prefix and the headers that carry a key."""
+DROPPED_PREFIXES = (b"x-litellm-", b"x-mcp-")
+ID = re.compile(r"[\w=-]+")
+
+
+class Guard:
+    """ASGI middleware that lets through what a client may ask, and mends what LiteLLM answers."""
+
+    def __init__(self, app: App, release: Release) -> None:
+        self.app, self.release = app, release
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one connection."""
+        if scope["type"] != "http":
+            if scope["type"] == "websocket":  # nothing looks at what comes over one
+                await send({"type": "websocket.close", "code": 1008})
+                return
+            await self.app(scope, receive, send)
+            return
+        anthropic = "/messages" in scope["path"]
+        try:
+            body = await self._checked(scope, receive)
+        except Refusal as refusal:
+            await answer(send, refusal.status, error(refusal, anthropic=anthropic))
+            return
+        if body is None:
+            return  # the client is gone
+        exchange = Exchange()
+        current.set(exchange)
+        mender = Mender(send, scope, exchange, self.release.version, anthropic=anthropic)
+        try:
+            await self.app(scope, replay(body, receive), mender)
+        except Exception as problem:
+            if mender.started:
+                raise
+            LOG.exception("LiteLLM failed without an answer")
+            await mender.failed(problem)
+
+    async def _checked(self, scope: Scope, receive: Receive) -> bytes | None:
+        """The body of a request that may pass; its scope is cut down to what LiteLLM is to see."""
+        release, path = self.release, scope["path"]
+        headers = dict(scope["headers"])
+        scope["headers"] = [
+            (name, value)
+            for name, value in scope["headers"]
+            if name not in release.key_headers
+            and name not in DROPPED_HEADERS
+            and not name.startswith(DROPPED_PREFIXES)
+        ]
+        self._check_query(scope)
+        if scope["method"] in {"GET", "HEAD", "OPTIONS"}:
+            return b""
+        if headers.get(b"content-encoding", b"identity").strip().lower() not in {b"identity", b""}:
+            raise Refusal("Send the body without Content-Encoding.", code="unsupported_encoding", status=UNSUPPORTED)
+        body = await read(receive)
+        if body is None or (not body and not NEEDS_MODEL.search(path.rstrip("/"))):
+            return body
+        media_type = headers.get(b"content-type", b"").split(b";")[0].strip().lower().decode("latin-1")
+        if FORM_PATHS.search(path):
+            if media_type not in FORM_TYPES:
+                raise Refusal("Send this as multipart/form-data.", code="unsupported_media_type", status=UNSUPPORTED)
+            fields = await self._form(scope, body)
+        else:
+            if "form" in media_type:
+                raise Refusal(
+                    "Send this as JSON, with Content-Type: application/json.",
+                    code="unsupported_media_type",
+                    status=UNSUPPORTED,
+                )
+            fields = self._json(body)
+            check_shapes(fields)
+            # LiteLLM's newer releases take it from here, and do not parse the body again.
+            scope["parsed_body"] = (tuple(fields), fields)
+            scope["headers"] = [it for it in scope["headers"] if it[0] != b"content-type"]
+            scope["headers"].append((b"content-type", b"application/json"))
+        self._check_names(fields)
+        self._check_model(path, fields)
+        if release.text_only and path.rstrip("/").endswith("/messages"):
+            check_text_only(fields, release.version)
+        return body
+
+    def _json(self, body: bytes) -> dict[str, Any]:
+        if not body.strip():
+            raise Refusal("The request has no body. Send a JSON object.", code="invalid_json")
+        try:
+            fields = self.release.loads(body)
+        except (ValueError, RecursionError) as problem:
+            raise Refusal(f"The body is not valid JSON: {problem}.", code="invalid_json") from None
+        if not isinstance(fields, dict):
+            raise Refusal("The body is not a JSON object.", code="invalid_json")
+        return fields
+
+    async def _form(self, scope: Scope, body: bytes) -> dict[str, Any]:
+        """A form's fields, as the parser that LiteLLM uses reads them. `a[]` and `a[b]` belong to `a`."""
+        from starlette.requests import Request  # noqa: PLC0415 -- the unit tests need none
+
+        content_type = dict(scope["headers"]).get(b"content-type", b"")
+        boundary = re.search(rb'boundary="?([^";]{1,70})"?\s*(;|$)', content_type)
+        multipart = content_type.lower().startswith(b"multipart/")
+        # What stands before the first part or after the last costs the parser more than it is worth.
+        if multipart and not (
+            boundary
+            and body.startswith(b"--" + boundary[1])
+            and body.rstrip(b"\r\n").endswith(b"--" + boundary[1] + b"--")
+        ):
+            raise Refusal("The form is not complete.", code="invalid_form")
+        try:
+            form = await Request(scope, replay(body, None)).form()
+        except Exception as problem:  # noqa: BLE001 -- parsers raise what they like
+            raise Refusal(f"The form cannot be read: {problem}", code="invalid_form") from None
+        fields: dict[str, Any] = {name.split("[", 1)[0]: value for name, value in form.multi_items()}
+        models = {value for name, value in form.multi_items() if name.split("[", 1)[0] == "model"}
+        if len(models) > 1:
+            raise Refusal("`model` is given more than once.", param="model")
+        metadata = fields.get("metadata")
+        if metadata is not None:
+            inner = {name[len("metadata[") :].rstrip("]"): "" for name in form if name.startswith("metadata[")}
+            fields["metadata"] = {**inner, **(self._json(metadata.encode()) if not inner else {})}
+        return fields
+
+    def _check_query(self, scope: Scope) -> None:
+        """A query string sets nothing; what Azure's and Anthropic's clients send in theirs is dropped."""
+        if not scope["query_string"]:
+            return
+        query = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
+        for name, _ in query:
+            if name.split("[", 1)[0] in self.release.settings | {"model", "key"}:
+                raise Refusal(f"`{name}` cannot be set by a request.", param=name, code="parameter_not_allowed")
+        if scope["method"] != "GET" or "/responses/" not in scope["path"]:
+            scope["query_string"] = b""
+
+    def _check_names(self, fields: Mapping[str, Any]) -> None:
+        metadata = fields.get("metadata")
+        inner = metadata if isinstance(metadata, dict) else {}
+        for prefix, names, own in (
+            ("", fields, self.release.settings),
+            ("metadata.", inner, self.release.metadata_settings),
+        ):
+            for name in names:
+                if name in own or name.startswith(("_", "litellm_")):
+                    raise Refusal(
+                        f"`{prefix}{name}` cannot be set by a request: this gateway decides it.",
+                        param=prefix + name,
+                        code="parameter_not_allowed",
+                    )
+
+    def _check_model(self, path: str, fields: Mapping[str, Any]) -> None:
+        """Refuse a model that is not served, and an id of another answer that is none."""
+        for name in ("previous_response_id", "conversation"):
+            value = fields.get(name)
+            if isinstance(value, str) and not ID.fullmatch(value):
+                raise Refusal(f"`{name}` is not an id.", param=name)
+        azure = AZURE.search(path)
+        model = azure[1] if azure else fields.get("model")
+        if path.rstrip("/").endswith("/moderations") and model is None:
+            if not self.release.moderates():
+                raise Refusal("Moderations need OpenAI's key: set openaiApiKey in the stack config.", param="model")
+            return
+        if model is None:
+            if NEEDS_MODEL.search(path.rstrip("/")):
+                raise Refusal("`model` is missing.", param="model", code="missing_required_parameter")
+            return
+        if not isinstance(model, str) or not self.release.served(model):
+            served = ", ".join(sorted(self.release.models())) or "none"
+            raise Refusal(
+                f"The model {str(model)[:100]!r} is not served here. Served: {served}.",
+                param="model",
+                code="model_not_found",
+                status=NOT_FOUND,
+            )
+
+
+async def read(receive: Receive) -> bytes | None:
+    """The whole body; None where the client left before that. The edge bounds its size."""
+    parts: list[bytes] = []
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return None
+        parts.append(message.get("body", b""))
+        if not message.get("more_body"):
+            return b"".join(parts)
+
+
+def replay(body: bytes, receive: Receive | None) -> Receive:
+    """What gives a body that was read once more, and then what comes after it."""
+    given = False
+
+    async def again() -> Message:
+        nonlocal given
+        if not given or receive is None:
+            given = True
+            return {"type": "http.request", "body": body, "more_body": False}
+        return await receive()
+
+    return again
+
+
+def install() -> None:
+    """Put the guard before LiteLLM's app. Raises where that is not possible, so that LiteLLM does not start."""
+    release = releases.running()
+    answers.watch()
+    proxy = importlib.import_module("litellm.proxy.proxy_server")
+    if hasattr(
+        proxy, "ast"
+    ):  # LiteLLM 1.55.0 reads a body as Python first: seconds for a large one, and another meaning
+        proxy.ast = SimpleNamespace(literal_eval=release.loads)
+    proxy.app.add_middleware(Guard, release=release)

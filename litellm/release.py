@@ -1,0 +1,206 @@
+"""What the LiteLLM of this process is like: which fields of a request are settings of its own, and what it serves.
+
+The names come from LiteLLM: its lists, its models of a deployment, what its functions take, and what the modules that
+a request goes through read from it. What it does not know goes to the provider, as new fields of an API do.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+import inspect
+import os
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+GEMINI = "Gemini's own, sent on"
+ALLOWED = {
+    "metadata": "labels of the caller's own; what is in it is looked at by name too",
+    "tags": "labels for the logs",
+    **dict.fromkeys(("user_id", "request_id", "client_metadata"), "labels for the provider: zai, vLLM, Codex"),
+    **dict.fromkeys(("format", "images", "keep_alive", "think"), "Ollama's own, sent on"),
+    **dict.fromkeys(("input_type", "document", "method"), "Cohere's and Voyage's own, sent on"),
+    **dict.fromkeys(("cached_content", "contents", "labels", "response_schema", "safety_settings"), GEMINI),
+    **dict.fromkeys(("generationConfig", "systemInstruction", "toolConfig"), GEMINI),
+    **dict.fromkeys(("system_instruction", "tool_config", "video"), GEMINI),
+    **dict.fromkeys(("imageGenerationConfig", "negativeText", "taskType"), "Amazon's own, sent on"),
+    **dict.fromkeys(("after", "before", "limit", "order"), "which part of a list is asked for"),
+    **dict.fromkeys(("filter", "index", "name", "text_format"), "words of many APIs; LiteLLM reads them elsewhere"),
+}
+"""What LiteLLM reads and clients may send, with the reason. What OpenAI and Anthropic publish comes on top."""
+
+ALLOWED_IN_METADATA = {
+    "tags": ALLOWED["tags"],
+    "user_id": "Anthropic's own field, sent on",
+    "session_id": "a label that groups requests",
+    "trace_id": "a label that groups requests",
+    "trace_name": "a label",
+    "generation_name": "a label",
+    "name": "a label",
+    "id": "a label",
+    "type": "a label",
+    "status": "a label",
+    "project_name": "a label",
+    "version": "a label",
+    "user": "a label",
+}
+"""The same, within `metadata`."""
+REFUSED_EVERYWHERE = {"api_base", "api_key", "base_url", "custom_llm_provider", "fallbacks", "user_config"}
+"""Found in each release. One in which these are not found has changed its ways, and is not run."""
+
+READERS = (
+    "main.py",
+    "router.py",
+    "utils.py",
+    "router_utils",
+    "router_strategy",
+    "litellm_core_utils",
+    "caching",
+    "images/*.py",
+    "responses/*.py",
+    "rerank_api",
+    "proxy/*.py",
+    "proxy/auth",
+    "proxy/common_utils",
+    "proxy/hooks",
+    "proxy/*_endpoints/endpoints.py",
+)
+"""The parts of LiteLLM that a request goes through before a provider's own."""
+REQUEST = r"(?:kwargs|data|request_data|request_body|request_kwargs|litellm_params|passed_params)"
+"""What LiteLLM calls a request there."""
+READS = re.compile(
+    rf"""\b{REQUEST}(?:\.get\(|\.pop\(|\[)\s*["']([\w-]+)["']|["']([\w-]+)["']\s+(?:not\s+)?in\s+{REQUEST}\b"""
+)
+METADATA_READS = re.compile(r"""\b_?(?:litellm_)?metadata(?:\.get\(|\.pop\(|\[)\s*["']([\w-]+)["']""")
+KEPT = re.compile(r"""\boptional_params\.pop\(\s*["']([\w-]+)["']""")
+"""What a provider's part of LiteLLM takes out of the fields that it sends on, to use it itself."""
+CONNECTION = re.compile(
+    r"""\boptional_params(?:\.get\(|\[)\s*["']((?:aws|azure|vertex|api|base)_\w+|\w+_(?:url|base))["']"""
+)
+"""How such a part names where to connect to, and as whom."""
+CALLS = (
+    "anthropic_messages", "completion", "embedding", "image_edit", "image_generation", "moderation", "rerank",
+    "responses", "speech", "text_completion", "transcription",
+)  # fmt: skip
+"""LiteLLM's functions, and its router's, that a request becomes the arguments of."""
+PUBLISHED = (
+    "audio.speech_create_params", "audio.transcription_create_params", "audio.translation_create_params",
+    "chat.completion_create_params", "completion_create_params", "embedding_create_params", "image_edit_params",
+    "image_generate_params", "moderation_create_params", "responses.response_create_params",
+)  # fmt: skip
+"""The modules of OpenAI's SDK that list the fields of its API."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Release:
+    """What the guard knows of the LiteLLM that runs."""
+
+    version: str
+    settings: frozenset[str]
+    """The fields of a request that are LiteLLM's own."""
+    metadata_settings: frozenset[str]
+    """Those within `metadata`."""
+    key_headers: frozenset[bytes]
+    text_only: bool
+    """Whether its /v1/messages loses what is not text."""
+    served: Callable[[str], bool] = field(repr=False)
+    """Whether a model is served."""
+    models: Callable[[], Iterable[str]] = field(repr=False)
+    moderates: Callable[[], bool] = field(repr=False)
+    """Whether a moderation without a model finds its provider's key."""
+    loads: Callable[[bytes], Any] = field(repr=False)
+
+
+def running() -> Release:
+    """What the guard has to know of the LiteLLM in this process. Raises where it cannot be found out."""
+    litellm, proxy = importlib.import_module("litellm"), importlib.import_module("litellm.proxy.proxy_server")
+    orjson = importlib.import_module("orjson")
+    settings, metadata_settings = settings_of(litellm)
+    if not settings >= REFUSED_EVERYWHERE:
+        raise RuntimeError("LiteLLM's settings cannot be told from the fields that go to a provider")
+
+    def names() -> set[str]:
+        router = proxy.llm_router
+        return set() if router is None else {*router.model_names, *(router.model_group_alias or ())}
+
+    def served(model: str) -> bool:
+        """A model of the list, or what one of its patterns is for; a list of models with commas is none."""
+        if model in names():
+            return True
+        router = proxy.llm_router
+        patterns = router is not None and (router.default_deployment or router.pattern_router.patterns)
+        return bool(patterns) and "," not in model
+
+    return Release(
+        version=importlib.metadata.version("litellm"),
+        settings=settings,
+        metadata_settings=metadata_settings,
+        key_headers=frozenset(
+            str(header.value).lower().encode()
+            for header in importlib.import_module("litellm.proxy._types").SpecialHeaders
+            if str(header.value).lower() != "authorization"
+        ),
+        text_only=importlib.util.find_spec("litellm.proxy.anthropic_endpoints") is None,
+        served=served,
+        models=names,
+        moderates=lambda: bool(os.environ.get("OPENAI_API_KEY")),
+        loads=orjson.loads,
+    )
+
+
+def settings_of(litellm: Any) -> tuple[frozenset[str], frozenset[str]]:
+    """The names of a request's fields that are LiteLLM's own: at its top, and within `metadata`."""
+    types, deployment = (
+        importlib.import_module("litellm.types.utils"),
+        importlib.import_module("litellm.types.router"),
+    )
+    names: set[str] = set(types.all_litellm_params) | set(types.StandardCallbackDynamicParams.__annotations__)
+    for model in ("LiteLLM_Params", "GenericLiteLLMParams"):
+        names |= set(getattr(deployment, model).model_fields)
+    for call in CALLS:
+        for owner in (litellm, litellm.Router):
+            for function in (getattr(owner, call, None), getattr(owner, f"a{call}", None)):
+                if callable(function):
+                    names |= set(inspect.signature(function).parameters)
+    root = Path(litellm.__file__).parent
+    inner: set[str] = set()
+    for text in sources(root, READERS):
+        names |= {first or second for first, second in READS.findall(text)}
+        inner |= set(METADATA_READS.findall(text))
+    for text in sources(root, ("llms",)):
+        names |= set(KEPT.findall(text)) | set(CONNECTION.findall(text))
+    names -= published()
+    return frozenset(names - ALLOWED.keys()), frozenset((names | inner) - ALLOWED_IN_METADATA.keys())
+
+
+def sources(root: Path, parts: Iterable[str]) -> Iterable[str]:
+    """The source texts of some parts of LiteLLM."""
+    for part in parts:
+        for file in root.glob(part):
+            for source in (file,) if file.is_file() else file.rglob("*.py"):
+                yield source.read_text(encoding="utf-8")
+
+
+def published() -> set[str]:
+    """The fields that OpenAI and Anthropic publish, as the SDK and LiteLLM list them."""
+    names: set[str] = set()
+    for module in PUBLISHED:
+        try:
+            listed = importlib.import_module(f"openai.types.{module}")
+        except ModuleNotFoundError:  # newer than this SDK, and then than this LiteLLM
+            continue
+        for name, kind in vars(listed).items():
+            if "Params" in name:
+                names |= set(getattr(kind, "__annotations__", {}))
+    anthropic = importlib.import_module("litellm.types.llms.anthropic")
+    for name, kind in vars(anthropic).items():
+        if name.startswith(("AnthropicMessagesRequest", "AnthropicMessageRequestBase")):
+            names |= set(getattr(kind, "__annotations__", {}))
+    rerank = importlib.import_module("litellm.types.rerank")
+    return (names | set(rerank.RerankRequest.model_fields)) - {"litellm_metadata"}

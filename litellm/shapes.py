@@ -1,0 +1,116 @@
+"""What the fields of a request may be, where LiteLLM would fail over another type, or lose what is in them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from answers import SINCE, Refusal
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+TEXT, NUMBER, LIST, OBJECT, FLAG = "a string", "a number", "a list", "an object", "true or false"
+NUMBERS = (
+    "dimensions", "frequency_penalty", "max_completion_tokens", "max_output_tokens", "max_tokens", "n",
+    "presence_penalty", "seed", "speed", "temperature", "top_k", "top_logprobs", "top_n", "top_p",
+)  # fmt: skip
+IS = {
+    TEXT: lambda value: isinstance(value, str),
+    NUMBER: lambda value: isinstance(value, int | float) and not isinstance(value, bool),
+    LIST: lambda value: isinstance(value, list),
+    OBJECT: lambda value: isinstance(value, dict),
+    FLAG: lambda value: isinstance(value, bool),
+}
+SHAPES: Mapping[str, tuple[str, ...]] = {
+    "model": (TEXT,),
+    "messages": (LIST,),
+    "system": (TEXT, LIST),
+    "input": (TEXT, LIST, OBJECT),
+    "prompt": (TEXT, LIST, OBJECT),
+    "query": (TEXT, OBJECT),
+    "documents": (LIST,),
+    "stream": (FLAG,),
+    "stream_options": (OBJECT,),
+    "metadata": (OBJECT,),
+    "user": (TEXT,),
+    "tags": (LIST,),
+    "tools": (LIST,),
+    "functions": (LIST,),
+    "tool_choice": (TEXT, OBJECT),
+    "function_call": (TEXT, OBJECT),
+    "response_format": (TEXT, OBJECT),
+    "logit_bias": (OBJECT,),
+    "stop": (TEXT, LIST),
+    "stop_sequences": (LIST,),
+    "modalities": (LIST,),
+    "voice": (TEXT, OBJECT),
+    "encoding_format": (TEXT,),
+    **dict.fromkeys(NUMBERS, (NUMBER,)),
+}
+"""What the published fields that LiteLLM works with may be. It fails over others, or asks the provider first."""
+
+
+def check_shapes(fields: Mapping[str, Any]) -> None:
+    """Refuse published fields of a type that no release of LiteLLM works with."""
+    for name, value in fields.items():
+        shapes = SHAPES.get(name)
+        if shapes and value is not None and not any(IS[shape](value) for shape in shapes):
+            raise Refusal(f"`{name}` must be {' or '.join(shapes)}.", param=name, code="invalid_type")
+    messages = fields.get("messages")
+    for number, message in enumerate(messages or ()):
+        where = f"messages[{number}]"
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+            raise Refusal(f"`{where}` must be an object with a role.", param=where, code="invalid_type")
+        content = message.get("content")
+        if content is not None and not isinstance(content, str):
+            check_parts(content, f"{where}.content")
+    if messages is not None and not messages:
+        raise Refusal("`messages` is empty.", param="messages")
+    for name in ("tools", "functions"):
+        check_parts(fields.get(name) or [], name, typed=False)
+
+
+def check_parts(parts: object, where: str, *, typed: bool = True) -> None:
+    """Refuse a list whose elements are not all objects, or lack their type."""
+    if not isinstance(parts, list):
+        raise Refusal(f"`{where}` must be a string or a list.", param=where, code="invalid_type")
+    for number, part in enumerate(parts):
+        if not isinstance(part, dict) or (typed and not isinstance(part.get("type"), str)):
+            raise Refusal(
+                f"`{where}[{number}]` must be an object{' with a type' if typed else ''}.",
+                param=f"{where}[{number}]",
+                code="invalid_type",
+            )
+        if part.get("type") == "text" and not isinstance(part.get("text"), str):
+            raise Refusal(
+                f"`{where}[{number}].text` must be a string.", param=f"{where}[{number}]", code="invalid_type"
+            )
+
+
+def check_text_only(fields: Mapping[str, Any], version: str) -> None:
+    """Refuse what a release would lose or mangle between Anthropic's form and a provider's."""
+    blocks = [
+        (f"{where}[{number}]", block)
+        for where, content in (
+            ("system", fields.get("system")),
+            *(
+                (f"messages[{number}].content", message.get("content"))
+                for number, message in enumerate(fields.get("messages") or ())
+            ),
+        )
+        if isinstance(content, list)
+        for number, block in enumerate(content)
+    ]
+    lost = [name for name in ("tools", "tool_choice", "thinking", "mcp_servers", "container") if fields.get(name)]
+    for where, block in blocks:
+        if not isinstance(block, dict) or block.get("type") != "text":
+            lost.append(where)
+        elif block.get("cache_control"):
+            lost.append(f"{where}.cache_control")
+    if lost:
+        raise Refusal(
+            f"LiteLLM {version}, which this gateway runs, answers /v1/messages with text only: `{lost[0]}` needs "
+            f"{SINCE} or later, or /v1/chat/completions.",
+            param=lost[0],
+            code="not_supported_by_release",
+        )

@@ -1,0 +1,340 @@
+"""The guard before LiteLLM, with an app in LiteLLM's place: what gets through, and what callers read."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import ipaddress
+import json
+import socket
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.stack_config import PROJECT
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+CHAT, MESSAGES = "/v1/chat/completions", "/v1/messages"
+HELLO: dict[str, Any] = {"model": "gpt-4o", "messages": [{"role": "user", "content": "hello"}]}
+OWN = frozenset({"api_base", "fallbacks"})
+NOT_PUBLIC = (
+    *("127.0.0.1", "10.0.0.5", "172.16.3.4", "192.168.1.1", "169.254.10.20", "100.64.0.1", "224.0.0.1"),
+    *("::1", "fe80::1", "fd00::1"),
+)
+MODULES = ("answers", "fetching", "guard", "release", "shapes")
+
+
+@pytest.fixture(scope="module")
+def programs() -> Any:
+    """The programs that run in LiteLLM's process, by name."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(PROJECT / "litellm"))
+        yield {name: importlib.import_module(name) for name in MODULES}
+
+
+class Replica:
+    """A guard, and the app behind it."""
+
+    def __init__(self, programs: dict[str, Any], **changes: Any) -> None:
+        self.seen: list[dict[str, Any]] = []
+        self.answer: tuple[int, bytes, list[bytes]] = (200, b"application/json", [b"{}"])
+        self.on_request: Callable[[], None] = lambda: None
+        known: dict[str, Any] = {
+            "version": "1.55.0",
+            "settings": OWN,
+            "metadata_settings": OWN | {"langfuse_host"},
+            "key_headers": frozenset({b"x-api-key"}),
+            "text_only": True,
+            "served": lambda model: model == "gpt-4o",
+            "models": lambda: ["gpt-4o", "another"],
+            "moderates": lambda: False,
+            "loads": lambda body: json.loads(body.decode()),
+            **changes,
+        }
+        self.guard = programs["guard"].Guard(self.app, programs["release"].Release(**known))
+
+    async def app(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
+        self.seen.append({**scope, "body": (await receive()).get("body")})
+        self.on_request()
+        status, content_type, chunks = self.answer
+        headers = [(b"content-type", content_type), (b"x-kept", b"1")]
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        for chunk in chunks:
+            await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+
+    def ask(  # noqa: PLR0913 -- all by their names
+        self,
+        body: object = HELLO,
+        path: str = CHAT,
+        *,
+        query: bytes = b"",
+        headers: dict[bytes, bytes] | None = None,
+        method: str = "POST",
+        pieces: int = 1,
+    ) -> tuple[int, str]:
+        """Status and text of the answer to a request."""
+        whole = body if isinstance(body, bytes) else json.dumps(body).encode()
+        size = -(-len(whole) // pieces) or 1
+        parts = [whole[start : start + size] for start in range(0, len(whole), size)] or [b""]
+        given = [
+            {"type": "http.request", "body": part, "more_body": number < len(parts)}
+            for number, part in enumerate(parts, 1)
+        ]
+        sent: list[dict[str, Any]] = []
+
+        async def receive() -> dict[str, Any]:
+            return given.pop(0) if given else {"type": "http.disconnect"}
+
+        async def send(message: dict[str, Any]) -> None:
+            sent.append(message)
+
+        scope = {
+            "type": "http",
+            "method": method,
+            "path": path,
+            "query_string": query,
+            "headers": list((headers or {}).items()),
+        }
+        asyncio.run(self.guard(scope, receive, send))
+        return sent[0]["status"], b"".join(it.get("body", b"") for it in sent[1:]).decode()
+
+    def refused(self, *arguments: Any, **options: Any) -> dict[str, Any]:
+        """The error of a request that did not get to LiteLLM, with its status."""
+        status, text = self.ask(*arguments, **options)
+        assert self.seen == []
+        return {**json.loads(text)["error"], "status": status}
+
+
+@pytest.fixture
+def replica(programs: dict[str, Any]) -> Replica:
+    return Replica(programs)
+
+
+def test_what_clients_ask_gets_through_as_it_came(replica: Replica) -> None:
+    """Fields that LiteLLM does not know, and labels, too."""
+    body = json.dumps({**HELLO, "min_p": 0.1, "new": {"api_base": {}}, "metadata": {"team": "a"}}).encode()
+    assert replica.ask(body, pieces=7) == (200, "{}")
+    assert replica.seen[0]["body"] == body
+
+
+@pytest.mark.parametrize("name", ["api_base", "fallbacks", "litellm_anything", "_anything"])
+def test_a_setting_of_litellms_own_is_refused_by_name(replica: Replica, name: str) -> None:
+    """Whatever its value, however often another of that name follows, and in whatever pieces it comes."""
+    values: tuple[object, ...] = ({}, None, [], "x" * 70_000)
+    for value in values:
+        problem = replica.refused({**HELLO, name: value}, pieces=3)
+        assert (problem["status"], problem["param"], problem["code"]) == (400, name, "parameter_not_allowed")
+        assert name in problem["message"]
+    twice = json.dumps({name: {}})[:-1] + ", " + json.dumps({name: {}, **HELLO})[1:]
+    assert replica.refused(twice.encode())["param"] == name
+
+
+def test_a_setting_among_labels_is_refused_by_name(replica: Replica) -> None:
+    assert replica.refused({**HELLO, "metadata": {"langfuse_host": {}}})["param"] == "metadata.langfuse_host"
+
+
+def test_a_query_string_sets_nothing(replica: Replica) -> None:
+    """What clients of Azure and Anthropic send there is not passed on."""
+    for query in (b"api_base=", b"model=gpt-4o", b"fallbacks[]=1"):
+        assert replica.refused(query=query)["code"] == "parameter_not_allowed"
+    replica.ask(query=b"api-version=2024-10-21&beta=true")
+    assert replica.seen[0]["query_string"] == b""
+
+
+def test_headers_that_set_or_open_something_are_dropped(replica: Replica) -> None:
+    dropped = {b"x-litellm-anything": b"1", b"x-api-key": b"1", b"cache-control": b"s-maxage=1"}
+    replica.ask(headers={**dropped, b"authorization": b"Bearer a", b"anthropic-version": b"2023-06-01"})
+    names = {name for name, _ in replica.seen[0]["headers"]}
+    assert names == {b"authorization", b"anthropic-version", b"content-type"}
+
+
+def test_a_websocket_is_closed(replica: Replica) -> None:
+    sent: list[dict[str, Any]] = []
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    asyncio.run(replica.guard({"type": "websocket", "path": "/v1/realtime"}, None, send))
+    assert (sent, replica.seen) == ([{"type": "websocket.close", "code": 1008}], [])
+
+
+@pytest.mark.parametrize("model", ["gpt4o", "gpt-4o,gpt-4o", "openai/gpt-4o", ""])
+def test_a_model_that_is_not_served_is_not_found(replica: Replica, model: str) -> None:
+    """Its error names those that are, and OpenAI's SDKs raise NotFoundError."""
+    problem = replica.refused({**HELLO, "model": model})
+    assert (problem["status"], problem["code"], problem["param"]) == (404, "model_not_found", "model")
+    assert "Served: another, gpt-4o." in problem["message"]
+    assert replica.refused({}, f"/openai/deployments/{model or 'x'}/chat/completions")["status"] == 404
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "status", "code"),
+    [
+        (b"", {}, 400, "invalid_json"),
+        (b"{", {}, 400, "invalid_json"),
+        (b"[]", {}, 400, "invalid_json"),
+        (b"\xff\xfe{\x00}\x00", {}, 400, "invalid_json"),
+        (HELLO, {b"content-encoding": b"gzip"}, 415, "unsupported_encoding"),
+        (HELLO, {b"content-type": b"application/x-www-form-urlencoded"}, 415, "unsupported_media_type"),
+        ({**HELLO, "messages": "hello"}, {}, 400, "invalid_type"),
+        ({**HELLO, "messages": [1]}, {}, 400, "invalid_type"),
+        ({**HELLO, "messages": [{"role": "user", "content": [1]}]}, {}, 400, "invalid_type"),
+        ({**HELLO, "model": ["gpt-4o"]}, {}, 400, "invalid_type"),
+        ({**HELLO, "temperature": "warm"}, {}, 400, "invalid_type"),
+        ({"messages": []}, {}, 400, None),
+    ],
+)
+def test_what_is_merely_wrong_is_a_bad_request(
+    replica: Replica, body: object, headers: dict[bytes, bytes], status: int, code: str | None
+) -> None:
+    problem = replica.refused(body, headers=headers)
+    assert (problem["status"], problem["type"]) == (status, "invalid_request_error")
+    assert code in {None, problem["code"]}
+
+
+def test_a_form_path_wants_a_form(replica: Replica) -> None:
+    assert replica.refused(path="/v1/audio/transcriptions")["status"] == 415
+
+
+def test_a_moderation_without_a_key_says_which_setting_it_needs(replica: Replica) -> None:
+    assert "openaiApiKey" in replica.refused({"input": "hello"}, "/v1/moderations")["message"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "lost"),
+    [
+        ({"tools": [{"name": "weather"}]}, "tools"),
+        ({"system": [{"type": "text", "text": "a", "cache_control": {}}]}, None),
+        (
+            {"system": [{"type": "text", "text": "a", "cache_control": {"type": "ephemeral"}}]},
+            "system[0].cache_control",
+        ),
+        ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "messages[0].content[0]"),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]}]}, None),
+    ],
+)
+def test_what_a_release_would_lose_of_a_message_is_refused_by_name(
+    programs: dict[str, Any], changes: dict[str, Any], lost: str | None
+) -> None:
+    """In Anthropic's form; the release that carries it takes it."""
+    old, new = Replica(programs), Replica(programs, text_only=False)
+    body = {**HELLO, "max_tokens": 5, **changes}
+    status, text = old.ask(body, MESSAGES)
+    if lost:
+        problem = json.loads(text)
+        assert (status, problem["type"], problem["error"]["type"]) == (400, "error", "invalid_request_error")
+        assert f"`{lost}`" in problem["error"]["message"]
+        assert "1.106.12" in problem["error"]["message"]
+    else:
+        assert status == 200
+    assert new.ask(body, MESSAGES)[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "seen", "code"),
+    [
+        (404, {"detail": "Not Found"}, 404, "unknown_url"),
+        (405, {"detail": "Method Not Allowed"}, 404, "unknown_url"),
+        (422, {"detail": [{"loc": ["body", "file"], "msg": "Field required"}]}, 400, "invalid_request"),
+        (
+            500,
+            {"error": {"message": "litellm.NotFoundError: no such file", "type": "None", "code": "500"}},
+            404,
+            "500",
+        ),
+        (429, {"error": {"message": "slow down", "type": "requests", "param": "None", "code": "429"}}, 429, "429"),
+        (400, {"error": {"message": {"error": "no such thing"}, "type": "None", "code": "400"}}, 400, "400"),
+        (502, {"no": "error"}, 502, None),
+    ],
+)
+def test_an_error_of_litellms_is_put_into_openais_form(
+    replica: Replica, status: int, body: object, seen: int, code: str | None
+) -> None:
+    replica.answer = (status, b"application/json", [json.dumps(body).encode()])
+    got, text = replica.ask(path="/v1/responses")
+    problem = json.loads(text)["error"]
+    assert (got, problem["code"], problem["param"]) == (seen, code, None)
+    assert isinstance(problem["message"], str)
+    assert problem["message"]
+    assert problem["type"] in {"invalid_request_error", "server_error", "requests"}
+    if code == "unknown_url":
+        assert "1.55.0" in problem["message"]
+        assert "since LiteLLM 1.106.12" in problem["message"]
+
+
+def test_a_failure_is_the_bodys_only_where_nobody_was_asked(replica: Replica, programs: dict[str, Any]) -> None:
+    """A provider's failure stays one, and so does one that is not Python's own."""
+    current = programs["answers"].current
+    replica.answer = (500, b"application/json", [b'{"error":{"message":"list index out of range"}}'])
+
+    def asked(error: Exception, *, asked: bool) -> int:
+        def note() -> None:
+            current.get().error, current.get().asked = error, asked
+
+        replica.on_request = note
+        return replica.ask()[0]
+
+    assert asked(IndexError("list index out of range"), asked=False) == 400
+    assert asked(IndexError("list index out of range"), asked=True) == 500
+    assert asked(RuntimeError("no database"), asked=False) == 500
+
+
+def test_a_program_that_fails_answers_in_openais_form(replica: Replica) -> None:
+    def fail() -> None:
+        raise RuntimeError("secret details")
+
+    replica.on_request = fail
+    status, text = replica.ask()
+    assert status == 500
+    assert json.loads(text)["error"]["type"] == "server_error"
+    assert "secret" not in text
+
+
+@pytest.mark.parametrize(
+    "chunks",
+    [
+        [b'data: {"error": {"message": "the provider left"}}\n\n'],
+        [b'event: content_block_delta\ndata: {"type": "content_block_delta"}\n\n'],
+        [],
+    ],
+)
+def test_a_stream_of_messages_that_is_broken_off_ends_with_an_error(replica: Replica, chunks: list[bytes]) -> None:
+    """Anthropic's SDKs raise at an event of that name, and take any other end for a whole answer."""
+    replica.answer = (200, b"text/event-stream", [b"event: message_start\ndata: {}\n\n", *chunks])
+    _, text = replica.ask({**HELLO, "max_tokens": 5, "stream": True}, MESSAGES)
+    assert text.count("event: error\n") == 1
+    assert json.loads(text.rsplit("data:", 1)[1])["type"] == "error"
+
+
+def test_a_stream_of_messages_that_is_whole_stays_as_it_is(replica: Replica) -> None:
+    """However its last event is cut into pieces."""
+    chunks = [b"event: message_start\ndata: {}\n\nevent: mess", b"age_stop\ndata: {}\n\n"]
+    replica.answer = (200, b"text/event-stream", chunks)
+    assert replica.ask({**HELLO, "max_tokens": 5, "stream": True}, MESSAGES)[1] == b"".join(chunks).decode()
+
+
+@pytest.mark.parametrize("address", NOT_PUBLIC)
+def test_what_is_not_public_is_not_fetched(
+    programs: dict[str, Any], monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    """Also where a public address of the same name stands beside it, and in the forms in which IPv6 carries it."""
+    fetching = programs["fetching"]
+    looked_up = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (it, 80)) for it in ("93.184.216.34", address)]
+    monkeypatch.setattr(fetching.socket, "getaddrinfo", lambda *_, **__: looked_up)
+    with pytest.raises(fetching.NotFetchedError):
+        fetching.address_of("images.test", 80)
+    if ":" not in address:
+        number = int(ipaddress.IPv4Address(address))
+        carried = [(0xFFFF << 32) | number, (0x64FF9B << 96) | number, (0x2002 << 112) | (number << 80)]
+        assert not any(fetching.public(str(ipaddress.IPv6Address(it))) for it in carried)
+
+
+def test_a_public_address_is_the_one_that_is_connected_to(
+    programs: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked_up = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("93.184.216.34", 80))]
+    monkeypatch.setattr(programs["fetching"].socket, "getaddrinfo", lambda *_, **__: looked_up)
+    assert programs["fetching"].address_of("images.test", 80) == "93.184.216.34"
