@@ -22,6 +22,8 @@ SINCE = "1.106.12"
 """The oldest release that was found to serve the paths and the content that the default release does not."""
 NEWER = re.compile(r"/(responses(/.*)?|messages/count_tokens|models/.+|audio/translations|images/edits)/?$")
 """The paths that are served since then."""
+NO_KEY = "The api_key client option must be set"
+"""What OpenAI's SDK says where a path of LiteLLM's knows no key but the environment's."""
 NAMED = re.compile(r"litellm\.(\w+)")
 STATUSES = {
     "AuthenticationError": 401,
@@ -151,6 +153,9 @@ class Mender:
             return {"status": NOT_FOUND, "code": "unknown_url", "message": message}
         if status == FAILED and named and named[1] in STATUSES:
             return {"status": STATUSES[named[1]]}
+        if status == FAILED and not self.exchange.asked and NO_KEY in str(known.get("message")):
+            message = "This needs OpenAI's key: set openaiApiKey in the stack config."
+            return {"status": BAD_REQUEST, "code": "invalid_request", "message": message}
         if status == FAILED and not self.exchange.asked and (wrong := root_of(self.exchange.error)) is not None:
             message = f"LiteLLM cannot work with this request: {type(wrong).__name__}: {str(wrong)[:500]}"
             return {"status": BAD_REQUEST, "code": "invalid_request", "message": message}

@@ -17,6 +17,7 @@ from urllib.parse import parse_qsl
 import answers
 import release as releases
 from answers import NOT_FOUND, UNSUPPORTED, Exchange, Mender, Refusal, answer, current, error
+from release import OF_A_PROVIDER
 from shapes import check_shapes, check_text_only
 
 if TYPE_CHECKING:
@@ -164,7 +165,7 @@ class Guard:
             return
         query = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
         for name, _ in query:
-            if name.split("[", 1)[0] in self.release.settings | {"model", "key"}:
+            if name.split("[", 1)[0] in self.release.settings | {"model", "key"} or OF_A_PROVIDER.match(name):
                 raise Refusal(f"`{name}` cannot be set by a request.", param=name, code="parameter_not_allowed")
         if scope["method"] != "GET" or "/responses/" not in scope["path"]:
             scope["query_string"] = b""
@@ -177,7 +178,7 @@ class Guard:
             ("metadata.", inner, self.release.metadata_settings),
         ):
             for name in names:
-                if name in own or name.startswith(("_", "litellm_")):
+                if name in own or OF_A_PROVIDER.match(name):
                     raise Refusal(
                         f"`{prefix}{name}` cannot be set by a request: this gateway decides it.",
                         param=prefix + name,

@@ -78,6 +78,11 @@ READS = re.compile(
     rf"""\b{REQUEST}(?:\.get\(|\.pop\(|\[)\s*["']([\w-]+)["']|["']([\w-]+)["']\s+(?:not\s+)?in\s+{REQUEST}\b"""
 )
 METADATA_READS = re.compile(r"""\b_?(?:litellm_)?metadata(?:\.get\(|\.pop\(|\[)\s*["']([\w-]+)["']""")
+OF_A_PROVIDER = re.compile(
+    r"(aws|azure|bedrock|databricks|gcs|oci|predibase|s3|sagemaker|snowflake|vertex|watsonx|wx|zen)_"
+    r"|\w+_(api_base|api_key|base_url|credentials|access_token|secret|secret_key)$|_|litellm_"
+)
+"""Names that say where a provider is, or who asks it, and LiteLLM's internal ones: whether or not they are found."""
 KEPT = re.compile(r"""\boptional_params\.pop\(\s*["']([\w-]+)["']""")
 """What a provider's part of LiteLLM takes out of the fields that it sends on, to use it itself."""
 CONNECTION = re.compile(
@@ -173,8 +178,12 @@ def settings_of(litellm: Any) -> tuple[frozenset[str], frozenset[str]]:
     for text in sources(root, READERS):
         names |= {first or second for first, second in READS.findall(text)}
         inner |= set(METADATA_READS.findall(text))
-    for text in sources(root, ("llms",)):
+    for text in sources(root, ("llms", *READERS)):
         names |= set(KEPT.findall(text)) | set(CONNECTION.findall(text))
+    for text in sources(root, ("llms/watsonx",)):  # works on a copy by another name
+        names |= set(KEPT.findall(text.replace(" params.", " optional_params.")))
+    create = importlib.import_module("openai.resources.chat.completions").AsyncCompletions.create
+    names |= set(inspect.signature(create).parameters)  # the SDK's own options among its API's fields
     names -= published()
     return frozenset(names - ALLOWED.keys()), frozenset((names | inner) - ALLOWED_IN_METADATA.keys())
 

@@ -40,6 +40,8 @@ CALLERS_PATHS = {
 }
 """All of LiteLLM's paths that are for callers; the others administer it, show its configuration, or cost money."""
 REFUSED = 401
+NOT_ALLOWED = "parameter_not_allowed"
+"""The code of what a request cannot set (litellm/guard.py)."""
 CLOSED = 404
 LIST_PATHS = (
     "import urllib.request\n"
@@ -171,6 +173,16 @@ def test_what_administers_it_is_closed(stack: DeployedStack, client: httpx2.Clie
     assert not opened, (
         f"the edge lets through what is not for callers: {opened}. Take it out of edge/haproxy.cfg, then: {stack.up}"
     )
+
+
+def test_a_request_sets_nothing(stack: DeployedStack, client: httpx2.Client) -> None:
+    """What LiteLLM would take for a setting of its own is refused by name, and no provider is asked."""
+    names = ("api_base", "fallbacks", "user_config")
+    headers = bearer(stack.outputs["litellmApiKey"])
+    bodies = [*({name: {}} for name in names), *({"metadata": {name: {}}} for name in names)]
+    answers = [client.post("/v1/chat/completions", headers=headers, json=body) for body in bodies]
+    let_in = [body for body, answer in zip(bodies, answers, strict=True) if NOT_ALLOWED not in answer.text]
+    assert not let_in, f"clients can set {let_in}: no guard runs in the replicas. Mend it: {stack.up}"
 
 
 def listed_paths(stack: DeployedStack, replica: Instance) -> str:
