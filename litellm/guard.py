@@ -37,6 +37,8 @@ FORM_TYPES = ("multipart/form-data", "application/x-www-form-urlencoded")
 NEEDS_MODEL = re.compile(
     r"/(completions|embeddings|responses|messages|count_tokens|rerank|speech|transcriptions|translations|generations|edits)$"
 )
+WHOLE = re.compile(r"/(embeddings|moderations|rerank|count_tokens)/?$")
+"""The paths without streams. LiteLLM asks the provider for one all the same, and fails over the answer."""
 AZURE = re.compile(r"/(?:openai/deployments|engines)/(.+?)/(?:chat/|audio/|images/)?\w+$")
 DROPPED_HEADERS = {b"cache-control", b"litellm_user_api_key", b"openai-organization"}
 """Read by LiteLLM as settings, beside its own prefix and the headers that carry a key."""
@@ -110,6 +112,8 @@ class Guard:
                 )
             fields = self._json(body)
             check_shapes(fields)
+            if fields.get("stream") and WHOLE.search(path):
+                raise Refusal("`stream` is not for this path.", param="stream", code="invalid_type")
             # LiteLLM's newer releases take it from here, and do not parse the body again.
             scope["parsed_body"] = (tuple(fields), fields)
             scope["headers"] = [it for it in scope["headers"] if it[0] != b"content-type"]

@@ -195,6 +195,10 @@ def test_what_is_merely_wrong_is_a_bad_request(
     assert code in {None, problem["code"]}
 
 
+def test_a_stream_of_what_has_none_is_refused(replica: Replica) -> None:
+    assert replica.refused({**HELLO, "input": "a", "stream": True}, "/v1/embeddings")["param"] == "stream"
+
+
 def test_a_form_path_wants_a_form(replica: Replica) -> None:
     assert replica.refused(path="/v1/audio/transcriptions")["status"] == 415
 
