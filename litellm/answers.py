@@ -181,7 +181,8 @@ def root_of(problem: BaseException | None) -> BaseException | None:
         seen.add(id(problem))
         before = problem.__cause__ or problem.__context__
         if before is None:
-            return problem if isinstance(problem, WRONG) else None
+            own = type(problem) is Exception and "nvalid" in str(problem)  # LiteLLM's checks of messages
+            return problem if own or isinstance(problem, WRONG) else None
         problem = before
     return None
 

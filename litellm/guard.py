@@ -39,11 +39,11 @@ NEEDS_MODEL = re.compile(
 )
 WHOLE = re.compile(r"/(embeddings|moderations|rerank|count_tokens)/?$")
 """The paths without streams. LiteLLM asks the provider for one all the same, and fails over the answer."""
+ANSWER = re.compile(r"/responses/(.+?)(?:/(?:cancel|input_items))?/?$")
 AZURE = re.compile(r"/(?:openai/deployments|engines)/(.+?)/(?:chat/|audio/|images/)?\w+$")
 DROPPED_HEADERS = {b"cache-control", b"litellm_user_api_key", b"openai-organization"}
 """Read by LiteLLM as settings, beside its own prefix and the headers that carry a key."""
 DROPPED_PREFIXES = (b"x-litellm-", b"x-mcp-")
-ID = re.compile(r"[\w=-]+")
 
 
 class Guard:
@@ -91,6 +91,8 @@ class Guard:
             and not name.startswith(DROPPED_PREFIXES)
         ]
         self._check_query(scope)
+        if answered := ANSWER.search(path):
+            self._check_id(answered[1])
         if scope["method"] in {"GET", "HEAD", "OPTIONS"}:
             return b""
         if headers.get(b"content-encoding", b"identity").strip().lower() not in {b"identity", b""}:
@@ -189,12 +191,13 @@ class Guard:
                         code="parameter_not_allowed",
                     )
 
+    def _check_id(self, of_answer: object) -> None:
+        if of_answer is not None and not (isinstance(of_answer, str) and self.release.gave(of_answer)):
+            raise Refusal("There is no such answer.", code="not_found", status=NOT_FOUND)
+
     def _check_model(self, path: str, fields: Mapping[str, Any]) -> None:
-        """Refuse a model that is not served, and an id of another answer that is none."""
-        for name in ("previous_response_id", "conversation"):
-            value = fields.get(name)
-            if isinstance(value, str) and not ID.fullmatch(value):
-                raise Refusal(f"`{name}` is not an id.", param=name)
+        """Refuse a model that is not served, and an answer to go on from that is none of this gateway's."""
+        self._check_id(fields.get("previous_response_id"))
         azure = AZURE.search(path)
         model = azure[1] if azure else fields.get("model")
         if path.rstrip("/").endswith("/moderations") and model is None:

@@ -78,6 +78,7 @@ READS = re.compile(
     rf"""\b{REQUEST}(?:\.get\(|\.pop\(|\[)\s*["']([\w-]+)["']|["']([\w-]+)["']\s+(?:not\s+)?in\s+{REQUEST}\b"""
 )
 METADATA_READS = re.compile(r"""\b_?(?:litellm_)?metadata(?:\.get\(|\.pop\(|\[)\s*["']([\w-]+)["']""")
+ID = re.compile(r"[\w=-]{1,2000}")
 OF_A_PROVIDER = re.compile(
     r"(aws|azure|bedrock|databricks|gcs|oci|predibase|s3|sagemaker|snowflake|vertex|watsonx|wx|zen)_"
     r"|\w+_(api_base|api_key|base_url|credentials|access_token|secret|secret_key)$|_|litellm_"
@@ -117,6 +118,8 @@ class Release:
     served: Callable[[str], bool] = field(repr=False)
     """Whether a model is served."""
     models: Callable[[], Iterable[str]] = field(repr=False)
+    gave: Callable[[str], bool] = field(repr=False)
+    """Whether an answer of that id can be one that a deployment of this gateway gave."""
     moderates: Callable[[], bool] = field(repr=False)
     """Whether a moderation without a model finds its provider's key."""
     loads: Callable[[bytes], Any] = field(repr=False)
@@ -142,7 +145,23 @@ def running() -> Release:
         patterns = router is not None and (router.default_deployment or router.pattern_router.patterns)
         return bool(patterns) and "," not in model
 
+    def gave(answer: str) -> bool:
+        """LiteLLM writes into an id whom to ask for the answer, and reads that from a caller's."""
+        if not importlib.util.find_spec("litellm.responses"):
+            return True
+        utilities = importlib.import_module("litellm.responses.utils").ResponsesAPIRequestUtils
+        said = utilities.decode_responses_api_response_id(answer)
+        if said["response_id"] == answer and ID.fullmatch(answer):
+            return True
+        router = proxy.llm_router
+        deployment = router.get_deployment(model_id=str(said["model_id"])) if router is not None else None
+        if deployment is None or not ID.fullmatch(str(said["response_id"])):
+            return False
+        of = litellm.get_llm_provider(model=deployment.litellm_params.model)[1]
+        return bool(said["custom_llm_provider"] in {of, deployment.litellm_params.custom_llm_provider})
+
     return Release(
+        gave=gave,
         version=importlib.metadata.version("litellm"),
         settings=settings,
         metadata_settings=metadata_settings,

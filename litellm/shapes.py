@@ -56,6 +56,10 @@ def check_shapes(fields: Mapping[str, Any]) -> None:
         shapes = SHAPES.get(name)
         if shapes and value is not None and not any(IS[shape](value) for shape in shapes):
             raise Refusal(f"`{name}` must be {' or '.join(shapes)}.", param=name, code="invalid_type")
+    for name in ("input", "prompt"):
+        parts = fields.get(name)
+        if isinstance(parts, list) and not all(isinstance(it, str | dict) or is_tokens(it) for it in parts):
+            raise Refusal(f"`{name}` must be a string, or a list of strings, items or tokens.", param=name)
     messages = fields.get("messages")
     for number, message in enumerate(messages or ()):
         where = f"messages[{number}]"
@@ -68,6 +72,12 @@ def check_shapes(fields: Mapping[str, Any]) -> None:
         raise Refusal("`messages` is empty.", param="messages")
     for name in ("tools", "functions"):
         check_parts(fields.get(name) or [], name, typed=False)
+
+
+def is_tokens(part: object) -> bool:
+    """Whether part of a prompt is a token, or a list of tokens."""
+    parts = part if isinstance(part, list) else [part]
+    return all(isinstance(it, int) and not isinstance(it, bool) for it in parts)
 
 
 def check_parts(parts: object, where: str, *, typed: bool = True) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ import openai
 import pytest
 
 from infra.workload import MEBIBYTE
+from tests.boundary import fuzz, listener, wrong_answers
 from tests.load import Bound
 from tests.runbooks import runbook
 from tests.stacks import REPLICAS
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
 PINNED, (UPGRADE,) = recipes.STAND_INS["litellm"], recipes.UPGRADES
 MESSAGES: list[ChatCompletionUserMessageParam] = [{"role": "user", "content": "hello"}]
+FUZZED = 500
 OF_THE_PROVIDER_ONLY = Bound(provider_may_fail=True, streams_may_break=True)
 """The demo provider runs in LiteLLM's image, and is replaced with it: for a second there is none."""
 
@@ -56,6 +59,7 @@ def test_litellm_is_upgraded_and_taken_back(deployment: Deployment, drill: Drill
         print(f"\n{UPGRADE} is up after {time.monotonic() - started:.1f} s")
         assert running(deployment) == {UPGRADE.tag}
         assert answers(deployment) == before
+        assert beyond_the_boundary(deployment) == []
         assert UPGRADE.version in book.run("llmctl doctor")
         measured(deployment)
         book.run("config rm litellmImage")
@@ -112,6 +116,16 @@ def after_a_mistake(client: openai.OpenAI, status: int) -> list[str | None]:
         assert caught.value.status_code == status
     answers = [client.chat.completions.create(model="gpt-4o", messages=MESSAGES) for _ in range(6)]
     return [answer.choices[0].message.content for answer in answers]
+
+
+def beyond_the_boundary(deployment: Deployment) -> list[str]:
+    """What gets through the guard that must not, or is answered as it must not be."""
+    url, key = deployment.outputs["litellmUrl"], deployment.outputs["litellmApiKey"]
+    with httpx2.Client(base_url=url, headers={"authorization": f"Bearer {key}"}, timeout=60) as client:
+        wrong = wrong_answers(client)
+    with listener() as (port, arrived):
+        done = fuzz(url, key, count=FUZZED, seed=random.randrange(2**32), port=port)
+    return [*wrong, *done.failures, *arrived]
 
 
 def measured(deployment: Deployment) -> None:

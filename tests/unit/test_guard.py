@@ -49,6 +49,7 @@ class Replica:
             "text_only": True,
             "served": lambda model: model == "gpt-4o",
             "models": lambda: ["gpt-4o", "another"],
+            "gave": lambda answer: answer == "resp_1",
             "moderates": lambda: False,
             "loads": lambda body: json.loads(body.decode()),
             **changes,
@@ -184,6 +185,7 @@ def test_a_model_that_is_not_served_is_not_found(replica: Replica, model: str) -
         ({**HELLO, "messages": [{"role": "user", "content": [1]}]}, {}, 400, "invalid_type"),
         ({**HELLO, "model": ["gpt-4o"]}, {}, 400, "invalid_type"),
         ({**HELLO, "temperature": "warm"}, {}, 400, "invalid_type"),
+        ({**HELLO, "prompt": ["hello", [1, 2], [None]]}, {}, 400, None),
         ({"messages": []}, {}, 400, None),
     ],
 )
@@ -197,6 +199,15 @@ def test_what_is_merely_wrong_is_a_bad_request(
 
 def test_a_stream_of_what_has_none_is_refused(replica: Replica) -> None:
     assert replica.refused({**HELLO, "input": "a", "stream": True}, "/v1/embeddings")["param"] == "stream"
+
+
+def test_an_answer_that_this_gateway_cannot_have_given_is_not_found(replica: Replica) -> None:
+    """Its id is where LiteLLM reads whom to ask for it."""
+    for path in ("/v1/responses/resp_2", "/v1/responses/resp_2/cancel", "/v1/responses/a/b"):
+        assert replica.refused(b"", path, method="GET")["status"] == 404
+    assert replica.refused({**HELLO, "previous_response_id": "resp_2"}, "/v1/responses")["status"] == 404
+    assert replica.ask({**HELLO, "previous_response_id": "resp_1"}, "/v1/responses")[0] == 200
+    assert replica.ask(b"", "/v1/responses/resp_1/input_items", method="GET")[0] == 200
 
 
 def test_a_form_path_wants_a_form(replica: Replica) -> None:
