@@ -56,10 +56,7 @@ def check_shapes(fields: Mapping[str, Any]) -> None:
         shapes = SHAPES.get(name)
         if shapes and value is not None and not any(IS[shape](value) for shape in shapes):
             raise Refusal(f"`{name}` must be {' or '.join(shapes)}.", param=name, code="invalid_type")
-    for name in ("input", "prompt"):
-        parts = fields.get(name)
-        if isinstance(parts, list) and not all(isinstance(it, str | dict) or is_tokens(it) for it in parts):
-            raise Refusal(f"`{name}` must be a string, or a list of strings, items or tokens.", param=name)
+    check_inputs(fields)
     messages = fields.get("messages")
     for number, message in enumerate(messages or ()):
         where = f"messages[{number}]"
@@ -72,6 +69,16 @@ def check_shapes(fields: Mapping[str, Any]) -> None:
         raise Refusal("`messages` is empty.", param="messages")
     for name in ("tools", "functions"):
         check_parts(fields.get(name) or [], name, typed=False)
+
+
+def check_inputs(fields: Mapping[str, Any]) -> None:
+    """Refuse inputs that are none, or that no provider's API has."""
+    for name in ("input", "prompt"):
+        parts = fields.get(name)
+        if parts == []:
+            raise Refusal(f"`{name}` is empty.", param=name)
+        if isinstance(parts, list) and not all(isinstance(it, str | dict) or is_tokens(it) for it in parts):
+            raise Refusal(f"`{name}` must be a string, or a list of strings, items or tokens.", param=name)
 
 
 def is_tokens(part: object) -> bool:

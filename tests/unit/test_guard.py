@@ -186,6 +186,7 @@ def test_a_model_that_is_not_served_is_not_found(replica: Replica, model: str) -
         ({**HELLO, "model": ["gpt-4o"]}, {}, 400, "invalid_type"),
         ({**HELLO, "temperature": "warm"}, {}, 400, "invalid_type"),
         ({**HELLO, "prompt": ["hello", [1, 2], [None]]}, {}, 400, None),
+        ({**HELLO, "input": []}, {}, 400, None),
         ({"messages": []}, {}, 400, None),
     ],
 )
