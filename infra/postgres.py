@@ -126,6 +126,8 @@ class Postgres(pulumi.ComponentResource):
                 user="postgres",
                 file_owner=USER_ID,
                 memory_mb=args.memory_mb,
+                # As the kernel sizes it on a machine of that memory. Parallel queries share their hash tables there.
+                shared_memory_mb=args.memory_mb // 2,
                 networks={args.network: name},
                 ports=(Port(internal=PORT, external=args.port, address=args.address),),
                 volumes={mounted_at: args.volume},
@@ -239,7 +241,9 @@ def _ensure_database(connection: psycopg.Connection, name: str) -> None:
     if not _exists(connection, "pg_roles", "rolname", name):
         connection.execute(sql.SQL("CREATE ROLE {} NOLOGIN").format(identifier))
     if not _exists(connection, "pg_database", "datname", name):
-        connection.execute(sql.SQL("CREATE DATABASE {} OWNER {}").format(identifier, identifier))
+        # Not from template1, which another C library than the one it was made with keeps from being copied.
+        create = sql.SQL("CREATE DATABASE {} OWNER {} TEMPLATE template0")
+        connection.execute(create.format(identifier, identifier))
     connection.execute(sql.SQL("REVOKE ALL ON DATABASE {} FROM PUBLIC").format(identifier))
 
 

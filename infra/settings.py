@@ -37,7 +37,10 @@ if TYPE_CHECKING:
 
     from pydantic.fields import FieldInfo
 
-POSTGRES_TAG = re.compile(r":(\d+)[^/]*$")
+POSTGRES_IN_TAG = re.compile(r"(?:^|[.-])pg-?(\d+)(?!\d)")
+"""As in `0.8.1-pg17`, the tags of images that add something to Postgres, with a version of its own."""
+POSTGRES_ALONE = re.compile(r"postg(?:res(?:ql)?|is)")
+"""Names of images whose tags begin with the version of Postgres."""
 KEY_CHARACTERS = 32
 """How many characters a key has at least after its `sk-`."""
 DISTINCT_CHARACTERS = 10
@@ -53,9 +56,12 @@ IMAGE = re.compile(
 
 
 def postgres_major_version(image: str) -> str:
-    """The major version in the tag of a Postgres image; empty where that does not tell it."""
-    match = POSTGRES_TAG.search(image.split("@", maxsplit=1)[0])
-    return match[1] if match else ""
+    """The major version in the tag of an image with Postgres; empty where that does not tell it."""
+    name, _, tag = image.partition("@")[0].rpartition("/")[2].partition(":")
+    if match := POSTGRES_IN_TAG.search(tag):
+        return match[1]
+    leading = re.match(r"\d+(?![^.-])", tag)
+    return leading[0] if leading and POSTGRES_ALONE.fullmatch(name) else ""
 
 
 def _image(reference: str) -> str:

@@ -192,7 +192,7 @@ def _database(settings: Settings, placement: Placement) -> _Database:
         "postgres",
         PostgresArgs(
             image=settings.postgres_image,
-            major_version=postgres_major_version(settings.postgres_image),
+            major_version=_postgres_major_version(settings, placement),
             memory_mb=settings.postgres_memory_mb,
             host=host,
             address=str(settings.bind_address),
@@ -227,6 +227,19 @@ def _database(settings: Settings, placement: Placement) -> _Database:
         after=after,
         salt_key_guarded=pulumi.ResourceOptions(depends_on=[guard]),
     )
+
+
+def _postgres_major_version(settings: Settings, placement: Placement) -> str:
+    """That of the tag, else that of the image: it cannot change over data, so that it must be known."""
+    image = settings.postgres_image
+    version = postgres_major_version(image) or placement.image_environment(image).get("PG_MAJOR", "")
+    if not version.isdecimal():
+        raise pulumi.RunError(
+            f"postgresImage: nothing tells the major version of {image}, which cannot change over data. Fetch it, so "
+            f"that it can be asked: docker --host {settings.docker_host} pull {image}. Or name one whose tag tells: "
+            f"./pulumiw config set --stack {pulumi.get_stack()} postgresImage postgres:17@sha256:…"
+        )
+    return version
 
 
 def _names_a_model(settings: Settings, name: str) -> str:

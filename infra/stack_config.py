@@ -23,7 +23,7 @@ from pulumi.runtime.config import _SECRET_KEYS, CONFIG, get_config_env, get_conf
 from pydantic import TypeAdapter, ValidationError
 from pydantic.alias_generators import to_camel
 
-from infra.settings import PROVIDER_KEYS, Settings, is_secret, postgres_major_version
+from infra.settings import PROVIDER_KEYS, Settings, is_secret
 from infra.workload import LAST_PORT
 
 if TYPE_CHECKING:
@@ -155,9 +155,6 @@ def _contradictions(values: Mapping[str, Any]) -> Iterator[Problem]:
         what = f"is that machine's own: nothing reaches it from here, and `up` must reach Postgres on {host.hostname}"
         yield Problem("bindAddress", what, "set bindAddress 10.0.0.5")
     yield from _swarm_problems(values)
-    if (image := values.get("postgres_image")) and not postgres_major_version(image):
-        what = "does not tell its major version, which cannot change over data: name it in the tag"
-        yield Problem("postgresImage", what, "set postgresImage postgres:17@sha256:…")
     for secret in ("master_key", "postgres_password", "database_password"):
         if values.get(secret) and getattr(values.get("secret_versions"), secret, 1) > 1:
             key = to_camel(secret)

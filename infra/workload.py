@@ -93,6 +93,8 @@ class Workload:
     file_owner: int
     """The user's id: on a cluster, its secrets are this one's files."""
     memory_mb: int
+    shared_memory_mb: int | None = None
+    """How much of that its processes may share by /dev/shm; 64 MB if None."""
     networks: Mapping[str, pulumi.Input[str]]
     """The name under which each network knows the part, by network."""
     ports: tuple[Port, ...] = ()
@@ -133,6 +135,9 @@ class Placement(Protocol):
 
     def published_at(self, volume: str | None = None) -> str:
         """Where the program reaches the ports of the workload that has a volume, or of those on each node."""
+
+    def image_environment(self, image: str) -> Mapping[str, str]:
+        """The environment variables that an image brings; none where the image is not there yet."""
 
     def run(self, workload: Workload, *, opts: pulumi.ResourceOptions) -> Sequence[Replica]:
         """Run a workload."""

@@ -115,6 +115,7 @@ class DockerHost(EnginePlacement):
             security_opts=["no-new-privileges:true"],
             memory=workload.memory_mb,
             memory_swap=workload.memory_mb,
+            shm_size=workload.shared_memory_mb,
             restart="unless-stopped",
             log_driver="json-file",
             log_opts={"max-size": LOG_SIZE, "max-file": LOG_FILES},

@@ -18,7 +18,7 @@ from infra.images import stand_ins
 from toolchain.engine import UNREACHABLE, certificates, connect, look_at, why_unreachable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from infra.workload import Workload
@@ -72,6 +72,19 @@ class EnginePlacement:
                 hooks=self._before_create(self._check_volume),
             ),
         )
+
+    def image_environment(self, image: str) -> Mapping[str, str]:
+        with closing(connect(self._host)) as engine:
+            for name in (self._stand_ins.get(image, image), *self._other_names(image)):
+                try:
+                    environment = engine.images.get(name).attrs["Config"]["Env"] or []
+                except docker.errors.NotFound:
+                    continue
+                return dict(each.split("=", 1) for each in environment if "=" in each)
+        return {}
+
+    def _other_names(self, image: str) -> Sequence[str]:  # noqa: ARG002 -- for those who have some
+        return ()
 
     def _stand_in(self, reference: str) -> str:
         name = self._stand_ins.get(reference, reference)

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 SECRET_MODE = 0o400
 CONFIG_MODE = 0o444
+SHARED_MODE = 0o1777
 RESERVED_SHARE = 4
 """Of a part's memory limit one in so many is kept free for it on its node: about what it has without load."""
 MONITOR_SECONDS = 5
@@ -282,6 +283,13 @@ class Swarm(EnginePlacement):
             for path, volume in sorted(workload.volumes.items())
         ]
         scratch = [] if workload.volumes else [mount(target="/tmp", type="tmpfs", read_only=False)]  # noqa: S108
+        shared = workload.shared_memory_mb
+        if shared:
+            size = pulumi_docker.ServiceTaskSpecContainerSpecMountTmpfsOptionsArgs(
+                size_bytes=shared * MEBIBYTE, mode=SHARED_MODE
+            )
+            memory = mount(target="/dev/shm", type="tmpfs", read_only=False, tmpfs_options=size)  # noqa: S108
+            return [memory, *volumes, *scratch]
         return [*volumes, *scratch]
 
     def _config(
@@ -326,6 +334,9 @@ class Swarm(EnginePlacement):
 
     def _pinned(self) -> tuple[str, ...]:
         return (f"node.id == {self._volume_node.id}",)
+
+    def _other_names(self, image: str) -> tuple[str, ...]:
+        return (in_registry(image, self._registry),) if self._registry else ()
 
     def _image(self, reference: str) -> _Image:
         """The image with its digest, which every node has to fetch by itself."""

@@ -127,7 +127,6 @@ def test_staging_and_prod_need_a_provider_key_or_a_local_model(stack: str) -> No
             "must be unix:///path, ssh://user@host, or tcp://host:2376",
         ),
         ({"replicas": None}, "replicas", "is not set, and Pulumi.yaml has no default for it"),
-        ({"postgresImage": "postgres@sha256:" + "0" * 64}, "postgresImage", "name it in the tag"),
         ({"secretVersions": {"masterKey": 2}, "masterKey": KEY}, "secretVersions.masterKey", "has no effect"),
         (
             {"models": [{"name": "m", "model": "openai/m", "apiBase": "http://u:p@h"}]},

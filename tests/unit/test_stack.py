@@ -9,6 +9,7 @@ import pytest
 from pulumi.runtime import mocks, rpc
 
 from infra import stack
+from infra.placement.engine import EnginePlacement
 from infra.settings import postgres_major_version
 from infra.stack import build
 from tests.stack_config import KEY, OTHER_KEY, PROJECT_NAME
@@ -202,10 +203,43 @@ def test_metrics_are_published_on_loopback_only_if_asked_for(registered: Callabl
         ("postgres:17.2-bookworm", "17"),
         ("registry.example:5000/postgres:16@sha256:" + "0" * 64, "16"),
         ("registry.example:5000/postgres@sha256:" + "0" * 64, ""),
+        ("pgvector/pgvector:pg17", "17"),
+        ("pgvector/pgvector:0.8.1-pg17", "17"),
+        ("pgvector/pgvector:0.8.1-pg17-trixie@sha256:" + "0" * 64, "17"),
+        ("timescale/timescaledb:2.17.2-pg17", "17"),
+        ("timescale/timescaledb:2.17.2", ""),
+        ("pgvector/pgvector:0.8.1", ""),
+        ("postgis/postgis:17-3.5", "17"),
+        ("registry.example/team/database:3.1", ""),
+        ("registry.example:5000/postgres:17beta1", ""),
     ],
 )
 def test_the_major_version_of_postgres_is_in_its_images_tag(image: str, version: str) -> None:
     assert postgres_major_version(image) == version
+
+
+def test_an_image_whose_tag_does_not_tell_is_asked_for_its_major_version(
+    registered: Callable[..., Recorder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And one that nothing is known of is refused with what makes it known."""
+    image = "registry.example/team/database:3.1"
+    told: dict[str, str] = {"PG_MAJOR": "18"}
+    monkeypatch.setattr(EnginePlacement, "image_environment", lambda _self, asked: told if asked == image else {})
+    recorder = registered(postgresImage=image, postgresVolume="other")
+    (constant,) = (inputs for (kind, _), inputs in recorder.inputs.items() if kind.endswith(":Constant"))
+    assert constant["value"] == "18"
+    told.clear()
+    with pytest.raises(pulumi.RunError, match=f"docker --host unix:///var/run/docker.sock pull {image}"):
+        registered(postgresImage=image)
+
+
+def test_postgres_may_share_half_of_its_memory(registered: Callable[..., Recorder]) -> None:
+    """The engine's 64 MB do not hold the hash table of a parallel query."""
+    containers = registered(postgresMemoryMb="2048").containers()
+    assert {name: each.get("shmSize") for name, each in containers.items()} == {
+        "postgres": 1024,
+        **dict.fromkeys(("demo", "edge", "litellm-1", "litellm-2")),
+    }
 
 
 @pytest.mark.parametrize(
