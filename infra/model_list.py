@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pulumi
 import yaml
 
 from infra import retirements
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
 
 REFERENCE = "os.environ/"
 """How LiteLLM's config names an environment variable."""
+FILE = Path(__file__).parent.parent / "litellm" / "config.yaml"
+REQUEST_TIMEOUT_SECONDS = 6000
+"""LiteLLM's own, where the file has none."""
 NO_KEY = "none"
 """What a server that wants no key is sent: LiteLLM's OpenAI client insists on one."""
 
@@ -48,6 +53,12 @@ def model_variable(index: int) -> str:
     return f"MODEL_{index}_API_KEY"
 
 
+def has_own_servers() -> bool:
+    """Whether the file names a model on a server of the team's own, which needs no provider's key."""
+    config = yaml.safe_load(FILE.read_text(encoding="utf-8"))
+    return any("api_base" in model["litellm_params"] for model in config.get("model_list") or ())
+
+
 def render(text: str, settings: Settings, *, demo_url: str, today: date | None = None) -> ModelList:
     """Render LiteLLM's config `text` for a stack.
 
@@ -63,7 +74,7 @@ def render(text: str, settings: Settings, *, demo_url: str, today: date | None =
         if model["model_name"] in own:
             continue  # the stack config's model of that name takes its place
         parameters = model["litellm_params"]
-        key = str(parameters.get("api_key", ""))
+        key = _key(model)
         variable = key.removeprefix(REFERENCE)
         if variable in known or ("api_base" in parameters and not key.startswith(REFERENCE)):
             models.append(model)
@@ -77,10 +88,12 @@ def render(text: str, settings: Settings, *, demo_url: str, today: date | None =
             "input_cost_per_token": local.input_cost_per_token,
             "output_cost_per_token": local.output_cost_per_token,
         }
+        own_key = REFERENCE + model_variable(index) if local.name in settings.model_keys else None
         if local.api_base is not None:
-            has_key = local.name in settings.model_keys
             parameters["api_base"] = str(local.api_base).rstrip("/")
-            parameters["api_key"] = REFERENCE + model_variable(index) if has_key else NO_KEY
+            parameters["api_key"] = own_key or NO_KEY
+        elif own_key:
+            parameters["api_key"] = own_key
         elif local.provider in settings.provider_keys:
             parameters["api_key"] = REFERENCE + provider_variable(local.provider)
         elif settings.demo_answers:
@@ -98,8 +111,19 @@ def render(text: str, settings: Settings, *, demo_url: str, today: date | None =
         served=tuple(dict.fromkeys(model["model_name"] for model in served)),
         left_out=left_out,
         ending=ending,
-        request_timeout=config["litellm_settings"]["request_timeout"],
+        request_timeout=(config.get("litellm_settings") or {}).get("request_timeout", REQUEST_TIMEOUT_SECONDS),
     )
+
+
+def _key(model: Mapping[str, Any]) -> str:
+    """The `api_key` of a model of the file; empty where it has none. Raises RunError for one that nobody may read."""
+    key = str(model["litellm_params"].get("api_key", ""))
+    if key and not key.startswith(REFERENCE) and "api_base" not in model["litellm_params"]:
+        raise pulumi.RunError(
+            f"litellm/config.yaml: the api_key of {model['model_name']} stands there in clear, for all to read: "
+            "take a new one, name it os.environ/NAME, and set it as a secret of the stack config"
+        )
+    return key
 
 
 def _without_ended(

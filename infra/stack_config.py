@@ -18,11 +18,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import urlsplit
 
 import pulumi
+import yaml
 from cryptography import x509
 from pulumi.runtime.config import _SECRET_KEYS, CONFIG, get_config_env, get_config_secret_keys_env
 from pydantic import TypeAdapter, ValidationError
 from pydantic.alias_generators import to_camel
 
+from infra import model_list
 from infra.settings import PROVIDER_KEYS, Settings, is_secret
 from infra.workload import LAST_PORT
 
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
 
     from infra.settings import LocalModel
 
+Place = tuple[int | str, ...]
+"""The steps into a structured value."""
 NEEDS_A_HUB = re.compile(r"(llama)-([23])", re.IGNORECASE)
 """Names for which LiteLLM counts tokens with a tokenizer that it fetches (litellm.utils._select_tokenizer); without
 a model hub each chat completion of such a name fails."""
@@ -48,8 +52,11 @@ def load() -> Settings:
     everything = {**get_config_env(), **CONFIG.get()}
     config = {key.removeprefix(prefix): value for key, value in everything.items() if key.startswith(prefix)}
     secret = {key.removeprefix(prefix) for key in {*get_config_secret_keys_env(), *_SECRET_KEYS.get()}}
-    values, problems = validate(config, secret)
     stack = pulumi.get_stack()
+    file = Path(f"Pulumi.{stack}.yaml")
+    written = (yaml.safe_load(file.read_text(encoding="utf-8")) or {}) if file.exists() else {}
+    plain = {key.removeprefix(prefix): list(_plain(value)) for key, value in (written.get("config") or {}).items()}
+    values, problems = validate(config, secret, plain)
     if problems:
         raise pulumi.RunError(report(problems, stack))
     settings = Settings.model_construct(**values)
@@ -69,8 +76,13 @@ class Problem:
     command: str
 
 
-def validate(config: Mapping[str, str], secret: Collection[str]) -> tuple[dict[str, Any], list[Problem]]:
-    """Return the valid fields of the raw stack config, and every problem with it; `secret` are its encrypted keys."""
+def validate(
+    config: Mapping[str, str], secret: Collection[str], plain: Mapping[str, list[Place]] | None = None
+) -> tuple[dict[str, Any], list[Problem]]:
+    """Return the valid fields of the raw stack config, and every problem with it.
+
+    `secret` are the keys with something encrypted in them, `plain` the places in each that are not.
+    """
     values: dict[str, Any] = {}
     problems: list[Problem] = []
     fields = {field.alias or name: (name, field) for name, field in Settings.model_fields.items()}
@@ -82,10 +94,14 @@ def validate(config: Mapping[str, str], secret: Collection[str]) -> tuple[dict[s
         if key not in config:
             problems.append(Problem(key, "is not set, and Pulumi.yaml has no default for it", set_command(key)))
             continue
-        if is_secret(field) and config[key] not in {"", "{}"} and key not in secret:
-            problems.append(Problem(key, "is not encrypted: take a new one, this one may be known", set_command(key)))
         try:
-            values[name] = adapter(field).validate_python(_parsed(config[key], key))
+            value = _parsed(config[key], key)
+            if is_secret(field):
+                problems.extend(
+                    _in_clear(key, place)
+                    for place in ((plain or {}).get(key, ()) if key in secret else _plain(value))
+                )
+            values[name] = adapter(field).validate_python(value)
         except ValidationError as error:
             problems.extend(
                 Problem(_path(key, each["loc"]), _what(each), set_command(key)) for each in error.errors()
@@ -94,6 +110,25 @@ def validate(config: Mapping[str, str], secret: Collection[str]) -> tuple[dict[s
             problems.append(Problem(key, "is not a JSON document", set_command(key)))
     problems.extend(_contradictions(values))
     return values, problems
+
+
+def _plain(value: object, place: Place = ()) -> Iterator[Place]:
+    """Where in a value of the stack's file something stands in clear. Pulumi writes {secure: …} for what does not."""
+    if isinstance(value, dict):
+        if value.keys() != {"secure"}:
+            for name, each in value.items():
+                yield from _plain(each, (*place, name))
+    elif isinstance(value, list):
+        for index, each in enumerate(value):
+            yield from _plain(each, (*place, index))
+    elif value not in {"", None}:
+        yield place
+
+
+def _in_clear(key: str, place: Place) -> Problem:
+    steps = "".join(f"[{step}]" if isinstance(step, int) else f'["{step}"]' for step in place)
+    command = f"set --secret --path '{key}{steps}' VALUE" if place else set_command(key)
+    return Problem(_path(key, place), "is not encrypted: take a new one, this one may be known", command)
 
 
 def report(problems: list[Problem], stack: str) -> str:
@@ -191,7 +226,8 @@ def _model_problems(values: Mapping[str, Any]) -> Iterator[Problem]:
     for name in sorted(values.get("model_keys", {}).keys() - {model.name for model in models}):
         yield Problem(f"modelKeys.{name}", "is the key of no model in `models`", f"rm --path 'modelKeys[\"{name}\"]'")
     keys = [values.get(field) for field in PROVIDER_KEYS.values()]
-    local = any(model.api_base is not None for model in models)
+    own_keys = values.get("model_keys", {})
+    local = any(it.api_base is not None or it.name in own_keys for it in models) or model_list.has_own_servers()
     if not any(keys) and not local and values.get("demo") is False:
         yield Problem(
             "openaiApiKey",

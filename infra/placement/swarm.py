@@ -42,7 +42,6 @@ if TYPE_CHECKING:
 
 SECRET_MODE = 0o400
 CONFIG_MODE = 0o444
-SHARED_MODE = 0o1777
 RESERVED_SHARE = 4
 """Of a part's memory limit one in so many is kept free for it on its node: about what it has without load."""
 MONITOR_SECONDS = 5
@@ -283,13 +282,9 @@ class Swarm(EnginePlacement):
             for path, volume in sorted(workload.volumes.items())
         ]
         scratch = [] if workload.volumes else [mount(target="/tmp", type="tmpfs", read_only=False)]  # noqa: S108
-        shared = workload.shared_memory_mb
-        if shared:
-            size = pulumi_docker.ServiceTaskSpecContainerSpecMountTmpfsOptionsArgs(
-                size_bytes=shared * MEBIBYTE, mode=SHARED_MODE
-            )
-            memory = mount(target="/dev/shm", type="tmpfs", read_only=False, tmpfs_options=size)  # noqa: S108
-            return [memory, *volumes, *scratch]
+        if workload.shared_memory_mb:
+            # Without a size, which the provider's upstream (2.23) crashes on: what is in it counts as the task's memory.
+            scratch.append(mount(target="/dev/shm", type="tmpfs", read_only=False))  # noqa: S108
         return [*volumes, *scratch]
 
     def _config(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import date
 from typing import TYPE_CHECKING, Any
 
+import pulumi
 import pytest
 import yaml
 
@@ -104,6 +105,32 @@ def test_another_model_of_a_provider_uses_its_key_or_is_left_out(settings: Calla
     result, models = rendered(settings("staging", openaiApiKey="sk-1", models=more))
     assert models["mini"]["api_key"] == "os.environ/OPENAI_API_KEY"
     assert result.left_out == {"claude-3-5-sonnet": "ANTHROPIC_API_KEY", "haiku": "ANTHROPIC_API_KEY"}
+
+
+def test_a_model_of_a_provider_may_have_a_key_of_its_own(settings: Callable[..., Settings]) -> None:
+    """That of another account than the stack's: with the provider's key set, and without."""
+    mine = {"models": [{"name": "mine", "model": "openai/gpt-4o-mini"}], "modelKeys": {"mine": "K1"}}
+    for changes in (mine, mine | {"openaiApiKey": "K2"}):
+        result, models = rendered(settings("staging", **changes))
+        assert models["mine"]["api_key"] == "os.environ/MODEL_0_API_KEY"
+        assert "mine" in result.served
+
+
+def test_a_key_that_stands_in_the_file_is_refused_without_being_shown(settings: Callable[..., Settings]) -> None:
+    text = FILE.replace("os.environ/OPENAI_API_KEY", "sk-of-somebody")
+    with pytest.raises(pulumi.RunError, match="the api_key of gpt-4o stands there in clear") as caught:
+        rendered(settings("dev"), text)
+    assert "sk-of-somebody" not in str(caught.value)
+
+
+@pytest.mark.parametrize("section", [None, {"json_logs": True}])
+def test_without_a_request_timeout_it_is_litellms_own(
+    settings: Callable[..., Settings], section: dict[str, Any] | None
+) -> None:
+    """Which the edge's time-outs follow."""
+    config = yaml.safe_load(FILE) | {"litellm_settings": section}
+    result, _ = rendered(settings("dev"), yaml.safe_dump(config))
+    assert result.request_timeout == 6000
 
 
 def test_a_model_of_the_stack_takes_the_place_of_one_of_that_name(settings: Callable[..., Settings]) -> None:
