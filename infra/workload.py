@@ -94,7 +94,7 @@ class Workload:
     """The user's id: on a cluster, its secrets are this one's files."""
     memory_mb: int
     shared_memory_mb: int | None = None
-    """How much of that its processes may share by /dev/shm; 64 MB if None. A cluster may bound it by the memory alone."""
+    """How much of that its processes may share by /dev/shm; 64 MB if None. On a cluster only the memory bounds it."""
     networks: Mapping[str, pulumi.Input[str]]
     """The name under which each network knows the part, by network."""
     ports: tuple[Port, ...] = ()

@@ -15,6 +15,7 @@ import pulumi
 import pulumi_docker
 
 from infra.images import stand_ins
+from infra.placement.guard import EngineGuard
 from toolchain.engine import UNREACHABLE, certificates, connect, look_at, why_unreachable
 
 if TYPE_CHECKING:
@@ -55,7 +56,13 @@ class EnginePlacement:
         self._prefix = f"{pulumi.get_project()}-{pulumi.get_stack()}"
         self._stand_ins = stand_ins(image_choices)
         # None would be DOCKER_CERT_PATH in the environment, which is for an engine that is reached by TLS.
-        self._provider = pulumi_docker.Provider("engine", host=host, cert_path=certificates(host) or "")
+        guard = EngineGuard("engine-guard", host=host, label=f"{LABEL}.identity", identity=identity)
+        self._provider = pulumi_docker.Provider(
+            "engine",
+            host=host,
+            cert_path=certificates(host) or "",
+            opts=pulumi.ResourceOptions(depends_on=[guard]),
+        )
         self._volumes: dict[str, pulumi_docker.Volume] = {}
 
     def volume(self, name: str, *, protect: bool, opts: pulumi.ResourceOptions) -> None:

@@ -283,7 +283,7 @@ class Swarm(EnginePlacement):
         ]
         scratch = [] if workload.volumes else [mount(target="/tmp", type="tmpfs", read_only=False)]  # noqa: S108
         if workload.shared_memory_mb:
-            # Without a size, which the provider's upstream (2.23) crashes on: what is in it counts as the task's memory.
+            # Without a size, which crashes the provider's upstream (2.23): what is in it is memory of the task's.
             scratch.append(mount(target="/dev/shm", type="tmpfs", read_only=False))  # noqa: S108
         return [*volumes, *scratch]
 

@@ -21,7 +21,7 @@ from tests.packages import unpacked
 from tests.stacks import Deployment, image_of
 from tests.swarm.cluster import DIES_WITH_THIS_THREAD, NETWORK, Node, cluster, until
 from toolchain.__main__ import IMAGE_SETTINGS
-from toolchain.engine import CERTIFICATE_FILES
+from toolchain.engine import CERTIFICATE_FILES, DEFAULT_HOST
 from toolchain.progress import Steps
 
 if TYPE_CHECKING:
@@ -141,6 +141,11 @@ def test_a_stack_on_another_machine(
         assert made.outputs["litellmUrl"].startswith(f"http://{ADDRESS}:")
         made.up(expect_no_changes=True)
         made.refresh(expect_no_changes=True)
+        made.set(dockerHost=DEFAULT_HOST)
+        preview = made.pulumi("preview")
+        made.set(dockerHost=host)
+        assert preview.returncode != 0
+        assert f"this stack is on {host}, and nothing of it on {DEFAULT_HOST}" in preview.stdout
         made.stack.destroy(show_secrets=False, on_output=print)
         assert made.leftovers() == []
     finally:
