@@ -100,31 +100,29 @@ class Guard:
         body = await read(receive)
         if body is None or (not body and not NEEDS_MODEL.search(path.rstrip("/"))):
             return body
-        media_type = headers.get(b"content-type", b"").split(b";")[0].strip().lower().decode("latin-1")
-        if FORM_PATHS.search(path):
-            if media_type not in FORM_TYPES:
-                raise Refusal("Send this as multipart/form-data.", code="unsupported_media_type", status=UNSUPPORTED)
-            fields = await self._form(scope, body)
-        else:
-            if "form" in media_type:
-                raise Refusal(
-                    "Send this as JSON, with Content-Type: application/json.",
-                    code="unsupported_media_type",
-                    status=UNSUPPORTED,
-                )
-            fields = self._json(body)
-            check_shapes(fields)
-            if fields.get("stream") and WHOLE.search(path):
-                raise Refusal("`stream` is not for this path.", param="stream", code="invalid_type")
-            # LiteLLM's newer releases take it from here, and do not parse the body again.
-            scope["parsed_body"] = (tuple(fields), fields)
-            scope["headers"] = [it for it in scope["headers"] if it[0] != b"content-type"]
-            scope["headers"].append((b"content-type", b"application/json"))
+        form = FORM_PATHS.search(path) is not None
+        fields = await self._form(scope, body) if form else self._object(scope, body)
         self._check_names(fields)
         self._check_model(path, fields)
+        if not form:  # there all values are text
+            check_shapes(path, fields)
         if release.text_only and path.rstrip("/").endswith("/messages"):
             check_text_only(fields, release.version)
         return body
+
+    def _object(self, scope: Scope, body: bytes) -> dict[str, Any]:
+        """The fields of a JSON object. LiteLLM reads the body as one too, whatever it says that it is."""
+        if "form" in media_type(scope):
+            message = "Send this as JSON, with Content-Type: application/json."
+            raise Refusal(message, code="unsupported_media_type", status=UNSUPPORTED)
+        fields = self._json(body)
+        if fields.get("stream") and WHOLE.search(scope["path"]):
+            raise Refusal("`stream` is not for this path.", param="stream", code="invalid_type")
+        # LiteLLM's newer releases take it from here, and do not parse the body again.
+        scope["parsed_body"] = (tuple(fields), fields)
+        scope["headers"] = [it for it in scope["headers"] if it[0] != b"content-type"]
+        scope["headers"].append((b"content-type", b"application/json"))
+        return fields
 
     def _json(self, body: bytes) -> dict[str, Any]:
         if not body.strip():
@@ -141,6 +139,8 @@ class Guard:
         """A form's fields, as the parser that LiteLLM uses reads them. `a[]` and `a[b]` belong to `a`."""
         from starlette.requests import Request  # noqa: PLC0415 -- the unit tests need none
 
+        if media_type(scope) not in FORM_TYPES:
+            raise Refusal("Send this as multipart/form-data.", code="unsupported_media_type", status=UNSUPPORTED)
         content_type = dict(scope["headers"]).get(b"content-type", b"")
         boundary = re.search(rb'boundary="?([^";]{1,70})"?\s*(;|$)', content_type)
         multipart = content_type.lower().startswith(b"multipart/")
@@ -208,14 +208,22 @@ class Guard:
             if NEEDS_MODEL.search(path.rstrip("/")):
                 raise Refusal("`model` is missing.", param="model", code="missing_required_parameter")
             return
-        if not isinstance(model, str) or not self.release.served(model):
+        if not isinstance(model, str):
+            raise Refusal("`model` must be a string.", param="model", code="invalid_type")
+        if not self.release.served(model):
             served = ", ".join(sorted(self.release.models())) or "none"
             raise Refusal(
-                f"The model {str(model)[:100]!r} is not served here. Served: {served}.",
+                f"The model {model[:100]!r} is not served here. Served: {served}.",
                 param="model",
                 code="model_not_found",
                 status=NOT_FOUND,
             )
+
+
+def media_type(scope: Scope) -> str:
+    """What a body says that it is, without parameters."""
+    said: bytes = dict(scope["headers"]).get(b"content-type", b"")
+    return said.split(b";")[0].strip().lower().decode("latin-1")
 
 
 async def read(receive: Receive) -> bytes | None:

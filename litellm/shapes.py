@@ -21,11 +21,22 @@ IS = {
     OBJECT: lambda value: isinstance(value, dict),
     FLAG: lambda value: isinstance(value, bool),
 }
+NEEDED = {
+    "/chat/completions": ("messages",),
+    "/completions": ("prompt",),
+    "/embeddings": ("input",),
+    "/images/generations": ("prompt",),
+    "/messages": ("messages",),
+    "/moderations": ("input",),
+    "/rerank": ("query", "documents"),
+    "/speech": ("input",),
+}
+"""The fields that a request to a path cannot go without, beside `model`."""
 SHAPES: Mapping[str, tuple[str, ...]] = {
     "model": (TEXT,),
     "messages": (LIST,),
     "system": (TEXT, LIST),
-    "input": (TEXT, LIST, OBJECT),
+    "input": (TEXT, LIST),
     "prompt": (TEXT, LIST, OBJECT),
     "query": (TEXT, OBJECT),
     "documents": (LIST,),
@@ -50,8 +61,9 @@ SHAPES: Mapping[str, tuple[str, ...]] = {
 """What the published fields that LiteLLM works with may be. It fails over others, or asks the provider first."""
 
 
-def check_shapes(fields: Mapping[str, Any]) -> None:
-    """Refuse published fields of a type that no release of LiteLLM works with."""
+def check_shapes(path: str, fields: Mapping[str, Any]) -> None:
+    """Refuse published fields of a type that no release of LiteLLM works with, and what lacks one."""
+    check_needed(path, fields)
     for name, value in fields.items():
         shapes = SHAPES.get(name)
         if shapes and value is not None and not any(IS[shape](value) for shape in shapes):
@@ -69,6 +81,15 @@ def check_shapes(fields: Mapping[str, Any]) -> None:
         raise Refusal("`messages` is empty.", param="messages")
     for name in ("tools", "functions"):
         check_parts(fields.get(name) or [], name, typed=False)
+
+
+def check_needed(path: str, fields: Mapping[str, Any]) -> None:
+    """Refuse a request without what its path needs."""
+    for name in next((names for end, names in NEEDED.items() if path.rstrip("/").endswith(end)), ()):
+        if fields.get(name) is None:
+            raise Refusal(f"`{name}` is missing.", param=name, code="missing_required_parameter")
+    if isinstance(fields.get("prompt"), dict) and not path.rstrip("/").endswith("/responses"):
+        raise Refusal("`prompt` must be a string or a list.", param="prompt", code="invalid_type")
 
 
 def check_inputs(fields: Mapping[str, Any]) -> None:

@@ -211,6 +211,16 @@ def test_an_answer_that_this_gateway_cannot_have_given_is_not_found(replica: Rep
     assert replica.ask(b"", "/v1/responses/resp_1/input_items", method="GET")[0] == 200
 
 
+@pytest.mark.parametrize(
+    ("path", "needed"),
+    [("/v1/embeddings", "input"), ("/v1/completions", "prompt"), (CHAT, "messages"), ("/v1/rerank", "query")],
+)
+def test_what_a_path_needs_is_asked_for(replica: Replica, path: str, needed: str) -> None:
+    body = {"model": "gpt-4o", **({needed: None} if path == CHAT else {})}
+    problem = replica.refused(body, path)
+    assert (problem["param"], problem["code"]) == (needed, "missing_required_parameter")
+
+
 def test_a_form_path_wants_a_form(replica: Replica) -> None:
     assert replica.refused(path="/v1/audio/transcriptions")["status"] == 415
 
