@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 PROJECT = Path(__file__).parent.parent
+WITH_COLLATION_VERSIONS = 150000
+"""The first PostgreSQL that keeps the version of the C library for each database."""
 VERSION_MEND = "./pulumiw up, unless litellmImage of the stack config names that one"
 
 
@@ -89,6 +91,7 @@ def _database(settings: Settings, folder: Path, served: set[str]) -> Iterator[Fi
             foreign = connection.execute(
                 "SELECT count(*) FROM pg_tables WHERE tablename LIKE 'LiteLLM\\_%'"
             ).fetchone()
+            collation = _collation(connection)
     except LLMError as error:
         yield Finding("database", "warning", str(error), "make up")
         return
@@ -97,6 +100,8 @@ def _database(settings: Settings, folder: Path, served: set[str]) -> Iterator[Fi
         yield Finding("database", "failure", detail, "check DATABASE_URL; `make up` writes it to .env")
         return
     yield Finding("database", "ok", "it answers")
+    if collation is not None:
+        yield collation
     if foreign != (0,):
         detail = "LiteLLM has its tables in it, and may drop the app's"
         yield Finding("own database", "failure", detail, "point DATABASE_URL at a database of the app's own")
@@ -114,6 +119,29 @@ def _database(settings: Settings, folder: Path, served: set[str]) -> Iterator[Fi
     yield Finding("migrations", "ok", "none is pending")
     if served:
         yield from _organizations(served)
+
+
+def _collation(connection: psycopg.Connection) -> Finding | None:
+    """What is to be said of the order of texts: that of the C library which made the indexes, or of another one.
+
+    PostgreSQL knows since 15, and for libraries that have versions: https://www.postgresql.org/docs/17/sql-altercollation.html
+    """
+    if connection.info.server_version < WITH_COLLATION_VERSIONS:
+        return None
+    found = connection.execute(
+        "SELECT datname, datcollversion, pg_database_collation_actual_version(oid) FROM pg_database"
+        " WHERE datname = current_database() AND datcollversion <> pg_database_collation_actual_version(oid)"
+    ).fetchone()
+    if found is None:
+        return Finding("collation", "ok", "the server orders texts as its indexes do")
+    name, then, now = found
+    return Finding(
+        "collation",
+        "warning",
+        f"text indexes may be wrong: they were made with version {then} of the C library, and the server has {now}",
+        f"llmctl backup; then, as a superuser of {name}: REINDEX DATABASE {name}; ALTER DATABASE {name} REFRESH "
+        "COLLATION VERSION",
+    )
 
 
 def _organizations(served: set[str]) -> Iterator[Finding]:

@@ -55,6 +55,11 @@ def build(settings: Settings) -> Mapping[str, pulumi.Input[object]]:
         if variable.lower() in PROVIDER_KEYS.values():
             mend = f"./pulumiw config set --stack {pulumi.get_stack()} --secret {to_camel(variable.lower())} …"
         pulumi.log.warn(f"{name} is left out: {variable} is not set ({mend})")
+    if settings.client_rpm and settings.placement == "swarm":
+        pulumi.log.warn(
+            "clientRpm: each edge of a Swarm counts by itself, so a client whose requests are spread over N edges "
+            "gets up to N times as many through. Divide the numbers by N."
+        )
     for ending in models.ending:
         pulumi.log.warn(ending.warning(_names_a_model(settings, ending.name)))
     edge_config = master_key.generation.apply(

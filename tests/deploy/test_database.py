@@ -148,6 +148,20 @@ def test_no_role_but_the_superuser_has_a_privilege(stack: DeployedStack, databas
     assert roles == [], f"{roles} may do more than use their database. As {SUPERUSER}: {statement}, and REVOKE pg_…"
 
 
+@pytest.mark.usefixtures("own_server")
+def test_texts_are_in_the_order_of_the_indexes(database: psycopg.Connection) -> None:
+    """Another base image of Postgres may have another C library, which orders texts otherwise than the indexes."""
+    rows = database.execute(
+        "SELECT datname FROM pg_database WHERE datallowconn"
+        " AND datcollversion <> pg_database_collation_actual_version(oid)"
+    ).fetchall()
+    names = [name for (name,) in rows]
+    assert names == [], (
+        f"the indexes of {names} were made with another C library, and may be wrong. Back up, then for each as "
+        f"{SUPERUSER}, connected to it: REINDEX DATABASE …; ALTER DATABASE … REFRESH COLLATION VERSION"
+    )
+
+
 @pytest.fixture
 def server(stack: DeployedStack, own_server: None) -> Instance:
     """The container of the stack's own server, on an engine that can be asked."""

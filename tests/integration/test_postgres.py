@@ -9,6 +9,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
+from app import _doctor
 from infra import postgres
 
 if TYPE_CHECKING:
@@ -52,6 +53,19 @@ def test_a_database_is_made_under_another_c_library(superuser: psycopg.Connectio
     finally:
         superuser.execute("DROP DATABASE IF EXISTS test_made")
         superuser.execute("DROP ROLE IF EXISTS test_made")
+
+
+def test_doctor_says_what_another_c_library_wants(deployment: Deployment, superuser: psycopg.Connection) -> None:
+    """The indexes of its texts, in an order that is not the server's any more."""
+    with deployment.database() as connection:
+        with of_another_c_library(superuser, "app"):
+            found = _doctor._collation(connection)
+            assert found is not None
+            assert found.status == "warning"
+            assert "REINDEX DATABASE app; ALTER DATABASE app REFRESH COLLATION VERSION" in found.mend
+        found = _doctor._collation(connection)
+        assert found is not None
+        assert found.status == "ok"
 
 
 def test_a_parallel_query_has_the_memory_that_it_is_given(deployment: Deployment) -> None:

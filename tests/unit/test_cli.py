@@ -6,6 +6,7 @@ import dataclasses
 import json
 import sys
 from datetime import UTC, datetime
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Self
 from uuid import UUID
 
@@ -252,6 +253,9 @@ def test_what_nobody_expects_has_its_traceback(monkeypatch: pytest.MonkeyPatch) 
 
 class Database:
     """What the doctor asks a database itself: how many tables of LiteLLM's are in it."""
+
+    info = SimpleNamespace(server_version=140000)
+    """Of which PostgreSQL does not know the C library: tests/integration/test_postgres.py asks one that does."""
 
     def __init__(self, foreign: int) -> None:
         self._foreign = foreign

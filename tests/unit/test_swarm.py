@@ -205,6 +205,16 @@ def test_roots_are_read_only_but_for_the_data(registered: Callable[..., Services
     }
 
 
+@pytest.mark.parametrize("rpm", [{}, {"batch": 600}])
+def test_a_rate_is_said_to_be_counted_by_each_edge(
+    registered: Callable[..., Services], monkeypatch: pytest.MonkeyPatch, rpm: dict[str, int]
+) -> None:
+    warned: list[str] = []
+    monkeypatch.setattr(pulumi.log, "warn", warned.append)
+    registered(clientKeys={"batch": ""}, clientRpm=rpm)
+    assert len([each for each in warned if "each edge of a Swarm counts by itself" in each]) == len(rpm)
+
+
 def test_memory_is_bounded_and_part_of_it_reserved(registered: Callable[..., Services]) -> None:
     resources = registered(litellmMemoryMb="1024").services()["litellm"]["taskSpec"]["resources"]
     assert resources == {"limits": {"memoryBytes": 2**30}, "reservation": {"memoryBytes": 2**28}}
