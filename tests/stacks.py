@@ -113,8 +113,7 @@ class Deployment:
         self.set(gatewayPort=free_port(), postgresPort=free_port(), **({"dockerHost": host} if host else {}))
 
     def set(self, **config: object) -> None:
-        for key, value in config.items():
-            self.stack.set_config(key, automation.ConfigValue(str(value)))
+        self.stack.set_all_config({key: automation.ConfigValue(str(value)) for key, value in config.items()})
 
     def set_path(self, path: str, value: object, *, secret: bool = False) -> None:
         self.stack.set_config(path, automation.ConfigValue(str(value), secret=secret), path=True)
@@ -138,12 +137,22 @@ class Deployment:
         """The current value of a secret."""
         return self.secrets()[f"{name}.value"]
 
-    def up(self, **options: Any) -> automation.UpResult:
+    def up(self, *, expect_no_changes: bool = False) -> None:
+        """Raises CommandError with all that it printed."""
         self.__dict__.pop("outputs", None)
-        return self.stack.up(show_secrets=False, color="never", on_output=print, **options)
+        self._change("up", expect_no_changes=expect_no_changes)
 
-    def refresh(self, **options: Any) -> automation.RefreshResult:
-        return self.stack.refresh(show_secrets=False, color="never", on_output=print, **options)
+    def refresh(self, *, expect_no_changes: bool = False) -> None:
+        """Raises CommandError with all that it printed."""
+        self._change("refresh", expect_no_changes=expect_no_changes)
+
+    def _change(self, operation: str, *, expect_no_changes: bool) -> None:
+        """As the Automation API does it, which starts the CLI three more times to tell what has become of it."""
+        options = ["--expect-no-changes"] if expect_no_changes else []
+        done = self.pulumi(operation, "--yes", "--skip-preview", *options)
+        print(done.stdout)
+        if done.returncode != 0:
+            raise automation.CommandError(automation.CommandResult(done.stdout, "", done.returncode))
 
     def pulumi(self, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
         """Run the CLI; what it printed is in `stdout`."""
@@ -195,7 +204,9 @@ class Deployment:
 
     @cached_property
     def outputs(self) -> dict[str, Any]:
-        return {name: output.value for name, output in self.stack.outputs().items()}
+        printed = self.pulumi("stack", "output", "--json", "--show-secrets").stdout
+        outputs: dict[str, Any] = json.loads(printed)
+        return outputs
 
     @property
     def client(self) -> OpenAI:

@@ -217,7 +217,10 @@ def test_a_state_that_does_not_name_the_volume_of_a_major_version_is_taken_over(
     deployment.stack.remove_config("postgresImage")
     assert preview.returncode != 0
     assert "postgres-data has 17: the data was written by another major version of Postgres" in preview.stdout
-    changes = deployment.up().summary.resource_changes or {}
+    deployment.up()
+    info = deployment.stack.info()
+    assert info is not None
+    changes = info.resource_changes or {}
     assert {kind: count for kind, count in changes.items() if kind != "same"} == {"update": 1}
     deployment.up(expect_no_changes=True)
 
