@@ -425,13 +425,11 @@ def test_nothing_of_the_building_machine_is_in_a_stand_in(
 
 @pytest.mark.usefixtures("tags")
 def test_a_stand_in_that_is_there_is_kept(engine: docker.DockerClient, record: Path, tags: dict[str, str]) -> None:
-    """A second time nothing is pulled, built, asked or printed, and it takes no time."""
+    """A second time nothing is pulled, built, asked or printed."""
     assert stand_ins(record) == {WANTED[part]: tag for part, tag in tags.items()}
     printed = io.StringIO()
     before = record.stat().st_mtime_ns
-    started = time.monotonic()
     again = images.ensure(Steps(Console(file=printed)), engine, WANTED, stack="any", ask=pytest.fail, record=record)
-    assert time.monotonic() - started < 0.2
     assert again == tags
     assert printed.getvalue() == ""
     assert record.stat().st_mtime_ns == before
