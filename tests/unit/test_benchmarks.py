@@ -280,7 +280,7 @@ def url() -> Iterator[str]:
 def test_callers_ask_as_many_at_once_as_is_said(url: str, path: str, body: dict[str, object]) -> None:
     """Each asks again and again, and none is cut off at the end."""
     target = Target(url=url, path=path, headers={"authorization": "Bearer sk-of-a-stub"}, body=body)
-    seen = asyncio.run(load([target], 8, 0.2))
+    seen = asyncio.run(load([target], 8, 1))
     assert seen.failures == []
     assert len(seen.good) > 8
     assert seen.per_second == pytest.approx(len(seen.good) / seen.seconds)
