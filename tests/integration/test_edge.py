@@ -52,7 +52,8 @@ FUZZED = 3000
 ROUND_TRIPS = 50
 HELD_SECONDS = 0.2
 """How long the kernel holds what it is told that more of is coming."""
-WAIT_SECONDS = 60
+TICK_SECONDS = 1
+"""LiteLLM gives up a provider that is silent for longer than REQUEST_TIMEOUT_SECONDS."""
 NOBODY = 'server="nobody"'
 """The edge's last server, for a request that finds no replica."""
 FROM_A_REPLICA = b"server: uvicorn"
@@ -108,8 +109,8 @@ class Answer(BaseHTTPRequestHandler):
         self.end_headers()
         for number in range(ROUND_TRIPS):
             self.chunk({"role": "assistant", "content": f"word{number} "})
-            if not self.server.acknowledged.acquire(timeout=WAIT_SECONDS):
-                return
+            while not self.server.acknowledged.acquire(timeout=TICK_SECONDS):
+                self.wfile.write(b": more is coming\n\n")
         self.chunk({}, "stop")
         self.wfile.write(b"data: [DONE]\n\n")
 
