@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import httpx2
 
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     import ssl
 
 SECONDS = 60.0
+FORMS = ("edits", "transcriptions", "translations")
+FILE = {"unknown": ("empty", b"")}
 NOT_SERVED = {404, 501}
 WORD = re.compile(r"\b(GET|POST|DELETE)\b|`(/[^`]+)`")
 
@@ -35,15 +37,19 @@ def told(version: str) -> dict[tuple[str, str], bool]:
 
 
 def served(url: str, key: str, trusting: ssl.SSLContext | None = None) -> dict[tuple[str, str], bool]:
-    """Whether the gateway at a URL serves what the table lists. Each is asked without what it needs."""
+    """Whether the gateway at a URL serves what the table lists. Each is asked with a model and nothing else."""
     found: dict[tuple[str, str], bool] = {}
     for method, path in told(""):
+        form = path.endswith(FORMS)
+        asked: dict[str, Any] = (
+            {"data": {"model": "gpt-4o"}, "files": FILE} if form else {"json": {"model": "gpt-4o"}}
+        )
         # A connection for each: 1.55.0 drops one after what it cannot answer.
         answer = httpx2.request(
             method,
             url + path.replace("NAME", "gpt-4o").replace("ID", "resp_none"),
             headers={"authorization": f"Bearer {key}"},
-            json={} if method == "POST" else None,
+            **(asked if method == "POST" else {}),
             verify=trusting or True,
             timeout=SECONDS,
         )
