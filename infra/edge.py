@@ -5,6 +5,7 @@ All it knows is in live files: a change of its config, a client's key or the mas
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from string import Template
 from typing import TYPE_CHECKING
@@ -35,12 +36,21 @@ NODE_LABEL = "edge"
 """On a cluster: that of the nodes which let callers in."""
 REPLICA_SLOTS = 16
 """How many replicas the edge can tell apart; settings allow no more."""
-REPLICA_CONNECTIONS = 400
-"""How many requests a replica has at most, streams among them."""
+REPLICA_CONNECTIONS = 1000
+"""How many requests a replica has at most, streams among them: as many connections as OpenAI's SDK, by which LiteLLM
+asks providers, opens."""
+CONNECTIONS = 4096
+"""How many callers an edge has at most, with those that ask nothing now. Each open request takes it about
+85 KB (plain HTTP, measured)."""
+CONNECTIONS_SPARE = CONNECTIONS // 10
+"""How many of them it has left for those whom it tells that there is no more room."""
+RETRY_AFTER_SECONDS = 5
+"""When those may ask again."""
 SECONDS_OVER_REQUEST_TIMEOUT = 10
 STOP_SECONDS = 10
 """Short: while an edge stops nobody is let in. Only a new image, port or limit makes it stop at all."""
 CONFIG = "haproxy.cfg"
+BODIES = "bodies.lua"
 SERVERS_STATE = "/tmp/servers.state"  # noqa: S108 -- in a container of its own, where that is what can be written
 START = "/usr/local/bin/edge-start"
 RELOAD = "/usr/local/bin/edge-reload"
@@ -65,6 +75,12 @@ class EdgeArgs:
     """Where the metrics and the statistics page are published, on the host's loopback address; None for nowhere."""
     config: pulumi.Input[str]
     """HAProxy's rendered config."""
+    bodies: str
+    """HAProxy's Lua program that bounds bodies."""
+    models: Sequence[str]
+    """What is served."""
+    cors_origins: Sequence[str]
+    """The origins whose pages may ask from a browser; `*` for any."""
     start: str
     """The script that starts HAProxy."""
     reload: str
@@ -111,6 +127,10 @@ def render(  # noqa: PLR0913 -- all are needed, all by name
         SERVER_TIMEOUT_SECONDS=request_timeout + SECONDS_OVER_REQUEST_TIMEOUT,
         MAX_BODY_MB=max_body_mb,
         MAX_BODY_BYTES=max_body_mb * MEGABYTE,
+        FILES=f"{LIVE}/current",
+        CONNECTIONS=CONNECTIONS,
+        CONNECTIONS_USED=CONNECTIONS - CONNECTIONS_SPARE,
+        RETRY_AFTER_SECONDS=RETRY_AFTER_SECONDS,
         REPLICA_SLOTS=REPLICA_SLOTS,
         REPLICA_CONNECTIONS=REPLICA_CONNECTIONS,
         REPLICA_PORT=gateway.PORT,
@@ -124,6 +144,12 @@ def render(  # noqa: PLR0913 -- all are needed, all by name
 
 def _switch(on: bool) -> str:  # noqa: FBT001
     return "on" if on else "off"
+
+
+def _models_map(models: Sequence[str]) -> str:
+    """HAProxy's map from a model's name to what OpenAI's API tells of it, as LiteLLM does; a line each."""
+    told = {"object": "model", "created": 1677610602, "owned_by": "openai"}
+    return "".join(f"{name} {json.dumps({'id': name, **told})}\n" for name in sorted(models))
 
 
 def _clients_map(keys: Mapping[str, list[str]]) -> str:
@@ -174,10 +200,13 @@ class Edge(pulumi.ComponentResource):
                 live=Live(
                     files={
                         CONFIG: args.config,
+                        BODIES: args.bodies,
+                        "models.map": _models_map(args.models),
+                        "origins.lst": "".join(f"{origin}\n" for origin in sorted(args.cors_origins)),
                         "rpm.map": "".join(f"{client} {rpm}\n" for client, rpm in sorted(args.client_rpm.items())),
                     },
                     secrets=secrets,
-                    check=("haproxy", "-c", "-q", "-f", CONFIG),
+                    check=("env", "FILES=.", "haproxy", "-c", "-q", "-f", CONFIG),
                     reload=("bash", RELOAD, SERVERS_STATE, str(MASTER_PORT)),
                 ),
                 health=HealthCheck(command=("bash", "-c", HEALTH_CHECK)),

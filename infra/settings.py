@@ -161,6 +161,7 @@ HostName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-
 VolumeName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_.-]{0,62}$")]
 Image = Annotated[str, AfterValidator(_image)]
 LiteLLMImage = Annotated[Image, AfterValidator(_litellm_image)]
+Origin = Annotated[str, StringConstraints(pattern=r"^(\*|https?://[a-z0-9]([a-z0-9.-]*[a-z0-9])?(:\d{1,5})?)$")]
 Port = Annotated[int, Field(ge=1, le=LAST_PORT)]
 MemoryMb = Annotated[int, Field(ge=64, le=1024 * 1024)]
 Key = Annotated[SecretStr, AfterValidator(_key)]
@@ -234,6 +235,7 @@ class Settings(_Frozen):
     metrics_port: Annotated[Port | None, Optional] = Field(examples=["8404"])
     fetch_urls: bool = Field(examples=["true"])
     max_body_mb: Annotated[int, Field(ge=1, le=1024)] = Field(examples=["20"])
+    cors_origins: tuple[Origin, ...] = Field(examples=["--path 'corsOrigins[0]' https://app.example"])
 
     litellm_image: LiteLLMImage = Field(examples=["ghcr.io/berriai/litellm:main-v1.55.0"])
     postgres_image: Image = Field(examples=["postgres:17"])

@@ -12,6 +12,7 @@ has heard that and no request is left, and only then passes the signal on.
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import socketserver
 import subprocess
@@ -67,6 +68,9 @@ def connections(port: int) -> int:
 def main() -> int:
     """Run LiteLLM until it ends; return its exit code, as a shell would."""
     secrets = {file.name: file.read_text().rstrip("\n") for file in SECRETS.glob("*") if file.is_file()}
+    # A request takes two open files, and some engines start a container with 1,024 of them.
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     agent_port, *arguments = sys.argv[1:]
     port = int(arguments[arguments.index("--port") + 1])
     stopping: list[int] = []

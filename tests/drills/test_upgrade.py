@@ -11,6 +11,7 @@ import openai
 import pytest
 
 from infra.workload import MEBIBYTE
+from tests import paths
 from tests.boundary import fuzz, listener, wrong_answers
 from tests.load import Bound
 from tests.runbooks import runbook
@@ -60,6 +61,7 @@ def test_litellm_is_upgraded_and_taken_back(deployment: Deployment, drill: Drill
         assert running(deployment) == {UPGRADE.tag}
         assert answers(deployment) == before
         assert beyond_the_boundary(deployment) == []
+        assert paths.served(env["LITELLM_URL"], env["LITELLM_API_KEY"]) == paths.told(UPGRADE.version)
         assert UPGRADE.version in book.run("llmctl doctor")
         measured(deployment)
         book.run("config rm litellmImage")

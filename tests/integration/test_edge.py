@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from ipaddress import ip_network
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import docker
 import httpx2
@@ -25,8 +25,10 @@ import pytest
 from openai import OpenAI
 
 from infra import gateway
+from tests import paths
 from tests.stack_config import PROJECT
 from tests.stacks import POLL_SECONDS, REPLICAS, deployed, free_port
+from toolchain import recipes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -38,6 +40,10 @@ if TYPE_CHECKING:
 
 MAX_BODY_MB = 1
 RPM = 3
+REPLICA_CONNECTIONS = 8
+"""Of the stack here, in place of the edge's own number: as many streams fill it."""
+ORIGIN = "https://app.example"
+PART = 10_000
 REQUEST_TIMEOUT_SECONDS = 5
 """LiteLLM's own; the edge waits a little longer."""
 CONNECT_SECONDS = 60
@@ -46,17 +52,18 @@ FUZZED = 3000
 ROUND_TRIPS = 50
 HELD_SECONDS = 0.2
 """How long the kernel holds what it is told that more of is coming."""
-WAIT_SECONDS = 60
+TICK_SECONDS = 1
+"""LiteLLM gives up a provider that is silent for longer than REQUEST_TIMEOUT_SECONDS."""
 NOBODY = 'server="nobody"'
 """The edge's last server, for a request that finds no replica."""
 FROM_A_REPLICA = b"server: uvicorn"
-REFUSALS = {
-    int(status): body
-    for status, body in re.findall(
-        r"status (\d{3}) content-type application/json string '([^']+)'", (PROJECT / "edge/haproxy.cfg").read_text()
-    )
-}
-"""What the edge says when it does not let a request through, or has no answer to it."""
+CONFIG = (PROJECT / "edge/haproxy.cfg").read_text()
+REFUSALS = [
+    *((int(status), body) for status, body in re.findall(r"status (\d{3}) .* string '([^']+)'", CONFIG)),
+    *((413, body) for body in re.findall(r"proc.too_large '([^']+)'", CONFIG)),
+    *((400, body.replace('\\"', '"')) for body in re.findall(r"status 400 .* lf-string .*'(\{[^'\n]+)'", CONFIG)),
+]
+"""What the edge says when it does not let a request through, or has no answer to it, with the status."""
 ERRORS = {
     400: openai.BadRequestError,
     401: openai.AuthenticationError,
@@ -64,7 +71,7 @@ ERRORS = {
     404: openai.NotFoundError,
     429: openai.RateLimitError,
     **dict.fromkeys((500, 502, 503, 504), openai.InternalServerError),
-    **dict.fromkeys((408, 411, 413), openai.APIStatusError),
+    **dict.fromkeys((408, 413), openai.APIStatusError),
 }
 
 
@@ -102,8 +109,8 @@ class Answer(BaseHTTPRequestHandler):
         self.end_headers()
         for number in range(ROUND_TRIPS):
             self.chunk({"role": "assistant", "content": f"word{number} "})
-            if not self.server.acknowledged.acquire(timeout=WAIT_SECONDS):
-                return
+            while not self.server.acknowledged.acquire(timeout=TICK_SECONDS):
+                self.wfile.write(b": more is coming\n\n")
         self.chunk({}, "stop")
         self.wfile.write(b"data: [DONE]\n\n")
 
@@ -140,6 +147,13 @@ def deployment(
         )
         assert changes == 1
         config.write_text(text)
+        program = made.folder / "infra/edge.py"
+        text, changes = re.subn(
+            r"(?<=^REPLICA_CONNECTIONS = )\d+", str(REPLICA_CONNECTIONS), program.read_text(), flags=re.MULTILINE
+        )
+        assert changes == 1
+        program.write_text(text)
+        made.set_path("corsOrigins[0]", ORIGIN)
         made.set_path("tlsCertificate", certificate.read_text(), secret=True)
         made.set_path("tlsKey", certificate.with_suffix(".key").read_text(), secret=True)
         made.set_path("clientKeys.batch", "", secret=True)
@@ -197,6 +211,33 @@ def raw(deployment: Deployment, trusting: ssl.SSLContext, request: bytes, *, sec
     return answer
 
 
+def in_parts(deployment: Deployment, trusting: ssl.SSLContext, size: int) -> httpx2.Response:
+    """The answer to a prompt that is sent in parts, as a file or a pipe is."""
+
+    def parts() -> Iterator[bytes]:
+        yield b'{"model":"gpt-4o","messages":[{"role":"user","content":"'
+        for start in range(0, size, PART):
+            yield (b"hello " * PART)[: min(PART, size - start)]
+        yield b'"}]}'
+
+    return httpx2.post(
+        f"{deployment.outputs['litellmUrl']}/v1/chat/completions",
+        headers={
+            "authorization": f"Bearer {deployment.outputs['litellmApiKey']}",
+            "content-type": "application/json",
+        },
+        content=parts(),
+        verify=trusting,
+        timeout=60,
+    )
+
+
+def log_entries(deployment: Deployment) -> list[dict[str, Any]]:
+    """The access log."""
+    lines = deployment.container("edge").logs().decode().splitlines()
+    return [json.loads(line) for line in lines if line.startswith("{")]
+
+
 def ask(client: OpenAI, text: str = "hello") -> ChatCompletion:
     return client.chat.completions.create(model="gpt-4o", messages=[{"role": "user", "content": text}])
 
@@ -223,10 +264,10 @@ def at_replicas(deployment: Deployment, what: str, labels: str = r'server="repli
     return sum(map(int, values))
 
 
-@pytest.mark.parametrize("status", ERRORS)
-def test_each_refusal_is_in_openais_form(status: int) -> None:
+@pytest.mark.parametrize(("status", "refusal"), REFUSALS)
+def test_each_refusal_is_in_openais_form(status: int, refusal: str) -> None:
     """The SDK raises its class for the status, with a code and a message."""
-    answer = httpx2.Response(status, text=REFUSALS[status], headers={"content-type": "application/json"})
+    answer = httpx2.Response(status, text=refusal, headers={"content-type": "application/json"})
     with httpx2.Client(transport=httpx2.MockTransport(lambda _: answer)) as connections:
         client = OpenAI(base_url="http://edge/v1", api_key="sk-", max_retries=0, http_client=connections)
         with pytest.raises(openai.APIStatusError) as caught:
@@ -239,7 +280,7 @@ def test_each_refusal_is_in_openais_form(status: int) -> None:
 
 
 def test_no_other_refusal_is_made_by_the_edge() -> None:
-    assert set(REFUSALS) == set(ERRORS)
+    assert {status for status, _ in REFUSALS} == set(ERRORS)
 
 
 def test_the_gateway_speaks_tls_and_http_2(deployment: Deployment, trusting: ssl.SSLContext) -> None:
@@ -311,7 +352,14 @@ def test_a_key_that_no_client_has_is_an_authentication_error(
     "path",
     [
         *("/model/info", "/v1/model/info", "/key/generate", "/config/yaml", "/health", "/routes", "/", "/docs"),
-        *("/v1/models/../model/info", "/v1//models", "/v1/models/", "/v1/models%2f..%2fmodel/info", "/V1/models"),
+        *("/v1/models/../model/info", "/v1//models", "/v1/models//", "/v1/models%2f..%2fmodel/info", "/V1/models"),
+        *(
+            "/v1/v1/models",
+            "/openai/key/generate",
+            "/openai/deployments/../../key/generate",
+            "/v1/responses/../key/list",
+        ),
+        *("/openai/deployments/x/../../key/embeddings", "/v1/responses/a%2fb", "/v1/responses/x/y", "/v1/messages/x"),
         *("/openapi.json", "/metrics", "/spend/logs", "/user/new", "/v1/chat/completions/../../key/list"),
     ],
 )
@@ -323,7 +371,7 @@ def test_a_path_that_callers_do_not_need_is_not_found(
         head = f"{method} {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key}\r\n"
         answer = raw(deployment, trusting, f"{head}Content-Length: 0\r\n\r\n".encode())
         assert answer.startswith(b"HTTP/1.1 404 "), answer
-        assert b"unknown_url" in answer
+        assert b"unknown_url" in answer or b"model_not_found" in answer
 
 
 def test_a_body_that_is_too_large_is_refused(client: Callable[..., OpenAI]) -> None:
@@ -333,23 +381,174 @@ def test_a_body_that_is_too_large_is_refused(client: Callable[..., OpenAI]) -> N
     assert f"{MAX_BODY_MB} MB" in caught.value.message
 
 
-def test_a_body_of_unknown_length_is_refused(deployment: Deployment, trusting: ssl.SSLContext) -> None:
-    head = "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nAuthorization: Bearer "
-    answer = raw(
-        deployment, trusting, f"{head}{deployment.outputs['litellmApiKey']}\r\n\r\n2\r\n{{}}\r\n0\r\n\r\n".encode()
+@pytest.mark.parametrize("size", [1, 200_000])
+def test_a_body_of_unknown_length_is_answered(deployment: Deployment, trusting: ssl.SSLContext, size: int) -> None:
+    """As one whose length is told."""
+    answer = in_parts(deployment, trusting, size)
+    assert answer.status_code == 200, answer.text
+    assert "You said: h" in answer.text
+
+
+def test_a_body_of_unknown_length_that_grows_too_large_is_refused(
+    deployment: Deployment, trusting: ssl.SSLContext
+) -> None:
+    """By the edge, and no more of it goes to a replica than one that is let in may have."""
+    sent = at_replicas(deployment, "bytes_in_total")
+    answer = in_parts(deployment, trusting, 5 * MAX_BODY_MB * 1_000_000)
+    assert answer.status_code == 413
+    assert answer.json()["error"]["code"] == "request_too_large"
+    assert at_replicas(deployment, "bytes_in_total") - sent < MAX_BODY_MB * 1_100_000
+
+
+def test_a_body_of_unknown_length_passes_over_http_2(
+    deployment: Deployment, certificate: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "key").write_text(f"oauth2-bearer = {deployment.outputs['litellmApiKey']}\n")
+    body = json.dumps({"model": "gpt-4o", "messages": [{"role": "user", "content": "hello"}]})
+    asked = subprocess.run(
+        [
+            *("curl", "--silent", "--http2", "--cacert", str(certificate), "--config", str(tmp_path / "key")),
+            *("--upload-file", "-", "--request", "POST", "--header", "content-type: application/json"),
+            f"{deployment.outputs['litellmUrl']}/v1/chat/completions",
+        ],
+        check=True,
+        input=body,
+        capture_output=True,
+        text=True,
     )
-    assert answer.startswith(b"HTTP/1.1 411 ")
-    assert b"length_required" in answer
+    assert "You said: hello" in asked.stdout
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("/v1/chat/completions/", "/chat/completions", "/openai/v1/chat/completions/"),
+        "/openai/deployments/gpt-4o/chat/completions?api-version=2024-10-21",
+    ],
+)
+def test_a_path_may_be_written_otherwise(path: str, deployment: Deployment, trusting: ssl.SSLContext) -> None:
+    """With a slash at its end, without /v1, or as Azure has it; the key too."""
+    answer = httpx2.post(
+        deployment.outputs["litellmUrl"] + path,
+        headers={"api-key": deployment.outputs["litellmApiKey"]},
+        json={"model": "gpt-4o", "messages": [{"role": "user", "content": "hello"}]},
+        verify=trusting,
+        timeout=60,
+    )
+    assert answer.status_code == 200, answer.text
+
+
+def test_what_this_release_serves_is_told(deployment: Deployment, trusting: ssl.SSLContext) -> None:
+    """In docs/clients.md."""
+    outputs = deployment.outputs
+    version = recipes.STAND_INS["litellm"].version
+    assert paths.served(outputs["litellmUrl"], outputs["litellmApiKey"], trusting) == paths.told(version)
+
+
+def test_azures_sdk_asks(deployment: Deployment, trusting: ssl.SSLContext) -> None:
+    with httpx2.Client(verify=trusting, timeout=60) as connections:
+        client = openai.AzureOpenAI(
+            azure_endpoint=deployment.outputs["litellmUrl"],
+            api_key=deployment.outputs["litellmApiKey"],
+            api_version="2024-10-21",
+            max_retries=0,
+            http_client=connections,
+        )
+        assert ask(client).choices
+        assert client.embeddings.create(model="text-embedding-3-small", input="hello", encoding_format="float").data
+
+
+def test_a_model_is_told_of_by_its_name(client: Callable[..., OpenAI]) -> None:
+    """Whatever release of LiteLLM runs; one that is not served is not found."""
+    told = {model.id: model for model in client().models.list()}
+    assert client().models.retrieve("gpt-4o") == told["gpt-4o"]
+    with pytest.raises(openai.NotFoundError) as caught:
+        client().models.retrieve("gpt4o")
+    assert caught.value.code == "model_not_found"
+
+
+def test_pages_of_an_allowed_origin_may_ask(deployment: Deployment, trusting: ssl.SSLContext) -> None:
+    """The edge answers the browser's question before; there is one set of headers; other origins get none."""
+    url = f"{deployment.outputs['litellmUrl']}/v1/chat/completions"
+    key = {"authorization": f"Bearer {deployment.outputs['litellmApiKey']}"}
+    before = {"access-control-request-method": "POST", "access-control-request-headers": "authorization,x-other"}
+    body = {"model": "gpt-4o", "messages": [{"role": "user", "content": "hello"}]}
+    with httpx2.Client(verify=trusting, timeout=60) as browser:
+        for origin, allowed in ((ORIGIN, [ORIGIN]), ("https://other.example", [])):
+            asked = browser.options(url, headers={"origin": origin, **before})
+            assert asked.status_code == (200 if allowed else 401)
+            assert asked.headers.get("access-control-allow-headers") == (
+                before["access-control-request-headers"] if allowed else None
+            )
+            for answer in (
+                asked,
+                browser.post(url, headers={"origin": origin, **key}, json=body),
+                browser.post(url, headers={"origin": origin}, json=body),
+            ):
+                assert answer.headers.get_list("access-control-allow-origin") == allowed
 
 
 def test_a_client_that_used_its_rate_is_told_when_to_come_back(
     client: Callable[..., OpenAI], deployment: Deployment
 ) -> None:
-    """Only that client, and what was refused does not count."""
+    """Only that client, and what was refused does not count. A new minute of the clock is when it may ask again."""
     batch = client(deployment.outputs["clientKeys"]["batch"])
+    times = []
+
+    def use_rate() -> None:
+        for _ in range(2 * RPM + 1):
+            times.append(int(time.time()))
+            ask(batch)
+
     with pytest.raises(openai.RateLimitError) as caught:
-        [ask(batch) for _ in range(RPM + 1)]
-    assert caught.value.response.headers["retry-after"] == "60"
+        use_rate()
+    seconds = int(caught.value.response.headers["retry-after"])
+    assert 0 in {(now + seconds) % 60 for now in range(times[-1], int(time.time()) + 1)}
+    assert ask(client()).choices
+
+
+def test_whoever_has_no_key_keeps_no_connection(deployment: Deployment, trusting: ssl.SSLContext) -> None:
+    answer = raw(deployment, trusting, b"GET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 401 ")
+    assert b"connection: close" in answer.lower()
+
+
+def test_a_caller_who_leaves_before_the_answer_is_waited_for_no_longer(
+    client: Callable[..., OpenAI], deployment: Deployment
+) -> None:
+    """The replica is free at once, and the log says who left."""
+    with pytest.raises(openai.APITimeoutError):
+        client().with_options(timeout=1).chat.completions.create(
+            model="gpt-4o", messages=[{"role": "user", "content": f"[[demo delay={REQUEST_TIMEOUT_SECONDS - 1}]]"}]
+        )
+    while not (left := [entry for entry in log_entries(deployment) if entry["client_left"]]):
+        time.sleep(POLL_SECONDS)
+    assert (left[-1]["client"], left[-1]["path"]) == ("app", "/v1/chat/completions")
+    assert left[-1]["ms_first_byte"] < 0
+
+
+def test_as_many_streams_as_there_is_room_for_and_no_more(
+    client: Callable[..., OpenAI], deployment: Deployment, provider: Provider
+) -> None:
+    """None of those is refused or cut. Whoever comes then is refused at once, told when to ask again."""
+    room = REPLICA_CONNECTIONS * len(REPLICAS)
+
+    def stream() -> int:
+        chunks = client().chat.completions.create(
+            model="own", messages=[{"role": "user", "content": "hello"}], stream=True
+        )
+        return sum(bool(chunk.choices and chunk.choices[0].delta.content) for chunk in chunks)
+
+    with ThreadPoolExecutor(room) as others:
+        streams = [others.submit(stream) for _ in range(room)]
+        while at_replicas(deployment, "current_sessions") < room:
+            assert not any(each.done() for each in streams)
+        with pytest.raises(openai.InternalServerError) as caught:
+            ask(client())
+        provider.acknowledged.release(room * ROUND_TRIPS)
+        assert [each.result() for each in streams] == [ROUND_TRIPS] * room
+    assert (caught.value.status_code, caught.value.code) == (503, "overloaded")
+    assert int(caught.value.response.headers["retry-after"]) > 0
     assert ask(client()).choices
 
 
@@ -414,7 +613,7 @@ def test_nothing_gets_through_that_should_not(deployment: Deployment, trusting: 
         "Transfer-Encoding: xchunked",
         "Host: litellm\r\nHost: x",
         "X-Litellm-Api-Key: {key}",
-        "Api-Key: {key}",
+        "Api-Key: {key}x",
         "X-Original-Url: /health/liveliness",
         "X-Http-Method-Override: GET",
         "Connection: authorization",
@@ -451,8 +650,7 @@ def test_the_access_log_names_client_and_model_and_no_key(
         model="claude-3-5-sonnet", messages=[{"role": "user", "content": "a secret prompt"}]
     )
     log = deployment.container("edge").logs().decode()
-    entries = [json.loads(line) for line in log.splitlines() if line.startswith("{")]
-    last = [entry for entry in entries if entry["client"] == "app"][-1]
+    last = [entry for entry in log_entries(deployment) if entry["client"] == "app"][-1]
     assert (last["model"], last["status"], last["path"]) == ("claude-3-5-sonnet", 200, "/v1/chat/completions")
     assert last["ms_total"] >= 0
     for secret in (*deployment.outputs["clientKeys"].values(), deployment.secret("master-key"), "a secret prompt"):

@@ -49,6 +49,11 @@ def test_an_edge_that_reloads_waits_as_long(litellm: int) -> None:
     assert of_edge("hard-stop-after", litellm=litellm) >= of_edge("timeout server", litellm=litellm)
 
 
+def test_a_connection_is_kept_longer_than_by_load_balancers(litellm: int) -> None:
+    """Google's keep one for 600 seconds, the longest of those that this is made for."""
+    assert of_edge("timeout http-keep-alive", litellm=litellm) > 600
+
+
 def test_a_request_leaves_the_queue_while_its_caller_waits(litellm: int) -> None:
     assert of_edge("timeout queue", litellm=litellm) < DEFAULT_TIMEOUT_SECONDS
 
