@@ -30,6 +30,10 @@ ENVIRONMENT = {
 }
 
 
+FAST_STREAMS = {"LLM_GATEWAY_FAST_STREAMS": "true"}
+"""Has litellm/server.py put litellm/streams.py into LiteLLM."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class GatewayArgs:
     """What the gateway runs with."""
@@ -40,6 +44,7 @@ class GatewayArgs:
     drain_seconds: int
     fetch_urls: bool
     """Whether LiteLLM may fetch what a request names by URL (litellm/fetching.py)."""
+    fast_streams: bool
     config: str
     """LiteLLM's rendered config."""
     programs: Mapping[str, str]
@@ -51,9 +56,13 @@ class GatewayArgs:
     network: str
 
 
-def environment(*, fetch_urls: bool) -> dict[str, str]:
+def environment(*, fetch_urls: bool, fast_streams: bool) -> dict[str, str]:
     """LiteLLM's environment, but for its secrets."""
-    return {**ENVIRONMENT, "LLM_GATEWAY_FETCH_URLS": "true"} if fetch_urls else ENVIRONMENT
+    return {
+        **ENVIRONMENT,
+        **(FAST_STREAMS if fast_streams else {}),
+        **({"LLM_GATEWAY_FETCH_URLS": "true"} if fetch_urls else {}),
+    }
 
 
 def network_name(generation: int) -> str:
@@ -77,7 +86,7 @@ class Gateway(pulumi.ComponentResource):
                 image=args.image,
                 entrypoint=("python3", "-IS", f"{PROGRAMS}/entrypoint.py", str(AGENT_PORT)),
                 command=("--config", "/app/config.yaml", "--port", str(PORT)),
-                environment=environment(fetch_urls=args.fetch_urls),
+                environment=environment(fetch_urls=args.fetch_urls, fast_streams=args.fast_streams),
                 files={
                     "/app/config.yaml": args.config,
                     **{f"{PROGRAMS}/{name}": text for name, text in args.programs.items()},

@@ -247,6 +247,7 @@ class Settings(_Frozen):
     encrypt_networks: bool = Field(examples=["true"])
     replicas: Annotated[int, Field(ge=1, le=REPLICA_SLOTS)] = Field(examples=["2"])
     drain_seconds: Annotated[int, Field(ge=1, le=3600)] = Field(examples=["60"])
+    fast_streams: bool = Field(examples=["false"])
     litellm_memory_mb: MemoryMb = Field(examples=["1024"])
     postgres_memory_mb: MemoryMb = Field(examples=["512"])
     edge_memory_mb: MemoryMb = Field(examples=["512"])

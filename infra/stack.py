@@ -113,6 +113,7 @@ def build(settings: Settings) -> Mapping[str, pulumi.Input[object]]:
             memory_mb=settings.litellm_memory_mb,
             fetch_urls=settings.fetch_urls,
             drain_seconds=settings.drain_seconds,
+            fast_streams=settings.fast_streams,
             config=models.config,
             programs={
                 file.name: file.read_text(encoding="utf-8") for file in sorted(Path(PROJECT, "litellm").glob("*.py"))

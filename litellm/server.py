@@ -5,14 +5,17 @@ Usage: python3 server.py LITELLM_ARGS…
 
 from __future__ import annotations
 
+import os
 import sys
 
 import fetching
 import guard
+import streams
 from litellm.proxy.proxy_cli import run_server
 
 if __name__ == "__main__":
     fetching.install()
+    streams.install(enabled=os.environ.get("LLM_GATEWAY_FAST_STREAMS") == "true")
     guard.install()  # the outermost, so the last
     sys.argv[0] = "litellm"
     run_server()

@@ -82,6 +82,13 @@ def test_parts_are_components_of_their_own_type(registered: Callable[..., Record
     }
 
 
+@pytest.mark.parametrize("on", [True, False])
+def test_fast_streams_can_be_turned_off(registered: Callable[..., Recorder], *, on: bool) -> None:
+    """By the stack config: LiteLLM then runs as it came."""
+    variables = registered(fastStreams=on).containers()["litellm-1"]["envs"]
+    assert ("LLM_GATEWAY_FAST_STREAMS=true" in variables) == on
+
+
 def test_a_provider_key_takes_the_demo_provider_away(registered: Callable[..., Recorder]) -> None:
     assert "demo" not in registered(openaiApiKey="sk-1").containers()
 

@@ -1,0 +1,117 @@
+"""The lane for streams, as far as it needs no LiteLLM: how events are read, and what is kept of an answer."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from litellm import streams
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r\n"), min_size=1).filter(str.strip)
+NOISE = st.sampled_from(["", ": ping", "event: chunk", "id: 7", "retry: 10"])
+
+
+def read(pieces: Sequence[bytes]) -> list[str]:
+    reader = streams.EventReader()
+    found = [data for piece in pieces for data in reader.feed(piece)]
+    return [*found, *reader.close()]
+
+
+@given(
+    events=st.lists(st.tuples(TEXTS, NOISE)),
+    end=st.sampled_from(["\n", "\r\n", "\r"]),
+    cuts=st.sets(st.integers(0, 400)),
+)
+def test_events_are_the_same_however_their_bytes_are_cut(
+    events: list[tuple[str, str]], end: str, cuts: set[int]
+) -> None:
+    """In the middle of a line's end or of a character too, with comments, names and ids between them."""
+    sent = "".join(f"{noise}{end}data: {text}{end}{end}" for text, noise in events).encode()
+    bounds = [0, *sorted(cut for cut in cuts if 0 < cut < len(sent)), len(sent)]
+    pieces = [sent[start:stop] for start, stop in pairwise(bounds)]
+    assert read(pieces) == [text for text, _ in events]
+
+
+@pytest.mark.parametrize(
+    ("sent", "events"),
+    [
+        (b"data: one\ndata: two\n\n", ["one\ntwo"]),
+        (b"data:one\n\n", ["one"]),
+        (b"data:\n\ndata\n\ndata: one\n\n", ["one"]),
+        (b"data: [DONE]", ["[DONE]"]),
+        (b"data: [DONE]\n", ["[DONE]"]),
+        (b"<html>\n<body>data: no</body>\n", []),
+        (b"", []),
+    ],
+)
+def test_data_is_what_the_standard_says(sent: bytes, events: list[str]) -> None:
+    """Lines of data are one text, one blank after the colon is not data; a last event may lack its blank line."""
+    assert read([sent]) == events
+
+
+def chunk(delta: dict[str, Any], reason: str | None = None, **more: Any) -> dict[str, Any]:
+    return {"id": "1", "model": "m", "choices": [{"index": 0, "delta": delta, "finish_reason": reason}], **more}
+
+
+def test_an_answer_is_kept_in_few_chunks_however_many_it_came_in() -> None:
+    """What LiteLLM is given at the end: the text, each call of a tool, the end."""
+    answer = streams.Answer()
+    answer.add(chunk({"role": "assistant", "content": ""}))
+    for number in range(1000):
+        answer.add(chunk({"content": f"{number} "}))
+    answer.add(chunk({"tool_calls": [{"index": 0, "id": "a", "function": {"name": "f", "arguments": '{"x"'}}]}))
+    answer.add(chunk({"tool_calls": [{"index": 0, "function": {"arguments": ": 1}"}}]}))
+    answer.add(chunk({}, "tool_calls", usage={"total_tokens": 3}))
+    text, call, arguments, end = answer.events()
+    assert text["choices"][0]["delta"] == {
+        "role": "assistant",
+        "content": "".join(f"{number} " for number in range(1000)),
+    }
+    assert call["choices"][0]["delta"]["tool_calls"][0]["id"] == "a"
+    assert arguments["choices"][0]["delta"]["tool_calls"][0]["function"]["arguments"] == '{"x": 1}'
+    assert (end["choices"][0]["finish_reason"], end["usage"]) == ("tool_calls", {"total_tokens": 3})
+
+
+def test_an_answer_is_finished_when_each_of_its_choices_is() -> None:
+    answer = streams.Answer()
+    assert not answer.is_finished()
+    answer.add(chunk({"content": "one"}))
+    answer.add({"choices": [{"index": 1, "delta": {}, "finish_reason": "stop"}]})
+    assert not answer.is_finished()
+    answer.add(chunk({}, "length"))
+    assert answer.is_finished()
+
+
+def test_a_chunk_is_written_as_json_under_the_model_that_litellm_says() -> None:
+    event = streams.Event.of({"id": "1", "choices": [{"delta": {"content": "half a pair: \ud83d"}}]}, "gpt-4o", {})
+    written = event.model_copy(update={"model": "alias"}).model_dump_json(exclude_none=True)
+    assert written.isascii()
+    assert json.loads(written) == {
+        "id": "1",
+        "choices": [{"delta": {"content": "half a pair: \ud83d"}}],
+        "model": "alias",
+    }
+
+
+def test_a_release_that_it_was_not_proven_with_is_left_alone(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And the log says so, in one line."""
+    monkeypatch.setattr(importlib.metadata, "version", lambda _: "1.107.0")
+    assert not streams.install(enabled=True)
+    (line,) = caplog.messages
+    assert line == "Fast streams are off: not proven with LiteLLM 1.107.0, only with 1.55.0, 1.106.12."
+
+
+def test_turned_off_it_says_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    assert not streams.install(enabled=False)
+    assert caplog.messages == []
