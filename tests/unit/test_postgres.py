@@ -135,7 +135,7 @@ def test_databases_are_their_owners_alone(tried: Callable[..., list[str]]) -> No
     _RolesProvider().create(PROPS)
     for name in (postgres.APP_DATABASE, postgres.LITELLM_DATABASE):
         assert f'CREATE ROLE "{name}" NOLOGIN' in told()
-        assert f'CREATE DATABASE "{name}" OWNER "{name}"' in told()
+        assert f'CREATE DATABASE "{name}" OWNER "{name}" TEMPLATE template0' in told()
         assert f'REVOKE ALL ON DATABASE "{name}" FROM PUBLIC' in told()
 
 
