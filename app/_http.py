@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import os
 import socket
+import ssl
 import threading
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,6 @@ from app._shared import PerLoop, Shared
 from app._types import DEFAULT_TIMEOUT_SECONDS
 
 if TYPE_CHECKING:
-    import ssl
     from collections.abc import Iterable
     from types import TracebackType
     from typing import Self
@@ -155,8 +155,8 @@ def _trusted(*_changed: str | None) -> ssl.SSLContext:
     """Whom to trust: read from the disk once for all pools, as that takes longer than a request."""
     try:
         return httpx2.create_ssl_context()
-    except OSError as error:  # ssl.SSLError is one, for a file that holds no certificates
-        why = error.strerror or "it holds no certificates"
+    except OSError as error:
+        why = "it holds no certificates" if isinstance(error, ssl.SSLError) else error.strerror
         raise NotConfiguredError(f"SSL_CERT_FILE or SSL_CERT_DIR cannot be read ({why}): correct it") from None
 
 

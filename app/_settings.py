@@ -55,9 +55,6 @@ class Settings(BaseSettings):
     """Where the gateway is."""
     litellm_api_key: Annotated[SecretStr, AfterValidator(_key)] | None = None
     """The key of this client; needed for any request."""
-    openai_api_key: SecretStr | None = None
-    anthropic_api_key: SecretStr | None = None
-    """The provider keys are the gateway's; they are here so that one `.env` can hold everything."""
     database_url: Annotated[SecretStr, AfterValidator(_database_url)] | None = None
     """The database with the organizations; needed for what reads them."""
 
@@ -67,7 +64,7 @@ class Settings(BaseSettings):
 
         Raises NotConfiguredError that names every problem and shows no value.
         """
-        return _load(tuple(map(os.environ.get, VARIABLES)), _changed(Path(ENVIRONMENT_FILE)), Path.cwd())
+        return _load(tuple(map(os.environ.get, VARIABLES)), _changed(Path(ENVIRONMENT_FILE)), _folder())
 
     @property
     def base_url(self) -> str:
@@ -97,10 +94,24 @@ def _changed(path: Path) -> int | None:
         return None
 
 
+def _folder() -> Path | None:
+    try:
+        return Path.cwd()
+    except FileNotFoundError:  # it is gone, and `.env` with it
+        return None
+
+
 @functools.lru_cache(maxsize=1)
-def _load(_values: tuple[str | None, ...], _changed: int | None, _folder: Path) -> Settings:
+def _load(_values: tuple[str | None, ...], _changed: int | None, _folder: Path | None) -> Settings:
     try:
         return Settings()
+    except OSError as error:
+        raise NotConfiguredError(
+            f"{ENVIRONMENT_FILE} cannot be read ({error.strerror}); if another user wrote it: "
+            f'sudo chown "$(id -un)" {ENVIRONMENT_FILE}'
+        ) from None
+    except UnicodeDecodeError:
+        raise NotConfiguredError(f"{ENVIRONMENT_FILE} is no UTF-8: save it as UTF-8, or remove it") from None
     except ValidationError as error:
         problems = "; ".join(f"{str(each['loc'][0]).upper()}: {each['msg']}" for each in error.errors())
         raise NotConfiguredError(f"{problems} ({HINT})") from None

@@ -19,7 +19,8 @@ from rich.console import Console
 if TYPE_CHECKING:
     from app.organizations import Organization
 
-FOLDER = Path(__file__).parent.parent / "migrations"
+INSTALLED = Path(__file__).parent / "_migrations"
+FOLDER = INSTALLED if INSTALLED.is_dir() else Path(__file__).parent.parent / "migrations"
 
 LOOK_SECONDS = 2
 HELP = {"help_option_names": ["-h", "--help"]}
@@ -370,6 +371,9 @@ def main() -> None:
     except ValueError as error:
         _say(f"llmctl: {error}")
         sys.exit(2)
+    except OSError as error:
+        _say(f"llmctl: {error.filename or 'the system'}: {error.strerror or error}")
+        sys.exit(1)
     except Exception as error:
         if not _expected(error):
             raise

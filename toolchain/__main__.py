@@ -10,11 +10,9 @@ import errno
 import json
 import os
 import re
-import shlex
 import socket
 import subprocess
 import sys
-import tempfile
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,7 +33,6 @@ PROJECT = Path(__file__).resolve().parent.parent
 PULUMI = str(PROJECT / "pulumiw")
 UNATTENDED = ("--refresh", "--yes", "--skip-preview", "--non-interactive", "--color=never")
 DEFAULT_STACK = "dev"
-ENVIRONMENT_FILE = PROJECT / ".env"
 IMAGE_SETTINGS = {"litellm": "litellmImage", "postgres": "postgresImage", "haproxy": "haproxyImage"}
 PULUMI_COMMAND = "./pulumiw"
 OWN_PROVIDER = "using pulumi-resource-docker from $PATH"
@@ -140,7 +137,7 @@ def push(steps: Steps, stack: str) -> None:
 
 
 def up(steps: Steps, stack: str) -> None:
-    """Bring the stack up, write `.env`, and say how to go on."""
+    """Bring the stack up, which writes `.env` (toolchain/pulumi.py), and say how to go on."""
     try:
         config = StackConfig(stack)
         client = engine.ensure(steps, config["dockerHost"], config.stack)  # known before minutes go into the tools
@@ -154,13 +151,6 @@ def up(steps: Steps, stack: str) -> None:
     with steps.step(f"pulumi up, stack {stack}") as step:
         printed = _pulumi(step, stack, "up", *UNATTENDED, "--stack", stack)  # PULUMI_STACK may name another
     outputs = _outputs(stack)
-    _write_environment_file(
-        {
-            "LITELLM_URL": outputs["litellmUrl"],
-            "LITELLM_API_KEY": outputs["litellmApiKey"],
-            "DATABASE_URL": outputs["databaseUrl"],
-        }
-    )
     for line in dict.fromkeys(line.strip() for line in printed.splitlines()):
         if line.startswith("warning:") and OWN_PROVIDER not in line:
             steps.console.print(line, markup=False)
@@ -265,19 +255,6 @@ def _outputs(stack: str) -> dict[str, Any]:
         raise SetupError("the stack is up, but its outputs cannot be read", mend=f"{PULUMI} stack output")
     outputs: dict[str, Any] = json.loads(printed.stdout)
     return outputs
-
-
-def _write_environment_file(values: dict[str, str]) -> None:
-    """Put `values` into `.env`, readable by its owner only; other lines of it stay."""
-    lines = ENVIRONMENT_FILE.read_text(encoding="utf-8").splitlines() if ENVIRONMENT_FILE.exists() else []
-    kept = [line for line in lines if line.split("=", 1)[0].removeprefix("export ").strip() not in values]
-    text = "".join(
-        f"{line}\n" for line in [*kept, *(f"{name}={shlex.quote(value)}" for name, value in values.items())]
-    )
-    descriptor, temporary = tempfile.mkstemp(prefix=".env.", dir=PROJECT)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(text)
-    Path(temporary).replace(ENVIRONMENT_FILE)
 
 
 def _how_to_go_on(outputs: dict[str, Any], stack: str, config: StackConfig) -> str:

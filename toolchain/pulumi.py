@@ -8,6 +8,7 @@ the passphrase has every secret of the stack; who loses one of them has lost tho
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import secrets
@@ -24,7 +25,7 @@ from urllib.parse import unquote, urlsplit
 
 import yaml
 
-from toolchain import tools
+from toolchain import environment_file, tools
 from toolchain.progress import SetupError, Steps
 
 if TYPE_CHECKING:
@@ -100,6 +101,8 @@ def run(arguments: Sequence[str], *, tools: Path) -> int:
     ):
         process = subprocess.Popen([tools / "pulumi", *arguments], cwd=PROJECT, env=variables)
         code = process.wait()
+    if code == 0 and _is_command(arguments, {"up", "update"}):
+        _write_environment_file(tools, variables, arguments)
     if code > 0 and not any(word == "-s" or word.startswith("--stack") for word in arguments):
         _say_how_to_select(tools, variables)
     return code if code >= 0 else 128 - code
@@ -109,8 +112,29 @@ def _changes_unrefreshed(arguments: Sequence[str]) -> bool:
     """Whether they change a stack, and say nothing of a refresh."""
     if any(word == "-r" or word.startswith("--refresh") for word in arguments):
         return False
+    return _is_command(arguments, CHANGING)
+
+
+def _is_command(arguments: Sequence[str], names: set[str]) -> bool:
     options_first = any(word.startswith("-") for word in arguments[:1])  # `-s dev up`
-    return not CHANGING.isdisjoint(arguments if options_first else arguments[:1])
+    return not names.isdisjoint(arguments if options_first else arguments[:1])
+
+
+def _write_environment_file(tools: Path, variables: Mapping[str, str], arguments: Sequence[str]) -> None:
+    """Have `.env` follow the stack, whoever brought it up: its address may be another one now, or its keys."""
+    selecting = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    selecting.add_argument("-s", "--stack")
+    stack = selecting.parse_known_args(arguments)[0].stack
+    asked = subprocess.run(
+        [tools / "pulumi", "stack", "output", "--json", "--show-secrets", *(["--stack", stack] if stack else [])],
+        cwd=PROJECT,
+        env=dict(variables),
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    if asked.returncode == 0:
+        environment_file.write(PROJECT / ".env", json.loads(asked.stdout))
 
 
 def _say_how_to_select(tools: Path, variables: Mapping[str, str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import subprocess
+import threading
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -197,6 +198,24 @@ def test_a_thousand_tasks_share_the_connections(
             await aio.close()
 
     assert asyncio.run(main()) <= organizations.MOST_CONNECTIONS
+    assert connections(deployment) == 0
+
+
+LOOPS = 32
+
+
+def test_many_loops_in_threads_of_their_own(deployment: Deployment, organization: organizations.Organization) -> None:
+    """Each has connections of its own, which are closed with it."""
+    app.close()  # the connections that made the organization
+    together = threading.Barrier(LOOPS)
+
+    def ask(_: int) -> int:
+        together.wait()
+        answers = [asyncio.run(aio.chat_completion_for_org(organization.id, telling(""))).content for _ in range(12)]
+        return sum(answer.endswith("hello") for answer in answers)
+
+    with ThreadPoolExecutor(LOOPS) as threads:
+        assert sum(threads.map(ask, range(LOOPS))) == 12 * LOOPS
     assert connections(deployment) == 0
 
 

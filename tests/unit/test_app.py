@@ -25,7 +25,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import app
-from app import _answers, _http, _requests, _types, aio, organizations
+from app import _answers, _http, _requests, _settings, _types, aio, organizations
 from app._shared import PerLoop, Shared
 from tests.faces import FACES, Face
 
@@ -654,6 +654,31 @@ def test_settings_follow_the_environment_and_the_file(nothing_set: pytest.Monkey
     nothing_set.delenv("LITELLM_API_KEY")
     (tmp_path / ".env").write_text("LITELLM_API_KEY=two\n")
     assert app.Settings.load().required_api_key() == "two"
+
+
+def test_an_environment_file_that_cannot_be_read_is_one_sentence(
+    nothing_set: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / ".env").write_bytes(b"LITELLM_API_KEY=caf\xe9\n")
+    with pytest.raises(app.NotConfiguredError, match="is no UTF-8"):
+        app.Settings.load()
+
+    def refused() -> None:
+        raise PermissionError(13, "Permission denied", ".env")
+
+    (tmp_path / ".env").write_text("")
+    nothing_set.setattr(_settings, "Settings", refused)  # as root, who runs this, may read any file
+    with pytest.raises(app.NotConfiguredError, match=r'Permission denied.*sudo chown "\$\(id -un\)" \.env'):
+        _settings._load((), 1, None)
+
+
+def test_a_working_folder_may_be_gone(nothing_set: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    nothing_set.chdir(gone)
+    gone.rmdir()
+    with pytest.raises(app.NotConfiguredError, match="LITELLM_API_KEY is not set"):
+        app.chat_completion(HELLO)
 
 
 @given(value=st.text(alphabet=st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1))

@@ -228,6 +228,7 @@ def _arguments(monkeypatch: pytest.MonkeyPatch) -> None:
         (DatabaseUnavailableError("run `llmctl migrate up`"), 1),
         (psycopg.OperationalError("refused"), 1),
         (migrations.MigrationError("0002 is missing"), 1),
+        (PermissionError(13, "Permission denied", "backups"), 1),
     ],
 )
 def test_what_a_user_can_cause_is_one_line(
@@ -238,7 +239,8 @@ def test_what_a_user_can_cause_is_one_line(
 
     monkeypatch.setattr(organizations, "listed", fail)
     said = ended(code, capsys, "org", "list")
-    assert said.strip() == (f"llmctl: {raised}" if str(raised) else "")
+    told = f"backups: {raised.strerror}" if isinstance(raised, OSError) else raised
+    assert said.strip() == (f"llmctl: {told}" if str(raised) else "")
 
 
 def test_what_nobody_expects_has_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,8 @@ import pytest
 
 from toolchain import environment
 
+PROJECT = environment.PROJECT
+
 
 def test_an_environment_that_is_active_can_be_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its own interpreter, which is what `python3` is then, is still there to be run."""
@@ -155,3 +157,27 @@ def test_a_second_run_says_that_it_waits(
             second.join(0.01)
             said += capsys.readouterr().err
     second.join()
+
+
+def test_an_installed_package_has_its_migrations(tmp_path: Path) -> None:
+    """As it is built for an index, without a clone beside it."""
+    source = tmp_path / "source"
+    for name in ("app", "migrations"):
+        shutil.copytree(PROJECT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "LICENSE"):
+        shutil.copy(PROJECT / name, source)
+    build = "from setuptools import build_meta; build_meta.build_wheel('..')"
+    subprocess.run([sys.executable, "-c", build], cwd=source, check=True, capture_output=True)
+    shutil.rmtree(source)
+    installed = tmp_path / "site-packages"
+    (wheel,) = tmp_path.glob("*.whl")
+    shutil.unpack_archive(wheel, installed, "zip")
+    look = (
+        "from app import cli, migrations; "
+        "print(cli.__file__, *(each.file for each in migrations.read(cli.FOLDER)), sep='\\n')"
+    )
+    asked = subprocess.run(
+        [sys.executable, "-c", look], cwd=installed, check=True, capture_output=True, text=True
+    ).stdout.splitlines()
+    assert asked[0] == str(installed / "app/cli.py")
+    assert asked[1:] == sorted(file.name for file in (PROJECT / "migrations").glob("*.sql"))

@@ -116,7 +116,7 @@ def test_what_changes_the_stack_after_a_kill_looks_at_what_is_there_first(
     project: Path, capfd: pytest.CaptureFixture[str], command: str, added: list[str]
 ) -> None:
     """Once: a container may have ended before the state knew that."""
-    (project.parent / "pulumi").write_text('#!/bin/sh\necho "asked: $*"\n')
+    (project.parent / "pulumi").write_text('#!/bin/sh\n[ "$1 $2" = "stack output" ] && exit 1\necho "asked: $*"\n')
     with subprocess.Popen(["true"]) as ended:
         pass
     locks = project.parent / "state/llm-infrastructure/state/.pulumi/locks"
@@ -126,3 +126,38 @@ def test_what_changes_the_stack_after_a_kill_looks_at_what_is_there_first(
     for options in (added, []):
         assert run(project, *command.split()) == 0
         assert capfd.readouterr().out == f"asked: {' '.join([command, *options])}\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "stack"),
+    [
+        ("up --yes", "selected"),
+        ("update", "selected"),
+        ("up -s dev", "dev"),
+        ("-s dev up", "dev"),
+        ("up --stack=dev -y", "dev"),
+        ("preview", None),
+        ("config set up now", None),
+        ("destroy", None),
+    ],
+)
+def test_the_environment_file_follows_every_up(project: Path, command: str, stack: str | None) -> None:
+    """Of the stack that was brought up, which need not be the selected one."""
+    outputs = '{"litellmUrl": "https://%s:4000", "litellmApiKey": "sk-1"}'
+    (project.parent / "pulumi").write_text(
+        "#!/bin/sh\n"
+        '[ "$1 $2" = "stack output" ] || exit 0\n'
+        f"""printf '{outputs}' "$(case "$*" in *"--stack dev"*) echo dev;; *) echo selected;; esac)"\n"""
+    )
+    assert run(project, *command.split()) == 0
+    found = project / ".env"
+    assert found.exists() is (stack is not None)
+    if stack is not None:
+        assert found.read_text() == f"LITELLM_URL=https://{stack}:4000\nLITELLM_API_KEY=sk-1\n"
+
+
+def test_an_up_that_failed_leaves_the_environment_file(project: Path) -> None:
+    (project.parent / "pulumi").write_text('#!/bin/sh\n[ "$1 $2" = "stack output" ] && echo {} || exit 3\n')
+    (project / ".env").write_text("LITELLM_URL=http://localhost:4000\n")
+    assert run(project, "up", "-s", "dev") == 3
+    assert (project / ".env").read_text() == "LITELLM_URL=http://localhost:4000\n"

@@ -1,0 +1,47 @@
+"""`.env`, by which the app module finds the stack that was brought up last."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from toolchain.progress import SetupError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+OUTPUTS = {"LITELLM_URL": "litellmUrl", "LITELLM_API_KEY": "litellmApiKey", "DATABASE_URL": "databaseUrl"}
+"""Each variable, and the output of the stack that is its value."""
+
+
+def write(path: Path, outputs: Mapping[str, str]) -> None:
+    """Put a stack's outputs into `path`, readable by its owner only; other lines of it stay.
+
+    Raises SetupError where it cannot be read or written.
+    """
+    values = {name: outputs[output] for name, output in OUTPUTS.items() if output in outputs}
+    if "LITELLM_URL" not in values:  # no stack of this project, or one that has nothing yet
+        return
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        kept = [line for line in lines if line.split("=", 1)[0].removeprefix("export ").strip() not in values]
+        text = "".join(
+            f"{line}\n" for line in [*kept, *(f"{name}={shlex.quote(value)}" for name, value in values.items())]
+        )
+        descriptor, temporary = tempfile.mkstemp(prefix=".env.", dir=path.parent)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+        Path(temporary).replace(path)
+    except OSError as error:
+        raise SetupError(
+            f"the stack is up, but {path} cannot be written ({error.strerror})",
+            mend=f'if another user made it: sudo chown "$(id -un)" {path.parent} {path}; then the same command again',
+        ) from None
+    except UnicodeDecodeError:
+        raise SetupError(
+            f"the stack is up, but {path} is no UTF-8, and its other lines would be lost",
+            mend="save it as UTF-8, or remove it; then the same command again",
+        ) from None
