@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import docker
 
     from benchmarks.measure import Comparison
+    from tests.load import Report as LoadReport
     from toolchain.progress import Step
 
 REQUESTS_PER_SECOND = 30
@@ -87,8 +88,7 @@ class Pulumi:
         self.up()
 
     def target(self, model: str) -> Target:
-        outputs = self._made.outputs
-        return _asked(outputs["litellmUrl"].replace("localhost", LOOPBACK), outputs["litellmApiKey"], model)
+        return asked_of(self._made, model)
 
     def take_away(self) -> None:
         self._made.destroy()
@@ -129,6 +129,16 @@ def with_model(config: str) -> str:
     return yaml.safe_dump(changed, sort_keys=False)
 
 
+def asked_of(made: Deployment, model: str) -> Target:
+    """How a stack is asked for a model."""
+    return _asked(made.outputs["litellmUrl"].replace("localhost", LOOPBACK), made.outputs["litellmApiKey"], model)
+
+
+def failed(report: LoadReport) -> int:
+    """How many requests of a load failed, whenever they did."""
+    return len([*report.failures, *report.in_flight, *report.cut])
+
+
 def _asked(url: str, key: str, model: str) -> Target:
     body = {"model": model, "messages": MESSAGES}
     return Target(url=url, headers={"authorization": f"Bearer {key}"}, body=body)
@@ -166,9 +176,8 @@ def measure(way: Way, readings: Readings, step: Step) -> None:
     way.write_change()
     with under_load(target, seen):
         timed(CHANGED, way.take_change_up, MODEL["name"])
-    report = seen.report
-    readings.add(FAILED, way.name, CHANGED, len([*report.failures, *report.in_flight, *report.cut]))
-    readings.add(GAP, way.name, CHANGED, report.longest_gap)
+    readings.add(FAILED, way.name, CHANGED, failed(seen.report))
+    readings.add(GAP, way.name, CHANGED, seen.report.longest_gap)
 
 
 def run(_engine: docker.DockerClient, rounds: int, step: Step) -> list[Comparison]:

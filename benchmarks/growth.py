@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 import yaml
 
 from benchmarks.containers import database_server, new_database
-from benchmarks.deploy import pulumi_up, seconds_of
+from benchmarks.deploy import MODEL, asked_of, failed, pulumi_up, seconds_of, under_load
 from benchmarks.measure import Readings
+from tests.load import REQUESTS_PER_SECOND, Load
 from tests.stack_config import PROJECT_NAME
 from tests.stacks import deployed
 
@@ -27,17 +28,18 @@ if TYPE_CHECKING:
 
 MODELS = (2, 10, 50)
 """Of the stack config, beside the three of litellm/config.yaml."""
-REPLICAS = (1, 4, 16)
+REPLICAS = (2, 4, 16)
 MIGRATIONS = (1, 50, 500)
 MEMORY_MB = 768
 """Twice what an idle replica has: sixteen fit into a small machine."""
-DRAIN_SECONDS = 1
+DRAIN_SECONDS = 30
 BASE_REPLICAS = 1
 KIBIBYTE = 1024
 
 STACK = "this stack"
 
 CHANGE, AGAIN, STATE = "pulumi up that makes the change", "pulumi up without a change", "state"
+REPLACED, FAILED = "pulumi up of another model", "requests failed meanwhile"
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,16 @@ def grow(made: Deployment, readings: Readings, what: str, count: int) -> None:
     readings.add(f"{STATE}, by {what}", STACK, count, len(json.dumps(exported)) / KIBIBYTE)
 
 
+def replace_all(made: Deployment, readings: Readings, count: int) -> None:
+    """Have so many replicas serve another model, under load; the time of the `up`, and what failed meanwhile."""
+    target = asked_of(made, "gpt-4o")
+    seen = Load(target.url, made.outputs["litellmApiKey"])
+    set_models(made, [{**MODEL, "name": f"model-of-{count}"}])
+    with under_load(target, seen):
+        readings.add(f"{REPLACED}, by replicas", STACK, count, seconds_of(lambda: pulumi_up(made)))
+    readings.add(f"{FAILED}, by replicas", STACK, count, failed(seen.report))
+
+
 def models(count: int) -> list[dict[str, str]]:
     """So many models of the stack config, which the demo provider answers for."""
     return [
@@ -68,11 +80,11 @@ def models(count: int) -> list[dict[str, str]]:
     ]
 
 
-def set_models(made: Deployment, count: int) -> None:
-    """Have the stack config name so many models."""
+def set_models(made: Deployment, named: list[dict[str, str]]) -> None:
+    """Have the stack config name these models."""
     file = made.folder / f"Pulumi.{made.name}.yaml"
     config = yaml.safe_load(file.read_text(encoding="utf-8"))
-    config["config"][f"{PROJECT_NAME}:models"] = models(count)
+    config["config"][f"{PROJECT_NAME}:models"] = named
     file.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
 
 
@@ -101,8 +113,8 @@ def run(engine: docker.DockerClient, rounds: int, step: Step) -> list[Comparison
         deployed(Path(folder), lambda made: configure(made, server)) as made,
     ):
         ways = (
-            Way("models", MODELS, 0, rounds, lambda count: set_models(made, count)),
-            Way("replicas", REPLICAS, 2, 1, lambda count: made.set(replicas=count)),
+            Way("models", MODELS, 0, rounds, lambda count: set_models(made, models(count))),
+            Way("replicas", REPLICAS, BASE_REPLICAS, 1, lambda count: made.set(replicas=count)),
             Way("migrations", MIGRATIONS, 1, rounds, lambda count: set_migrations(made, server, count)),
         )
         for way in ways:
@@ -114,16 +126,22 @@ def run(engine: docker.DockerClient, rounds: int, step: Step) -> list[Comparison
                     step.note(f"{count} {way.what}")
                     way.bring_to(count)
                     grow(made, readings, way.what, count)
-            way.bring_to(BASE_REPLICAS if way.what == "replicas" else way.base)
+                    if way.what == "replicas":
+                        replace_all(made, readings, count)
+            way.bring_to(way.base)
     return [
-        readings.comparison(
-            f"{quantity}, by {way.what}",
-            unit="KiB" if quantity == STATE else "s",
-            points=way.what,
-            chart="bars" if quantity == CHANGE else None,
-        )
-        for way in ways
-        for quantity in (CHANGE, AGAIN, STATE)
+        *(
+            readings.comparison(
+                f"{quantity}, by {way.what}",
+                unit="KiB" if quantity == STATE else "s",
+                points=way.what,
+                chart="bars" if quantity == CHANGE else None,
+            )
+            for way in ways
+            for quantity in (CHANGE, AGAIN, STATE)
+        ),
+        readings.comparison(f"{REPLACED}, by replicas", unit="s", points="replicas", chart="bars"),
+        readings.comparison(f"{FAILED}, by replicas", unit=f"at {REQUESTS_PER_SECOND} a second", points="replicas"),
     ]
 
 

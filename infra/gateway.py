@@ -71,7 +71,7 @@ def network_name(generation: int) -> str:
 
 
 class Gateway(pulumi.ComponentResource):
-    """LiteLLM replicas, each healthy before the next one changes.
+    """LiteLLM replicas, replaced in waves, of which each is healthy before the next one begins.
 
     Creates: the workload `litellm`. Type token: `llm-infrastructure:gateway:Gateway`.
     """

@@ -1,6 +1,6 @@
 """Workloads as containers on one Docker host, without interrupting the service when they change.
 
-Each replica waits for the one before it, so that Pulumi replaces the first, sees it healthy, and only then goes on.
+Replicas are replaced in waves: each waits until all of the wave before it are healthy.
 """
 
 from __future__ import annotations
@@ -43,6 +43,15 @@ REPLACED_BY = ["healthcheck", "mustRun", "#initerror"]
 START_WITH_LIVE_FILES = f'trap "exit 0" TERM USR1; until [ -d {LIVE}/current ]; do sleep 0.1; done; exec "$@"'
 
 
+def waves(replicas: int) -> list[list[int]]:
+    """Which replicas are replaced together, by their numbers from 1, in the order of the waves.
+
+    The first goes alone: what is broken costs no other one. Then those with even numbers go, then the other odd ones.
+    So half of the replicas serve throughout, also while an `up` that changes them brings the stack to more or fewer.
+    """
+    return [wave for wave in ([1], [*range(2, replicas + 1, 2)], [*range(3, replicas + 1, 2)]) if wave]
+
+
 class DockerHost(EnginePlacement):
     """Places workloads on one Docker Engine.
 
@@ -74,13 +83,16 @@ class DockerHost(EnginePlacement):
         return self._published_at
 
     def run(self, workload: Workload, *, opts: pulumi.ResourceOptions) -> Sequence[Replica]:
-        replicas: list[Replica] = []
-        for number in range(1, workload.replicas + 1):
-            name = f"{workload.name}-{number}" if workload.replicas > 1 else workload.name
-            after = pulumi.ResourceOptions(depends_on=[replica.ready for replica in replicas[-1:]])
-            container = self._container(name, workload, pulumi.ResourceOptions.merge(opts, after))
-            replicas.append(Replica(ready=self._ready(name, workload, container, opts), instance=container.id))
-        return replicas
+        replicas: dict[int, Replica] = {}
+        before: list[pulumi.Resource] = []
+        for wave in waves(workload.replicas):
+            after = pulumi.ResourceOptions.merge(opts, pulumi.ResourceOptions(depends_on=before))
+            for number in wave:
+                name = f"{workload.name}-{number}" if workload.replicas > 1 else workload.name
+                container = self._container(name, workload, after)
+                replicas[number] = Replica(ready=self._ready(name, workload, container, opts), instance=container.id)
+            before = [replicas[number].ready for number in wave]
+        return [replicas[number] for number in sorted(replicas)]
 
     def _ready(
         self, name: str, workload: Workload, container: pulumi_docker.Container, opts: pulumi.ResourceOptions

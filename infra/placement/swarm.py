@@ -1,4 +1,4 @@
-"""Workloads as services of a Docker Swarm, updated task by task, each healthy before the next one changes.
+"""Workloads as services of a Docker Swarm, half of the tasks updated at once, each healthy before its old one ends.
 
 Secrets and files are Swarm's own secrets and configs. A changed one gets another name, the service takes it up task
 by task, and the old one is deleted. What a service changed to and could not run, it takes back by itself.
@@ -7,6 +7,7 @@ by task, and the old one is deleted. What a service changed to and could not run
 from __future__ import annotations
 
 import base64
+import math
 import re
 from contextlib import closing
 from dataclasses import dataclass
@@ -141,14 +142,15 @@ class Swarm(EnginePlacement):
     def run(self, workload: Workload, *, opts: pulumi.ResourceOptions) -> Sequence[Replica]:
         task_spec, mode = self._task_spec(workload, opts), _mode(workload)
         service = self._service(workload, task_spec, mode, opts)
-        # One after another is replaced: ends, which may take it long, and starts.
+        # One turn after another is replaced: ends, which may take it long, and starts.
         tasks = len(self._cluster.nodes) if workload.on_each else workload.replicas
+        turns = math.ceil(tasks / _at_once(workload))
         converged = Converged(
             f"{workload.name}-converged",
             host=self._host,
             service=service.id,
             declared=pulumi.Output.all(task_spec, mode),
-            seconds=tasks * (workload.health.start_seconds + _stop_seconds(workload)) + SPARE_SECONDS,
+            seconds=turns * (workload.health.start_seconds + _stop_seconds(workload)) + SPARE_SECONDS,
             opts=opts,
         )
         return [Replica(ready=converged, instance=converged.instance)]
@@ -163,7 +165,7 @@ class Swarm(EnginePlacement):
         alone = stands_alone(workload)
         alias = next(iter(workload.networks.values()))
         rolling = {
-            "parallelism": 1,
+            "parallelism": _at_once(workload),
             "delay": "0s",
             "monitor": _duration(MONITOR_SECONDS),
             "max_failure_ratio": "0.0",
@@ -395,6 +397,15 @@ def _duration(seconds: int) -> str:
     for zero in ("m0s", "h0m"):
         text = text.removesuffix(zero[1:]) if text.endswith(zero) else text
     return text
+
+
+def _at_once(workload: Workload) -> int:
+    """How many tasks are replaced at once.
+
+    A new one starts before its old one ends, so that all serve throughout. Where nodes lack the memory for half as
+    many more, Swarm starts as many as fit.
+    """
+    return 1 if stands_alone(workload) else max(1, workload.replicas // 2)
 
 
 def _mode(workload: Workload) -> pulumi_docker.ServiceModeArgs:

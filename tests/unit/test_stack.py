@@ -6,9 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import pulumi
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pulumi.runtime import mocks, rpc
 
 from infra import stack
+from infra.placement.docker import waves
 from infra.placement.engine import EnginePlacement
 from infra.settings import postgres_major_version
 from infra.stack import build
@@ -130,6 +133,44 @@ def test_replicas_share_the_name_of_their_master_keys_generation(registered: Cal
     containers = registered(replicas="3").containers()
     aliases = [containers[f"litellm-{number}"]["networksAdvanced"][0]["aliases"] for number in (1, 2, 3)]
     assert aliases == [["litellm-g1"]] * 3
+
+
+@given(replicas=st.integers(1, 100), before=st.integers(2, 100))
+def test_half_of_the_replicas_serve_through_every_wave(replicas: int, before: int) -> None:
+    """Of those that there were before too, where an `up` brings the stack to more or fewer and changes them all."""
+    order = waves(replicas)
+    assert sorted(number for wave in order for number in wave) == list(range(1, replicas + 1))
+    assert order[0] == [1]  # what is broken costs one
+    serving = set(range(1, before + 1))
+    for wave in order:
+        assert len(serving - set(wave)) >= min(before, replicas) // 2
+        serving |= set(wave)
+    assert len(order) <= 3  # however many replicas there are
+
+
+def test_a_wave_of_replicas_waits_until_all_of_the_one_before_are_healthy(
+    registered: Callable[..., Recorder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And for nothing else of theirs, so that those of one wave are drained and started together."""
+    waits: dict[str, set[str]] = {}
+    register = mocks.MockMonitor.RegisterResource
+
+    def recorded(monitor: mocks.MockMonitor, request: Any) -> Any:
+        waits[request.name] = {urn.rsplit("::", 1)[1] for urn in request.dependencies}
+        return register(monitor, request)  # type: ignore[no-untyped-call]
+
+    monkeypatch.setattr(mocks.MockMonitor, "RegisterResource", recorded)
+    registered(replicas="6")
+    replicas = {f"litellm-{number}": waits[f"litellm-{number}"] for number in range(1, 7)}
+    of_replicas = {f"{name}{suffix}" for name in replicas for suffix in ("", "-healthy")}
+    assert {name: sorted(each & of_replicas) for name, each in replicas.items()} == {
+        "litellm-1": [],
+        "litellm-2": ["litellm-1-healthy"],
+        "litellm-3": ["litellm-2-healthy", "litellm-4-healthy", "litellm-6-healthy"],
+        "litellm-4": ["litellm-1-healthy"],
+        "litellm-5": ["litellm-2-healthy", "litellm-4-healthy", "litellm-6-healthy"],
+        "litellm-6": ["litellm-1-healthy"],
+    }
 
 
 def test_only_the_edge_and_postgres_have_ports(registered: Callable[..., Recorder]) -> None:

@@ -119,14 +119,24 @@ def test_services_are_found_by_the_names_of_their_parts(registered: Callable[...
     ("name", "order"),
     [("litellm", "start-first"), ("demo", "start-first"), ("edge", "stop-first"), ("postgres", "stop-first")],
 )
-def test_tasks_are_replaced_one_by_one_and_rolled_back(
+def test_tasks_are_replaced_in_order_and_rolled_back(
     registered: Callable[..., Services], name: str, order: str
 ) -> None:
     """What has a port of its node, or a volume, cannot run beside its successor; all else starts that first."""
     service = registered().services()[name]
     assert (service["updateConfig"]["order"], service["rollbackConfig"]["order"]) == (order, order)
     assert service["updateConfig"]["failureAction"] == "rollback"
-    assert service["updateConfig"]["parallelism"] == 1
+
+
+@pytest.mark.parametrize(("replicas", "at_once"), [(1, 1), (2, 1), (3, 1), (4, 2), (16, 8)])
+def test_half_of_the_replicas_are_replaced_at_once(
+    registered: Callable[..., Services], replicas: int, at_once: int
+) -> None:
+    """One at least; of what cannot run beside its successor just one, however many nodes there are."""
+    services = registered(replicas=str(replicas)).services()
+    settings = [services["litellm"][f"{what}Config"]["parallelism"] for what in ("update", "rollback")]
+    assert settings == [at_once, at_once]
+    assert services["edge"]["updateConfig"]["parallelism"] == 1
 
 
 def test_each_task_has_its_time_to_end_when_it_is_replaced(registered: Callable[..., Services]) -> None:
@@ -135,6 +145,9 @@ def test_each_task_has_its_time_to_end_when_it_is_replaced(registered: Callable[
     seconds = {name: each["seconds"] for (kind, name), each in recorder.inputs.items() if kind.endswith(":Converged")}
     assert seconds["edge-converged"] > 2 * 600
     assert seconds["litellm-converged"] > 3 * 600
+    many = registered(replicas="16", drainSeconds="600")
+    seconds = {name: each["seconds"] for (kind, name), each in many.inputs.items() if kind.endswith(":Converged")}
+    assert 2 * 600 < seconds["litellm-converged"] < 3 * 600  # half of them in each of two turns
 
 
 def test_published_ports_are_those_of_the_nodes(registered: Callable[..., Services]) -> None:
