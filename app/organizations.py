@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+import asyncio
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import psycopg
+from psycopg.pq import TransactionStatus
 from psycopg.rows import TupleRow, class_row
-from psycopg_pool import AsyncConnectionPool, ConnectionPool, PoolTimeout
+from psycopg_pool import ConnectionPool, PoolTimeout
 
 from app._deadline import is_over, within
 from app._errors import DatabaseUnavailableError, OrganizationNotFoundError
@@ -17,7 +19,7 @@ from app._settings import Settings
 from app._shared import PerLoop, Shared
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncIterator, Iterator
     from datetime import datetime
     from types import EllipsisType
 
@@ -57,10 +59,8 @@ async def get_async(organization_id: UUID | str) -> Organization:
     key = _key(organization_id)
     with _database_errors():
         _conninfo()
-        pool = _async_pools.get()
-        await pool.open()  # at once where it is open, and waits where another task is opening it
         async with (
-            pool.connection(within(WAIT_SECONDS)) as connection,
+            _async_pools.get().connection() as connection,
             connection.cursor(row_factory=class_row(Organization)) as cursor,
         ):
             await cursor.execute(BY_ID, (key,))
@@ -201,11 +201,52 @@ def _open_pool() -> ConnectionPool[_Connection]:
     return pool
 
 
-def _new_async_pool() -> AsyncConnectionPool[_AsyncConnection]:
-    return AsyncConnectionPool(
-        _conninfo, connection_class=_AsyncConnection, check=AsyncConnectionPool.check_connection, **_OPTIONS
-    )
+class _AsyncPool:
+    """The connections of one event loop.
+
+    psycopg's pool has tasks that may not heed a cancellation on Python 3.11 (its wait_for can lose one), and then
+    asyncio.run does not end. This one has none.
+    """
+
+    def __init__(self) -> None:
+        self._places = asyncio.Semaphore(MOST_CONNECTIONS)
+        self._idle: list[_AsyncConnection] = []
+        self._is_closed = False
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[_AsyncConnection]:
+        """A connection that works. Raises TimeoutError when there is none in time, and psycopg.Error."""
+        async with AsyncExitStack() as held:
+            async with asyncio.timeout(within(WAIT_SECONDS)):
+                await held.enter_async_context(self._places)
+                connection = await self._working() or await _AsyncConnection.connect(
+                    _conninfo(), autocommit=True, connect_timeout=CONNECT_SECONDS
+                )
+            held.push_async_callback(self._put_back, connection)
+            yield connection
+
+    async def _working(self) -> _AsyncConnection | None:
+        while self._idle:
+            connection = self._idle.pop()
+            try:
+                await connection.execute("")
+            except psycopg.Error:
+                await connection.close()
+            else:
+                return connection
+        return None
+
+    async def _put_back(self, connection: _AsyncConnection) -> None:
+        if self._is_closed or connection.info.transaction_status != TransactionStatus.IDLE:
+            await connection.close()
+        else:
+            self._idle.append(connection)
+
+    async def close(self) -> None:
+        self._is_closed = True
+        while self._idle:
+            await self._idle.pop().close()
 
 
 _pool = Shared(_open_pool)
-_async_pools = PerLoop(_new_async_pool, lambda pool: pool.close(CLOSE_SECONDS))
+_async_pools = PerLoop(_AsyncPool, _AsyncPool.close)

@@ -278,7 +278,7 @@ def test_llmctl_doctor_finds_what_is_wrong_and_names_the_mending(
     assert well.returncode == 0
     assert set(found) == {
         *("settings", "gateway", "version", "key", "models"),
-        *("database", "own database", "migrations", "organizations"),
+        *("database", "collation", "own database", "migrations", "organizations"),
     }
     assert {status for check, status in found.items() if check != "organizations"} == {"ok"}
     organizations.create(f"of a test {uuid.uuid4()}", model="gone")

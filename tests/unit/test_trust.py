@@ -60,6 +60,7 @@ def scheme(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def address(scheme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A gateway on loopback, whose certificate only `tmp_path/ca.pem` vouches for."""
+    app.close()  # connections of other tests, whose trust is settled
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LITELLM_API_KEY", "sk-of-this-test")
     monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")  # which is not asked
