@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 EDGE_IS_BACK = Bound(gap_seconds=15)
 """There is one on one host: Docker restarts it at once, and it has its files already."""
 
-TIMEOUT_SECONDS = 2
-"""Of a request whose provider may hang."""
 ROWS_PER_SECOND = 100
 
 
@@ -115,19 +113,18 @@ def test_postgres_that_is_killed_loses_no_row(deployment: Deployment, drill: Dri
         ("status=404", "status 404"),
         ("status=401", "status 401"),
         ("status=429", "status 429"),
-        ("delay=60", "status 408"),
+        ("delay=5", ""),
         ("cut=2", "status 200"),
     ],
 )
 def test_a_provider_that_fails_for_some_fails_for_nobody_else(
     deployment: Deployment, drill: Drill, fault: str, outcome: str
 ) -> None:
-    """Requests whose provider fails, hangs or cuts streams take nothing from the others."""
+    """Requests whose provider fails, keeps them waiting or cuts streams take nothing from the others."""
     messages = [{"role": "user", "content": f"[[demo {fault}]]"}]
     with drill(f"a provider with {fault}", NOTHING_FAILS) as load:
         for _ in range(40):
-            body = {"model": "gpt-4o", "messages": messages, "stream": True, "timeout": TIMEOUT_SECONDS}
-            load.send_also("/v1/chat/completions", body)
+            load.send_also("/v1/chat/completions", {"model": "gpt-4o", "messages": messages, "stream": True})
             load.await_successes(2)
     assert len(load.report.beside) == 40
-    assert [each for each in load.report.beside if not each.startswith(outcome)] == []
+    assert {each.partition(":")[0] for each in load.report.beside} == {outcome}
