@@ -13,6 +13,7 @@ from openai import AuthenticationError
 from psycopg.conninfo import make_conninfo
 from pulumi import automation
 
+from infra.gateway import PROGRAMS
 from infra.workload import HealthCheck
 from tests.load import NOTHING_FAILS
 from tests.stack_config import PROJECT_NAME, project_file
@@ -120,12 +121,12 @@ def test_an_edge_config_that_haproxy_refuses_changes_nothing(deployment: Deploym
 
 @pytest.fixture
 def broken_image(deployment: Deployment) -> Iterator[Callable[[str], str]]:
-    """An image like LiteLLM's, with another program in LiteLLM's place."""
+    """An image like LiteLLM's, with another module in the place of LiteLLM's package."""
     tag = f"{PROJECT_NAME}-{deployment.name}/broken-litellm:1"
 
     def make(program: str) -> str:
         container = deployment.engine.containers.create(deployment.image("litellm-1"), ["true"])
-        deployment.put(container, "/usr/local/bin/litellm", f"#!/usr/bin/env python3\n{program}\n", mode=0o755)
+        deployment.put(container, f"{PROGRAMS}/litellm.py", f"{program}\n", mode=0o644)
         container.commit(*tag.split(":"))
         container.remove()
         return tag

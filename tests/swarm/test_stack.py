@@ -16,6 +16,7 @@ import pytest
 from pulumi import automation
 
 from app import _status
+from infra.gateway import PROGRAMS
 from infra.placement.engine import LABEL
 from tests.engines import needs_an_engine_of_its_own
 from tests.load import IN_FLIGHT_MAY_FAIL, NOTHING_FAILS
@@ -228,15 +229,13 @@ def test_a_changed_model_list_reaches_every_replica(swarm: Cluster, deployment: 
 
 @pytest.fixture
 def broken_image(swarm: Cluster, deployment: Deployment) -> str:
-    """An image like LiteLLM's whose program ends at once, in the registry."""
+    """An image like LiteLLM's whose package ends the program that imports it, in the registry."""
     client = swarm.nodes[0].client
     image = client.images.get(
         service(swarm, deployment, "litellm").attrs["Spec"]["TaskTemplate"]["ContainerSpec"]["Image"]
     )
     container = client.containers.create(image, ["true"])
-    deployment.put(
-        container, "/usr/local/bin/litellm", "#!/usr/bin/env python3\nraise SystemExit('no such thing')\n", mode=0o755
-    )
+    deployment.put(container, f"{PROGRAMS}/litellm.py", "raise SystemExit('no such thing')\n", mode=0o644)
     name = f"{swarm.registry}/broken/litellm"
     container.commit(name, "1")
     container.remove()
