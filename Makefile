@@ -1,5 +1,5 @@
 # make up      everything: tools, images, engine, stack        make down    destroy the stack
-# make test    all tests but make test-runbooks: what CI runs  make check   fast enough for every commit
+# make test    all tests on one host, drills too               make check   fast enough for every commit
 # make drill   break things under load (NAME=… for some)        make check-deploy    ask a stack that is up
 # make test-swarm   the stack on a Swarm of three machines (NAME=… for some)
 # make test-runbooks   each command of the runbooks is typed, in about ten minutes (NAME=… for some)

@@ -1,4 +1,4 @@
-"""The tests that need an engine, in two lanes side by side: `make test` runs this.
+"""The tests that need an engine on one host, in two lanes side by side: `make test` runs this.
 
 Most of them wait, for containers to get healthy, to drain or to stop, and leave a core free meanwhile. One lane has
 the tests that count what callers notice under load, one after another, so that two loads never share the machine. The
@@ -43,13 +43,9 @@ class Part:
 
 
 LANES = (
-    (
-        Part("drills", ["tests/drills"]),
-        Part("Swarm, under load", ["tests/swarm/test_stack.py"]),
-    ),
+    (Part("drills", ["tests/drills"]),),
     (
         Part("integration", ["tests/integration", "!tests/integration/test_runbooks.py"], covers=True),
-        Part("Swarm", ["tests/swarm", "!tests/swarm/test_stack.py"]),
         Part("toolchain", ["tests/toolchain"], covers=True),
     ),
 )

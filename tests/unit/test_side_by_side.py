@@ -16,7 +16,7 @@ from tests.stack_config import PROJECT
 if TYPE_CHECKING:
     from pathlib import Path
 
-ELSEWHERE = {"tests/deploy", "tests/typing", "tests/unit", "tests/integration/test_runbooks.py"}
+ELSEWHERE = {"tests/deploy", "tests/swarm", "tests/typing", "tests/unit", "tests/integration/test_runbooks.py"}
 """What other targets of the Makefile run, or only a type checker."""
 
 
