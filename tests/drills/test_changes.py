@@ -186,8 +186,9 @@ def test_an_edge_reload_drops_no_connection(deployment: Deployment, drill: Drill
             deployment.set_path("clientRpm.batch", rpm)
             deployment.up()
         batch = deployment.outputs["clientKeys"]["batch"]
-        statuses = [status(deployment, batch) for _ in range(5)]
-        assert statuses == [200, 200, 200, 429, 429]
+        statuses = [status(deployment, batch) for _ in range(8)]  # the clock's minute may end among them
+        assert statuses[:3] == [200, 200, 200]
+        assert 429 in statuses
         deployment.forget("clientRpm")
         deployment.forget("clientKeys")
         deployment.up()

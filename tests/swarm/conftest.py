@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import httpx2
 import pytest
 
+from infra.images import in_registry
 from tests.drills.conftest import _pulumi_tools, drill, pytest_terminal_summary
 from tests.stacks import image_of
 from tests.swarm.cluster import cluster
@@ -39,7 +40,7 @@ def swarm() -> Iterator[Cluster]:
         for node in made.nodes:
             made.label(node, "edge", "true")
         for part in IMAGE_SETTINGS:
-            made.fill(image_of(part), image_of(part))
+            made.fill(in_registry(image_of(part), made.registry).removeprefix(f"{made.registry}/"), image_of(part))
         yield made
 
 

@@ -6,6 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings as hypothesis_settings
 
 from infra.settings import Settings
 from infra.stack_config import validate
@@ -13,6 +14,11 @@ from tests.stack_config import raw_config
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+
+# How long an example takes says more of the machine than of what it tries.
+hypothesis_settings.register_profile("any machine", hypothesis_settings.default, deadline=None)
+hypothesis_settings.load_profile("any machine")
 
 
 @pytest.fixture(autouse=True)
