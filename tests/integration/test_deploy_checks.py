@@ -289,7 +289,7 @@ def an_edge_that_lets_in_too_much(deployment: Deployment) -> Iterator[None]:
         deployment,
         "edge",
         f"cp -a {LIVE}/current {LIVE}/kept; cd {LIVE}/current; chmod u+w *; cat {LIVE}/old/clients.map >>clients.map;"
-        f' echo "$1 other" >>clients.map; sed -i "s,acl is_get var(txn.path) -m str ,&/model/info ," haproxy.cfg; {RELOAD}',
+        f' echo "$1 other" >>clients.map; sed -i "s,acl is_get .* -m str,& /model/info," haproxy.cfg; {RELOAD}',
         master,
     )
     yield
