@@ -55,8 +55,9 @@ bench: prepare
 	@$(BIN)/python -m benchmarks $(if $(ONLY),--only $(ONLY)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(RECORD),--record)
 
 test: PYTEST = $(BIN)/coverage run -m pytest
-test: forget-coverage check prepare
-	@$(BIN)/python -m tests.side_by_side
+test: forget-coverage check integration drill
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
 
 forget-coverage: environment
 	$(BIN)/coverage erase
