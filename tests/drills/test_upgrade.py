@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 PINNED, (UPGRADE,) = recipes.STAND_INS["litellm"], recipes.UPGRADES
 MESSAGES: list[ChatCompletionUserMessageParam] = [{"role": "user", "content": "hello"}]
-FUZZED = 500
+FUZZED = 100
 OF_THE_PROVIDER_ONLY = Bound(provider_may_fail=True, streams_may_break=True)
 """The demo provider runs in LiteLLM's image, and is replaced with it: for a second there is none."""
 
