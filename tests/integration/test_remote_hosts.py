@@ -94,7 +94,7 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     with cluster(1, DEFAULT_ENGINE, *by_tls) as made, closing(docker.from_env()) as usual:
         node = made.nodes[0]
         for image in map(image_of, IMAGE_SETTINGS):
-            node.client.images.load(usual.images.get(image).save(named=True))  # type: ignore[arg-type]  # a stream
+            node.client.images.load(usual.images.get(image).save(named=image))  # type: ignore[arg-type]  # a stream
         start_sshd(sshd, node, folder)
         yield Machine(node=node, folder=folder)
 
@@ -177,7 +177,7 @@ class Stranger:
     "stranger",
     [
         Stranger(host=BY_TLS, why="lacks ca.pem, cert.pem, key.pem (DOCKER_CERT_PATH names another folder)"),
-        Stranger(host=BY_TLS, certificates="of a stranger", why="certificate signed by unknown authority"),
+        Stranger(host=BY_TLS, certificates="of a stranger", why="unable to get local issuer certificate"),
         Stranger(host=BY_TLS, certificates="by a stranger", why="bad certificate"),
         Stranger(host=BY_SSH, key="another_key", why=f"root@{ADDRESS}: Permission denied (publickey)"),
         Stranger(host=BY_SSH, known="strangers", why="Host key verification failed"),

@@ -211,7 +211,7 @@ def test_secrets_are_files_for_their_process_alone(swarm: Cluster, deployment: D
         uid = output(container, "id", "-u").strip()
         listed = output(container, "find", folder, "-type", "f", "-printf", "%m %U %f\\n")
         files = [line.split() for line in listed.splitlines()]
-        secret = [file for file in files if not file[2].endswith((".cfg", "rpm.map"))]
+        secret = [file for file in files if not file[2].endswith((".cfg", ".lua", "rpm.map"))]
         assert secret, part
         assert {(mode, owner) for mode, owner, _ in secret} == {("400", uid)}, part
         assert container.attrs["HostConfig"]["ReadonlyRootfs"] == (part != "postgres")
