@@ -144,6 +144,15 @@ def connect(host: str) -> docker.DockerClient:
     return docker.DockerClient(base_url=host, tls=tls)
 
 
+def is_present(engine: docker.DockerClient, name: str) -> bool:
+    """Whether an engine has an image."""
+    try:
+        engine.images.get(name)
+    except docker.errors.NotFound:
+        return False
+    return True
+
+
 def certificates(host: str) -> str | None:
     """The folder with the certificates for an engine that is reached by TLS: Docker's own convention."""
     if not host.startswith("tcp://"):

@@ -23,6 +23,7 @@ import docker
 import requests
 
 from toolchain import image_record, recipes
+from toolchain.engine import is_present
 from toolchain.machine import (
     CACHE,
     can_install,
@@ -71,7 +72,7 @@ def ensure(  # noqa: PLR0913 -- the options are keyword-only
     chosen = {}
     for part, reference in wanted.items():
         choices = (recorded.get(reference), reference)
-        if image := next((each for each in choices if each and _present(engine, each)), None):
+        if image := next((each for each in choices if each and is_present(engine, each)), None):
             chosen[part] = image
             recipe = recipes.recipe_for(reference)
             if image != reference and recipe is not None and image != recipe.tag:
@@ -140,7 +141,7 @@ class _Supply:
                     f"can be built here is {can_be}, for an image whose name and tag say that it is that"
                 )
             found[part] = recipe
-        to_build = [recipe for recipe in found.values() if not _present(self._engine, recipe.tag)]
+        to_build = [recipe for recipe in found.values() if not is_present(self._engine, recipe.tag)]
         if to_build:
             names = ", ".join(map(str, to_build))
             question = f"Build {names} here, from Debian and PyPI packages, to stand in? It takes 1 to 3 minutes."
@@ -155,7 +156,7 @@ class _Supply:
         return {part: recipe.tag for part, recipe in found.items()}
 
     def _build(self, wanted: Iterable[recipes.Recipe]) -> None:
-        debians = {recipe.debian: recipe for recipe in wanted if not _present(self._engine, recipe.base)}
+        debians = {recipe.debian: recipe for recipe in wanted if not is_present(self._engine, recipe.base)}
         self._check_machine(needs_debootstrap=bool(debians))
         with self._side_by_side() as pool:
             bases = {debian: pool.submit(self._make_base, recipe) for debian, recipe in debians.items()}
@@ -182,7 +183,7 @@ class _Supply:
             self._steps.step(f"Make a base of Debian {recipe.debian}") as step,
             _workspace(f"debian-{recipe.debian}", step) as folder,
         ):
-            if _present(self._engine, recipe.base):
+            if is_present(self._engine, recipe.base):
                 return
             overlay, archive = folder / "overlay", folder / "archive.tar"
             _copy(recipes.RECIPES / "base/root", overlay)
@@ -206,7 +207,7 @@ class _Supply:
             step.note("import")
             repository, _, tag = recipe.base.partition(":")
             result = self._engine.api.import_image(str(archive), repository=repository, tag=tag)
-            if not _present(self._engine, recipe.base):
+            if not is_present(self._engine, recipe.base):
                 raise docker.errors.DockerException(f"the base could not be imported: {result}")
 
     def _build_one(self, recipe: recipes.Recipe, base: Future[None] | None) -> None:
@@ -223,7 +224,7 @@ class _Supply:
             if base is not None:
                 step.note("waits for its base")
                 base.result()
-            if _present(self._engine, recipe.tag):
+            if is_present(self._engine, recipe.tag):
                 return
             build = self._engine.api.build(
                 path=str(context),
@@ -295,14 +296,6 @@ def _download_wheels(step: Step, lock: Path, folder: Path) -> None:
     locked = ["--no-deps", "--only-binary=:all:", "--require-hashes", f"--requirement={lock}"]
     step.note("download of its Python packages")
     step.run([*pip, *target, *locked, f"--dest={folder}"])
-
-
-def _present(engine: docker.DockerClient, reference: str) -> bool:
-    try:
-        engine.images.get(reference)
-    except docker.errors.NotFound:
-        return False
-    return True
 
 
 def _elsewhere(unavailable: Mapping[str, str], stack: str) -> str:

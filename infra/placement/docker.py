@@ -19,14 +19,13 @@ from infra.placement.engine import (
     EnginePlacement,
     check_ours,
     duration,
-    is_present,
     stands_alone,
 )
 from infra.placement.health import Healthy
 from infra.placement.live_files import LiveFiles
 from infra.placement.services import stand_part_down
 from infra.workload import LIVE, SECRETS, Replica, Workload
-from toolchain.engine import connect
+from toolchain.engine import connect, is_present
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -133,15 +133,6 @@ class EnginePlacement:
             check_ours(volume.attrs["Labels"] or {}, inputs, "volume")
 
 
-def is_present(engine: docker.DockerClient, name: str) -> bool:
-    """Whether an engine has an image."""
-    try:
-        engine.images.get(name)
-    except docker.errors.ImageNotFound:
-        return False
-    return True
-
-
 def check_ours(labels: Mapping[str, str], inputs: Mapping[str, Any], kind: str) -> None:
     """Raise RunError unless `labels` carry the identity of the resource with these inputs."""
     if not is_ours(labels, inputs):

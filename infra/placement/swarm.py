@@ -28,12 +28,11 @@ from infra.placement.engine import (
     check_ours,
     duration,
     is_ours,
-    is_present,
     stands_alone,
 )
 from infra.placement.services import Converged, stand_down
 from infra.workload import LIVE, MEBIBYTE, SECRETS, Replica, Workload
-from toolchain.engine import UNREACHABLE, connect
+from toolchain.engine import UNREACHABLE, connect, is_present
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -29,6 +29,7 @@ from infra import edge, gateway, postgres
 from infra.images import stand_ins
 from infra.workload import SECRETS, http_health_check
 from toolchain import images, recipes
+from toolchain.engine import is_present
 from toolchain.progress import SetupError, Steps
 
 if TYPE_CHECKING:
@@ -486,7 +487,7 @@ def test_a_build_that_fails_leaves_nothing(engine: docker.DockerClient, tmp_path
     with pytest.raises(SetupError, match="the disk is full"):
         images.ensure(Steps(), engine, wanted, stack="any", ask=None, record=tmp_path / ".images.yaml")
     assert engine.images.list(all=True, filters={"label": "llm-infrastructure.build=haproxy"}) == []
-    assert not images._present(engine, recipes.STAND_INS["haproxy"].tag)
+    assert not is_present(engine, recipes.STAND_INS["haproxy"].tag)
     assert stand_ins(tmp_path / ".images.yaml") == {}
 
 
