@@ -3,10 +3,9 @@
 import pulumi
 
 from infra import stack_config
-from infra.placement.engine import check_engine
-from infra.stack import build
+from infra.stack import build, check
 
 settings = stack_config.load()
-check_engine(settings.docker_host)
+check(settings)
 for name, value in build(settings).items():
     pulumi.export(name, value)

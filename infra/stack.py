@@ -18,8 +18,10 @@ from infra import demo, edge, model_list
 from infra.demo import DemoProvider, DemoProviderArgs
 from infra.edge import Edge, EdgeArgs
 from infra.gateway import Gateway, GatewayArgs
+from infra.images import stand_ins
 from infra.migration import Migrations
 from infra.placement.docker import DockerHost
+from infra.placement.engine import check_engine
 from infra.placement.swarm import Swarm
 from infra.postgres import Postgres, PostgresArgs, SaltKeyGuard
 from infra.secrets import RotatingSecret
@@ -34,8 +36,19 @@ if TYPE_CHECKING:
     from infra.workload import Placement
 
 PROJECT = Path(__file__).parent.parent
+IMAGE_CHOICES = PROJECT / ".images.yaml"
 GATEWAY_NETWORK = "gateway"
 DATA_NETWORK = "data"
+
+
+def check(settings: Settings) -> None:
+    """Look at the engine before anything is registered. Raises RunError, with what to do."""
+    images = [settings.litellm_image, settings.haproxy_image]
+    if settings.database_url is None:
+        images.append(settings.postgres_image)
+    # On a Swarm the nodes fetch images by themselves, and are asked for each.
+    built = stand_ins(IMAGE_CHOICES) if settings.placement == "docker" else {}
+    check_engine(settings.docker_host, {image: built[image] for image in images if image in built})
 
 
 def build(settings: Settings) -> Mapping[str, pulumi.Input[object]]:
@@ -162,15 +175,14 @@ class _Database:
 
 def _placement(settings: Settings, identity: RotatingSecret) -> Placement:
     """Where the stack runs: on one host, or on the nodes of a Swarm."""
-    choices = PROJECT / ".images.yaml"
     if settings.placement == "docker":
         return DockerHost(
-            settings.docker_host, identity=identity.value, image_choices=choices, published_at=settings.host
+            settings.docker_host, identity=identity.value, image_choices=IMAGE_CHOICES, published_at=settings.host
         )
     return Swarm(
         settings.docker_host,
         identity=identity.value,
-        image_choices=choices,
+        image_choices=IMAGE_CHOICES,
         image_registry=settings.image_registry,
         encrypt=settings.encrypt_networks,
         constraints=settings.constraints,

@@ -25,7 +25,7 @@ from infra.placement.health import Healthy
 from infra.placement.live_files import LiveFiles
 from infra.placement.services import stand_part_down
 from infra.workload import LIVE, SECRETS, Replica, Workload
-from toolchain.engine import connect, is_present
+from toolchain.engine import connect
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -179,24 +179,13 @@ class DockerHost(EnginePlacement):
 
     def _image(self, reference: str) -> pulumi_docker.RemoteImage:
         if reference not in self._images:
-            name = self._stand_in(reference)
-            if name != reference:
-                self._check_built(name, reference)
             self._images[reference] = pulumi_docker.RemoteImage(
                 reference,
-                name=name,
+                name=self._stand_in(reference),
                 keep_locally=True,
                 opts=self._options(pulumi.ResourceOptions()),
             )
         return self._images[reference]
-
-    def _check_built(self, name: str, reference: str) -> None:
-        with closing(connect(self._host)) as engine:
-            if not is_present(engine, name):
-                raise pulumi.RunError(
-                    f"{name} is not on the engine, and .images.yaml has it in place of {reference}. Nothing was "
-                    f"changed.\n  make up STACK={pulumi.get_stack()}, which pulls {reference} or builds it again"
-                )
 
     def _free_container(self, args: pulumi.ResourceHookArgs) -> None:
         """Remove the container that a killed `up` left under the name of one that is about to be made."""

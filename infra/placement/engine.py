@@ -16,7 +16,7 @@ import pulumi_docker
 
 from infra.images import stand_ins
 from infra.placement.guard import EngineGuard
-from toolchain.engine import UNREACHABLE, certificates, connect, look_at, why_unreachable
+from toolchain.engine import UNREACHABLE, certificates, connect, is_present, look_at, why_unreachable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -34,15 +34,24 @@ LOG_SIZE = "10m"
 LOG_FILES = "3"
 
 
-def check_engine(host: str) -> None:
-    """Refuse an engine that does not answer or is too old, and warn of one that was not tried. Raises RunError."""
+def check_engine(host: str, built: Mapping[str, str]) -> None:
+    """Refuse an engine that does not answer, is too old or lacks an image, and warn of one that was not tried.
+
+    `built` are the images that were built here, by the reference that each stands in for. Raises RunError.
+    """
     try:
         with closing(connect(host)) as engine:
             found = look_at(engine)
+            missing = {reference: name for reference, name in built.items() if not is_present(engine, name)}
     except UNREACHABLE as error:
         raise pulumi.RunError(str(why_unreachable(host, pulumi.get_stack(), error))) from error
     if found.refused:
         raise pulumi.RunError(f"{found.name}: {found.refused}. Nothing was changed.")
+    for reference, name in missing.items():
+        raise pulumi.RunError(
+            f"{name} is not on the engine, and .images.yaml has it in place of {reference}. Nothing was "
+            f"changed.\n  make up STACK={pulumi.get_stack()}, which pulls {reference} or builds it again"
+        )
     for doubt in found.doubts:
         pulumi.log.warn(f"{found.name}: {doubt}")
 

@@ -7,18 +7,20 @@ import os
 import pwd
 import socket
 import threading
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, cast
 
+import docker
+import pulumi
 import pytest
 
+from infra.placement import engine as placement
 from toolchain import engine
 from toolchain.progress import SetupError, Steps
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
-
-    import docker
 
 
 @pytest.fixture(autouse=True)
@@ -250,3 +252,21 @@ def test_what_was_never_tried_is_said(version: Mapping[str, object], info: Mappi
     assert not found.refused
     assert len(found.doubts) == 1
     assert doubt in found.doubts[0]
+
+
+class _NoImages:
+    def get(self, name: str) -> None:
+        raise docker.errors.ImageNotFound(name)
+
+
+@pytest.mark.parametrize("built", [{}, {"postgres:17": "llm-infrastructure.invalid/postgres-stand-in:17-0123"}])
+def test_an_image_that_was_built_here_and_is_gone_is_refused(
+    built: Mapping[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before anything changes, with the command that builds it again; nobody else is asked for it."""
+    found = FakeEngine({}, {})
+    monkeypatch.setattr(found, "images", _NoImages(), raising=False)
+    monkeypatch.setattr(found, "close", lambda: None, raising=False)
+    monkeypatch.setattr(placement, "connect", lambda _: found)
+    with pytest.raises(pulumi.RunError, match=r"make up STACK=") if built else nullcontext():
+        placement.check_engine("unix:///var/run/docker.sock", built)
