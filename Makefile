@@ -12,6 +12,8 @@ STACK  ?= dev
 PYTHON ?= $(shell test -x $(BIN)/python && echo $(BIN)/python || echo python3)
 BIN    := .venv/bin
 PYTEST  = $(BIN)/pytest
+# Two at a time; those that share a stack one after another. Drills have the machine to themselves.
+LANES   = -n 2 --dist loadgroup
 
 .PHONY: help up down push environment prepare check check-deploy integration drill bench test forget-coverage \
         test-swarm test-runbooks docs retirements
@@ -40,13 +42,13 @@ check: environment
 	$(BIN)/vulture
 	PATH="$(BIN):$$PATH" shellcheck $$(git grep -lE '^#!/.*sh$$')
 	$(BIN)/hadolint $$(git ls-files '*Dockerfile')
-	$(PYTEST) tests/unit
+	$(PYTEST) $(LANES) tests/unit
 
 check-deploy: environment
 	$(BIN)/pytest tests/deploy --stack $(STACK) $(if $(SPEND),--spend)
 
 integration: prepare
-	$(PYTEST) tests/toolchain tests/integration --ignore=tests/integration/test_runbooks.py
+	$(PYTEST) $(LANES) tests/toolchain tests/integration --ignore=tests/integration/test_runbooks.py
 
 drill: prepare
 	$(BIN)/pytest tests/drills $(if $(NAME),-k "$(NAME)")

@@ -17,7 +17,7 @@ import httpx2
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-REQUESTS_PER_SECOND = 50
+REQUESTS_PER_SECOND = 25
 MOST_IN_FLIGHT = 64
 """On a machine that cannot keep the rate up, requests wait here and do not pile up in the gateway."""
 TIMEOUT_SECONDS = 60

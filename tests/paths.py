@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 SECONDS = 60.0
 FORMS = ("edits", "transcriptions", "translations")
 FILE = {"unknown": ("empty", b"")}
-NOT_SERVED = {404, 501}
+NOT_SERVED = re.compile(r"gateway( runs,)? does not serve")
+"""What edge and guard say of a path. A provider's own 404 is another answer: the path got there."""
 WORD = re.compile(r"\b(GET|POST|DELETE)\b|`(/[^`]+)`")
 
 
@@ -53,5 +54,5 @@ def served(url: str, key: str, trusting: ssl.SSLContext | None = None) -> dict[t
             verify=trusting or True,
             timeout=SECONDS,
         )
-        found[method, path] = answer.status_code not in NOT_SERVED
+        found[method, path] = not NOT_SERVED.search(answer.text)
     return found

@@ -264,22 +264,26 @@ class Deployment:
         ]
 
     def destroy(self) -> None:
-        """Take the stack away, and whatever a failed test left of it."""
+        """Take the stack away as an operator does, and whatever a failed test left of it."""
         try:
             self.stack.cancel()
             self.stack.destroy(show_secrets=False, on_output=print)
         finally:
-            for service in self.services():
-                stand_down(self.engine, str(service.id))
-                service.remove()  # type: ignore[no-untyped-call]
-            for container in self.containers():
-                container.remove(force=True)
-            for network in self.engine.networks.list(filters=self.of_stack):
-                network.remove()
-            for volume in self.engine.volumes.list(filters=self.of_stack):
-                volume.remove()
-            self.engine.close()
-            self.connections.close()
+            self.remove()
+
+    def remove(self) -> None:
+        """Remove all that is the stack's from its engine, which waits for no request: no state is left to keep."""
+        for service in self.services():
+            stand_down(self.engine, str(service.id))
+            service.remove()  # type: ignore[no-untyped-call]
+        for container in self.containers():
+            container.remove(force=True, v=True)
+        for network in self.engine.networks.list(filters=self.of_stack):
+            network.remove()
+        for volume in self.engine.volumes.list(filters=self.of_stack):
+            volume.remove()
+        self.engine.close()
+        self.connections.close()
 
 
 def image_of(part: str) -> str:
@@ -307,4 +311,4 @@ def deployed(
         made.up()
         yield made
     finally:
-        made.destroy()
+        made.remove()

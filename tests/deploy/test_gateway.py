@@ -28,7 +28,7 @@ SECONDS = 60.0
 CALLERS_PATHS = {
     *(
         f"{prefix}/{name}"
-        for prefix in ("", "/v1", "/openai", "/openai/v1")
+        for prefix in ("", "/v1", "/openai", "/openai/v1", "/openai/deployments/{model}")
         for name in (
             *("chat/completions", "completions", "embeddings", "moderations", "rerank", "responses", "models"),
             *("messages", "messages/count_tokens", "images/generations", "images/edits"),

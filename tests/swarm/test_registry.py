@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from infra.images import in_registry
 from tests.engines import needs_an_engine_of_its_own
 from tests.stack_config import project_file
 from tests.stacks import Deployment, free_port, image_of
@@ -37,7 +38,7 @@ def _the_manager_has_the_images(swarm: Cluster) -> None:
     """Under the names that they have where they were built or pulled, as after `docker load`."""
     client = swarm.nodes[0].client
     for image in map(image_of, IMAGE_SETTINGS):
-        client.images.pull(f"{swarm.registry}/{image}").tag(image)
+        client.images.pull(in_registry(image, swarm.registry)).tag(image)
 
 
 @pytest.fixture

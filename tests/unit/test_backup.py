@@ -263,6 +263,6 @@ def test_without_a_terminal_a_restore_needs_yes(tmp_path: Path) -> None:
         (["restore", str(tmp_path), "--yes"], "directory"),
         (["restore"], "Missing argument"),
     ):
-        done = CliRunner().invoke(cli.cli, arguments)
+        done = CliRunner().invoke(cli.cli, arguments, env={"COLUMNS": "500"})
         assert (done.exit_code, done.stdout) == (2, "")
-        assert message in done.stderr.replace("\n", "")
+        assert message in done.stderr
