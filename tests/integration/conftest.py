@@ -21,7 +21,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Have the tests that share a stack in one of pytest-xdist's processes: those of a file, and of the session's."""
     for item in items:
         assert isinstance(item, pytest.Function)
-        deployments = item._fixtureinfo.name2fixturedefs.get("deployment", ())  # noqa: SLF001 -- nothing public tells
+        deployments = item._fixtureinfo.name2fixturedefs.get("deployment", ())
         shared = any(deployment.scope == "session" for deployment in deployments[-1:])
         item.add_marker(pytest.mark.xdist_group("session" if shared else item.path.name))
 
