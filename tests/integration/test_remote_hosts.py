@@ -149,7 +149,7 @@ def test_a_stack_on_another_machine(
         made.stack.destroy(show_secrets=False, on_output=print)
         assert made.leftovers() == []
     finally:
-        made.destroy()
+        made.remove()
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +159,7 @@ def unmade(machine: Machine, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     try:
         yield made
     finally:
-        made.destroy()
+        made.remove()
 
 
 @dataclass(frozen=True, kw_only=True)

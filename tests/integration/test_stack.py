@@ -13,7 +13,7 @@ from pulumi import automation
 
 from infra.placement.health import await_health
 from tests.stack_config import PROJECT_NAME
-from tests.stacks import PARTS, deployed, free_port
+from tests.stacks import PARTS, deployed
 from tests.swarm.cluster import WITHIN_SECONDS, until
 
 if TYPE_CHECKING:
@@ -223,39 +223,6 @@ def test_a_state_that_does_not_name_the_volume_of_a_major_version_is_taken_over(
     changes = info.resource_changes or {}
     assert {kind: count for kind, count in changes.items() if kind != "same"} == {"update": 1}
     deployment.up(expect_no_changes=True)
-
-
-@pytest.mark.parametrize("part", ["postgres", "litellm-1", "edge"])
-def test_an_up_that_was_killed_is_taken_up_again(deployment: Deployment, part: str) -> None:
-    """SIGKILL while a container is being made: after `pulumi cancel`, `up` mends all and loses no row."""
-    with deployment.database() as connection:
-        connection.execute("INSERT INTO organizations (name) VALUES (%s)", (f"before the kill at {part}",))
-    old = deployment.container(part).id
-    match part:
-        case "postgres":
-            deployment.set(postgresPort=free_port())
-        case "litellm-1":
-            deployment.set(drainSeconds=30)
-        case "edge":
-            deployment.set(gatewayPort=free_port())
-    deployment.killed_up(
-        when=lambda: any(
-            str(container.name).endswith(f"-{part}") and container.id != old for container in deployment.containers()
-        )
-    )
-    deployment.stack.cancel()
-    deployment.up()
-    assert {container.name for container in deployment.containers()} == {
-        f"{PROJECT_NAME}-{deployment.name}-{part}" for part in PARTS
-    }
-    assert ask(deployment.client).endswith("hello")
-    with deployment.database() as connection:
-        row = connection.execute(
-            "SELECT count(*) FROM organizations WHERE name = %s", (f"before the kill at {part}",)
-        )
-        assert row.fetchone() == (1,)
-    deployment.up(expect_no_changes=True)
-    deployment.refresh(expect_no_changes=True)
 
 
 @pytest.mark.parametrize(("stack", "count"), [("staging", 2), ("prod", 3)])
