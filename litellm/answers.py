@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping
 
+    from release import Release
+
     Message = dict[str, Any]
     Send = Callable[[Message], Awaitable[None]]
 
@@ -71,9 +73,9 @@ class Mender:
     """The way back: passes answers on as they are, but for errors that a client could not read."""
 
     def __init__(
-        self, send: Send, scope: dict[str, Any], exchange: Exchange, version: str, *, anthropic: bool
+        self, send: Send, scope: dict[str, Any], exchange: Exchange, release: Release, *, anthropic: bool
     ) -> None:
-        self.send, self.scope, self.exchange, self.version, self.anthropic = send, scope, exchange, version, anthropic
+        self.send, self.scope, self.exchange, self.release, self.anthropic = send, scope, exchange, release, anthropic
         self.lists = scope["method"] == "GET" and MODELS.fullmatch(scope["path"]) is not None
         self.start: Message | None = None
         """That of an answer which is held until its body is whole."""
@@ -94,7 +96,7 @@ class Mender:
         elif self.start is not None and message["type"] == "http.response.body":
             self.held += message.get("body", b"")
             if not message.get("more_body"):
-                await (self._mended if self.start["status"] >= BAD_REQUEST else self._sorted)(self.start)
+                await (self._mended if self.start["status"] >= BAD_REQUEST else self._listed)(self.start)
             return
         elif self.stream and message["type"] == "http.response.body":
             message = self._event(message)
@@ -120,10 +122,14 @@ class Mender:
             chunk += broken_off("The provider broke off its answer.")
         return {**message, "body": chunk}
 
-    async def _sorted(self, start: Message) -> None:
-        """The models in one order: LiteLLM keeps them in a set, which each process has in an order of its own."""
-        content = json.loads(self.held)
-        content["data"].sort(key=lambda model: model["id"])
+    async def _listed(self, start: Message) -> None:
+        """The models in one order, each with what is known of its end.
+
+        LiteLLM keeps them in a set, which each process has in an order of its own.
+        """
+        content, endings = json.loads(self.held), self.release.endings()
+        models = sorted(content["data"], key=lambda model: model["id"])
+        content["data"] = [{**model, **endings.get(model["id"], {})} for model in models]
         await answer(self.send, start["status"], content, others(start["headers"]))
 
     async def _mended(self, start: Message) -> None:
@@ -154,8 +160,12 @@ class Mender:
         if self.exchange.reason:
             return {"status": BAD_REQUEST, "code": "invalid_request", "message": self.exchange.reason}
         if status in {NOT_FOUND, METHOD_NOT_ALLOWED} and known.keys() == {"message"}:
-            runs, path = f"LiteLLM {self.version}, which this gateway runs,", self.scope["path"]
-            since = f" It is served since LiteLLM {SINCE}." if NEWER.search(path) and self.version != SINCE else ""
+            runs, path = f"LiteLLM {self.release.version}, which this gateway runs,", self.scope["path"]
+            since = (
+                f" It is served since LiteLLM {SINCE}."
+                if NEWER.search(path) and self.release.version != SINCE
+                else ""
+            )
             message = f"{runs} does not serve {self.scope['method']} {path}.{since}"
             return {"status": NOT_FOUND, "code": "unknown_url", "message": message}
         if status == FAILED and named and named[1] in STATUSES:

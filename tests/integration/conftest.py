@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from tests.stacks import Deployment
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Have the tests that share a stack in one of pytest-xdist's processes: those of a file, and of the session's."""
     for item in items:

@@ -49,6 +49,7 @@ class Replica:
             "text_only": True,
             "served": lambda model: model == "gpt-4o",
             "models": lambda: ["gpt-4o", "another"],
+            "endings": lambda: {"gpt-4o": {"shutdown_date": "2027-01-14"}, "another": {}},
             "gave": lambda answer: answer == "resp_1",
             "moderates": lambda: False,
             "loads": lambda body: json.loads(body.decode()),
@@ -292,7 +293,7 @@ def test_an_error_of_litellms_is_put_into_openais_form(
 
 
 @pytest.mark.parametrize("path", ["/v1/models", "/models"])
-def test_models_are_listed_in_one_order(replica: Replica, path: str) -> None:
+def test_models_are_listed_in_one_order_and_with_their_ends(replica: Replica, path: str) -> None:
     """In whatever order LiteLLM has them, which is another one in each process."""
     models = [{"id": name, "object": "model"} for name in ("gpt-4o", "a", "gpt-4", "B")]
     seen = set()
@@ -302,6 +303,7 @@ def test_models_are_listed_in_one_order(replica: Replica, path: str) -> None:
         status, answered = replica.ask(b"", path, method="GET")
         seen.add((status, *(it["id"] for it in json.loads(answered)["data"])))
         assert json.loads(answered)["object"] == "list"
+        assert [it.get("shutdown_date") for it in json.loads(answered)["data"]] == [None, None, None, "2027-01-14"]
     assert seen == {(200, "B", "a", "gpt-4", "gpt-4o")}
 
 
