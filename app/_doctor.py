@@ -11,7 +11,7 @@ import psycopg
 
 from app import migrations, organizations
 from app._errors import LLMError
-from app._gateway import KEY_MEND, MODELS_MEND, SECONDS, GatewayError, ask
+from app._gateway import ENDING_MEND, KEY_MEND, MODELS_MEND, SECONDS, GatewayError, ask
 from app._settings import Settings
 
 if TYPE_CHECKING:
@@ -64,6 +64,13 @@ def _gateway(settings: Settings, served: set[str]) -> Iterator[Finding]:
     served.update(gateway.models)
     if served:
         yield Finding("models", "ok", ", ".join(gateway.models))
+        for name, ending in gateway.endings.items():
+            detail = f"{name}: {ending}"
+            yield (
+                Finding("models", "warning", detail, ENDING_MEND)
+                if ending.noticed
+                else Finding("models", "ok", detail)
+            )
     else:
         yield Finding("models", "failure", "none is served", MODELS_MEND)
 
@@ -91,7 +98,7 @@ def _database(settings: Settings, folder: Path, served: set[str]) -> Iterator[Fi
             foreign = connection.execute(
                 "SELECT count(*) FROM pg_tables WHERE tablename LIKE 'LiteLLM\\_%'"
             ).fetchone()
-            collation = _collation(connection)
+            sorting = collation(connection)
     except LLMError as error:
         yield Finding("database", "warning", str(error), "make up")
         return
@@ -100,8 +107,8 @@ def _database(settings: Settings, folder: Path, served: set[str]) -> Iterator[Fi
         yield Finding("database", "failure", detail, "check DATABASE_URL; `make up` writes it to .env")
         return
     yield Finding("database", "ok", "it answers")
-    if collation is not None:
-        yield collation
+    if sorting is not None:
+        yield sorting
     if foreign != (0,):
         detail = "LiteLLM has its tables in it, and may drop the app's"
         yield Finding("own database", "failure", detail, "point DATABASE_URL at a database of the app's own")
@@ -121,7 +128,7 @@ def _database(settings: Settings, folder: Path, served: set[str]) -> Iterator[Fi
         yield from _organizations(served)
 
 
-def _collation(connection: psycopg.Connection) -> Finding | None:
+def collation(connection: psycopg.Connection) -> Finding | None:
     """What is to be said of the order of texts: that of the C library which made the indexes, or of another one.
 
     PostgreSQL knows since 15, and for libraries that have versions: https://www.postgresql.org/docs/17/sql-altercollation.html
@@ -138,9 +145,8 @@ def _collation(connection: psycopg.Connection) -> Finding | None:
     return Finding(
         "collation",
         "warning",
-        f"text indexes may be wrong: they were made with version {then} of the C library, and the server has {now}",
-        f"llmctl backup; then, as a superuser of {name}: REINDEX DATABASE {name}; ALTER DATABASE {name} REFRESH "
-        "COLLATION VERSION",
+        f"text indexes of {name} may be wrong: version {then} of the C library made them, and the server has {now}",
+        "docs/runbooks/another-c-library.md",
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ssl
 import time
 from dataclasses import dataclass
+from datetime import UTC, date, datetime
 from typing import TYPE_CHECKING
 
 import httpx2
@@ -21,6 +22,7 @@ READINESS = "/health/readiness"
 GATEWAY_MEND = "./pulumiw up --refresh"
 KEY_MEND = "take LITELLM_API_KEY from .env, or: ./pulumiw stack output litellmApiKey --show-secrets"
 MODELS_MEND = "./pulumiw config set --secret openaiApiKey …"
+ENDING_MEND = "./pulumiw preview, which names the command for another model"
 
 
 class GatewayError(Exception):
@@ -33,6 +35,32 @@ class GatewayError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
+class Ending:
+    """When the provider's model behind a name ends, as the stack's table of retirements has it."""
+
+    shutdown_date: date | None
+    successor: str | None
+    """What answers from then on, where that is known and the stack config does not say `keep`."""
+    replaces: str | None
+    """The model that had answered, and has ended: another one answers in its place."""
+
+    @property
+    def noticed(self) -> bool:
+        """Whether callers notice, or will: the model has ended, or nothing takes its place."""
+        return self.shutdown_date is not None and (self.shutdown_date <= _today() or not self.successor)
+
+    def __str__(self) -> str:
+        said = [f"another model answers in place of {self.replaces}, which has ended"] if self.replaces else []
+        if self.shutdown_date is not None:
+            ended = self.shutdown_date <= _today()
+            then = (
+                f"{self.successor} is to take its place" if self.successor else "nothing is known to take its place"
+            )
+            said.append(f"{'ended' if ended else 'ends'} on {self.shutdown_date}, {then}")
+        return "; ".join(said)
+
+
+@dataclass(frozen=True, slots=True)
 class Gateway:
     """A gateway that answers."""
 
@@ -40,6 +68,8 @@ class Gateway:
     """LiteLLM's; empty where it does not tell, as newer ones do not."""
     models: tuple[str, ...]
     """The names of those that are served; empty where the key is refused."""
+    endings: dict[str, Ending]
+    """Those whose provider's model ends or has ended, by name."""
     refused: int | None
     """The status with which the key is refused; None where it is accepted."""
 
@@ -59,13 +89,29 @@ def ask(settings: Settings) -> Gateway:
         raise GatewayError(*why(error, root)) from None
     accepted = listed.status_code == httpx2.codes.OK
     try:
+        models: list[dict[str, str]] = sorted(listed.json()["data"], key=lambda it: it["id"]) if accepted else []
+        endings = {model["id"]: _ending(model) for model in models}
         return Gateway(
             version=str(ready.json().get("litellm_version", "")),
-            models=tuple(sorted(model["id"] for model in listed.json()["data"])) if accepted else (),
+            models=tuple(model["id"] for model in models),
+            endings={name: ending for name, ending in endings.items() if str(ending)},
             refused=None if accepted else listed.status_code,
         )
     except (ValueError, LookupError, TypeError, AttributeError):
         raise GatewayError(f"what answers at {root} is no gateway", "check LITELLM_URL") from None
+
+
+def _today() -> date:
+    return datetime.now(UTC).date()
+
+
+def _ending(model: dict[str, str]) -> Ending:
+    end = model.get("shutdown_date")
+    return Ending(
+        shutdown_date=date.fromisoformat(end) if end else None,
+        successor=model.get("successor"),
+        replaces=model.get("replaces"),
+    )
 
 
 def why(error: httpx2.HTTPError, url: str) -> tuple[str, str]:

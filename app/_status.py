@@ -10,8 +10,12 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+import psycopg
+
 from app import _engine
+from app._doctor import collation
 from app._edge import Client, Statistics, statistics
+from app._errors import LLMError
 from app._gateway import KEY_MEND, MODELS_MEND, GatewayError, ask
 from app._programs import ProgramError
 from app._settings import Settings
@@ -20,6 +24,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from app._gateway import Gateway
+
+
+DATABASE_SECONDS = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +76,7 @@ def read() -> Status:
         counted_since=counted.since if counted else None,
         wrong=(
             *wrong,
+            *_sorting(settings),
             *(stack.short if stack else ()),
             *(f"{part.name}: {part.state} ({part.look})" for part in parts if not part.up),
         ),
@@ -87,6 +95,21 @@ def _gateway(settings: Settings) -> tuple[Gateway | None, list[str]]:
     if not gateway.models:
         return gateway, [f"models: none is served ({MODELS_MEND})"]
     return gateway, []
+
+
+def _sorting(settings: Settings) -> list[str]:
+    """What is wrong with the order of texts in the database. A database that cannot be asked is shown as a part."""
+    try:
+        with psycopg.connect(
+            settings.required_database_url(),
+            connect_timeout=DATABASE_SECONDS,
+            options=f"-c statement_timeout={DATABASE_SECONDS}s",
+            autocommit=True,
+        ) as connection:
+            found = collation(connection)
+    except (LLMError, psycopg.Error):
+        return []
+    return [f"{found.check}: {found.detail} ({found.mend})"] if found and found.status != "ok" else []
 
 
 def _found(

@@ -17,6 +17,7 @@ import typer
 from rich.console import Console
 
 if TYPE_CHECKING:
+    from app._gateway import Gateway
     from app.organizations import Organization
 
 INSTALLED = Path(__file__).parent / "_migrations"
@@ -107,9 +108,14 @@ def embed(
 
 @cli.command()
 def models(as_json: AsJson = False) -> None:
-    """List the models that the gateway serves:  llmctl models."""
-    served = _served()
-    print(json.dumps(served) if as_json else "\n".join(served))
+    """List the models that the gateway serves, and say on stderr which of them end:  llmctl models."""
+    gateway = _served()
+    if as_json:
+        print(json.dumps(gateway.models))
+        return
+    print("\n".join(gateway.models))
+    for name, ending in gateway.endings.items():
+        print(f"{name}: {ending}", file=sys.stderr)
 
 
 @org.command("create")
@@ -309,7 +315,7 @@ def _text(given: str | None) -> str:
     return text
 
 
-def _served() -> list[str]:
+def _served() -> Gateway:
     from app import GatewayRefusedKeyError, GatewayUnreachableError, Settings, _gateway  # noqa: PLC0415
 
     try:
@@ -318,7 +324,7 @@ def _served() -> list[str]:
         raise GatewayUnreachableError(f"{error}: {error.mend}") from None
     if gateway.refused is not None:
         raise GatewayRefusedKeyError(f"the gateway refused LITELLM_API_KEY: {_gateway.KEY_MEND}")
-    return list(gateway.models)
+    return gateway
 
 
 def _check_models(model: str | None, fallback: str | None, *, no_fallback: bool, force: bool) -> None:
@@ -327,7 +333,7 @@ def _check_models(model: str | None, fallback: str | None, *, no_fallback: bool,
     wanted = [name for name in (model, fallback) if name is not None]
     if force or not wanted:
         return
-    served = _served()
+    served = _served().models
     for name in wanted:
         if name not in served:
             raise typer.BadParameter(f"the gateway does not serve {name}; it serves {', '.join(served)} (or --force)")

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping
 
+    from release import Release
+
     Message = dict[str, Any]
     Send = Callable[[Message], Awaitable[None]]
 
@@ -39,6 +41,7 @@ STATUSES = {
 """What LiteLLM's own errors stand for. Some of its paths answer 500 with any of them."""
 WRONG = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError)
 """What Python raises where LiteLLM works with a body that it did not expect."""
+MODELS = re.compile(r"(/v1)?/models")
 
 
 class Refusal(Exception):  # noqa: N818 -- no error of the program
@@ -70,11 +73,12 @@ class Mender:
     """The way back: passes answers on as they are, but for errors that a client could not read."""
 
     def __init__(
-        self, send: Send, scope: dict[str, Any], exchange: Exchange, version: str, *, anthropic: bool
+        self, send: Send, scope: dict[str, Any], exchange: Exchange, release: Release, *, anthropic: bool
     ) -> None:
-        self.send, self.scope, self.exchange, self.version, self.anthropic = send, scope, exchange, version, anthropic
+        self.send, self.scope, self.exchange, self.release, self.anthropic = send, scope, exchange, release, anthropic
+        self.lists = scope["method"] == "GET" and MODELS.fullmatch(scope["path"]) is not None
         self.start: Message | None = None
-        """That of an error, until its body is whole."""
+        """That of an answer which is held until its body is whole."""
         self.started = False
         self.held = b""
         self.stream = False
@@ -86,13 +90,13 @@ class Mender:
             self.started = True
             content_type = dict(message["headers"]).get(b"content-type", b"")
             self.stream = self.anthropic and content_type.startswith(b"text/event-stream")
-            if message["status"] >= BAD_REQUEST:
+            if message["status"] >= BAD_REQUEST or self.lists:
                 self.start = message
                 return
         elif self.start is not None and message["type"] == "http.response.body":
             self.held += message.get("body", b"")
             if not message.get("more_body"):
-                await self._mended(self.start)
+                await (self._mended if self.start["status"] >= BAD_REQUEST else self._listed)(self.start)
             return
         elif self.stream and message["type"] == "http.response.body":
             message = self._event(message)
@@ -118,9 +122,18 @@ class Mender:
             chunk += broken_off("The provider broke off its answer.")
         return {**message, "body": chunk}
 
+    async def _listed(self, start: Message) -> None:
+        """The models in one order, each with what is known of its end.
+
+        LiteLLM keeps them in a set, which each process has in an order of its own.
+        """
+        content, endings = json.loads(self.held), self.release.endings()
+        models = sorted(content["data"], key=lambda model: model["id"])
+        content["data"] = [{**model, **endings.get(model["id"], {})} for model in models]
+        await answer(self.send, start["status"], content, others(start["headers"]))
+
     async def _mended(self, start: Message) -> None:
         status: int = start["status"]
-        kept = [it for it in start["headers"] if it[0] not in {b"content-length", b"content-type"}]
         try:
             content = json.loads(self.held)
         except ValueError:
@@ -139,7 +152,7 @@ class Mender:
             content = {"error": problem}
         elif changed or not isinstance(content, dict) or content.get("type") != "error":
             content = anthropic_error(problem["message"], status)
-        await answer(self.send, status, content, kept)
+        await answer(self.send, status, content, others(start["headers"]))
 
     def _read_as(self, status: int, known: Mapping[str, Any]) -> dict[str, Any]:
         """What an error is, where LiteLLM does not say it: the parts of it that change."""
@@ -147,8 +160,12 @@ class Mender:
         if self.exchange.reason:
             return {"status": BAD_REQUEST, "code": "invalid_request", "message": self.exchange.reason}
         if status in {NOT_FOUND, METHOD_NOT_ALLOWED} and known.keys() == {"message"}:
-            runs, path = f"LiteLLM {self.version}, which this gateway runs,", self.scope["path"]
-            since = f" It is served since LiteLLM {SINCE}." if NEWER.search(path) and self.version != SINCE else ""
+            runs, path = f"LiteLLM {self.release.version}, which this gateway runs,", self.scope["path"]
+            since = (
+                f" It is served since LiteLLM {SINCE}."
+                if NEWER.search(path) and self.release.version != SINCE
+                else ""
+            )
             message = f"{runs} does not serve {self.scope['method']} {path}.{since}"
             return {"status": NOT_FOUND, "code": "unknown_url", "message": message}
         if status == FAILED and named and named[1] in STATUSES:
@@ -211,6 +228,11 @@ def anthropic_error(message: str, status: int) -> dict[str, Any]:
 def broken_off(message: str) -> bytes:
     """The event with which an Anthropic stream says that it failed."""
     return f"event: error\ndata: {json.dumps(anthropic_error(message, FAILED))}\n\n".encode()
+
+
+def others(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """The headers of an answer that do not depend on its body."""
+    return [it for it in headers if it[0] not in {b"content-length", b"content-type"}]
 
 
 async def answer(send: Send, status: int, content: object, headers: Iterable[tuple[bytes, bytes]] = ()) -> None:

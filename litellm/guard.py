@@ -70,7 +70,7 @@ class Guard:
             return  # the client is gone
         exchange = Exchange()
         current.set(exchange)
-        mender = Mender(send, scope, exchange, self.release.version, anthropic=anthropic)
+        mender = Mender(send, scope, exchange, self.release, anthropic=anthropic)
         try:
             await self.app(scope, replay(body, receive), mender)
         except Exception as problem:

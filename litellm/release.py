@@ -103,6 +103,10 @@ PUBLISHED = (
 """The modules of OpenAI's SDK that list the fields of its API."""
 
 
+ENDING = ("shutdown_date", "successor", "replaces")
+"""Fields of a model's `model_info` (infra/retirements.py)."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Release:
     """What the guard knows of the LiteLLM that runs."""
@@ -118,11 +122,22 @@ class Release:
     served: Callable[[str], bool] = field(repr=False)
     """Whether a model is served."""
     models: Callable[[], Iterable[str]] = field(repr=False)
+    endings: Callable[[], dict[str, dict[str, str]]] = field(repr=False)
+    """What is known of the end of the provider's model behind a name, by ENDING."""
     gave: Callable[[str], bool] = field(repr=False)
     """Whether an answer of that id can be one that a deployment of this gateway gave."""
     moderates: Callable[[], bool] = field(repr=False)
     """Whether a moderation without a model finds its provider's key."""
     loads: Callable[[bytes], Any] = field(repr=False)
+
+
+def endings(deployments: Iterable[dict[str, Any]]) -> dict[str, dict[str, str]]:
+    """What is known of the end of the models of a router's list, by name."""
+    found: dict[str, dict[str, str]] = {}
+    for deployment in deployments:
+        known = deployment.get("model_info") or {}
+        found.setdefault(deployment["model_name"], {}).update({it: known[it] for it in ENDING if known.get(it)})
+    return found
 
 
 def running() -> Release:
@@ -173,6 +188,7 @@ def running() -> Release:
         text_only=importlib.util.find_spec("litellm.proxy.anthropic_endpoints") is None,
         served=served,
         models=names,
+        endings=lambda: endings(proxy.llm_router.model_list if proxy.llm_router else ()),
         moderates=lambda: bool(os.environ.get("OPENAI_API_KEY")),
         loads=orjson.loads,
     )

@@ -9,7 +9,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from app import _doctor
+from app import _doctor, _status
 from infra import postgres
 
 if TYPE_CHECKING:
@@ -55,15 +55,20 @@ def test_a_database_is_made_under_another_c_library(superuser: psycopg.Connectio
         superuser.execute("DROP ROLE IF EXISTS test_made")
 
 
-def test_doctor_says_what_another_c_library_wants(deployment: Deployment, superuser: psycopg.Connection) -> None:
+@pytest.mark.usefixtures("environment")
+def test_doctor_and_status_say_what_another_c_library_wants(
+    deployment: Deployment, superuser: psycopg.Connection
+) -> None:
     """The indexes of its texts, in an order that is not the server's any more."""
     with deployment.database() as connection:
         with of_another_c_library(superuser, "app"):
-            found = _doctor._collation(connection)
+            found = _doctor.collation(connection)
             assert found is not None
             assert found.status == "warning"
-            assert "REINDEX DATABASE app; ALTER DATABASE app REFRESH COLLATION VERSION" in found.mend
-        found = _doctor._collation(connection)
+            assert found.mend == "docs/runbooks/another-c-library.md"
+            assert [wrong for wrong in _status.read().wrong if found.detail in wrong]
+        assert _status.read().wrong == ()
+        found = _doctor.collation(connection)
         assert found is not None
         assert found.status == "ok"
 

@@ -315,6 +315,22 @@ def with_the_folders_of_18(deployment: Deployment) -> Iterator[str]:
         deployment.engine.images.remove(name, force=True)
 
 
+def test_another_c_library(deployment: Deployment, tmp_path: Path) -> None:
+    """Doctor finds nothing to say of it any more, and every row is there."""
+    added(deployment, "sorted")
+    url = deployment.outputs["databaseUrl"]
+    password = deployment.secret("postgres-password")
+    with psycopg.connect(url, user="postgres", password=password, autocommit=True) as connection:
+        connection.execute("UPDATE pg_database SET datcollversion = '1.0' WHERE datname = 'app'")
+    with runbook("another-c-library", deployment, DATABASE="app", BACKUP=str(tmp_path / "saved.dump")) as book:
+        _, said = book.type(".venv/bin/llmctl doctor")
+        assert "text indexes of app may be wrong" in said
+        book.run("llmctl backup")
+        book.run("REINDEX DATABASE")
+        assert "the server orders texts as its indexes do" in book.run("llmctl doctor")
+    assert "sorted" in names(deployment)
+
+
 def test_gateway_down(deployment: Deployment) -> None:
     """A replica is stopped and the edge is gone: what is to be looked at shows it, and one `up` mends it."""
     deployment.container("litellm-1").stop()

@@ -120,6 +120,33 @@ def test_for_other_programs_there_is_a_line_each(gateway: Gateway) -> None:
     assert out("models") == "claude-3-5-sonnet\ngpt-4o\n"
 
 
+@pytest.mark.parametrize(
+    ("known", "said", "noticed"),
+    [
+        ({"shutdown_date": "2999-01-14", "successor": "x/y"}, "ends on 2999-01-14, x/y is to take its place", False),
+        ({"shutdown_date": "2999-01-14"}, "ends on 2999-01-14, nothing is known to take its place", True),
+        ({"shutdown_date": "2025-10-28", "successor": "x/y"}, "ended on 2025-10-28, x/y is to take its place", True),
+        ({"replaces": "a/b"}, "another model answers in place of a/b, which has ended", False),
+        (
+            {"replaces": "a/b", "shutdown_date": "2999-01-14", "successor": "x/y"},
+            "another model answers in place of a/b, which has ended; ends on 2999-01-14, x/y is to take its place",
+            False,
+        ),
+    ],
+)
+def test_models_that_end_are_told(
+    database: Callable[..., None], gateway: Gateway, known: dict[str, str], said: str, *, noticed: bool
+) -> None:
+    """Beside the list, which other programs read; doctor warns of those that callers notice."""
+    models = [{"id": "gpt-4o", **known}, {"id": "claude-3-5-sonnet"}]
+    gateway.answers["/v1/models"] = httpx2.Response(200, json={"data": models})
+    done = llmctl("models")
+    assert (done.stdout, done.stderr) == ("claude-3-5-sonnet\ngpt-4o\n", f"gpt-4o: {said}\n")
+    assert json.loads(out("models", "--json")) == ["claude-3-5-sonnet", "gpt-4o"]
+    assert f"gpt-4o: {said}" in out("doctor")
+    assert ("models" in findings()) is noticed
+
+
 @pytest.mark.parametrize("arguments", [["chat", " "], ["chat"], ["embed", ""]])
 def test_nothing_is_no_question(gateway: Gateway, arguments: list[str]) -> None:
     assert llmctl(*arguments).exit_code == 2

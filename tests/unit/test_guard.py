@@ -49,6 +49,7 @@ class Replica:
             "text_only": True,
             "served": lambda model: model == "gpt-4o",
             "models": lambda: ["gpt-4o", "another"],
+            "endings": lambda: {"gpt-4o": {"shutdown_date": "2027-01-14"}, "another": {}},
             "gave": lambda answer: answer == "resp_1",
             "moderates": lambda: False,
             "loads": lambda body: json.loads(body.decode()),
@@ -289,6 +290,21 @@ def test_an_error_of_litellms_is_put_into_openais_form(
     if code == "unknown_url":
         assert "1.55.0" in problem["message"]
         assert "since LiteLLM 1.106.12" in problem["message"]
+
+
+@pytest.mark.parametrize("path", ["/v1/models", "/models"])
+def test_models_are_listed_in_one_order_and_with_their_ends(replica: Replica, path: str) -> None:
+    """In whatever order LiteLLM has them, which is another one in each process."""
+    models = [{"id": name, "object": "model"} for name in ("gpt-4o", "a", "gpt-4", "B")]
+    seen = set()
+    for given in (models, models[::-1]):
+        text = json.dumps({"data": given, "object": "list"}).encode()
+        replica.answer = (200, b"application/json", [text[:20], text[20:]])
+        status, answered = replica.ask(b"", path, method="GET")
+        seen.add((status, *(it["id"] for it in json.loads(answered)["data"])))
+        assert json.loads(answered)["object"] == "list"
+        assert [it.get("shutdown_date") for it in json.loads(answered)["data"]] == [None, None, None, "2027-01-14"]
+    assert seen == {(200, "B", "a", "gpt-4", "gpt-4o")}
 
 
 def test_a_failure_is_the_bodys_only_where_nobody_was_asked(replica: Replica, programs: dict[str, Any]) -> None:
