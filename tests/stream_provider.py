@@ -2,7 +2,8 @@
 
 Usage: python3 stream_provider.py PORT
 
-The request's last message names the row. GET /left says which rows' callers went before the stream's end.
+The request's last message names the row. GET /left says which rows' callers went before the stream's end, GET
+/refused which models were asked for with a key that begins with `refused`.
 """
 
 from __future__ import annotations
@@ -167,6 +168,8 @@ STREAMS: dict[str, list[bytes]] = {
     "silent": [START, text("The"), b"silence"],
 }
 left: list[str] = []
+refused: list[str] = []
+REFUSED = b"authorization: bearer refused"
 
 
 async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -176,21 +179,31 @@ async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
             length = [line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")]
             body = await reader.readexactly(int(length[0].split(b":")[1])) if length else b""
             if head.startswith(b"GET /left"):
-                said = json.dumps(left).encode()
-                writer.write(
-                    b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(said)
-                )
-                writer.write(said)
+                _send(writer, b"200 OK", left)
+                continue
+            if head.startswith(b"GET /refused"):
+                _send(writer, b"200 OK", refused)
                 continue
             request = json.loads(body)
             name = request["messages"][-1]["content"]
             name = name if isinstance(name, str) else name[-1]["text"]
+            if REFUSED in head.lower():
+                refused.append(request["model"])
+                _send(writer, b"401 Unauthorized", {"error": {"message": "no such key", "code": "invalid_api_key"}})
+                continue
             if not await stream(name, bool(request.get("stream_options")), reader, writer):
                 return
     except (asyncio.IncompleteReadError, ConnectionError):
         pass
     finally:
         writer.close()
+
+
+def _send(writer: asyncio.StreamWriter, status: bytes, content: object) -> None:
+    said = json.dumps(content).encode()
+    writer.write(
+        b"HTTP/1.1 %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b" % (status, len(said), said)
+    )
 
 
 async def stream(name: str, usage: bool, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:  # noqa: FBT001

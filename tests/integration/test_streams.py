@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import httpx2
 import openai
 import pytest
+import yaml
 from openai import AsyncOpenAI, OpenAI
 from openai.lib.streaming.chat import ChatCompletionStreamState
 
@@ -34,18 +35,34 @@ PROVIDER_PORT = 8000
 READY_SECONDS = 400
 AT_ONCE = 8
 PROVIDER = f"http://provider:{PROVIDER_PORT}"
+RETRIES = yaml.safe_load((PROJECT / "litellm/config.yaml").read_text())["router_settings"]["retry_policy"][
+    "AuthenticationErrorRetries"
+]
+KEYS = [
+    *(("several", key) for key in ("refused-1", "none", "refused-2")),
+    *(("all-refused", key) for key in ("refused-1", "refused-2")),
+]
+"""The deployments of two models."""
 CONFIG: dict[str, Any] = {
     "model_list": [
         {"model_name": name, "litellm_params": {"api_key": "none", **parameters}}
-        for name, parameters in {
-            "openai": {"model": "openai/gpt-4o", "api_base": f"{PROVIDER}/v1"},
-            "vllm": {"model": "hosted_vllm/llama", "api_base": f"{PROVIDER}/v1"},
-            "azure": {"model": "azure/deployed", "api_base": PROVIDER, "api_version": "2024-10-21"},
-            "spoken": {"model": "openai/gpt-4o-audio-preview", "api_base": f"{PROVIDER}/v1"},
-        }.items()
+        for name, parameters in [
+            ("openai", {"model": "openai/gpt-4o", "api_base": f"{PROVIDER}/v1"}),
+            ("vllm", {"model": "hosted_vllm/llama", "api_base": f"{PROVIDER}/v1"}),
+            ("azure", {"model": "azure/deployed", "api_base": PROVIDER, "api_version": "2024-10-21"}),
+            ("spoken", {"model": "openai/gpt-4o-audio-preview", "api_base": f"{PROVIDER}/v1"}),
+            *(
+                (name, {"model": f"openai/{name}", "api_base": f"{PROVIDER}/v1", "api_key": key})
+                for name, key in KEYS
+            ),
+        ]
     ],
     "litellm_settings": {"callbacks": ["recorder.recorder"], "request_timeout": 60},
-    "router_settings": {"num_retries": 0, "disable_cooldowns": True},
+    "router_settings": {
+        "num_retries": 0,
+        "disable_cooldowns": True,
+        "retry_policy": {"AuthenticationErrorRetries": RETRIES},
+    },
     "general_settings": {"master_key": KEY},
 }
 RECORDER = """
@@ -136,6 +153,10 @@ class Pair:
     lane: Gateway
     own: Gateway
     provider: str
+
+    def refused(self, model: str) -> int:
+        """How often the provider was asked for a model with a key that it refuses."""
+        return list(httpx2.get(f"{self.provider}/refused").json()).count(model)
 
     def left(self) -> int:
         """How many callers left the provider before the end."""
@@ -360,3 +381,17 @@ def test_a_caller_who_leaves_ends_the_providers_stream(pair: Pair, way: str, nam
         assert any(chunk.choices and chunk.choices[0].delta.content for chunk in stream)
         stream.close()
     until(lambda: pair.left() == before + 1, "the provider is left")
+
+
+@pytest.mark.parametrize("way", ["lane", "own"])
+def test_a_refused_key_of_one_deployment_is_seen_by_nobody(pair: Pair, way: str) -> None:
+    """Its deployment is asked once, and then not for a while; a model without another one tells its callers."""
+    url, before = getattr(pair, way).url, {model: pair.refused(model) for model in ("several", "all-refused")}
+    for _ in range(10):
+        assert ask(getattr(pair, way), "several", "text")
+    with OpenAI(base_url=url, api_key=KEY, max_retries=0) as client:
+        for _ in range(2):
+            with pytest.raises(openai.AuthenticationError, match="no such key"):
+                client.chat.completions.create(model="all-refused", messages=[{"role": "user", "content": "text"}])
+    assert pair.refused("several") - before["several"] <= 2
+    assert 2 <= pair.refused("all-refused") - before["all-refused"] <= 3
