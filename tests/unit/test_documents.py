@@ -33,6 +33,7 @@ PULUMI = {
     ("config", "rm"),
     ("config", "set"),
     ("destroy",),
+    ("import",),
     ("preview",),
     ("refresh",),
     ("stack", "change-secrets-provider"),
