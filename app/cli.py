@@ -216,9 +216,7 @@ def backup(
     ] = None,
     keep: Annotated[
         int | None,
-        typer.Option(
-            min=1, help="How many backups of the database the folder keeps: the oldest go, once the new one is whole."
-        ),
+        typer.Option(min=1, help="Backups to keep in the folder: the oldest go once the new one is whole."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:

@@ -41,7 +41,8 @@ def main() -> None:
     subprocess.run([*COMPILE, "--quiet", *sys.argv[1:]], cwd=PROJECT, check=True)
     file = PROJECT / "pyproject.toml"
     text = file.read_text(encoding="utf-8")
-    file.write_text(re.sub(r"^constraint-dependencies = \[\n.*?^\]\n", constraints(), text, flags=re.M | re.S))
+    written = re.compile(r"^constraint-dependencies = \[\n.*?^\]\n", re.MULTILINE | re.DOTALL)
+    file.write_text(written.sub(constraints(), text), encoding="utf-8")
 
 
 if __name__ == "__main__":
