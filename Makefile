@@ -6,6 +6,7 @@
 # make bench   measure everything side by side (ONLY=client, gateway, deploy or growth; RECORD=1 for the docs)
 # make push    fill the registry that a stack's config names (imageRegistry)
 # make retirements   renew litellm/retirements.yaml, when providers end their models, from LiteLLM's newest price list
+# make locks   lock the Python packages anew, after a change of pyproject.toml (UPGRADE=1 takes the newest)
 # make docs    write the reference pages of docs/ anew, after a change of Pulumi.yaml or of llmctl
 # STACK=staging with any of them for another stack
 STACK  ?= dev
@@ -16,7 +17,7 @@ PYTEST  = $(BIN)/pytest
 LANES   = -n 2 --dist loadgroup
 
 .PHONY: help up down push environment prepare check check-deploy integration drill bench test forget-coverage \
-        test-swarm test-runbooks docs retirements
+        test-swarm test-runbooks docs locks retirements
 help:
 	@sed -n 's/^# //p' Makefile
 
@@ -72,6 +73,9 @@ test-runbooks: prepare
 
 docs: environment
 	@$(BIN)/python -m toolchain.reference
+
+locks: environment
+	@PATH="$(BIN):$$PATH" $(BIN)/python -m toolchain.locks $(if $(UPGRADE),--upgrade)
 
 retirements: environment
 	@$(BIN)/python -m toolchain.retirements

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import re
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import IO, TYPE_CHECKING
@@ -45,6 +46,8 @@ class Backup:
     rows: int
     migration: int
     """The number of the last migration in it; 0 where it has none."""
+    removed: tuple[Path, ...]
+    """Older backups that were removed, as there were more than were to be kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,20 +68,23 @@ class Content:
         return f"{self.total:,} rows in {len(self.rows)} tables, schema {self.migration:04d}"
 
 
-def backup(url: str, file: Path, *, report: Callable[[str], None]) -> Backup:
+def backup(url: str, file: Path, *, keep: int | None = None, report: Callable[[str], None]) -> Backup:
     """Write the database at `url` to `file`, and its checksum to `file`.sha256; `report` gets a line for each step.
 
     A folder gets a file named by database and time (UTC). The file is a consistent snapshot in pg_dump's custom
-    format. Only its owner may read it, and it has its name only once it is complete and was read back.
+    format. Only its owner may read it, and it has its name only once it is complete and was read back. Then the
+    oldest backups of this database in the folder are removed until `keep` (1 or more) are left, this one among them.
 
-    Raises ValueError for a file that exists or cannot be named so, and BackupError.
+    Raises ValueError for a file that exists or cannot be named so, or is no folder though `keep` is given, and
+    BackupError.
     """
+    if keep is not None and not file.is_dir():
+        raise ValueError(f"{file} is not a folder: --keep takes the one in which the backups are kept")
     if not file.is_dir():
         _refuse_existing(file)
     server = server_at(url)
     if file.is_dir():
-        name = re.sub(r"[^\w.-]", "_", server.database)
-        file /= f"{name}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}.dump"
+        file /= f"{_file_name(server.database)}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}.dump"
         _refuse_existing(file)
     programs = programs_for(server)
     report(f"saving database {server.database} on {server.address} with pg_dump {programs.where}")
@@ -90,6 +96,9 @@ def backup(url: str, file: Path, *, report: Callable[[str], None]) -> Backup:
             content = content_of(programs, written)
         _give_name(partial, file, digest)
     report(f"complete: {content}")
+    removed = () if keep is None else _remove_older(file, server.database, keep)
+    for each in removed:
+        report(f"removed {each}, as {keep} are kept")
     return Backup(
         file=file,
         database=server.database,
@@ -98,7 +107,35 @@ def backup(url: str, file: Path, *, report: Callable[[str], None]) -> Backup:
         tables=len(content.rows),
         rows=content.total,
         migration=content.migration,
+        removed=removed,
     )
+
+
+def backups_in(folder: Path, database: str) -> list[Path]:
+    """The backups of a database that a folder got, the oldest first."""
+    name = re.compile(rf"{re.escape(_file_name(database))}-\d{{8}}T\d{{6}}Z\.dump")
+    return sorted(each for each in folder.iterdir() if name.fullmatch(each.name))
+
+
+def _file_name(database: str) -> str:
+    return re.sub(r"[^\w.-]", "_", database)
+
+
+def _remove_older(file: Path, database: str, keep: int) -> tuple[Path, ...]:
+    """Remove the oldest backups of a database beside `file` until `keep` are left, and what killed ones have left."""
+    # However the clock of this machine was set when the others were made: the new one stays.
+    others = [each for each in backups_in(file.parent, database) if each != file]
+    removed = tuple(others[: max(0, len(others) + 1 - keep)])
+    with file_errors(file):
+        for each in removed:
+            # In this order, so that the next run finds what a kill has left.
+            beside(each, ".sha256").unlink(missing_ok=True)
+            each.unlink(missing_ok=True)
+        for partial in file.parent.glob(f"{_file_name(database)}-*.dump.partial"):
+            with suppress(BlockingIOError, FileNotFoundError), partial.open("rb") as stream:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                partial.unlink()
+    return removed
 
 
 def _dump(programs: Programs, server: Server, stream: IO[bytes]) -> tuple[int, str]:
@@ -166,6 +203,8 @@ def beside(file: Path, suffix: str) -> Path:
 def _new_file(path: Path) -> Iterator[IO[bytes]]:
     """A file that was not there. Only its owner can read it, from the first byte on, and a failure takes it away."""
     with open(path, "xb", opener=lambda name, flags: os.open(name, flags, 0o600)) as stream:
+        with suppress(OSError):  # from file systems that know no locks
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)  # as long as it is being written
         try:
             yield stream
         except BaseException:

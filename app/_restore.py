@@ -22,7 +22,7 @@ import psycopg
 from psycopg.conninfo import make_conninfo
 
 from app import migrations
-from app._backup import beside, content_of, file_errors, shown_progress
+from app._backup import backups_in, beside, content_of, file_errors, shown_progress
 from app._postgres_programs import BackupError, connected, one_line, programs_for, server_at
 from app._programs import reason
 
@@ -102,13 +102,16 @@ def restore(
 ) -> Restored:
     """Put what `file` holds in the place of the database at `url`, and keep the present one under another name.
 
-    `folder` has the migrations: what the file lacks is applied, and a file with one that `folder` lacks is refused.
+    Of a folder it is the newest backup of this database. `folder` has the migrations: what the file lacks is applied,
+    and a file with one that `folder` lacks is refused.
     `confirm` is asked once, with the database's name, before anything is made; `report` gets a line for each step.
     Sessions in the database are ended at the last moment.
 
     Raises BackupError, and MigrationError for a folder that cannot be read; the database is as it was then.
     """
     newest = len(migrations.read(folder))
+    if file.is_dir():
+        file = _newest(file, server_at(url).database)
     with file_errors(file), file.open("rb", buffering=0) as stream:
         _check_sum(stream, file)
         server = server_at(url)
@@ -133,6 +136,14 @@ def restore(
             raise BackupError(f"nothing was changed: that is not the name of database {server.database}")
         stream.seek(0)
         return _restore(server, programs, stream, content, folder, report)
+
+
+def _newest(folder: Path, database: str) -> Path:
+    """The newest backup of a database in a folder. Raises BackupError if there is none."""
+    backups = backups_in(folder, database)
+    if not backups:
+        raise BackupError(f"{folder} has no backup of database {database} that is named by time: name a file")
+    return backups[-1]
 
 
 def _restore(  # noqa: PLR0913, PLR0917 -- the steps of `restore` that have something to undo

@@ -220,18 +220,27 @@ def backup(
     file: Annotated[
         Path | None, typer.Argument(help="The file to write, or the folder for it; here, named by database and time.")
     ] = None,
+    keep: Annotated[
+        int | None,
+        typer.Option(min=1, help="Backups to keep in the folder: the oldest go once the new one is whole."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Save the database to a file and print its name:  llmctl backup."""
+    """Save the database to a file and print its name:  llmctl backup.
+
+    A folder for --keep holds the backups of one stack: those of another one's database may have the same names.
+    """
     from app import _backup  # noqa: PLC0415
 
-    made = _backup.backup(_database_url(), file or Path(), report=_say)
+    made = _backup.backup(_database_url(), file or Path(), keep=keep, report=_say)
     print(_json(made) if as_json else made.file)
 
 
 @cli.command()
 def restore(
-    file: Annotated[Path, typer.Argument(help="A file that `llmctl backup` wrote.", exists=True, dir_okay=False)],
+    file: Annotated[
+        Path, typer.Argument(help="A file that `llmctl backup` wrote, or a folder: the newest in it.", exists=True)
+    ],
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for the database's name.")] = False,
     folder: Folder = FOLDER,
     as_json: AsJson = False,

@@ -95,3 +95,15 @@ def _one(name: str, words: list[str]) -> Iterator[Command]:
         words = words[1:]
     if words:
         yield Command(runbook=name, words=tuple(words))
+
+
+def schedule() -> dict[str, str]:
+    """What docs/backup.md has an operator install: systemd's units by their file names, and cron's line as `cron`."""
+    found = {}
+    for match in FENCE.finditer((PROJECT / "docs/backup.md").read_text(encoding="utf-8")):
+        if match["kind"] == "ini":
+            path, _, unit = match["text"].partition("\n")
+            found[path.rpartition("/")[2]] = unit
+        elif match["kind"] == "cron":
+            found["cron"] = match["text"]
+    return found

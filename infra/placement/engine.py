@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     Hook = Callable[[pulumi.ResourceHookArgs], None]
 
 LABEL = "llm-infrastructure"
+PROVIDER = "engine"
+"""The name of the provider that makes what a stack has on its engine."""
 HEALTH_SECONDS = 5
 """How often the engine asks for a part's health: a process each time, in every container, for ever. Every two seconds
 doubled the p99 of busy replicas on two cores."""
@@ -67,7 +69,7 @@ class EnginePlacement:
         # None would be DOCKER_CERT_PATH in the environment, which is for an engine that is reached by TLS.
         guard = EngineGuard("engine-guard", host=host, label=f"{LABEL}.identity", identity=identity)
         self._provider = pulumi_docker.Provider(
-            "engine",
+            PROVIDER,
             host=host,
             cert_path=certificates(host) or "",
             opts=pulumi.ResourceOptions(depends_on=[guard]),
@@ -129,7 +131,12 @@ class EnginePlacement:
             for network in engine.networks.list(names=[inputs["name"]]):
                 if network.name == inputs["name"]:
                     check_ours(network.attrs["Labels"], inputs, "network")
-                    network.remove()
+                    try:
+                        network.remove()
+                    except docker.errors.APIError as error:
+                        if not error.is_client_error():
+                            raise
+                        raise pulumi.RunError(_lost(args.name, str(network.id), str(error.explanation))) from error
 
     def _check_volume(self, args: pulumi.ResourceHookArgs) -> None:
         """Refuse a volume whose data another state has the passwords of; the engine would hand it out unasked."""
@@ -140,6 +147,19 @@ class EnginePlacement:
             except docker.errors.NotFound:
                 return
             check_ours(volume.attrs["Labels"] or {}, inputs, "volume")
+
+
+def _lost(name: str, network: str, why: str) -> str:
+    """What to do about a network that is used and not in the state, as after a refresh that took an error for a loss.
+
+    `name` is that of the resource, and `network` the engine's id.
+    """
+    provider = f"urn:pulumi:{pulumi.get_stack()}::{pulumi.get_project()}::pulumi:providers:docker::{PROVIDER}"
+    return (
+        f"The network is in use, and the state does not have it ({why}). Nothing was removed. Put it back into the "
+        f"state, then run the same command again:\n  ./pulumiw import --stack {pulumi.get_stack()} --protect=false "
+        f"--generate-code=false --provider {PROVIDER}={provider} docker:index/network:Network {name} {network}"
+    )
 
 
 def check_ours(labels: Mapping[str, str], inputs: Mapping[str, Any], kind: str) -> None:

@@ -27,7 +27,7 @@ def test_a_lost_volume_comes_back_from_a_backup_with_every_row(
     before = everything(url)
     assert len(before["kinds"]) == len(before["organizations"]) == ROWS
     with drill("a lost volume, restored from a backup", NOTHING_FAILS):
-        file = saved()
+        folder = saved(".")
         container = deployment.container("postgres")
         (volume,) = [mount["Name"] for mount in container.attrs["Mounts"] if mount["Type"] == "volume"]
         container.remove(force=True)
@@ -35,7 +35,7 @@ def test_a_lost_volume_comes_back_from_a_backup_with_every_row(
         up = deployment.pulumi("up", "--refresh", "--yes", "--skip-preview")
         assert up.returncode == 0, up.stdout
         assert everything(url)["organizations"] == []
-        restored(file)
+        restored(folder)  # the newest in it
     assert everything(url) == before
     with deployment.database() as connection:
         row = connection.execute("INSERT INTO kinds DEFAULT VALUES RETURNING id").fetchone()

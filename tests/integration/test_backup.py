@@ -12,7 +12,9 @@ import signal
 import stat
 import subprocess
 import threading
+import time
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +25,9 @@ from psycopg import sql
 from app import _restore, organizations
 from app._backup import Content
 from app._postgres_programs import CONTAINER_LABEL, BackupError
+from tests import documents
 from tests.stack_config import PROJECT
-from tests.stacks import LLMCTL, deployed, free_port, kill_tree
+from tests.stacks import LLMCTL, POLL_SECONDS, deployed, free_port, kill_tree
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -174,6 +177,36 @@ def test_a_restore_takes_back_what_came_after_and_keeps_it(deployment: Deploymen
     subprocess.run(shlex.split(done["drop"]), check=True)
     assert done["kept"] not in databases(deployment)
     as_superuser(deployment, "ALTER DATABASE app RESET ALL")
+
+
+def test_backups_on_a_schedule_are_made_as_the_documents_say(deployment: Deployment, tmp_path: Path) -> None:
+    """By the line of the timer's service and by that of cron; the restore takes the newest."""
+    folder = tmp_path / "backups"
+    folder.mkdir()
+    schedule = documents.schedule()
+    (of_the_timer,) = re.findall(r"^ExecStart=(.+)$", schedule["llm-backup.service"], re.MULTILINE)
+    of_cron = re.sub(r"^(\S+ ){5}", "", schedule["cron"].strip())
+    made = []
+    for number, line in enumerate((of_the_timer, of_cron)):
+        added(deployment, f"night {number}")
+        here = line.replace("/opt/llm-infrastructure", str(PROJECT)).replace("/var/backups/llm", str(folder))
+        command = here.replace("--keep 14", "--keep 1")
+        assert command != here
+        done = subprocess.run(command, shell=True, check=True, capture_output=True, text=True)  # noqa: S602 -- as cron does
+        made.append(Path(done.stdout.strip()))
+        while made[-1].name.endswith(f"{datetime.now(UTC):%H%M%SZ}.dump"):
+            time.sleep(POLL_SECONDS)  # the next one's name has another second
+    assert made[0] != made[1]
+    assert sorted(folder.iterdir()) == [made[1], made[1].with_name(f"{made[1].name}.sha256")]
+    before = everything(deployment.outputs["databaseUrl"])
+    added(deployment, "after the backup")
+    restored(folder)
+    assert everything(deployment.outputs["databaseUrl"]) == before
+
+
+def added(deployment: Deployment, name: str) -> None:
+    with deployment.database() as connection:
+        connection.execute("INSERT INTO organizations (name) VALUES (%s)", (name,))
 
 
 def test_a_damaged_or_cut_file_changes_nothing(deployment: Deployment) -> None:

@@ -388,6 +388,40 @@ def test_killed_up(deployment: Deployment) -> None:
     }
 
 
+def test_lost_network(deployment: Deployment, tmp_path: Path) -> None:
+    """Both are lost; one comes back by the runbook's command, the other by the one that the error names."""
+    containers = {container.id for container in deployment.containers()}
+    networks = lose_networks(deployment, tmp_path)
+    _, said = Shell(deployment).type("./pulumiw up --refresh")
+    named = {command.split()[-2]: command for command in re.findall(r"\./pulumiw import .+", said)}
+    assert {name: command.split()[-1] for name, command in named.items()} == networks
+    with runbook("lost-network", deployment, NETWORK="gateway", ID=networks["gateway"]) as book:
+        book.run("import")
+        code, _ = book.type(named["data"])
+        assert code == 0
+        book.run("--refresh")
+        book.run("--expect-no-changes")
+    assert {container.id for container in deployment.containers()} == containers
+
+
+def lose_networks(deployment: Deployment, folder: Path) -> dict[str, str]:
+    """Have the state lose its networks, as a refresh that takes an error for a loss; their ids by their names."""
+    state = json.loads(deployment.pulumi("stack", "export").stdout)
+    resources = state["deployment"]["resources"]
+    lost = {each["urn"]: each["id"] for each in resources if each["type"] == "docker:index/network:Network"}
+    kept = [each for each in resources if each["urn"] not in lost]
+    for each in kept:
+        for dependencies in (each.get("dependencies"), *each.get("propertyDependencies", {}).values()):
+            if dependencies:
+                dependencies[:] = [urn for urn in dependencies if urn not in lost]
+    state["deployment"]["resources"] = kept
+    file = folder / "without-networks.json"
+    file.write_text(json.dumps(state))
+    imported = deployment.pulumi("stack", "import", "--file", str(file))
+    assert imported.returncode == 0, imported.stdout
+    return {urn.rpartition("::")[2]: id_ for urn, id_ in lost.items()}
+
+
 def killed_at_a_replica(deployment: Deployment, *, drain_seconds: int) -> None:
     """An `up` with another time to drain is killed when it has made the first replica's container."""
     old = deployment.container("litellm-1")

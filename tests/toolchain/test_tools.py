@@ -390,7 +390,7 @@ def test_leftovers_of_a_killed_run_are_removed(machine: Machine) -> None:
 def test_pins_agree() -> None:
     """The provider's version is that of the Python package, which the project pins."""
     project = tomllib.loads((PROJECT / "pyproject.toml").read_text())
-    assert f"pulumi-docker=={tools.DOCKER_VERSION}" in project["project"]["optional-dependencies"]["deploy"]
+    assert f"pulumi-docker=={tools.DOCKER_VERSION}" in project["dependency-groups"]["deploy"]
     source = (tools.MODULES / "docker-provider/main.go").read_text()
     assert f'version = "{tools.DOCKER_VERSION}+' in source
 

@@ -260,9 +260,104 @@ def test_without_a_terminal_a_restore_needs_yes(tmp_path: Path) -> None:
     for arguments, message in (
         (["restore", str(tmp_path / "x.dump")], "--yes"),
         (["restore", str(tmp_path / "none.dump"), "--yes"], "none.dump"),
-        (["restore", str(tmp_path), "--yes"], "directory"),
         (["restore"], "Missing argument"),
     ):
         done = CliRunner().invoke(cli.cli, arguments, env={"COLUMNS": "500"})
         assert (done.exit_code, done.stdout) == (2, "")
         assert message in done.stderr
+
+
+@pytest.fixture
+def postgres(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Stand-ins for the server and its programs; returns the program that reads a backup back."""
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    for program in PROGRAMS:
+        (programs / program).write_text(f"#!/bin/sh\necho '{program} (PostgreSQL) 17.2'\n")
+        (programs / program).chmod(0o755)
+    monkeypatch.setenv("PATH", str(programs))
+    for module in (_backup, _restore):
+        monkeypatch.setattr(module, "server_at", lambda _: SERVER)
+    return programs / "pg_restore"
+
+
+NIGHTS = [f"app-2026110{night}T030000Z.dump" for night in range(1, 6)]
+NOT_ITS_OWN = ["app_2-20261101T030000Z.dump", "app-mine.dump"]
+
+
+@pytest.fixture
+def nights(tmp_path: Path) -> Path:
+    """A folder with five backups, and two that are none of this database's by its schedule."""
+    folder = tmp_path / "nights"
+    folder.mkdir()
+    for name in (*NIGHTS, *NOT_ITS_OWN):
+        (folder / name).write_text("an archive")
+        (folder / f"{name}.sha256").write_text("its checksum")
+    return folder
+
+
+def backups(folder: Path) -> list[str]:
+    """The names of the backups in a folder; each has its checksum, and there is nothing else."""
+    names = sorted(each.name for each in folder.iterdir() if not each.name.endswith(".sha256"))
+    assert sorted(f"{name}.sha256" for name in names) == sorted(each.name for each in folder.glob("*.sha256"))
+    return names
+
+
+@pytest.mark.usefixtures("postgres")
+@pytest.mark.parametrize("keep", [1, 3, 5, 6, 99])
+def test_of_the_older_backups_as_many_stay_as_are_wanted(nights: Path, keep: int) -> None:
+    """With the new one, which is one of them; another database's stay, and what a person has named."""
+    made = _backup.backup(NOWHERE, nights, keep=keep, report=silent)
+    older = [*NIGHTS, made.file.name][-keep:]
+    assert backups(nights) == sorted([*older, *NOT_ITS_OWN])
+    assert [each.name for each in made.removed] == [name for name in NIGHTS if name not in older]
+
+
+@pytest.mark.usefixtures("postgres")
+def test_the_new_backup_stays_whatever_the_clock_was(nights: Path) -> None:
+    for name in NIGHTS:
+        for suffix in ("", ".sha256"):
+            (nights / f"{name}{suffix}").rename(nights / f"{name.replace('2026', '2999')}{suffix}")
+    made = _backup.backup(NOWHERE, nights, keep=1, report=silent)
+    assert backups(nights) == sorted([made.file.name, *NOT_ITS_OWN])
+
+
+@pytest.mark.parametrize("fails", PROGRAMS[:2])
+def test_no_backup_goes_for_one_that_is_not_whole(postgres: Path, nights: Path, fails: str) -> None:
+    """Neither for one that was not written to its end, nor for one that cannot be read back."""
+    (postgres.parent / fails).write_text(f"#!/bin/sh\necho '{fails} (PostgreSQL) 17.2'\n[ $1 = --version ]\n")
+    with pytest.raises(BackupError, match=fails):
+        _backup.backup(NOWHERE, nights, keep=1, report=silent)
+    assert backups(nights) == sorted([*NIGHTS, *NOT_ITS_OWN])
+
+
+@pytest.mark.usefixtures("postgres")
+def test_what_a_killed_backup_has_left_goes(nights: Path) -> None:
+    """And not what another one is writing."""
+    left, writing = (nights / f"app-20261106T0{hour}0000Z.dump.partial" for hour in (3, 4))
+    left.write_text("half an archi")
+    with _backup._new_file(writing):
+        _backup.backup(NOWHERE, nights, keep=9, report=silent)
+        assert (left.exists(), writing.exists()) == (False, True)
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--keep", "0"], ["--keep", "-1"], ["--keep", "all"], ["x.dump", "--keep", "2"]]
+)
+def test_a_number_or_a_file_that_makes_no_sense_is_refused(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is wrong usage, before the database is asked."""
+    monkeypatch.setenv("DATABASE_URL", NOWHERE)
+    monkeypatch.setattr(sys, "argv", ["llmctl", "backup", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+
+
+@pytest.mark.usefixtures("postgres")
+def test_a_folder_stands_for_the_newest_backup_in_it(nights: Path, folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(BackupError, match=rf"{NIGHTS[-1]} is damaged"):
+        restored(nights, folder)
+    with pytest.raises(BackupError, match="has no backup of database app"):
+        restored(tmp_path, folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import shutil
 import subprocess
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,7 @@ PULUMI = {
     ("config", "rm"),
     ("config", "set"),
     ("destroy",),
+    ("import",),
     ("preview",),
     ("refresh",),
     ("stack", "change-secrets-provider"),
@@ -181,6 +183,20 @@ def test_each_command_of_a_runbook_is_there(command: Command) -> None:
             assert words
         case _:
             assert program in SYSTEM
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed here")
+def test_the_units_of_a_backup_are_those_that_systemd_takes(tmp_path: Path) -> None:
+    units = {name: text for name, text in documents.schedule().items() if name != "cron"}
+    assert {name.rpartition(".")[2] for name in units} == {"service", "timer"}
+    for name, text in units.items():
+        (tmp_path / name).write_text(text.replace("/opt/llm-infrastructure", str(PROJECT)))
+    files = [str(tmp_path / name) for name in units]
+    checked = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", *files], check=False, capture_output=True, text=True
+    )
+    said = [line for line in checked.stderr.splitlines() if any(name in line for name in units)]
+    assert (checked.returncode, said) == (0, []), checked.stderr
 
 
 def check_make(words: list[str]) -> None:

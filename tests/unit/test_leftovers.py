@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import docker
 import pulumi
 import pytest
+import requests
 
 from infra.placement import docker as docker_placement
 from infra.placement import engine as engine_placement
@@ -36,8 +37,9 @@ HOOKS: dict[str, Any] = {
 class Thing:
     """A network, volume, container or service on an engine, which notes what is done with it."""
 
-    def __init__(self, labels: dict[str, str] | None, name: str = NAME) -> None:
+    def __init__(self, labels: dict[str, str] | None, name: str = NAME, *, in_use: bool = False) -> None:
         self.id = self.name = name
+        self._in_use = in_use
         self.labels = labels or {}
         self.attrs = {"Labels": labels, "Spec": {"Labels": labels}, "Config": {"StopTimeout": 30}}
         self.done: list[str] = []
@@ -46,6 +48,10 @@ class Thing:
         self.done.append(f"stop within {timeout} s")
 
     def remove(self) -> None:
+        if self._in_use:
+            forbidden = requests.Response()
+            forbidden.status_code = 403
+            raise docker.errors.APIError("403", forbidden, explanation=f"network {self.name} has active endpoints")
         self.done.append("remove")
 
 
@@ -79,7 +85,9 @@ def before_create(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         for module in (docker_placement, engine_placement, swarm):
             monkeypatch.setattr(module, "connect", lambda _: engine)
         monkeypatch.setattr(swarm, "stand_down", lambda _, service: things[0].done.append(f"stand {service} down"))
-        HOOKS[kind](SimpleNamespace(_host="unix:///var/run/docker.sock"), SimpleNamespace(new_inputs=INPUTS))
+        HOOKS[kind](
+            SimpleNamespace(_host="unix:///var/run/docker.sock"), SimpleNamespace(new_inputs=INPUTS, name="gateway")
+        )
 
     return run
 
@@ -99,6 +107,18 @@ def test_what_is_this_deployments_own_goes(before_create: Callable[..., None], k
     mine = Thing(MINE)
     before_create(kind, mine)
     assert mine.done == done
+
+
+def test_a_network_that_the_state_has_lost_is_put_back(before_create: Callable[..., None]) -> None:
+    """The engine removes none that is used: the error has the whole command that puts it back into the state."""
+    network = Thing(MINE, in_use=True)
+    with pytest.raises(pulumi.RunError, match=r"the state does not have it .* has active endpoints") as raised:
+        before_create("network", network)
+    assert str(raised.value).splitlines()[1].split() == [
+        *("./pulumiw", "import", "--stack", "dev", "--protect=false", "--generate-code=false", "--provider"),
+        "engine=urn:pulumi:dev::llm-infrastructure::pulumi:providers:docker::engine",
+        *("docker:index/network:Network", "gateway", NAME),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,49 @@
+"""Lock the Python packages of the project anew: `make locks`.
+
+`requirements.lock` is the one lock. Its versions are written into pyproject.toml too, where `uv sync` looks for them:
+uv's own lock file would hold the addresses of one package index.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+PROJECT = Path(__file__).resolve().parent.parent
+LOCK = PROJECT / "requirements.lock"
+COMPILE = (
+    "uv",
+    "pip",
+    "compile",
+    "--no-config",  # else the versions of before, in pyproject.toml, would keep newer ones out
+    "--universal",
+    "--python-version=3.11",
+    "--generate-hashes",
+    "--no-header",
+    "--no-emit-index-url",
+    "--group=deploy",
+    "--group=dev",
+    f"--output-file={LOCK.name}",
+    "pyproject.toml",
+)
+
+
+def constraints() -> str:
+    """What requirements.lock holds, as pyproject.toml has it."""
+    pins = re.findall(r"^([\w.-]+==[^\s;]+)", LOCK.read_text(encoding="utf-8"), re.MULTILINE)
+    return "".join(["constraint-dependencies = [\n", *(f'    "{pin}",\n' for pin in pins), "]\n"])
+
+
+def main() -> None:
+    """Keep the versions that are locked, where `pyproject.toml` still allows them; `--upgrade` takes the newest."""
+    subprocess.run([*COMPILE, "--quiet", *sys.argv[1:]], cwd=PROJECT, check=True)
+    file = PROJECT / "pyproject.toml"
+    text = file.read_text(encoding="utf-8")
+    written = re.compile(r"^constraint-dependencies = \[\n.*?^\]\n", re.MULTILINE | re.DOTALL)
+    file.write_text(written.sub(constraints(), text), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
