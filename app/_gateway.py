@@ -12,6 +12,7 @@ import httpx2
 
 from app import _http
 from app._deadline import until
+from app._errors import GatewayRefusedKeyError, GatewayUnreachableError
 
 if TYPE_CHECKING:
     from app._settings import Settings
@@ -99,6 +100,17 @@ def ask(settings: Settings) -> Gateway:
         )
     except (ValueError, LookupError, TypeError, AttributeError):
         raise GatewayError(f"what answers at {root} is no gateway", "check LITELLM_URL") from None
+
+
+def accepted(settings: Settings) -> Gateway:
+    """Ask with a key that has to be accepted. Raises LLMError where it is not, or nothing answers."""
+    try:
+        gateway = ask(settings)
+    except GatewayError as error:
+        raise GatewayUnreachableError(f"{error}: {error.mend}") from None
+    if gateway.refused is not None:
+        raise GatewayRefusedKeyError(f"the gateway refused LITELLM_API_KEY: {KEY_MEND}")
+    return gateway
 
 
 def _today() -> date:

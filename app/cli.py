@@ -325,15 +325,9 @@ def _text(given: str | None) -> str:
 
 
 def _served() -> Gateway:
-    from app import GatewayRefusedKeyError, GatewayUnreachableError, Settings, _gateway  # noqa: PLC0415
+    from app import Settings, _gateway  # noqa: PLC0415
 
-    try:
-        gateway = _gateway.ask(Settings.load())
-    except _gateway.GatewayError as error:
-        raise GatewayUnreachableError(f"{error}: {error.mend}") from None
-    if gateway.refused is not None:
-        raise GatewayRefusedKeyError(f"the gateway refused LITELLM_API_KEY: {_gateway.KEY_MEND}")
-    return gateway
+    return _gateway.accepted(Settings.load())
 
 
 def _check_models(model: str | None, fallback: str | None, *, no_fallback: bool, force: bool) -> None:
