@@ -1,6 +1,7 @@
 # make up      everything: tools, images, engine, stack        make down    destroy the stack
 # make test    all tests on one host, drills too               make check   fast enough for every commit
 # make drill   break things under load (NAME=… for some)        make check-deploy    ask a stack that is up
+# make ci      make test and make test-swarm, in the shortest order
 # make test-swarm   the stack on a Swarm of three machines (NAME=… for some)
 # make test-runbooks   each command of the runbooks is typed, in about ten minutes (NAME=… for some)
 # make bench   measure everything side by side (ONLY=client, gateway, deploy or growth; RECORD=1 for the docs)
@@ -13,11 +14,11 @@ STACK  ?= dev
 PYTHON ?= $(shell test -x $(BIN)/python && echo $(BIN)/python || echo python3)
 BIN    := .venv/bin
 PYTEST  = $(BIN)/pytest
-# Two at a time; those that share a stack one after another. Drills have the machine to themselves.
+## Two at a time; those that share a stack one after another. Drills have the machine to themselves.
 LANES   = -n 2 --dist loadgroup
 
 .PHONY: help up down push environment prepare check check-deploy integration drill bench test forget-coverage \
-        test-swarm test-runbooks docs locks retirements
+        test-swarm swarm-at-rest swarm-under-load coverage ci test-runbooks docs locks retirements
 help:
 	@sed -n 's/^# //p' Makefile
 
@@ -58,15 +59,28 @@ bench: prepare
 	@$(BIN)/python -m benchmarks $(if $(ONLY),--only $(ONLY)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(RECORD),--record)
 
 test: PYTEST = $(BIN)/coverage run -m pytest
-test: forget-coverage check integration drill
-	$(BIN)/coverage combine --quiet
-	$(BIN)/coverage report
+test: forget-coverage check integration drill coverage
 
 forget-coverage: environment
 	$(BIN)/coverage erase
 
+coverage:
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
+
 test-swarm: prepare
 	$(BIN)/pytest tests/swarm $(if $(NAME),-k "$(NAME)")
+
+swarm-at-rest: prepare
+	$(BIN)/pytest tests/swarm --ignore=tests/swarm/test_stack.py
+
+swarm-under-load: prepare
+	$(BIN)/pytest tests/swarm/test_stack.py
+
+ci: PYTEST = $(BIN)/coverage run -m pytest
+ci: forget-coverage check
+	$(MAKE) -j2 --output-sync=line integration swarm-at-rest PYTEST="$(PYTEST)"
+	$(MAKE) drill coverage swarm-under-load
 
 test-runbooks: prepare
 	$(BIN)/pytest tests/integration/test_runbooks.py $(if $(NAME),-k "$(NAME)")
