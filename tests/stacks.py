@@ -311,4 +311,7 @@ def deployed(
         made.up()
         yield made
     finally:
-        made.remove()
+        if made.services():  # a Swarm's configs have no label to find them by
+            made.destroy()
+        else:
+            made.remove()

@@ -383,9 +383,10 @@ def test_a_machine_that_is_lost_takes_only_what_was_in_flight(
         ["docker", "--host", swarm.leader().host, "service", "update", "--force", "--quiet", name], check=True
     )
     assert node in nodes_of(swarm, deployment, "litellm")  # spread anew: it has one to lose
-    with drill(f"Swarm: {what} is lost", IN_FLIGHT_MAY_FAIL):
+    with drill(f"Swarm: {what} is lost", IN_FLIGHT_MAY_FAIL) as load:
         started = time.monotonic()
         node.kill()
+        load.report.broken = time.monotonic()
         await_tasks(swarm, deployment, "litellm", REPLICAS, without=node)
         print(f"\n{what}: {REPLICAS} replicas run again after {time.monotonic() - started:.1f} s")
     node.start()
