@@ -105,6 +105,8 @@ class Node:
             "--exec-opt=native.cgroupdriver=cgroupfs",  # systemd knows nothing of processes on a node
             *options,
         ]
+        self.lost_at = 0.0
+        """When its network was taken away, by the clock of time.monotonic."""
         self._machine: subprocess.Popen[str] | None = None
 
     @property
@@ -173,6 +175,7 @@ class Node:
     def kill(self) -> None:
         """Take its network and its power away: no process on it gets to say another word."""
         subprocess.run(["ip", "link", "delete", self.name], check=True)
+        self.lost_at = time.monotonic()
         os.kill(self._first_process(), signal.SIGKILL)
         self._await_end()
 

@@ -386,7 +386,7 @@ def test_a_machine_that_is_lost_takes_only_what_was_in_flight(
     with drill(f"Swarm: {what} is lost", IN_FLIGHT_MAY_FAIL) as load:
         started = time.monotonic()
         node.kill()
-        load.report.broken = time.monotonic()
+        load.report.broken = node.lost_at
         await_tasks(swarm, deployment, "litellm", REPLICAS, without=node)
         print(f"\n{what}: {REPLICAS} replicas run again after {time.monotonic() - started:.1f} s")
     node.start()
