@@ -77,8 +77,8 @@ class EdgeArgs:
     """HAProxy's rendered config."""
     bodies: str
     """HAProxy's Lua program that bounds bodies."""
-    models: Sequence[str]
-    """What is served."""
+    models: Mapping[str, Mapping[str, str]]
+    """What is served, with what callers are told of each beside its name."""
     cors_origins: Sequence[str]
     """The origins whose pages may ask from a browser; `*` for any."""
     start: str
@@ -146,10 +146,10 @@ def _switch(on: bool) -> str:  # noqa: FBT001
     return "on" if on else "off"
 
 
-def _models_map(models: Sequence[str]) -> str:
+def _models_map(models: Mapping[str, Mapping[str, str]]) -> str:
     """HAProxy's map from a model's name to what OpenAI's API tells of it, as LiteLLM does; a line each."""
     told = {"object": "model", "created": 1677610602, "owned_by": "openai"}
-    return "".join(f"{name} {json.dumps({'id': name, **told})}\n" for name in sorted(models))
+    return "".join(f"{name} {json.dumps({'id': name, **told, **models[name]})}\n" for name in sorted(models))
 
 
 def _clients_map(keys: Mapping[str, list[str]]) -> str:

@@ -37,6 +37,8 @@ class ModelList:
     """The names that callers may ask for."""
     left_out: Mapping[str, str]
     """Models of the file that are not served, with the environment variable that has no value."""
+    endings: Mapping[str, Mapping[str, str]]
+    """What callers are told of the end of each served model, by the names of `model_info`."""
     ending: tuple[retirements.Ending, ...]
     """Models that their providers have ended, or will soon."""
     request_timeout: int
@@ -110,6 +112,7 @@ def render(text: str, settings: Settings, *, demo_url: str, today: date | None =
         config=yaml.safe_dump(config, sort_keys=False),
         served=tuple(dict.fromkeys(model["model_name"] for model in served)),
         left_out=left_out,
+        endings={model["model_name"]: _told(model.get("model_info", {})) for model in reversed(served)},
         ending=ending,
         request_timeout=(config.get("litellm_settings") or {}).get("request_timeout", REQUEST_TIMEOUT_SECONDS),
     )
@@ -142,6 +145,10 @@ def _without_ended(
             ending += [end] if end else []
         served += [entry] if entry else []
     return served, tuple(ending)
+
+
+def _told(info: Mapping[str, str]) -> dict[str, str]:
+    return {name: info[name] for name in retirements.INFO if name in info}
 
 
 def _demo(model: str, url: str) -> dict[str, str]:

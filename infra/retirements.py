@@ -16,6 +16,8 @@ Policy = Literal["replace", "keep", "leaveOut"]
 FILE = Path(__file__).parent.parent / "litellm" / "retirements.yaml"
 NOTICE = timedelta(days=60)
 """How long before its end a preview begins to warn of a model."""
+INFO = ("shutdown_date", "successor", "replaces")
+"""What `apply` adds to a model's `model_info`; litellm/release.py reads it there."""
 
 
 @dataclass(frozen=True, kw_only=True)
