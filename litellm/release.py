@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
 GEMINI = "Gemini's own, sent on"
 ALLOWED = {
@@ -131,13 +131,12 @@ class Release:
     loads: Callable[[bytes], Any] = field(repr=False)
 
 
-def endings(deployments: Iterable[dict[str, Any]]) -> dict[str, dict[str, str]]:
-    """What is known of the end of the models of a router's list, by name."""
-    found: dict[str, dict[str, str]] = {}
-    for deployment in deployments:
-        known = deployment.get("model_info") or {}
-        found.setdefault(deployment["model_name"], {}).update({it: known[it] for it in ENDING if known.get(it)})
-    return found
+def endings(deployments: Sequence[dict[str, Any]]) -> dict[str, dict[str, str]]:
+    """What is known of the end of the models of a router's list, by name: as at the edge, of its first deployment."""
+    return {
+        each["model_name"]: {it: each["model_info"][it] for it in ENDING if each["model_info"].get(it)}
+        for each in reversed(deployments)
+    }
 
 
 def running() -> Release:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from infra import retirements
 from tests.stack_config import PROJECT
 
 if TYPE_CHECKING:
@@ -305,6 +306,15 @@ def test_models_are_listed_in_one_order_and_with_their_ends(replica: Replica, pa
         assert json.loads(answered)["object"] == "list"
         assert [it.get("shutdown_date") for it in json.loads(answered)["data"]] == [None, None, None, "2027-01-14"]
     assert seen == {(200, "B", "a", "gpt-4", "gpt-4o")}
+
+
+def test_a_models_end_is_that_of_its_first_deployment(programs: dict[str, Any]) -> None:
+    """As the edge tells it, by the names under which the stack writes it."""
+    release = programs["release"]
+    first, second = ({"id": day, "shutdown_date": day} for day in ("2027-01-14", "2028-01-14"))
+    listed = [{"model_name": "gpt-4o", "model_info": info} for info in (first, second)]
+    assert release.endings(listed) == {"gpt-4o": {"shutdown_date": "2027-01-14"}}
+    assert release.ENDING == retirements.INFO
 
 
 def test_a_failure_is_the_bodys_only_where_nobody_was_asked(replica: Replica, programs: dict[str, Any]) -> None:
