@@ -1,4 +1,5 @@
 # make up      everything: tools, images, engine, stack        make down    destroy the stack
+# make purge   the stack with its data, and with the last one tools, images and passphrase; asks for its name
 # make test    all tests on one host, drills too               make check   fast enough for every commit
 # make drill   break things under load (NAME=… for some)        make check-deploy    ask a stack that is up
 # make test-swarm   the stack on a Swarm of three machines (NAME=… for some)
@@ -14,7 +15,7 @@ PYTHON ?= $(shell test -x $(BIN)/python && echo $(BIN)/python || echo python3)
 BIN    := .venv/bin
 PYTEST  = $(BIN)/pytest
 
-.PHONY: help up down push environment prepare check check-deploy integration drill bench test forget-coverage \
+.PHONY: help up down purge push environment prepare check check-deploy integration drill bench test forget-coverage \
         test-swarm test-runbooks docs locks retirements
 help:
 	@sed -n 's/^# //p' Makefile
@@ -27,6 +28,9 @@ up: environment
 
 down: environment
 	@$(BIN)/python -m toolchain down --stack $(STACK)
+
+purge: environment
+	@$(BIN)/python -m toolchain purge --stack $(STACK)
 
 push: environment
 	@$(BIN)/python -m toolchain push --stack $(STACK)
