@@ -68,7 +68,7 @@ def _asked(*arguments: str) -> Any:  # noqa: ANN401 -- what Pulumi answers
         return json.loads(asked.stdout)
     if "no stack named" in asked.stderr:
         return None
-    raise SetupError(f"Pulumi cannot be asked: {asked.stderr.strip()}", mend="mend that; nothing was changed")
+    raise SetupError(f"Pulumi cannot be asked: {asked.stderr.strip()}", mend="mend that, then the same command again")
 
 
 def _exported(stack: str) -> dict[str, Any] | None:
