@@ -1,4 +1,5 @@
 # make up      everything: tools, images, engine, stack        make down    destroy the stack
+# make purge   the stack with its data, and with the last one tools, images and passphrase; asks for its name
 # make test    all tests on one host, drills too               make check   fast enough for every commit
 # make drill   break things under load (NAME=… for some)        make check-deploy    ask a stack that is up
 # make ci      make test and make test-swarm, in the shortest order
@@ -17,7 +18,7 @@ PYTEST  = $(BIN)/pytest
 ## Two at a time; those that share a stack one after another. Drills have the machine to themselves.
 LANES   = -n 2 --dist loadgroup
 
-.PHONY: help up down push environment prepare check check-deploy integration drill bench test forget-coverage \
+.PHONY: help up down purge push environment prepare check check-deploy integration drill bench test forget-coverage \
         test-swarm swarm-at-rest swarm-under-load coverage ci test-runbooks docs locks retirements
 help:
 	@sed -n 's/^# //p' Makefile
@@ -30,6 +31,9 @@ up: environment
 
 down: environment
 	@$(BIN)/python -m toolchain down --stack $(STACK)
+
+purge: environment
+	@$(BIN)/python -m toolchain purge --stack $(STACK)
 
 push: environment
 	@$(BIN)/python -m toolchain push --stack $(STACK)

@@ -266,8 +266,9 @@ class Deployment:
     def destroy(self) -> None:
         """Take the stack away as an operator does, and whatever a failed test left of it."""
         try:
-            self.stack.cancel()
-            self.stack.destroy(show_secrets=False, on_output=print)
+            if self.pulumi("stack").returncode == 0:  # a test may have taken it away
+                self.stack.cancel()
+                self.stack.destroy(show_secrets=False, on_output=print)
         finally:
             self.remove()
 

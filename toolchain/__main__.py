@@ -1,4 +1,4 @@
-"""`make up`, `make down`, `make push` and what `make test` needs: all from a clean clone to a stack that answers.
+"""`make up`, `make down`, `make push`, `make purge` and what `make test` needs: from a clone to a stack, and back.
 
 Nothing here is needed to work with a stack that stands: that is Pulumi's, by `./pulumiw preview`, `./pulumiw up` …
 """
@@ -21,6 +21,7 @@ import yaml
 
 from infra.workload import LAST_PORT, LOOPBACK
 from toolchain import engine, images, machine, registry, tools
+from toolchain import purge as take_away
 from toolchain.progress import CommandError, SetupError, Step, Steps
 from toolchain.releases import replaced_litellm
 
@@ -164,6 +165,19 @@ def down(steps: Steps, stack: str) -> None:
         _pulumi(step, stack, "destroy", *UNATTENDED, "--stack", stack)
 
 
+def purge(steps: Steps, stack: str) -> None:
+    """Take the stack away with its data, and with the last one all that was made here (toolchain/purge.py)."""
+    config = StackConfig(stack)
+    tools.ensure(steps)
+    take_away.purge(
+        steps,
+        project=config.project,
+        stack=stack,
+        host=config["dockerHost"],
+        pulumi=lambda step, *arguments: _pulumi(step, stack, *arguments, "--non-interactive", "--color=never"),
+    )
+
+
 def _asking(steps: Steps) -> Callable[[str], bool] | None:
     """What asks a person, where one can answer: who types on a terminal and reads a log sees no question."""
     return steps.ask if sys.stdin.isatty() and steps.console.is_terminal else None
@@ -283,7 +297,7 @@ The gateway is up at {url}, with {", ".join(outputs["models"])}.
 def main() -> int:
     """Run the command that the Makefile names."""
     parser = argparse.ArgumentParser(prog="python -m toolchain", description=__doc__)
-    parser.add_argument("command", choices=["prepare", "up", "down", "push"])
+    parser.add_argument("command", choices=["prepare", "up", "down", "push", "purge"])
     parser.add_argument("--stack", default=DEFAULT_STACK)
     arguments = parser.parse_args()
     os.chdir(PROJECT)
@@ -296,6 +310,8 @@ def main() -> int:
                     up(steps, arguments.stack)
                 case "down":
                     down(steps, arguments.stack)
+                case "purge":
+                    purge(steps, arguments.stack)
                 case "push":
                     push(steps, arguments.stack)
         except SetupError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import grp
+import json
 import os
 import pwd
 import re
@@ -10,6 +11,7 @@ import socket
 import subprocess
 import time
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,14 +23,18 @@ from toolchain.machine import can_install, environment, exclusive, install, whic
 from toolchain.progress import LINES_SHOWN_ON_FAILURE, CommandError, SetupError, Step, Steps
 
 DEFAULT_HOST = "unix:///var/run/docker.sock"
-USUAL_HOSTS = (
-    DEFAULT_HOST,
-    f"unix://{os.environ.get('XDG_RUNTIME_DIR', '/run')}/docker.sock",  # rootless
-    f"unix://{Path.home()}/.docker/run/docker.sock",  # Docker Desktop
-    f"unix://{Path.home()}/.docker/desktop/docker.sock",
-)
 CONTAINERD_STORE = "io.containerd.snapshotter.v1"
 DESKTOP = "Docker Desktop"
+USUAL_HOSTS = {
+    DEFAULT_HOST: "Docker Engine",
+    f"unix://{os.environ.get('XDG_RUNTIME_DIR', '/run')}/docker.sock": "Docker Engine, rootless",
+    f"unix://{Path.home()}/.docker/run/docker.sock": DESKTOP,
+    f"unix://{Path.home()}/.docker/desktop/docker.sock": DESKTOP,
+    f"unix://{Path.home()}/.colima/default/docker.sock": "colima",
+    f"unix://{Path.home()}/.orbstack/run/docker.sock": "OrbStack",
+    f"unix://{Path.home()}/.rd/docker.sock": "Rancher Desktop",
+}
+"""Where engines of this machine listen, and what each is."""
 UNREACHABLE = (OSError, docker.errors.DockerException)
 LOG = Path("/var/log/dockerd.log")
 CERTIFICATE_FILES = ("ca.pem", "cert.pem", "key.pem")
@@ -38,6 +44,9 @@ _PROVIDER = Path(__file__).with_name("docker-provider") / "shim/version.go"
 SPOKEN_API = tuple(map(int, re.findall(r'newestAPI = "(\d+)\.(\d+)"', _PROVIDER.read_text())[0]))
 """The newest that the Docker provider built here speaks."""
 PACKAGES = ("docker.io", "ca-certificates", "iptables")
+INSTALLS = f"""\
+The distribution's engine is installed, the package {PACKAGES[0]}. To have Docker's own packages in its place, press
+Ctrl-C and install those: https://docs.docker.com/engine/install. An engine that is there is never replaced."""
 START_SECONDS = 60
 POLL_SECONDS = 0.1
 
@@ -57,6 +66,7 @@ def ensure(steps: Steps, host: str, stack: str) -> docker.DockerClient:
         raise why
     steps.console.print(why.why, markup=False)
     if which("dockerd") is None:
+        steps.console.print(INSTALLS, markup=False)
         _install(steps)
     with steps.step("Start the Docker Engine") as step, exclusive("engine", step):
         if Path("/run/systemd/system").is_dir():
@@ -263,9 +273,13 @@ def why_unreachable(host: str, stack: str, error: Exception) -> SetupError:
             mend=f"see that `{docker_command(host)} version` answers{with_these}, or name another: "
             f"{_set_host(stack, '…')}",
         )
-    others = [other for other in USUAL_HOSTS if _canonical(other) != _canonical(host) and _answers(other)]
-    if others or not _is_default(host):
-        mend = _set_host(stack, [*others, DEFAULT_HOST][0])
+    others = {_canonical(other): (other, name) for other, name in {**_of_contexts(), **USUAL_HOSTS}.items()}
+    others.pop(_canonical(host), None)
+    offered = [f"to use {name}: {_set_host(stack, other)}" for other, name in others.values() if _answers(other)]
+    if offered:
+        mend = "\n    or, ".join(offered)
+    elif not _is_default(host):
+        mend = _set_host(stack, DEFAULT_HOST)
     elif which("dockerd"):
         mend = "sudo systemctl start docker"
     else:
@@ -279,6 +293,21 @@ def why_unreachable(host: str, stack: str, error: Exception) -> SetupError:
             return _permission_denied(Path(_path(host)))
         case _:
             return SetupError(f"The Docker Engine at {host} does not answer: {error}", mend=mend)
+
+
+def _of_contexts() -> dict[str, str]:
+    """The engines of this machine that contexts of the `docker` command name; those that cannot be read are left out.
+
+    docker-py 7.1 looks for them in the working directory where there is no ~/.docker/config.json.
+    """
+    found = {}
+    for file in Path(os.environ.get("DOCKER_CONFIG") or Path.home() / ".docker").glob("contexts/meta/*/meta.json"):
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            context = json.loads(file.read_text(encoding="utf-8"))
+            host = context["Endpoints"]["docker"]["Host"]
+            if host.startswith("unix://"):
+                found[host] = f"Docker's context {context['Name']}"
+    return found
 
 
 def _permission_denied(path: Path) -> SetupError:

@@ -37,9 +37,8 @@ def stamp() -> Path:
 
 
 def installed() -> "set[str]":
-    """The packages in the environment, by name and version, but pip: it makes one, and `uv sync` takes it out."""
-    names = {path.stem for path in ENVIRONMENT.glob("lib/python*/site-packages/*.dist-info")}
-    return {name for name in names if not name.startswith("pip-")}
+    """The packages in the environment, by name and version."""
+    return {path.stem for path in ENVIRONMENT.glob("lib/python*/site-packages/*.dist-info")}
 
 
 def is_whole() -> bool:

@@ -17,6 +17,20 @@ OUTPUTS = {"LITELLM_URL": "litellmUrl", "LITELLM_API_KEY": "litellmApiKey", "DAT
 """Each variable, and the output of the stack that is its value."""
 
 
+def forget(path: Path) -> None:
+    """Take out what `write` has put in; the file goes with its last line."""
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    kept = [line for line in lines if not _is_of(line, OUTPUTS)]
+    if kept:
+        path.write_text("".join(kept), encoding="utf-8")
+    else:
+        path.unlink()
+
+
+def _is_of(line: str, names: Mapping[str, str]) -> bool:
+    return line.split("=", 1)[0].removeprefix("export ").strip() in names
+
+
 def write(path: Path, outputs: Mapping[str, str]) -> None:
     """Put a stack's outputs into `path`, readable by its owner only; other lines of it stay.
 
@@ -27,7 +41,7 @@ def write(path: Path, outputs: Mapping[str, str]) -> None:
         return
     try:
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        kept = [line for line in lines if line.split("=", 1)[0].removeprefix("export ").strip() not in values]
+        kept = [line for line in lines if not _is_of(line, values)]
         text = "".join(
             f"{line}\n" for line in [*kept, *(f"{name}={shlex.quote(value)}" for name, value in values.items())]
         )

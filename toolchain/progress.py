@@ -7,6 +7,7 @@ prints one line when it starts and one when it ends. A step that fails shows the
 from __future__ import annotations
 
 import subprocess
+import sys
 import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Self
@@ -133,6 +134,15 @@ class Steps:
         self._progress.stop()
         try:
             return Confirm.ask(question, console=self.console)
+        finally:
+            self._progress.start()
+
+    def read(self, question: str) -> str:
+        """Read a line in answer to a question, from a person or from a script's standard input."""
+        self._progress.stop()
+        try:
+            self.console.print(question, end="", markup=False)
+            return sys.stdin.readline().strip()
         finally:
             self._progress.start()
 

@@ -38,6 +38,11 @@ CHANGING = {"up", "update", "destroy", "down"}
 NO_STACK_SELECTED = "no stack selected"
 
 
+def own_folder() -> Path:
+    """The user's folder for the state and the passphrase, where no setting names another place."""
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state").absolute() / "llm-infrastructure"
+
+
 def environment(tools: Path) -> dict[str, str]:
     """Return the whole environment for Pulumi; `tools` is the folder that `tools.ensure` returned."""
     env = {name: value for name, value in os.environ.items() if name not in {"PYTHONHOME", "PYTHONPATH"}}
@@ -49,7 +54,7 @@ def environment(tools: Path) -> dict[str, str]:
         "PULUMI_SKIP_UPDATE_CHECK": "true",
         "PULUMI_FALLBACK_TO_STATE_SECRETS_MANAGER": "true",
     }
-    own = Path(env.get("XDG_STATE_HOME") or Path.home() / ".local/state").absolute() / "llm-infrastructure"
+    own = own_folder()
     own.mkdir(mode=0o700, parents=True, exist_ok=True)
     if not env.get("PULUMI_BACKEND_URL"):
         (own / "state").mkdir(mode=0o700, exist_ok=True)

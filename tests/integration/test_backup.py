@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import docker
 import psycopg
 import pytest
 from psycopg import sql
@@ -26,8 +27,11 @@ from app import _restore, organizations
 from app._backup import Content
 from app._postgres_programs import CONTAINER_LABEL, BackupError
 from tests import documents
+from tests.runbooks import Shell
 from tests.stack_config import PROJECT
 from tests.stacks import LLMCTL, POLL_SECONDS, deployed, free_port, kill_tree
+from toolchain import environment_file
+from toolchain.machine import CACHE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -611,3 +615,37 @@ def test_a_server_without_programs_of_its_version_is_told(monkeypatch: pytest.Mo
     assert done.returncode == 1
     assert "pg_dump on PATH has version 9" in done.stderr
     assert "no container with the label" in done.stderr
+
+
+def test_a_purge_leaves_nothing(deployment: Deployment, tmp_path: Path) -> None:
+    """Of the stack, on the engine and in the state, and of what was made on the machine. Nothing can follow it here.
+
+    A volume that no resource has any more, as of an earlier version of Postgres, goes too.
+    """
+    volume = deployment.engine.volumes.list(filters=deployment.of_stack)[0]
+    deployment.engine.volumes.create(f"{volume.name}-of-before", labels=volume.attrs["Labels"])
+    image = f"llm-infrastructure.invalid/{deployment.name}:1"
+    deployment.image("edge").tag(image)
+    (deployment.folder / ".images.yaml").write_text(json.dumps({"haproxy:1": image}))
+    cache = tmp_path / "cache/llm-infrastructure"
+    cache.mkdir(parents=True)
+    (cache / "tools").symlink_to(CACHE / "tools")
+    folders = {"XDG_CACHE_HOME": str(tmp_path / "cache"), "XDG_STATE_HOME": str(tmp_path / "state")}
+    shell = Shell(deployment, **folders)
+    environment_file.write(deployment.folder / ".env", deployment.outputs)
+    protected = deployment.pulumi("state", "protect", "--all", "--yes")
+    assert protected.returncode == 0, protected.stdout
+    code, said = shell.type('echo dev | make purge STACK="$PULUMI_STACK"')
+    assert code != 0
+    assert "nothing was changed" in said
+    assert deployment.pulumi("stack").returncode == 0
+    code, said = shell.type('echo "$PULUMI_STACK" | make purge STACK="$PULUMI_STACK"')
+    assert code == 0, said
+    assert deployment.leftovers() == []
+    assert [path for path in deployment.state.rglob("*") if deployment.name in path.name] == []
+    with pytest.raises(docker.errors.ImageNotFound):
+        deployment.engine.images.get(image)
+    assert [path for path in tmp_path.rglob("*") if path.name == "llm-infrastructure"] == []
+    assert not (deployment.folder / ".images.yaml").exists()
+    assert not (deployment.folder / ".env").exists()
+    assert (CACHE / "tools").is_dir()

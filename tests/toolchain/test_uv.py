@@ -22,7 +22,8 @@ def test_a_clone_works_by_uv_alone(tmp_path: Path) -> None:
     """With what is locked, what `pulumi up` and the tests need among it, and git sees no change."""
     clone = tmp_path / "clone"
     subprocess.run(["git", "clone", "--quiet", PROJECT, clone], check=True)
-    environment = {name: value for name, value in os.environ.items() if name != "VIRTUAL_ENV"}
+    environment = {**os.environ, "UV_CACHE_DIR": str(tmp_path / "cache")}
+    environment.pop("VIRTUAL_ENV", None)
 
     def run(*command: str) -> str:
         return subprocess.run(

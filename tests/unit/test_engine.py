@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import grp
+import hashlib
+import json
 import os
 import pwd
 import socket
@@ -27,7 +29,9 @@ if TYPE_CHECKING:
 def environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """The machine that runs the tests may have an engine of any kind."""
     monkeypatch.delenv("DOCKER_HOST", raising=False)
-    monkeypatch.setattr(engine, "USUAL_HOSTS", ())
+    monkeypatch.setattr(engine, "USUAL_HOSTS", {})
+    monkeypatch.delenv("DOCKER_CONFIG", raising=False)
+    monkeypatch.setenv("HOME", "/nowhere")  # whose contexts of `docker` are no business of a test
 
 
 @pytest.fixture
@@ -74,10 +78,33 @@ def test_no_socket(tmp_path: Path) -> None:
 def test_another_engine_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A user with an engine of their own, as a rootless one, is told how to use it."""
     rootless = f"unix://{tmp_path}/rootless.sock"
-    monkeypatch.setattr(engine, "USUAL_HOSTS", [rootless])
+    monkeypatch.setattr(engine, "USUAL_HOSTS", {rootless: "rootless", "unix:///gone.sock": "colima"})
     monkeypatch.setattr(engine, "_answers", lambda host: host == rootless)
     error = failure(f"unix://{tmp_path}/docker.sock")
-    assert error.mend.endswith(f"./pulumiw config set --stack staging dockerHost {rootless}")
+    assert error.mend == f"to use rootless: ./pulumiw config set --stack staging dockerHost {rootless}"
+
+
+def test_the_engines_that_dockers_contexts_name_are_offered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the names that their user gave them. One on another machine is not taken for one of this."""
+    hosts = {
+        "mine": f"unix://{tmp_path}/mine.sock",
+        "far": "ssh://far.example",
+        "same": f"unix://{tmp_path}/same.sock",
+    }
+    for name, host in hosts.items():
+        meta = tmp_path / ".docker/contexts/meta" / hashlib.sha256(name.encode()).hexdigest() / "meta.json"
+        meta.parent.mkdir(parents=True)
+        meta.write_text(json.dumps({"Name": name, "Metadata": {}, "Endpoints": {"docker": {"Host": host}}}))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(engine, "USUAL_HOSTS", {hosts["same"]: "colima"})
+    monkeypatch.setattr(engine, "_answers", lambda host: host in hosts.values())
+    error = failure(f"unix://{tmp_path}/docker.sock")
+    assert sorted(error.mend.split("\n    or, ")) == [
+        f"to use Docker's context mine: ./pulumiw config set --stack staging dockerHost {hosts['mine']}",
+        f"to use colima: ./pulumiw config set --stack staging dockerHost {hosts['same']}",
+    ]
+    meta.write_text("{")
+    assert "to use colima" in failure(f"unix://{tmp_path}/docker.sock").mend
 
 
 def test_nothing_listens(tmp_path: Path, listener: socket.socket) -> None:

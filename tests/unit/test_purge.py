@@ -1,0 +1,179 @@
+"""`make purge`: what it takes away, and what it leaves to others. No engine and no Pulumi are asked."""
+
+from __future__ import annotations
+
+import io
+import sys
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import docker
+import pytest
+import requests
+from rich.console import Console
+
+from toolchain import engine, image_record, machine, purge
+from toolchain.progress import SetupError, Steps
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from toolchain.progress import Step
+
+STATE = {
+    "deployment": {
+        "resources": [
+            {"type": "pulumi:pulumi:Stack", "outputs": {"litellmUrl": "http://localhost:4000"}},
+            {
+                "type": "pulumi-python:dynamic/engine:EngineGuard",
+                "outputs": {"label": "llm-infrastructure.identity", "identity": "me"},
+            },
+        ]
+    }
+}
+IMAGES = {"postgres:17": "llm-infrastructure.invalid/one", "haproxy:3.0": "llm-infrastructure.invalid/in-use"}
+
+
+class Engine:
+    """An engine that notes what is removed from it; each kind of thing has one that is the stack's."""
+
+    def __init__(self) -> None:
+        self.gone: list[str] = []
+        for kind in ("services", "containers", "networks", "volumes"):
+            setattr(self, kind, SimpleNamespace(list=self._list(kind)))
+        self.images = SimpleNamespace(remove=self._remove_image)
+
+    def _list(self, kind: str) -> Callable[..., list[Any]]:
+        def found(*, filters: dict[str, str], all: bool = False) -> list[Any]:  # noqa: A002 -- the client's own
+            assert filters == {"label": "llm-infrastructure.identity=me"}
+            assert all == (kind == "containers")
+            return [SimpleNamespace(name=kind, remove=lambda **_: self.gone.append(kind))]
+
+        return found
+
+    def _remove_image(self, name: str) -> None:
+        if name.endswith("in-use"):
+            conflict = requests.Response()
+            conflict.status_code = 409
+            raise docker.errors.APIError("409", conflict, explanation="a container uses it")
+        self.gone.append(name)
+
+    def info(self) -> dict[str, Any]:
+        return {"Swarm": {"ControlAvailable": True}}
+
+    def close(self) -> None:
+        pass
+
+
+class Machine:
+    """A user's folders, as the set-up leaves them, and what Pulumi is told."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.written = io.StringIO()
+        self.pulumi: list[str] = []
+        self.state: dict[str, Any] | None = STATE
+        self.stacks: list[str] = []
+        self.engine = Engine()
+        self.own, self.cache = folder / "state/llm-infrastructure", folder / "cache"
+        self.record, self.env = folder / ".images.yaml", folder / ".env"
+        for kept in ("backups", "history"):
+            for stack in ("dev", "dev-2"):
+                (self.own / "state/.pulumi" / kept / "llm-infrastructure" / stack).mkdir(parents=True)
+        (self.own / "passphrase").write_text("a passphrase")
+        (self.cache / "tools").mkdir(parents=True)
+        image_record.write(self.record, IMAGES)
+        self.env.write_text("MINE=1\nLITELLM_URL=http://localhost:4000\nLITELLM_API_KEY=sk-1\n")
+        monkeypatch.setenv("XDG_STATE_HOME", str(folder / "state"))
+        monkeypatch.delenv("PULUMI_BACKEND_URL", raising=False)
+        monkeypatch.setattr(machine, "CACHE", self.cache)
+        monkeypatch.setattr(image_record, "RECORD", self.record)
+        monkeypatch.setattr(image_record, "read", lambda: IMAGES)
+        monkeypatch.setattr(purge, "ENVIRONMENT_FILE", self.env)
+        monkeypatch.setattr(purge, "_asked", self._asked)
+        monkeypatch.setattr(engine, "connect", lambda _: self.engine)
+        self._patch = monkeypatch
+
+    def _asked(self, *arguments: str) -> Any:
+        return self.state if arguments[1] == "export" else [{"name": name} for name in self.stacks]
+
+    def _pulumi(self, _step: Step, *arguments: str) -> str:
+        self.pulumi.append(arguments[0])
+        return ""
+
+    def purge(self, *, typed: str = "dev") -> None:
+        self._patch.setattr(sys, "stdin", io.StringIO(f"{typed}\n"))
+        purge.purge(
+            Steps(Console(file=self.written)),
+            project="llm-infrastructure",
+            stack="dev",
+            host="unix:///var/run/docker.sock",
+            pulumi=self._pulumi,
+        )
+
+    def history(self) -> set[str]:
+        return {path.name for path in (self.own / "state/.pulumi").glob("[bh]*/llm-infrastructure/*")}
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
+    return Machine(tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize("typed", ["", "y", "prod"])
+def test_nothing_goes_without_the_name(here: Machine, typed: str) -> None:
+    with pytest.raises(SetupError, match="nothing was changed"):
+        here.purge(typed=typed)
+    assert (here.pulumi, here.engine.gone) == ([], [])
+    assert here.own.exists()
+    assert here.cache.exists()
+
+
+def test_with_the_last_stack_all_goes(here: Machine) -> None:
+    """The lines of `.env` that are one's own stay, and so does an image that something else runs."""
+    here.purge()
+    assert here.pulumi == ["state", "destroy", "stack"]
+    assert here.engine.gone == [
+        *("services", "containers", "networks", "volumes"),
+        "llm-infrastructure.invalid/one",
+    ]
+    assert "in-use stays: a container uses it" in here.written.getvalue().replace("\n", "")
+    assert [each.exists() for each in (here.own, here.cache, here.record)] == [False, False, False]
+    assert here.env.read_text() == "MINE=1\n"
+
+
+@pytest.mark.parametrize("elsewhere", [True, False])
+def test_what_other_stacks_use_stays(here: Machine, *, elsewhere: bool) -> None:
+    """Those of another place too, where PULUMI_BACKEND_URL names one now. Of this one no former state is kept."""
+    if elsewhere:
+        other = here.own / "state/.pulumi/stacks/llm-infrastructure/dev-2.json"
+        other.parent.mkdir(parents=True)
+        other.write_text("{}")
+    else:
+        here.stacks = ["dev-2"]
+    here.purge()
+    assert "stay for dev-2" in here.written.getvalue()
+    assert here.history() == {"dev-2"}
+    assert here.engine.gone == ["services", "containers", "networks", "volumes"]
+    assert [each.exists() for each in (here.own / "passphrase", here.cache, here.record)] == [True, True, True]
+
+
+def test_what_is_left_of_no_stack_goes_too(here: Machine) -> None:
+    """After a `make down` and the end of the stack."""
+    here.state = None
+    here.purge()
+    assert here.pulumi == []
+    assert [each.exists() for each in (here.own, here.cache, here.record)] == [False, False, False]
+
+
+def test_an_engine_that_fails_costs_no_state(here: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same command goes on from there."""
+
+    def gone(_: str) -> None:
+        raise docker.errors.DockerException("no engine")
+
+    monkeypatch.setattr(engine, "connect", gone)
+    with pytest.raises(SetupError, match="not all could be removed"):
+        here.purge()
+    assert "stack" not in here.pulumi
+    assert here.history() == {"dev", "dev-2"}

@@ -1,0 +1,153 @@
+"""`make purge`: take a stack away with its data, and with the last one what the set-up has left on this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
+
+import docker
+
+from toolchain import engine, environment_file, image_record, machine
+from toolchain.progress import SetupError
+from toolchain.pulumi import own_folder
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from toolchain.progress import Step, Steps
+
+PROJECT = Path(__file__).resolve().parent.parent
+ENVIRONMENT_FILE = PROJECT / ".env"
+NOTICE = """\
+This takes away stack {stack}, with its database and secrets, from {host}.
+There is no way back: `.venv/bin/llmctl backup FILE` saves the database.
+With the last stack go the tools and images that were made here, and the passphrase."""
+
+
+def purge(steps: Steps, *, project: str, stack: str, host: str, pulumi: Callable[..., str]) -> None:
+    """Ask for the stack's name, then remove all that is its own. Other stacks keep what they use.
+
+    `host` is the stack's engine; `pulumi` runs Pulumi in a step, with arguments. Raises SetupError.
+    """
+    steps.console.print(NOTICE.format(stack=stack, host=host), markup=False)
+    if steps.read("Type the stack's name to go on: ") != stack:
+        raise SetupError(
+            f"that is not the name of stack {stack}: nothing was changed", mend="type the name as it stands here"
+        )
+    if (state := _exported(stack)) is not None:
+        with steps.step(f"pulumi destroy, stack {stack}") as step:
+            pulumi(step, "state", "unprotect", "--all", "--yes", "--stack", stack)
+            pulumi(step, "destroy", "--refresh", "--yes", "--skip-preview", "--stack", stack)
+        with steps.step(f"What is left on {host}") as step:
+            _clear_engine(step, host, state)
+        with steps.step(f"The state of stack {stack}") as step:
+            pulumi(step, "stack", "rm", "--yes", "--stack", stack)
+            _forget_outputs(state)
+    _remove_history(project, stack)
+    if others := _stacks():
+        steps.console.print(f"Tools, images and passphrase stay for {', '.join(others)}.", markup=False)
+        return
+    with steps.step("Images, tools and passphrase") as step:
+        _clear_images(step, host)
+        shutil.rmtree(machine.CACHE, ignore_errors=True)
+        shutil.rmtree(own_folder(), ignore_errors=True)
+    steps.console.print(f"Nothing is left but the project itself: rm -r {PROJECT}", markup=False)
+
+
+def _asked(*arguments: str) -> Any:  # noqa: ANN401 -- what Pulumi answers
+    """What Pulumi prints as JSON; None where it fails, of which it says why."""
+    command = [str(PROJECT / "pulumiw"), *arguments, "--non-interactive"]
+    asked = subprocess.run(command, check=False, capture_output=True, text=True)
+    if asked.returncode == 0:
+        return json.loads(asked.stdout)
+    if "no stack named" in asked.stderr:
+        return None
+    raise SetupError(f"Pulumi cannot be asked: {asked.stderr.strip()}", mend="mend that, then the same command again")
+
+
+def _exported(stack: str) -> dict[str, Any] | None:
+    """A stack's state; None where there is no such stack."""
+    exported: dict[str, Any] | None = _asked("stack", "export", "--stack", stack)
+    return exported
+
+
+def _stacks() -> list[str]:
+    """The names of the stacks that there still are, where Pulumi keeps them now and in the user's own folder."""
+    own = (own_folder() / "state/.pulumi/stacks").rglob("*.json")
+    return sorted({each["name"] for each in _asked("stack", "ls", "--json")} | {path.stem for path in own})
+
+
+def _outputs(state: dict[str, Any], kind: str) -> dict[str, Any]:
+    """The outputs of the resource of a kind of which a state has one; none where it has none."""
+    resources = state["deployment"].get("resources") or []
+    return next((each.get("outputs", {}) for each in resources if each["type"].endswith(kind)), {})
+
+
+def _clear_engine(step: Step, host: str, state: dict[str, Any]) -> None:
+    """Remove what carries the stack's identity: volumes that were kept, and what a killed `up` has left."""
+    guard = _outputs(state, ":EngineGuard")
+    if not guard.get("identity"):
+        return
+    label = f"{guard['label']}={guard['identity']}"
+    try:
+        with closing(engine.connect(host)) as client:
+            _remove_labelled(step, client, {"label": label})
+    except engine.UNREACHABLE as error:
+        raise SetupError(f"not all could be removed from {host}: {error}", mend="the same command again") from error
+
+
+def _remove_labelled(step: Step, client: docker.DockerClient, label: dict[str, Any]) -> None:
+    if client.info()["Swarm"].get("ControlAvailable"):
+        for service in client.services.list(filters=label):
+            step.note(str(service.name))
+            service.remove()  # type: ignore[no-untyped-call]
+    for container in client.containers.list(all=True, filters=label):
+        step.note(str(container.name))
+        container.remove(force=True)
+    for network in client.networks.list(filters=label):
+        step.note(str(network.name))
+        network.remove()
+    for volume in client.volumes.list(filters=label):
+        step.note(str(volume.name))
+        volume.remove()
+
+
+def _forget_outputs(state: dict[str, Any]) -> None:
+    """Take the stack's address and keys out of `.env`, if they are in it."""
+    url = _outputs(state, "pulumi:pulumi:Stack").get("litellmUrl")
+    if url and ENVIRONMENT_FILE.exists() and url in ENVIRONMENT_FILE.read_text(encoding="utf-8"):
+        environment_file.forget(ENVIRONMENT_FILE)
+
+
+def _remove_history(project: str, stack: str) -> None:
+    """Remove what Pulumi keeps in a folder of a stack that it has removed: each state there was."""
+    url = urlsplit(os.environ.get("PULUMI_BACKEND_URL") or (own_folder() / "state").as_uri())
+    if url.scheme != "file":
+        return
+    folder = Path(unquote(url.path)) / ".pulumi"
+    for kept in ("backups", "history", "locks/organization"):
+        shutil.rmtree(folder / kept / project / stack, ignore_errors=True)
+    for file in (folder / "stacks" / project).glob(f"{stack}.json*"):
+        file.unlink()
+
+
+def _clear_images(step: Step, host: str) -> None:
+    """Remove the images that were built here, but those that something else runs."""
+    record = image_record.read()
+    if not record:
+        return
+    with closing(engine.connect(host)) as client:
+        for name in record.values():
+            try:
+                client.images.remove(name)
+            except docker.errors.ImageNotFound:
+                continue
+            except docker.errors.APIError as error:
+                step.say(f"{name} stays: {error.explanation}")
+    image_record.RECORD.unlink()
