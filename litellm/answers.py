@@ -39,6 +39,7 @@ STATUSES = {
 """What LiteLLM's own errors stand for. Some of its paths answer 500 with any of them."""
 WRONG = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError)
 """What Python raises where LiteLLM works with a body that it did not expect."""
+MODELS = re.compile(r"(/v1)?/models")
 
 
 class Refusal(Exception):  # noqa: N818 -- no error of the program
@@ -73,8 +74,9 @@ class Mender:
         self, send: Send, scope: dict[str, Any], exchange: Exchange, version: str, *, anthropic: bool
     ) -> None:
         self.send, self.scope, self.exchange, self.version, self.anthropic = send, scope, exchange, version, anthropic
+        self.lists = scope["method"] == "GET" and MODELS.fullmatch(scope["path"]) is not None
         self.start: Message | None = None
-        """That of an error, until its body is whole."""
+        """That of an answer which is held until its body is whole."""
         self.started = False
         self.held = b""
         self.stream = False
@@ -86,13 +88,13 @@ class Mender:
             self.started = True
             content_type = dict(message["headers"]).get(b"content-type", b"")
             self.stream = self.anthropic and content_type.startswith(b"text/event-stream")
-            if message["status"] >= BAD_REQUEST:
+            if message["status"] >= BAD_REQUEST or self.lists:
                 self.start = message
                 return
         elif self.start is not None and message["type"] == "http.response.body":
             self.held += message.get("body", b"")
             if not message.get("more_body"):
-                await self._mended(self.start)
+                await (self._mended if self.start["status"] >= BAD_REQUEST else self._sorted)(self.start)
             return
         elif self.stream and message["type"] == "http.response.body":
             message = self._event(message)
@@ -118,9 +120,14 @@ class Mender:
             chunk += broken_off("The provider broke off its answer.")
         return {**message, "body": chunk}
 
+    async def _sorted(self, start: Message) -> None:
+        """The models in one order: LiteLLM keeps them in a set, which each process has in an order of its own."""
+        content = json.loads(self.held)
+        content["data"].sort(key=lambda model: model["id"])
+        await answer(self.send, start["status"], content, others(start["headers"]))
+
     async def _mended(self, start: Message) -> None:
         status: int = start["status"]
-        kept = [it for it in start["headers"] if it[0] not in {b"content-length", b"content-type"}]
         try:
             content = json.loads(self.held)
         except ValueError:
@@ -139,7 +146,7 @@ class Mender:
             content = {"error": problem}
         elif changed or not isinstance(content, dict) or content.get("type") != "error":
             content = anthropic_error(problem["message"], status)
-        await answer(self.send, status, content, kept)
+        await answer(self.send, status, content, others(start["headers"]))
 
     def _read_as(self, status: int, known: Mapping[str, Any]) -> dict[str, Any]:
         """What an error is, where LiteLLM does not say it: the parts of it that change."""
@@ -211,6 +218,11 @@ def anthropic_error(message: str, status: int) -> dict[str, Any]:
 def broken_off(message: str) -> bytes:
     """The event with which an Anthropic stream says that it failed."""
     return f"event: error\ndata: {json.dumps(anthropic_error(message, FAILED))}\n\n".encode()
+
+
+def others(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """The headers of an answer that do not depend on its body."""
+    return [it for it in headers if it[0] not in {b"content-length", b"content-type"}]
 
 
 async def answer(send: Send, status: int, content: object, headers: Iterable[tuple[bytes, bytes]] = ()) -> None:

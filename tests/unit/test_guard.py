@@ -291,6 +291,20 @@ def test_an_error_of_litellms_is_put_into_openais_form(
         assert "since LiteLLM 1.106.12" in problem["message"]
 
 
+@pytest.mark.parametrize("path", ["/v1/models", "/models"])
+def test_models_are_listed_in_one_order(replica: Replica, path: str) -> None:
+    """In whatever order LiteLLM has them, which is another one in each process."""
+    models = [{"id": name, "object": "model"} for name in ("gpt-4o", "a", "gpt-4", "B")]
+    seen = set()
+    for given in (models, models[::-1]):
+        text = json.dumps({"data": given, "object": "list"}).encode()
+        replica.answer = (200, b"application/json", [text[:20], text[20:]])
+        status, answered = replica.ask(b"", path, method="GET")
+        seen.add((status, *(it["id"] for it in json.loads(answered)["data"])))
+        assert json.loads(answered)["object"] == "list"
+    assert seen == {(200, "B", "a", "gpt-4", "gpt-4o")}
+
+
 def test_a_failure_is_the_bodys_only_where_nobody_was_asked(replica: Replica, programs: dict[str, Any]) -> None:
     """A provider's failure stays one, and so does one that is not Python's own."""
     current = programs["answers"].current
