@@ -3,6 +3,7 @@
 # make drill   break things under load (NAME=… for some)        make check-deploy    ask a stack that is up
 # make test-swarm   the stack on a Swarm of three machines (NAME=… for some)
 # make test-runbooks   each command of the runbooks is typed, in about ten minutes (NAME=… for some)
+# make test-clients   clients of other languages ask a stack (NAME=… for some)
 # make bench   measure everything side by side (ONLY=client, gateway, deploy or growth; RECORD=1 for the docs)
 # make push    fill the registry that a stack's config names (imageRegistry)
 # make retirements   renew litellm/retirements.yaml, when providers end their models, from LiteLLM's newest price list
@@ -14,7 +15,7 @@ BIN    := .venv/bin
 PYTEST  = $(BIN)/pytest
 
 .PHONY: help up down push environment prepare check check-deploy integration drill bench test forget-coverage \
-        test-swarm test-runbooks docs retirements
+        test-swarm test-runbooks test-clients docs retirements
 help:
 	@sed -n 's/^# //p' Makefile
 
@@ -67,6 +68,9 @@ test-swarm: prepare
 
 test-runbooks: prepare
 	$(BIN)/pytest tests/integration/test_runbooks.py $(if $(NAME),-k "$(NAME)")
+
+test-clients: prepare
+	$(BIN)/pytest tests/clients $(if $(NAME),-k "$(NAME)")
 
 docs: environment
 	@$(BIN)/python -m toolchain.reference
