@@ -16,15 +16,8 @@ if TYPE_CHECKING:
     Message = dict[str, Any]
     Send = Callable[[Message], Awaitable[None]]
 
-BAD_REQUEST, NOT_FOUND, METHOD_NOT_ALLOWED, UNSUPPORTED, UNPROCESSABLE, FAILED, OVERLOADED = (
-    400,
-    404,
-    405,
-    415,
-    422,
-    500,
-    503,
-)
+BAD_REQUEST, NOT_FOUND, METHOD_NOT_ALLOWED, TOO_SLOW = 400, 404, 405, 408
+UNSUPPORTED, UNPROCESSABLE, FAILED, OVERLOADED = 415, 422, 500, 503
 
 SINCE = "1.106.12"
 """The oldest release that was found to serve the paths and the content that the default release does not."""

@@ -13,7 +13,7 @@ import os
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
-from answers import OVERLOADED, Refusal, current
+from answers import OVERLOADED, TOO_SLOW, Refusal, current
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -24,6 +24,8 @@ LARGE = MEGABYTE
 DEFAULT_MB = 32
 WAIT_SECONDS = 60
 """Less than clients and load balancers wait for an answer, so that they are told."""
+ARRIVAL_SECONDS = 120
+"""For the rest of a large body, as others wait for its room."""
 
 
 class Room:
@@ -68,25 +70,31 @@ async def read(
 ) -> bytes | None:
     """The whole body; None where the client left before that. The edge bounds its size.
 
-    `take` is awaited with its size before a large one is read; with None where one of unknown length grows large.
+    `take` is awaited with its size before a large one is read, or with None where one of unknown length grows large.
+    Raises Refusal for one that does not arrive in time.
     """
-    parts: list[bytes] = []
     announced = headers.get(b"content-length", b"")
-    length, small = (int(announced), False) if announced.isdigit() else (0, True)
-    if length > LARGE:
-        await take(length)
-    size = 0
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            return None
-        parts.append(message.get("body", b""))
-        size += len(parts[-1])
-        if small and size > LARGE:
-            small = False
-            await take(None)
-        if not message.get("more_body"):
-            return b"".join(parts)
+    length = int(announced) if announced.isdigit() else None
+    try:
+        async with asyncio.timeout(None) as limit:
+            if length is not None and length > LARGE:
+                await take(length)
+                limit.reschedule(asyncio.get_running_loop().time() + ARRIVAL_SECONDS)
+            parts, size = [], 0
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    return None
+                parts.append(message.get("body", b""))
+                size += len(parts[-1])
+                if length is None and size > LARGE and limit.when() is None:
+                    await take(None)
+                    limit.reschedule(asyncio.get_running_loop().time() + ARRIVAL_SECONDS)
+                if not message.get("more_body"):
+                    return b"".join(parts)
+    except TimeoutError:
+        late = "The request did not arrive in time."
+        raise Refusal(late, code="request_timeout", status=TOO_SLOW) from None
 
 
 def spare_the_count() -> None:

@@ -117,3 +117,26 @@ def test_the_tokens_of_a_large_prompt_are_not_counted(
     for body in (HELLO, LARGE):
         replica.ask(body)
     assert counted == [True, False]
+
+
+@pytest.mark.parametrize("announced", [True, False])
+def test_a_large_body_that_comes_too_slowly_gives_its_room_up(
+    programs: dict[str, Any], monkeypatch: pytest.MonkeyPatch, *, announced: bool
+) -> None:
+    """Others wait for it."""
+    monkeypatch.setattr(programs["room"], "ARRIVAL_SECONDS", 0.01)
+
+    class Stalled(Request):
+        async def receive(self) -> dict[str, Any]:
+            if self.left == 1:
+                await asyncio.Event().wait()
+            return await super().receive()
+
+    async def ask() -> None:
+        replica = Replica(programs)
+        slow = Stalled(replica, LARGE, announced=announced)
+        await slow.task
+        assert (slow.status, json.loads(slow.text)["error"]["code"]) == (408, "request_timeout")
+        assert replica.guard.room.free == replica.guard.room.size
+
+    asyncio.run(ask())
