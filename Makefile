@@ -5,6 +5,7 @@
 # make ci      make test and make test-swarm, in the shortest order
 # make test-swarm   the stack on a Swarm of three machines (NAME=… for some)
 # make test-runbooks   each command of the runbooks is typed, in about ten minutes (NAME=… for some)
+# make test-clients   clients of other languages ask a stack (NAME=… for some)
 # make bench   measure everything side by side (ONLY=client, gateway, deploy or growth; RECORD=1 for the docs)
 # make push    fill the registry that a stack's config names (imageRegistry)
 # make retirements   renew litellm/retirements.yaml, when providers end their models, from LiteLLM's newest price list
@@ -19,7 +20,7 @@ PYTEST  = $(BIN)/pytest
 LANES   = -n 2 --dist loadgroup
 
 .PHONY: help up down purge push environment prepare check check-deploy integration drill bench test forget-coverage \
-        test-swarm swarm-at-rest swarm-under-load coverage ci test-runbooks docs locks retirements
+        test-swarm swarm-at-rest swarm-under-load coverage ci test-runbooks test-clients docs locks retirements
 help:
 	@sed -n 's/^# //p' Makefile
 
@@ -88,6 +89,9 @@ ci: forget-coverage check
 
 test-runbooks: prepare
 	$(BIN)/pytest tests/integration/test_runbooks.py $(if $(NAME),-k "$(NAME)")
+
+test-clients: prepare
+	$(BIN)/pytest tests/clients $(if $(NAME),-k "$(NAME)")
 
 docs: environment
 	@$(BIN)/python -m toolchain.reference

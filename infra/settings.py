@@ -234,7 +234,7 @@ class Settings(_Frozen):
     allow_plain_http: bool = Field(examples=["true"])
     metrics_port: Annotated[Port | None, Optional] = Field(examples=["8404"])
     fetch_urls: bool = Field(examples=["true"])
-    max_body_mb: Annotated[int, Field(ge=1, le=1024)] = Field(examples=["20"])
+    max_body_mb: Annotated[int, Field(ge=1, le=1024)] = Field(examples=["32"])
     cors_origins: tuple[Origin, ...] = Field(examples=["--path 'corsOrigins[0]' https://app.example"])
 
     litellm_image: LiteLLMImage = Field(examples=["ghcr.io/berriai/litellm:main-v1.55.0"])

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import pulumi
 from pydantic.alias_generators import to_camel
 
-from infra import demo, edge, model_list
+from infra import demo, edge, gateway, model_list
 from infra.demo import DemoProvider, DemoProviderArgs
 from infra.edge import Edge, EdgeArgs
 from infra.gateway import Gateway, GatewayArgs
@@ -72,6 +72,11 @@ def build(settings: Settings) -> Mapping[str, pulumi.Input[object]]:
         pulumi.log.warn(
             "clientRpm: each edge of a Swarm counts by itself, so a client whose requests are spread over N edges "
             "gets up to N times as many through. Divide the numbers by N."
+        )
+    if settings.max_body_mb > (room := gateway.large_bodies_mb(settings.litellm_memory_mb)):
+        pulumi.log.warn(
+            f"maxBodyMb is {settings.max_body_mb}, but a replica has memory for {room} MB of large requests at once: "
+            f"set litellmMemoryMb to {gateway.memory_mb(settings.max_body_mb)} or more, or maxBodyMb to {room}."
         )
     for ending in models.ending:
         pulumi.log.warn(ending.warning(_names_a_model(settings, ending.name)))

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     Message = dict[str, Any]
     Send = Callable[[Message], Awaitable[None]]
 
-BAD_REQUEST, NOT_FOUND, METHOD_NOT_ALLOWED, UNSUPPORTED, UNPROCESSABLE, FAILED = 400, 404, 405, 415, 422, 500
+BAD_REQUEST, NOT_FOUND, METHOD_NOT_ALLOWED, TOO_SLOW = 400, 404, 405, 408
+UNSUPPORTED, UNPROCESSABLE, FAILED, OVERLOADED = 415, 422, 500, 503
 
 SINCE = "1.106.12"
 """The oldest release that was found to serve the paths and the content that the default release does not."""
@@ -58,6 +59,8 @@ class Refusal(Exception):  # noqa: N818 -- no error of the program
 class Exchange:
     """What is known of the request that is handled."""
 
+    large: bool = False
+    """Whether its body is a large one."""
     asked: bool = False
     """Whether a provider, or anybody else, was asked."""
     error: BaseException | None = None
@@ -211,7 +214,7 @@ def error(refusal: Refusal, *, anthropic: bool) -> dict[str, Any]:
     return {
         "error": {
             "message": str(refusal),
-            "type": "invalid_request_error",
+            "type": "invalid_request_error" if refusal.status < FAILED else "server_error",
             "param": refusal.param,
             "code": refusal.code,
         }

@@ -10,13 +10,15 @@ from __future__ import annotations
 import importlib
 import logging
 import re
+from contextlib import AsyncExitStack
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
 
 import answers
 import release as releases
-from answers import NOT_FOUND, UNSUPPORTED, Exchange, Mender, Refusal, answer, current, error
+import room
+from answers import NOT_FOUND, OVERLOADED, UNSUPPORTED, Exchange, Mender, Refusal, answer, current, error
 from release import OF_A_PROVIDER
 from shapes import check_shapes, check_text_only
 
@@ -51,6 +53,7 @@ class Guard:
 
     def __init__(self, app: App, release: Release) -> None:
         self.app, self.release = app, release
+        self.room = room.of_this_replica()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection."""
@@ -60,15 +63,21 @@ class Guard:
                 return
             await self.app(scope, receive, send)
             return
+        async with AsyncExitStack() as held:
+            await self._handle(scope, receive, send, held)
+
+    async def _handle(self, scope: Scope, receive: Receive, send: Send, held: AsyncExitStack) -> None:
+        """Handle one request; `held` is the room that it takes until its answer is complete."""
         anthropic = "/messages" in scope["path"]
         try:
-            body = await self._checked(scope, receive)
+            body = await self._checked(scope, receive, held)
         except Refusal as refusal:
-            await answer(send, refusal.status, error(refusal, anthropic=anthropic))
+            later = [(b"retry-after", b"5")] if refusal.status == OVERLOADED else []
+            await answer(send, refusal.status, error(refusal, anthropic=anthropic), later)
             return
         if body is None:
             return  # the client is gone
-        exchange = Exchange()
+        exchange = Exchange(large=len(body) > room.LARGE)
         current.set(exchange)
         mender = Mender(send, scope, exchange, self.release, anthropic=anthropic)
         try:
@@ -79,7 +88,7 @@ class Guard:
             LOG.exception("LiteLLM failed without an answer")
             await mender.failed(problem)
 
-    async def _checked(self, scope: Scope, receive: Receive) -> bytes | None:
+    async def _checked(self, scope: Scope, receive: Receive, held: AsyncExitStack) -> bytes | None:
         """The body of a request that may pass; its scope is cut down to what LiteLLM is to see."""
         release, path = self.release, scope["path"]
         headers = dict(scope["headers"])
@@ -97,7 +106,7 @@ class Guard:
             return b""
         if headers.get(b"content-encoding", b"identity").strip().lower() not in {b"identity", b""}:
             raise Refusal("Send the body without Content-Encoding.", code="unsupported_encoding", status=UNSUPPORTED)
-        body = await read(receive)
+        body = await room.read(receive, headers, lambda size: held.enter_async_context(self.room.taken(size)))
         if body is None or (not body and not NEEDS_MODEL.search(path.rstrip("/"))):
             return body
         form = FORM_PATHS.search(path) is not None
@@ -226,18 +235,6 @@ def media_type(scope: Scope) -> str:
     return said.split(b";")[0].strip().lower().decode("latin-1")
 
 
-async def read(receive: Receive) -> bytes | None:
-    """The whole body; None where the client left before that. The edge bounds its size."""
-    parts: list[bytes] = []
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            return None
-        parts.append(message.get("body", b""))
-        if not message.get("more_body"):
-            return b"".join(parts)
-
-
 def replay(body: bytes, receive: Receive | None) -> Receive:
     """What gives a body that was read once more, and then what comes after it."""
     given = False
@@ -256,6 +253,7 @@ def install() -> None:
     """Put the guard before LiteLLM's app. Raises where that is not possible, so that LiteLLM does not start."""
     release = releases.running()
     answers.watch()
+    room.spare_the_count()
     proxy = importlib.import_module("litellm.proxy.proxy_server")
     if hasattr(
         proxy, "ast"

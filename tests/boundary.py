@@ -64,6 +64,37 @@ TABLE: tuple[tuple[str, dict[str, Any], int, str | None], ...] = (
 """Path, request, status, and code of the error."""
 
 
+LASTING = {"cache_control": {"type": "ephemeral"}}
+CODING_AGENT: dict[str, Any] = {
+    "model": "claude-3-5-sonnet",
+    "max_tokens": 32_000,
+    "stream": True,
+    "system": [{"type": "text", "text": "You write code.", **LASTING}],
+    "messages": [{"role": "user", "content": [{"type": "text", "text": "hello", **LASTING}]}],
+    "tools": [
+        {"name": "Bash", "description": "Runs a command", "input_schema": {"type": "object", "properties": {}}}
+    ],
+    "metadata": {"user_id": "user_1_account__session_2"},
+    "thinking": {"type": "enabled", "budget_tokens": 31_999},
+}
+"""A request in the form of Claude Code's first one."""
+AGENT_HEADERS = {
+    "anthropic-version": "2023-06-01",
+    "anthropic-beta": "claude-code-20250219,interleaved-thinking-2025-05-14",
+    "x-app": "cli",
+}
+
+
+def answers_to_a_coding_agent(url: str, key: str) -> list[str]:
+    """What it is told: status and last event of its first request, and status of a count of its tokens."""
+    headers = {"authorization": f"Bearer {key}", **AGENT_HEADERS}
+    with httpx2.Client(base_url=url, headers=headers, params={"beta": "true"}, timeout=60) as client:
+        answer = client.post(MESSAGES, json=CODING_AGENT)
+        counted = {name: CODING_AGENT[name] for name in ("model", "system", "messages", "tools")}
+        count = client.post(f"{MESSAGES}/count_tokens", json=counted)
+    return [f"{answer.status_code} {answer.text.strip().rsplit(chr(10), 1)[-1]}", str(count.status_code)]
+
+
 def wrong_answers(client: httpx2.Client) -> list[str]:
     """The requests of the table whose answers are others than it says."""
     wrong = []

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from tests.stacks import Deployment
 
 FUZZED = int(os.environ.get("FUZZED_BODIES", "1500"))
-"""100,000 before a release: FUZZED_BODIES=100000 make drill NAME=boundary."""
+"""100,000 before a release: docs/checks-and-drills.md."""
 
 
 def test_a_client_can_only_ask_and_the_boundary_holds(deployment: Deployment) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from infra.workload import MEBIBYTE
 from tests import paths
-from tests.boundary import fuzz, listener, wrong_answers
+from tests.boundary import answers_to_a_coding_agent, fuzz, listener, wrong_answers
 from tests.load import Bound
 from tests.runbooks import runbook
 from tests.stacks import REPLICAS
@@ -61,6 +61,8 @@ def test_litellm_is_upgraded_and_taken_back(deployment: Deployment, drill: Drill
         assert running(deployment) == {UPGRADE.tag}
         assert answers(deployment) == before
         assert beyond_the_boundary(deployment) == []
+        agent = answers_to_a_coding_agent(env["LITELLM_URL"], env["LITELLM_API_KEY"])
+        assert agent == ['200 data: {"type": "message_stop"}', "200"]
         assert paths.served(env["LITELLM_URL"], env["LITELLM_API_KEY"]) == paths.told(UPGRADE.version)
         assert UPGRADE.version in book.run("llmctl doctor")
         measured(deployment)

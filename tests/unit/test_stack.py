@@ -92,6 +92,17 @@ def test_fast_streams_can_be_turned_off(registered: Callable[..., Recorder], *, 
     assert ("LLM_GATEWAY_FAST_STREAMS=true" in variables) == on
 
 
+@pytest.mark.parametrize(("memory_mb", "room_mb"), [(1024, 32), (2048, 83), (256, 1)])
+def test_a_replica_handles_as_much_of_large_requests_as_its_memory_takes(
+    registered: Callable[..., Recorder], caplog: pytest.LogCaptureFixture, memory_mb: int, room_mb: int
+) -> None:
+    """A preview warns where the largest request needs more than that."""
+    variables = registered(litellmMemoryMb=memory_mb, maxBodyMb=32).containers()["litellm-1"]["envs"]
+    assert f"LLM_GATEWAY_LARGE_BODIES_MB={room_mb}" in variables
+    warned = "maxBodyMb is 32" in caplog.text
+    assert warned == (room_mb < 32)
+
+
 def test_a_provider_key_takes_the_demo_provider_away(registered: Callable[..., Recorder]) -> None:
     assert "demo" not in registered(openaiApiKey="sk-1").containers()
 

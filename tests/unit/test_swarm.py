@@ -197,7 +197,8 @@ def test_variables_keep_their_order(registered: Callable[..., Services]) -> None
     """The provider gives those of a service another order each time, and Swarm would replace tasks for it."""
     for name, spec in registered().specs().items():
         assert len(spec.get("env") or {}) < 2 or name == "postgres"  # of which each change replaces the one task
-    variables = [f"{name}={value}" for name, value in sorted({**gateway.ENVIRONMENT, **gateway.FAST_STREAMS}.items())]
+    environment = gateway.environment(fetch_urls=False, fast_streams=True, memory_mb=1024)
+    variables = [f"{name}={value}" for name, value in sorted(environment.items())]
     assert registered().specs()["litellm"]["commands"][: len(variables) + 2] == ["env", *variables, "python3"]
 
 
