@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pulumi
-from pydantic.alias_generators import to_camel
 
-from infra import demo, edge, model_list
+from infra import demo, edge, litellm_environment, model_list
 from infra.demo import DemoProvider, DemoProviderArgs
 from infra.edge import Edge, EdgeArgs
 from infra.gateway import Gateway, GatewayArgs
@@ -25,13 +24,14 @@ from infra.placement.engine import check_engine
 from infra.placement.swarm import Swarm
 from infra.postgres import Postgres, PostgresArgs, SaltKeyGuard
 from infra.secrets import RotatingSecret
-from infra.settings import PROVIDER_KEYS, postgres_major_version
+from infra.settings import postgres_major_version
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from pydantic import SecretStr
 
+    from infra.model_list import LeftOut
     from infra.settings import Settings
     from infra.workload import Placement
 
@@ -63,11 +63,8 @@ def build(settings: Settings) -> Mapping[str, pulumi.Input[object]]:
     )
     client_keys = _client_keys(settings)
     models = model_list.render(_read("litellm/config.yaml"), settings, demo_url=demo.url(placement))
-    for name, variable in models.left_out.items():
-        mend = "name it in `models` of the stack config, and its key in modelKeys"
-        if variable.lower() in PROVIDER_KEYS.values():
-            mend = f"./pulumiw config set --stack {pulumi.get_stack()} --secret {to_camel(variable.lower())} …"
-        pulumi.log.warn(f"{name} is left out: {variable} is not set ({mend})")
+    for each in models.left_out:
+        pulumi.log.warn(_left_out(each))
     if settings.client_rpm and settings.placement == "swarm":
         pulumi.log.warn(
             "clientRpm: each edge of a Swarm counts by itself, so a client whose requests are spread over N edges "
@@ -134,7 +131,7 @@ def build(settings: Settings) -> Mapping[str, pulumi.Input[object]]:
             secrets={
                 "LITELLM_MASTER_KEY": master_key.value,
                 "LITELLM_SALT_KEY": salt_key.value,
-                **_provider_secrets(settings),
+                **_litellm_secrets(settings),
             },
             generation=master_key.generation,
             network=GATEWAY_NETWORK,
@@ -295,13 +292,24 @@ def _certificate(settings: Settings) -> pulumi.Output[str] | None:
     return pulumi.Output.secret("".join(f"{part.get_secret_value().strip()}\n" for part in parts))
 
 
-def _provider_secrets(settings: Settings) -> Mapping[str, pulumi.Input[str]]:
-    """The keys of providers and of the stack config's own models, by environment variable."""
-    keys = {model_list.provider_variable(provider): key for provider, key in settings.provider_keys.items()}
-    for index, model in enumerate(settings.models):
-        if model.name in settings.model_keys:
-            keys[model_list.model_variable(index)] = settings.model_keys[model.name]
-    return {variable: pulumi.Output.secret(key.get_secret_value()) for variable, key in keys.items()}
+def _litellm_secrets(settings: Settings) -> Mapping[str, pulumi.Input[str]]:
+    """LiteLLM's variables and files that the stack config gives it."""
+    keys = model_list.key_variables(settings.models, settings.model_keys)
+    files = {f"{litellm_environment.FOLDER}/{name}": text for name, text in settings.litellm_files.items()}
+    return {
+        name: pulumi.Output.secret(it.get_secret_value())
+        for name, it in {**settings.variables, **keys, **files}.items()
+    }
+
+
+def _left_out(model: LeftOut) -> str:
+    """What the preview says of a model that is not served."""
+    missing = " and ".join(model.variables)
+    commands = " && ".join(
+        f"./pulumiw config set --stack {pulumi.get_stack()} {litellm_environment.mend(each)}"
+        for each in model.variables
+    )
+    return f"{model.name} is left out: {missing} {'is' if len(model.variables) == 1 else 'are'} not set ({commands})"
 
 
 def _text(secret: SecretStr | None) -> str | None:

@@ -100,7 +100,7 @@ def test_a_provider_key_takes_the_demo_provider_away(registered: Callable[..., R
     ("variable", "mend"),
     [
         ("ANTHROPIC_API_KEY", "./pulumiw config set --stack dev --secret anthropicApiKey …"),
-        ("AZURE_API_KEY", "name it in `models` of the stack config, and its key in modelKeys"),
+        ("AZURE_API_KEY", "./pulumiw config set --stack dev --secret --path litellmEnvironment.AZURE_API_KEY …"),
     ],
 )
 def test_a_model_that_is_left_out_is_warned_of_with_what_mends_it(
@@ -198,6 +198,23 @@ def test_secrets_are_files_of_the_containers_that_need_them(registered: Callable
         "litellm-2": ["LITELLM_MASTER_KEY", "LITELLM_SALT_KEY", "OPENAI_API_KEY"],
         "postgres": ["postgres_password"],
     }
+
+
+def test_variables_and_files_of_the_stack_config_are_files_of_the_replicas(
+    registered: Callable[..., Recorder],
+) -> None:
+    """Variables where the start program makes its environment of them, files in a folder beside them."""
+    recorder = registered(
+        litellmEnvironment={"GROQ_API_KEY": "K", "AWS_REGION": "eu-1"}, litellmFiles={"v.json": "{}"}
+    )
+    containers = recorder.containers()
+    for name, inputs in containers.items():
+        uploads = {plain(each)["file"]: plain(plain(each)["content"]) for each in inputs["uploads"]}
+        given = {path: text for path, text in uploads.items() if text in {"K", "eu-1", "{}"}}
+        of_litellm = {"GROQ_API_KEY": "K", "AWS_REGION": "eu-1", "files/v.json": "{}"}
+        wanted = {f"{SECRET_FILES}{path}": text for path, text in of_litellm.items()}
+        assert given == (wanted if name.startswith("litellm-") else {})
+    assert "demo" not in containers  # there is a provider's key
 
 
 def test_no_secret_is_in_a_containers_environment(registered: Callable[..., Recorder]) -> None:

@@ -1,0 +1,123 @@
+"""What LiteLLM's providers and callbacks need, by `litellm/providers.yaml`; no provider is named in code."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+FILE = Path(__file__).parent.parent / "litellm" / "providers.yaml"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provider:
+    """What models of a provider need; one that the file does not have needs nothing that is known."""
+
+    title: str = ""
+    """Its name on the page; empty for one that is not there."""
+    key: str | None = None
+    """The variable that its API key is taken from where an entry names none."""
+    key_or: tuple[str, ...] = ()
+    """Entries of litellm_params that stand in for the key."""
+    variables: Mapping[str, str] = field(default_factory=dict)
+    """Other variables, each with what to put there."""
+    files: Mapping[str, str] = field(default_factory=dict)
+    needs: Mapping[str, Any] = field(default_factory=dict)
+    """Entries of litellm_params that must be there, each with an example."""
+    formats: Mapping[str, str] = field(default_factory=dict)
+    """How some entries of litellm_params look, as regular expressions."""
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    """Other entries of litellm_params that the page shows."""
+    own_address: bool = False
+    """Whether api_base is the account's own, and gets the account's key."""
+    server: str | None = None
+    """For a server of the team's own: a URL as example."""
+    demo: str | None = None
+    """The path under which the demo provider speaks its protocol; None where it does not."""
+    example: str = "MODEL"
+    page: str = ""
+    package: str | None = None
+    """What a LiteLLM image must have for it, beside LiteLLM."""
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Callback:
+    """What a callback needs."""
+
+    variables: tuple[str, ...] = ()
+    package: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Release:
+    """What a release of LiteLLM takes."""
+
+    version: str
+    prefixes: frozenset[str]
+    callbacks: frozenset[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """The file's content."""
+
+    providers: Mapping[str, Provider]
+    """By prefix."""
+    callbacks: Mapping[str, Callback]
+    releases: tuple[Release, ...]
+    """From the oldest to the newest."""
+
+    def of(self, model: str) -> Provider:
+        """The provider of a LiteLLM model, as provider/model."""
+        return self.providers.get(model.partition("/")[0], Provider())
+
+    @property
+    def keys(self) -> frozenset[str]:
+        """Every variable that an account at a provider is asked with."""
+        return frozenset(
+            name for it in self.providers.values() for name in (it.key, *it.variables) if name is not None
+        )
+
+    def release(self, image: str) -> Release:
+        """The newest release that is known and not newer than an image of LiteLLM, by its tag; else the newest."""
+        match = re.search(r":(?:main-)?v?(\d+)\.(\d+)\.(\d+)", image)
+        if match is None:
+            return self.releases[-1]
+        version = tuple(int(part) for part in match.groups())
+        older = [it for it in self.releases if tuple(int(part) for part in it.version.split(".")) <= version]
+        return (older or self.releases)[-1 if older else 0]
+
+
+@cache
+def load() -> Table:
+    """Return the table."""
+    content: dict[str, Any] = yaml.safe_load(FILE.read_text(encoding="utf-8"))
+    releases: list[Release] = []
+    names = ("prefixes", "callbacks")
+    known: dict[str, frozenset[str]] = dict.fromkeys(names, frozenset())
+    for version, added in content["releases"].items():
+        known = {name: known[name] | set(added[name]) for name in names}
+        releases.append(Release(version=version, **known))
+    return Table(
+        providers={prefix: Provider(**_frozen(it)) for prefix, it in content["providers"].items()},
+        callbacks={name: Callback(**_frozen(it)) for name, it in content["callbacks"].items()},
+        releases=tuple(releases),
+    )
+
+
+def near(name: str, names: frozenset[str]) -> str:
+    """The name among some that a mistyped one is most like; empty where none is."""
+    return next(iter(difflib.get_close_matches(name, sorted(names), n=1)), "")
+
+
+def _frozen(entry: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}
