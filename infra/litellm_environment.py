@@ -31,6 +31,10 @@ MAX_BYTES = 500_000
 """A Swarm's secret has at most 500 KB."""
 NAMED = ("openai_api_key", "anthropic_api_key")
 """Keys of the stack config that are other names for a variable: for that of their own, in capitals."""
+UNVERIFIED = (
+    "would send keys and prompts to whoever answers. Put the certificate of a private authority into litellmFiles, "
+    f"and set SSL_CERT_FILE in litellmEnvironment to {FILES}/NAME"
+)
 REFUSED = {
     "LITELLM_MASTER_KEY=.*": "is the stack's own, which the edge asks with: masterKey sets another one",
     "LITELLM_SALT_KEY=.*": "is the stack's own: saltKey sets another one",
@@ -50,10 +54,7 @@ REFUSED = {
         "names another configuration than the one that the preview shows"
     ),
     "(DEBUG|DETAILED_DEBUG)=.*|LITELLM_LOG=(?i:debug)": "would write keys and prompts to the log",
-    r"SSL_VERIFY=(?i:false|0|no)": (
-        "would send keys and prompts to whoever answers. Put the certificate of a private authority into "
-        f"litellmFiles, and set SSL_CERT_FILE to {FILES}/NAME"
-    ),
+    r"SSL_VERIFY=(?i:false|0|no)": UNVERIFIED,
     r"MODEL_\d+_API_KEY=.*": "is the variable of a key in modelKeys",
 }
 """What a variable must not be, as NAME=value, and why."""
@@ -63,8 +64,8 @@ SECRET_NAME = re.compile(
 """Names of variables and parameters whose values nobody else may know."""
 PASSWORD_IN_URL = re.compile(r"\w+://[^/@\s]*:[^/@\s]+@")
 PLACEHOLDER = re.compile(r"(?!sk-)[A-Za-z][A-Za-z_-]{0,19}|sk-\d{1,8}")
-"""What is no key, where a server wants none: `none`, `EMPTY`, `not-needed`, `sk-1234`."""
-NAMES_A_FILE = re.compile(rf"{FILES}/([^\s,;:]+)")
+"""An `api_key` that is none, where a server wants none: `none`, `EMPTY`, `not-needed`, `sk-1234`."""
+NAMES_A_FILE = re.compile(rf"{FILES}/([^\s,;:\"']+)")
 
 
 def variables(values: Mapping[str, Any]) -> dict[str, SecretStr]:
@@ -131,7 +132,8 @@ def in_clear(place: str, value: object, name: str = "") -> Iterator[str]:
         for index, inner in enumerate(value):
             yield from in_clear(f"{place}[{index}]", inner, name)
     elif isinstance(value, str) and not value.startswith((REFERENCE, f"{FILES}/")):
-        is_key = SECRET_NAME.search(name) is not None and PLACEHOLDER.fullmatch(value) is None
+        stands_for_none = name == "api_key" and PLACEHOLDER.fullmatch(value) is not None
+        is_key = SECRET_NAME.search(name) is not None and not stands_for_none
         if PASSWORD_IN_URL.search(value) or (value and is_key):
             yield place
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pulumi
 import yaml
 
-from infra import providers, retirements
+from infra import litellm_settings, providers, retirements
 from infra.litellm_environment import REFERENCE, in_clear, named_variables
 from infra.settings import Deployment
 
@@ -85,7 +85,9 @@ def render(text: str, settings: Settings, *, demo_url: str, today: date | None =
     `demo_url` is the demo provider's address, as http://host:port, used only where the settings let it answer.
     `today` decides which models have ended; it is the present day in UTC unless given.
     """
-    config: dict[str, Any] = yaml.safe_load(text)
+    config: dict[str, Any] = litellm_settings.laid_over(
+        yaml.safe_load(text), {key: getattr(settings, section) for key, section in litellm_settings.SECTIONS.items()}
+    )
     for model in config["model_list"]:
         if any(in_clear("", model)):
             raise pulumi.RunError(
@@ -110,9 +112,11 @@ def render(text: str, settings: Settings, *, demo_url: str, today: date | None =
         models, settings.retired_models, today or datetime.now(UTC).date(), demo_url=demo_url
     )
     config["model_list"] = served
+    names = [model["model_name"] for model in served]
+    aliases = (config.get("router_settings") or {}).get("model_group_alias") or {}
     return ModelList(
         config=yaml.safe_dump(config, sort_keys=False),
-        served=tuple(dict.fromkeys(model["model_name"] for model in served)),
+        served=tuple(dict.fromkeys((*names, *(alias for alias, name in aliases.items() if name in names)))),
         left_out=tuple(left_out),
         ending=ending,
         request_timeout=(config.get("litellm_settings") or {}).get("request_timeout", REQUEST_TIMEOUT_SECONDS),

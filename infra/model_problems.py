@@ -10,7 +10,8 @@ import yaml
 from pydantic.alias_generators import to_camel
 
 from infra import litellm_environment, model_list, providers
-from infra.litellm_environment import REFERENCE, in_clear, missing_files, named_variables, refusal
+from infra.litellm_environment import REFERENCE
+from infra.litellm_settings import parts
 from infra.problem import Problem
 from infra.settings import Deployment, ShortModel
 
@@ -57,30 +58,12 @@ def problems(values: Mapping[str, Any]) -> Iterator[Problem]:
             if "custom_llm_provider" not in model.litellm_params:
                 yield from _unknown_provider(f"{parameters}.model", model.model, release)
             yield from _parameters(parameters, model)
-            yield from clear_keys(place, {"litellm_params": model.litellm_params, "model_info": model.model_info})
-            yield from _files(place, model.litellm_params, values)
-            yield from stacks_own(place, model.litellm_params)
+            yield from parts(parameters, model.litellm_params, values)
+            yield from parts(f"{place}.model_info", model.model_info, values)
     names = {model.name for model in models}
     for name in sorted(values.get("model_keys", {}).keys() - names):
         yield Problem(f"modelKeys.{name}", "is the key of no model in `models`", f"rm --path 'modelKeys[\"{name}\"]'")
     yield from _nothing_served(values)
-
-
-def clear_keys(place: str, value: object) -> Iterator[Problem]:
-    """Each key that stands in a part of LiteLLM's config, which everybody may read."""
-    for each in in_clear(place, value):
-        yield Problem(
-            each,
-            "stands there in clear, for all to read: take a new one, set it as a variable, and name that here",
-            f"set --path '{each}' {REFERENCE}NAME",
-        )
-
-
-def stacks_own(place: str, value: object) -> Iterator[Problem]:
-    """Each variable that a part of LiteLLM's config names and must not."""
-    for name in dict.fromkeys(named_variables(value)):
-        if why := refusal(name):
-            yield Problem(place, f"names the variable {name}, which {why}", f"rm --path '{place}'")
 
 
 def _unknown_provider(place: str, model: str, release: providers.Release) -> Iterator[Problem]:
@@ -139,14 +122,6 @@ def _parameters(place: str, model: Deployment) -> Iterator[Problem]:
             "would let clients send the stack's keys to a server of their choice",
             f"rm --path '{place}.{CLIENT_DECIDES}'",
         )
-
-
-def _files(place: str, value: object, values: Mapping[str, Any]) -> Iterator[Problem]:
-    if isinstance(value, dict):
-        for name, each in value.items():
-            yield from _files(f"{place}.{name}", each, values)
-    elif isinstance(value, str):
-        yield from missing_files(place, value, values)
 
 
 def _nothing_served(values: Mapping[str, Any]) -> Iterator[Problem]:

@@ -55,6 +55,8 @@ class Callback:
 
     variables: tuple[str, ...] = ()
     package: str | None = None
+    refused: str | None = None
+    """Why it cannot be used here."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +66,7 @@ class Release:
     version: str
     prefixes: frozenset[str]
     callbacks: frozenset[str]
+    router_settings: frozenset[str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +105,7 @@ def load() -> Table:
     """Return the table."""
     content: dict[str, Any] = yaml.safe_load(FILE.read_text(encoding="utf-8"))
     releases: list[Release] = []
-    names = ("prefixes", "callbacks")
+    names = ("prefixes", "callbacks", "router_settings")
     known: dict[str, frozenset[str]] = dict.fromkeys(names, frozenset())
     for version, added in content["releases"].items():
         known = {name: known[name] | set(added[name]) for name in names}

@@ -318,6 +318,9 @@ class Settings(_Frozen):
     litellm_files: Annotated[dict[str, ProviderKey], AfterValidator(_sorted)] = Field(
         examples=["--path 'litellmFiles[\"vertex.json\"]' < key.json"]
     )
+    litellm_settings: dict[str, Any] = Field(examples=["--path 'litellmSettings.success_callback[0]' langfuse"])
+    router_settings: dict[str, Any] = Field(examples=["--path routerSettings.num_retries 1"])
+    general_settings: dict[str, Any] = Field(examples=["--path generalSettings.max_parallel_requests 500"])
     retired_models: retirements.Policy = Field(examples=["keep"])
     openai_api_key: Annotated[ProviderKey | None, Optional] = Field(examples=["sk-…"])
     anthropic_api_key: Annotated[ProviderKey | None, Optional] = Field(examples=["sk-ant-…"])

@@ -21,7 +21,7 @@ from pulumi.runtime.config import _SECRET_KEYS, CONFIG, get_config_env, get_conf
 from pydantic import TypeAdapter, ValidationError
 from pydantic.alias_generators import to_camel
 
-from infra import litellm_environment, model_problems
+from infra import litellm_environment, litellm_settings, model_problems
 from infra.problem import Problem
 from infra.settings import Settings, is_secret
 from infra.workload import LAST_PORT
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 Place = tuple[int | str, ...]
 """The steps into a structured value."""
+SHOWN = {"models", *litellm_settings.SECTIONS}
+"""Keys whose content everybody may read who may read LiteLLM's config, where secrets are named os.environ/NAME."""
 RENEWAL = timedelta(days=30)
 """How long before its end a certificate is to be renewed; one that lives less than three times as long, in its last
 third."""
@@ -80,6 +82,9 @@ def validate(
             continue
         try:
             value = _parsed(config[key], key)
+            if key in SHOWN and key in secret:
+                what = "is shown in previews, so nothing in it may be encrypted: set that as a variable and name it"
+                problems.append(Problem(key, what, "set --secret --path litellmEnvironment.NAME VALUE"))
             if is_secret(field):
                 places = (plain or {}).get(key, ()) if key in secret else _plain(value)
                 problems.extend(_in_clear(key, place) for place in places if not _may_be_plain(key, place, value))
@@ -192,6 +197,7 @@ def _contradictions(values: Mapping[str, Any]) -> Iterator[Problem]:
         )
     yield from litellm_environment.problems(values)
     yield from model_problems.problems(values)
+    yield from litellm_settings.problems(values)
     yield from _client_key_problems(values)
 
 

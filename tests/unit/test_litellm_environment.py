@@ -95,7 +95,7 @@ def test_a_certificate_may_stand_in_clear_and_no_other_file(content: str, *, pla
         ("CONFIG_FILE_PATH", "/x", "another configuration"),
         ("DETAILED_DEBUG", "true", "would write keys and prompts to the log"),
         ("LITELLM_LOG", "DEBUG", "would write keys and prompts to the log"),
-        ("SSL_VERIFY", "False", f"set SSL_CERT_FILE to {FILES}/NAME"),
+        ("SSL_VERIFY", "False", f"set SSL_CERT_FILE in litellmEnvironment to {FILES}/NAME"),
         ("MODEL_0_API_KEY", "x", "modelKeys"),
         ("OPEN AI", "x", "is no name of a variable"),
         ("X" * 49, "x", "is no name of a variable"),
@@ -141,6 +141,15 @@ def test_a_file_that_a_variable_names_must_be_there() -> None:
     assert "names the file vertex.json, which litellmFiles does not have" in said
     assert command == "set --secret --path 'litellmFiles[\"vertex.json\"]' < vertex.json"
     assert problems(litellmEnvironment=given, litellmFiles={"vertex.json": "{}"}) == []
+
+
+@pytest.mark.parametrize("key", ["models", "litellmSettings", "routerSettings", "generalSettings"])
+def test_what_is_shown_in_previews_holds_nothing_encrypted(key: str) -> None:
+    config = raw_config("dev", **{key: [] if key == "models" else {}})
+    [found] = validate(config, {key})[1]
+    assert found.key == key
+    assert "is shown in previews" in found.what
+    assert found.command == "set --secret --path litellmEnvironment.NAME VALUE"
 
 
 def test_an_empty_value_is_refused() -> None:
