@@ -75,6 +75,9 @@ class Table:
 
     providers: Mapping[str, Provider]
     """By prefix."""
+    compatible: Provider
+    """A server of the team's own that speaks a protocol which many do."""
+    compatible_prefix: str
     callbacks: Mapping[str, Callback]
     releases: tuple[Release, ...]
     """From the oldest to the newest."""
@@ -110,7 +113,10 @@ def load() -> Table:
     for version, added in content["releases"].items():
         known = {name: known[name] | set(added[name]) for name in names}
         releases.append(Release(version=version, **known))
+    compatible = {**content["compatible"]}
     return Table(
+        compatible_prefix=compatible.pop("prefix"),
+        compatible=Provider(**_frozen(compatible)),
         providers={prefix: Provider(**_frozen(it)) for prefix, it in content["providers"].items()},
         callbacks={name: Callback(**_frozen(it)) for name, it in content["callbacks"].items()},
         releases=tuple(releases),
