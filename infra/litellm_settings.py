@@ -54,7 +54,6 @@ REFUSED = {
     },
 }
 """What a setting must not be, as name=value with the value in JSON, and why."""
-CALLBACKS = ("callbacks", "success_callback", "failure_callback", "service_callback")
 STRATEGIES = frozenset({
     "simple-shuffle",
     "least-busy",
@@ -96,7 +95,7 @@ def problems(values: Mapping[str, Any]) -> Iterator[Problem]:
                 yield from _missing(place, value, variables)
                 if section == "routerSettings":
                     yield from _router_setting(place, name, value, release)
-                elif name in CALLBACKS and section == "litellmSettings":
+                elif name in providers.CALLBACKS and section == "litellmSettings":
                     yield from _callbacks(place, value, variables, release)
     yield from _others(values.get("litellm_settings", {}), variables)
 

@@ -14,7 +14,14 @@ import yaml
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-FILE = Path(__file__).parent.parent / "litellm" / "providers.yaml"
+PROJECT = Path(__file__).parent.parent
+FILE = PROJECT / "litellm" / "providers.yaml"
+IMAGES = PROJECT / "images" / "litellm"
+"""A folder for each release of LiteLLM whose image can be built here."""
+VERSION = re.compile(r":(?:main-)?v?(\d+)\.(\d+)\.(\d+)")
+"""As the tags of LiteLLM's images name a release."""
+CALLBACKS = ("callbacks", "success_callback", "failure_callback", "service_callback")
+"""Settings of LiteLLM that list callbacks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +102,7 @@ class Table:
 
     def release(self, image: str) -> Release:
         """The newest release that is known and not newer than an image of LiteLLM, by its tag; else the newest."""
-        match = re.search(r":(?:main-)?v?(\d+)\.(\d+)\.(\d+)", image)
+        match = VERSION.search(image)
         if match is None:
             return self.releases[-1]
         version = tuple(int(part) for part in match.groups())
@@ -121,6 +128,26 @@ def load() -> Table:
         callbacks={name: Callback(**_frozen(it)) for name, it in content["callbacks"].items()},
         releases=tuple(releases),
     )
+
+
+def lacking(image: str, config: Mapping[str, Any]) -> dict[str, str]:
+    """What of a LiteLLM config needs a Python package that the image lacks which is built here in place of `image`.
+
+    By what needs it: the name of a model or a callback. Empty where none is built for that release.
+    """
+    match = VERSION.search(image)
+    lock = IMAGES / (".".join(match.groups()) if match else "") / "requirements.lock"
+    if not lock.is_file():
+        return {}
+    there = set(re.findall(r"^([a-z0-9][\w.-]*)==", lock.read_text(encoding="utf-8"), re.MULTILINE))
+    table = load()
+    wanted = {
+        model["model_name"]: table.of(model["litellm_params"]["model"]).package for model in config["model_list"]
+    }
+    settings = config.get("litellm_settings") or {}
+    for name in (name for key in CALLBACKS for name in settings.get(key) or ()):
+        wanted[name] = table.callbacks.get(name, Callback()).package
+    return {name: package for name, package in wanted.items() if package and package not in there}
 
 
 def near(name: str, names: frozenset[str]) -> str:

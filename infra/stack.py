@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pulumi
+import yaml
 
-from infra import demo, edge, litellm_environment, model_list
+from infra import demo, edge, litellm_environment, model_list, providers
 from infra.demo import DemoProvider, DemoProviderArgs
 from infra.edge import Edge, EdgeArgs
 from infra.gateway import Gateway, GatewayArgs
@@ -27,11 +28,11 @@ from infra.secrets import RotatingSecret
 from infra.settings import postgres_major_version
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from pydantic import SecretStr
 
-    from infra.model_list import LeftOut
+    from infra.model_list import LeftOut, ModelList
     from infra.settings import Settings
     from infra.workload import Placement
 
@@ -63,15 +64,8 @@ def build(settings: Settings) -> Mapping[str, pulumi.Input[object]]:
     )
     client_keys = _client_keys(settings)
     models = model_list.render(_read("litellm/config.yaml"), settings, demo_url=demo.url(placement))
-    for each in models.left_out:
-        pulumi.log.warn(_left_out(each))
-    if settings.client_rpm and settings.placement == "swarm":
-        pulumi.log.warn(
-            "clientRpm: each edge of a Swarm counts by itself, so a client whose requests are spread over N edges "
-            "gets up to N times as many through. Divide the numbers by N."
-        )
-    for ending in models.ending:
-        pulumi.log.warn(ending.warning(_names_a_model(settings, ending.name)))
+    for doubt in _doubts(settings, models):
+        pulumi.log.warn(doubt)
     edge_config = master_key.generation.apply(
         lambda generation: edge.render(
             _read("edge/haproxy.cfg"),
@@ -300,6 +294,24 @@ def _litellm_secrets(settings: Settings) -> Mapping[str, pulumi.Input[str]]:
         name: pulumi.Output.secret(it.get_secret_value())
         for name, it in {**settings.variables, **keys, **files}.items()
     }
+
+
+def _doubts(settings: Settings, models: ModelList) -> Iterator[str]:
+    """What a preview warns of: models that are not served, will not work, or end; limits that are not exact."""
+    yield from map(_left_out, models.left_out)
+    if settings.litellm_image in stand_ins(IMAGE_CHOICES):
+        for name, package in providers.lacking(settings.litellm_image, yaml.safe_load(models.config)).items():
+            yield (
+                f"{name} will not work: it needs the Python package {package}, which the official image of LiteLLM "
+                "has and the one that was built on this machine has not."
+            )
+    if settings.client_rpm and settings.placement == "swarm":
+        yield (
+            "clientRpm: each edge of a Swarm counts by itself, so a client whose requests are spread over N edges "
+            "gets up to N times as many through. Divide the numbers by N."
+        )
+    for ending in models.ending:
+        yield ending.warning(_names_a_model(settings, ending.name))
 
 
 def _left_out(model: LeftOut) -> str:

@@ -113,7 +113,8 @@ authorities too if public providers are asked:
 ./pulumiw up
 ```
 
-`SSL_VERIFY=False` is refused: keys and prompts would go to whoever answers.
+`SSL_VERIFY=False` is refused: keys and prompts would go to whoever answers. Seen with LiteLLM
+1.55.0 and 1.106.12, for models with the prefixes `openai/`, `mistral/` and `anthropic/`.
 
 ## An outgoing proxy
 
@@ -202,7 +203,9 @@ def _section(prefix: str, provider: Provider) -> str:
     if provider.files:
         facts.insert(0, " ".join(f"`{name}` is {what}." for name, what in provider.files.items()))
     if provider.package:
-        facts.append(f"LiteLLM's image must have `{provider.package}`, as the official one has.")
+        facts.append(
+            f"LiteLLM's image needs the Python package `{provider.package}`: `preview` warns where it lacks that."
+        )
     text = textwrap.fill(
         " ".join(fact for fact in facts if fact), WIDTH, break_long_words=False, break_on_hyphens=False
     )

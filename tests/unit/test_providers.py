@@ -147,6 +147,17 @@ def test_what_the_file_says_of_providers_and_callbacks_is_of_those_that_litellm_
     assert table.callbacks.keys() <= newest.callbacks
 
 
+def test_a_package_that_the_image_built_here_lacks_is_named() -> None:
+    """With what needs it; of an image that is built by nobody here nothing is said."""
+    models = [{"model_name": name, "litellm_params": {"model": f"{name}/x"}} for name in ("bedrock", "groq")]
+    config = {"model_list": models, "litellm_settings": {"success_callback": ["langfuse"], "cache": True}}
+    of = "ghcr.io/berriai/litellm:"
+    assert providers.lacking(f"{of}main-v1.55.0", config) == {"bedrock": "boto3", "langfuse": "langfuse"}
+    assert providers.lacking(f"{of}v1.106.12", config) == {"langfuse": "langfuse"}
+    assert providers.lacking(f"{of}v1.84.3", config) == {}
+    assert providers.lacking("registry.example/litellm@sha256:" + "0" * 64, config) == {}
+
+
 @pytest.mark.parametrize(
     ("image", "version"),
     [

@@ -117,6 +117,22 @@ def test_a_model_that_is_left_out_is_warned_of_with_what_mends_it(
     assert left_out == [f"claude-3-5-sonnet is left out: {variable} is not set ({mend})"]
 
 
+@pytest.mark.parametrize("built_here", [True, False])
+def test_what_the_image_built_here_cannot_do_is_warned_of(
+    registered: Callable[..., Recorder], monkeypatch: pytest.MonkeyPatch, *, built_here: bool
+) -> None:
+    image = "ghcr.io/berriai/litellm:main-v1.55.0"
+    monkeypatch.setattr(stack, "stand_ins", lambda _: {image: "built"} if built_here else {})
+    warned: list[str] = []
+    monkeypatch.setattr(pulumi.log, "warn", warned.append)
+    nova = {"model_name": "nova", "litellm_params": {"model": "bedrock/nova", "aws_region_name": "eu-west-1"}}
+    registered(models=[nova])
+    assert (
+        len([each for each in warned if "nova will not work: it needs the Python package boto3" in each])
+        == built_here
+    )
+
+
 def test_a_database_of_ones_own_takes_postgres_away(registered: Callable[..., Recorder]) -> None:
     recorder = registered(databaseUrl="postgresql://u:p@db.example/app")
     assert "postgres" not in recorder.containers()
