@@ -25,7 +25,7 @@ from infra.placement.engine import check_engine
 from infra.placement.swarm import Swarm
 from infra.postgres import Postgres, PostgresArgs, SaltKeyGuard
 from infra.secrets import RotatingSecret
-from infra.settings import postgres_major_version
+from infra.settings import Deployment, postgres_major_version
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from pydantic import SecretStr
 
     from infra.model_list import LeftOut, ModelList
+    from infra.retirements import Ending
     from infra.settings import Settings
     from infra.workload import Placement
 
@@ -254,12 +255,14 @@ def _postgres_major_version(settings: Settings, placement: Placement) -> str:
     return version
 
 
-def _names_a_model(settings: Settings, name: str) -> str:
+def _names_a_model(settings: Settings, ending: Ending) -> str:
     """The command that has another model answer for a name, but for that model."""
-    index = next((i for i, own in enumerate(settings.models) if own.name == name), len(settings.models))
     set_ = f"./pulumiw config set --stack {pulumi.get_stack()} --path"
-    first = f"{set_} 'models[{index}].name' {name} && " if index == len(settings.models) else ""
-    return f"{first}{set_} 'models[{index}].model'"
+    for index, own in enumerate(settings.models):
+        if (own.name, own.model) == (ending.name, ending.model):
+            return f"{set_} 'models[{index}].{'litellm_params.' if isinstance(own, Deployment) else ''}model'"
+    index = len(settings.models)
+    return f"{set_} 'models[{index}].name' {ending.name} && {set_} 'models[{index}].model'"
 
 
 def _client_keys(settings: Settings) -> Mapping[str, list[pulumi.Input[str]]]:
@@ -311,7 +314,7 @@ def _doubts(settings: Settings, models: ModelList) -> Iterator[str]:
             "gets up to N times as many through. Divide the numbers by N."
         )
     for ending in models.ending:
-        yield ending.warning(_names_a_model(settings, ending.name))
+        yield ending.warning(_names_a_model(settings, ending))
 
 
 def _left_out(model: LeftOut) -> str:
