@@ -59,7 +59,8 @@ REFUSED = {
 }
 """What a variable must not be, as NAME=value, and why."""
 SECRET_NAME = re.compile(
-    r"(?<!PUBLIC_)KEY$|TOKEN$|SECRET|PASSWORD|PASSPHRASE|CREDENTIAL|HEADERS$|DSN$|WEBHOOK", re.IGNORECASE
+    r"(?<!PUBLIC_)KEY$|TOKEN$|SECRET|PASSWORD|PASSPHRASE|CREDENTIAL|HEADERS$|AUTHORIZATION|DSN$|WEBHOOK",
+    re.IGNORECASE,
 )
 """Names of variables and parameters whose values nobody else may know."""
 PASSWORD_IN_URL = re.compile(r"\w+://[^/@\s]*:[^/@\s]+@")

@@ -130,7 +130,7 @@ def _missing(place: str, value: object, variables: Collection[str]) -> Iterator[
 
 def _router_setting(place: str, name: str, value: object, release: providers.Release) -> Iterator[Problem]:
     newest = providers.load().releases[-1]
-    if name not in release.router_settings:
+    if name not in release.router_settings and not release.takes_more:
         near = providers.near(name, release.router_settings)
         hint = f"; did you mean {near}?" if near else ""
         known = f": {newest.version} does" if name in newest.router_settings else hint
@@ -154,7 +154,7 @@ def _callbacks(
             yield Problem(entry, f"cannot be {name}: it {NEEDS_CODE}", f"rm --path '{entry}'")
         elif needs.refused:
             yield Problem(entry, f"cannot be {name}: {needs.refused}", f"rm --path '{entry}'")
-        elif name not in release.callbacks:
+        elif name not in release.callbacks and not release.takes_more:
             newest = table.releases[-1]
             near = providers.near(name, release.callbacks)
             hint = f"; did you mean {near}?" if near else ""

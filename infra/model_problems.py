@@ -1,4 +1,4 @@
-"""What is wrong with `models` and with LiteLLM's settings in the stack config, taken together with all else in it."""
+"""What is wrong with `models` in the stack config, taken together with all else in it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import yaml
 from pydantic.alias_generators import to_camel
 
 from infra import litellm_environment, model_list, providers
-from infra.litellm_environment import REFERENCE
+from infra.litellm_environment import REFERENCE, UNVERIFIED
 from infra.litellm_settings import parts
 from infra.problem import Problem
 from infra.settings import Deployment, ShortModel
@@ -68,7 +68,7 @@ def problems(values: Mapping[str, Any]) -> Iterator[Problem]:
 
 def _unknown_provider(place: str, model: str, release: providers.Release) -> Iterator[Problem]:
     prefix, _, rest = model.partition("/")
-    if prefix in release.prefixes:
+    if prefix in release.prefixes or release.takes_more:
         return
     newest = providers.load().releases[-1]
     if prefix in newest.prefixes:
@@ -116,6 +116,8 @@ def _parameters(place: str, model: Deployment) -> Iterator[Problem]:
         if text and not text.startswith(REFERENCE) and not re.fullmatch(form, text):
             what = f"does not look like one, as {provider.needs.get(name)}"
             yield Problem(f"{place}.{name}", what, f"set --path '{place}.{name}' {provider.needs.get(name)}")
+    if str(model.litellm_params.get("ssl_verify")).lower() == "false":
+        yield Problem(f"{place}.ssl_verify", f"cannot be set: it {UNVERIFIED}", f"rm --path '{place}.ssl_verify'")
     if CLIENT_DECIDES in model.litellm_params:
         yield Problem(
             f"{place}.{CLIENT_DECIDES}",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,6 +74,8 @@ class Release:
     prefixes: frozenset[str]
     callbacks: frozenset[str]
     router_settings: frozenset[str]
+    takes_more: bool = False
+    """Whether it is newer than what is known, or of no known version: then nothing is refused as unknown."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,13 +103,14 @@ class Table:
         )
 
     def release(self, image: str) -> Release:
-        """The newest release that is known and not newer than an image of LiteLLM, by its tag; else the newest."""
+        """What the LiteLLM of an image takes, by its tag: of one that was not run here, as much as may be."""
         match = VERSION.search(image)
+        newest = self.releases[-1]
         if match is None:
-            return self.releases[-1]
-        version = tuple(int(part) for part in match.groups())
-        older = [it for it in self.releases if tuple(int(part) for part in it.version.split(".")) <= version]
-        return (older or self.releases)[-1 if older else 0]
+            return replace(newest, takes_more=True)
+        version = ".".join(match.groups())
+        ran = next((it for it in self.releases if it.version == version), None)
+        return ran or replace(newest, takes_more=_numbers(version) > _numbers(newest.version))
 
 
 @cache
@@ -116,7 +119,7 @@ def load() -> Table:
     content: dict[str, Any] = yaml.safe_load(FILE.read_text(encoding="utf-8"))
     releases: list[Release] = []
     names = ("prefixes", "callbacks", "router_settings")
-    known: dict[str, frozenset[str]] = dict.fromkeys(names, frozenset())
+    known: dict[str, Any] = dict.fromkeys(names, frozenset())
     for version, added in content["releases"].items():
         known = {name: known[name] | set(added[name]) for name in names}
         releases.append(Release(version=version, **known))
@@ -153,6 +156,10 @@ def lacking(image: str, config: Mapping[str, Any]) -> dict[str, str]:
 def near(name: str, names: frozenset[str]) -> str:
     """The name among some that a mistyped one is most like; empty where none is."""
     return next(iter(difflib.get_close_matches(name, sorted(names), n=1)), "")
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split("."))
 
 
 def _frozen(entry: Mapping[str, Any]) -> dict[str, Any]:

@@ -38,6 +38,12 @@ def problems(models: object, **changes: object) -> list[tuple[str, str, str]]:
             "os.environ/NAME",
         ),
         (
+            {"model": "openai/x", "extra_headers": {"Authorization": "Bearer x"}},
+            "extra_headers.Authorization",
+            "in clear",
+            "os.environ/NAME",
+        ),
+        (
             {"model": "openai/x", "extra_headers": {"x-api-key": "9f8e7d"}},
             "extra_headers.x-api-key",
             "in clear",
@@ -61,6 +67,8 @@ def test_a_provider_that_only_a_newer_litellm_knows_is_named_with_that() -> None
     assert "LiteLLM 1.55.0 does not know: 1.106.12 does" in what
     assert command == f"set litellmImage {NEWEST}"
     assert not [it for it in problems(models, litellmImage=NEWEST) if it[0].endswith(".model")]
+    newer = "ghcr.io/berriai/litellm:v1.108.14"
+    assert problems([{"model_name": "m", "litellm_params": {"model": "brand-new/x"}}], litellmImage=newer) == []
 
 
 def test_what_the_short_form_cannot_say_is_said_in_litellms() -> None:
@@ -73,6 +81,7 @@ def test_what_the_short_form_cannot_say_is_said_in_litellms() -> None:
     ("parameters", "what"),
     [
         ({"configurable_clientside_auth_params": ["api_base"]}, "would let clients send the stack's keys"),
+        ({"ssl_verify": False}, "would send keys and prompts to whoever answers"),
         ({"api_key": "os.environ/LITELLM_MASTER_KEY"}, "names the variable LITELLM_MASTER_KEY"),
         ({"vertex_credentials": "/run/secrets/files/v.json"}, "names the file v.json, which litellmFiles does not"),
     ],
