@@ -108,8 +108,8 @@ For providers and servers whose certificates come from an authority of your own.
 authorities too if public providers are asked:
 
 ```sh
-./pulumiw config set --path 'litellmFiles["ca.pem"]' < ca.pem
-./pulumiw config set --path litellmEnvironment.SSL_CERT_FILE {files}/ca.pem
+{set} --path 'litellmFiles["ca.pem"]' < ca.pem
+{set} --path litellmEnvironment.SSL_CERT_FILE {files}/ca.pem
 ./pulumiw up
 ```
 
@@ -119,8 +119,8 @@ authorities too if public providers are asked:
 ## An outgoing proxy
 
 ```sh
-./pulumiw config set --path litellmEnvironment.HTTPS_PROXY http://proxy.example:3128
-./pulumiw config set --path litellmEnvironment.NO_PROXY localhost,127.0.0.1,host.docker.internal
+{set} --path litellmEnvironment.HTTPS_PROXY http://proxy.example:3128
+{set} --path litellmEnvironment.NO_PROXY localhost,127.0.0.1,host.docker.internal
 ./pulumiw up
 ```
 
@@ -139,6 +139,7 @@ def page() -> str:
     parts.append(
         AFTER.format(
             files=FILES,
+            set=SET,
             callbacks="\n\n".join(_block(callback_commands(name, it.variables)) for name, it in shown.items()),
         )
     )

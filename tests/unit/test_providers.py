@@ -133,7 +133,7 @@ def test_every_other_command_of_the_page_is_taken() -> None:
     """Those of a private authority and of an outgoing proxy, one after another."""
     config = Config()
     config.run("./pulumiw config set --secret --path litellmEnvironment.OPENAI_API_KEY")
-    text = page.AFTER.partition("## A private authority")[2].replace("{files}", "/run/secrets/files")
+    text = page.AFTER.partition("## A private authority")[2].format(files="/run/secrets/files", set=page.SET)
     for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL):
         for line in block.splitlines():
             config.run(line)
