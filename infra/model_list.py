@@ -1,4 +1,4 @@
-"""Which models the gateway serves: `litellm/config.yaml`, less what has no key, plus what the stack config adds."""
+"""Which models are served: those of `litellm/config.yaml` and the stack config, less what lacks a variable."""
 
 from __future__ import annotations
 
@@ -10,21 +10,30 @@ from typing import TYPE_CHECKING, Any
 import pulumi
 import yaml
 
-from infra import retirements
+from infra import litellm_settings, providers, retirements
+from infra.litellm_environment import REFERENCE, in_clear, named_variables
+from infra.settings import Deployment
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping, Sequence
     from datetime import date
 
-    from infra.settings import Settings
+    from infra.settings import Settings, ShortModel
 
-REFERENCE = "os.environ/"
-"""How LiteLLM's config names an environment variable."""
 FILE = Path(__file__).parent.parent / "litellm" / "config.yaml"
 REQUEST_TIMEOUT_SECONDS = 6000
 """LiteLLM's own, where the file has none."""
 NO_KEY = "none"
-"""What a server that wants no key is sent: LiteLLM's OpenAI client insists on one."""
+"""What a server that wants no key is sent: LiteLLM's OpenAI client insists on one, or takes that of the provider."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeftOut:
+    """A model that is not served."""
+
+    name: str
+    variables: tuple[str, ...]
+    """Those that it names and that have no value."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +44,7 @@ class ModelList:
     """The file as LiteLLM reads it; secrets stand in it as os.environ/NAME only."""
     served: tuple[str, ...]
     """The names that callers may ask for."""
-    left_out: Mapping[str, str]
-    """Models of the file that are not served, with the environment variable that has no value."""
+    left_out: tuple[LeftOut, ...]
     endings: Mapping[str, Mapping[str, str]]
     """What callers are told of the end of each served model, by the names of `model_info`."""
     ending: tuple[retirements.Ending, ...]
@@ -45,20 +53,32 @@ class ModelList:
     """Seconds after which LiteLLM gives a request up."""
 
 
-def provider_variable(provider: str) -> str:
-    """The environment variable that holds a provider's key."""
-    return f"{provider.upper()}_API_KEY"
-
-
 def model_variable(index: int) -> str:
     """The environment variable that holds the key of the stack config's model number `index`."""
     return f"MODEL_{index}_API_KEY"
 
 
-def has_own_servers() -> bool:
-    """Whether the file names a model on a server of the team's own, which needs no provider's key."""
-    config = yaml.safe_load(FILE.read_text(encoding="utf-8"))
-    return any("api_base" in model["litellm_params"] for model in config.get("model_list") or ())
+def key_variables(models: Sequence[ShortModel | Deployment], model_keys: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of the stack config's own models, by variable."""
+    return {model_variable(i): model_keys[it.name] for i, it in enumerate(models) if it.name in model_keys}
+
+
+def entries(
+    config: Mapping[str, Any], models: Sequence[ShortModel | Deployment], model_keys: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """The model_list of the file and the stack config, each with its key.
+
+    One of the stack config takes the place of those of its name in the file.
+    """
+    own = {model.name for model in models}
+    listed = [model for model in config.get("model_list") or () if model["model_name"] not in own]
+    added = [_entry(model, index, model_keys) for index, model in enumerate(models)]
+    return [_with_key(entry) for entry in (*listed, *added)]
+
+
+def lacking(entry: Mapping[str, Any], variables: Collection[str]) -> tuple[str, ...]:
+    """The variables that an entry names and that are not there."""
+    return tuple(dict.fromkeys(name for name in named_variables(entry) if name not in variables))
 
 
 def render(text: str, settings: Settings, *, demo_url: str, today: date | None = None) -> ModelList:
@@ -67,66 +87,74 @@ def render(text: str, settings: Settings, *, demo_url: str, today: date | None =
     `demo_url` is the demo provider's address, as http://host:port, used only where the settings let it answer.
     `today` decides which models have ended; it is the present day in UTC unless given.
     """
-    config: dict[str, Any] = yaml.safe_load(text)
-    known = {provider_variable(provider) for provider in settings.provider_keys}
-    models: list[dict[str, Any]] = []
-    left_out: dict[str, str] = {}
-    own = {local.name for local in settings.models}
+    config: dict[str, Any] = litellm_settings.laid_over(
+        yaml.safe_load(text), {key: getattr(settings, section) for key, section in litellm_settings.SECTIONS.items()}
+    )
     for model in config["model_list"]:
-        if model["model_name"] in own:
-            continue  # the stack config's model of that name takes its place
-        parameters = model["litellm_params"]
-        key = _key(model)
-        variable = key.removeprefix(REFERENCE)
-        if variable in known or ("api_base" in parameters and not key.startswith(REFERENCE)):
-            models.append(model)
-        elif settings.demo_answers:
-            models.append({**model, "litellm_params": {**parameters, **_demo(parameters["model"], demo_url)}})
+        if any(in_clear("", model)):
+            raise pulumi.RunError(
+                f"litellm/config.yaml: a key of {model['model_name']} stands there in clear, for all to read: take a "
+                "new one, name it os.environ/NAME, and set it as a secret of the stack config "
+                "(litellmEnvironment.NAME)"
+            )
+    variables = {*settings.variables, *key_variables(settings.models, settings.model_keys)}
+    models: list[dict[str, Any]] = []
+    left_out: list[LeftOut] = []
+    for entry in entries(config, settings.models, settings.model_keys):
+        missing = lacking(entry, variables)
+        provider = providers.load().of(entry["litellm_params"]["model"])
+        if not missing:
+            models.append(entry)
+        elif settings.demo_answers and provider.demo is not None:
+            to_demo = {"api_base": f"{demo_url}{provider.demo}", "api_key": NO_KEY}
+            models.append({**entry, "litellm_params": {**entry["litellm_params"], **to_demo}})
         else:
-            left_out[model["model_name"]] = variable
-    for index, local in enumerate(settings.models):
-        parameters = {
-            "model": local.model,
-            "input_cost_per_token": local.input_cost_per_token,
-            "output_cost_per_token": local.output_cost_per_token,
-        }
-        own_key = REFERENCE + model_variable(index) if local.name in settings.model_keys else None
-        if local.api_base is not None:
-            parameters["api_base"] = str(local.api_base).rstrip("/")
-            parameters["api_key"] = own_key or NO_KEY
-        elif own_key:
-            parameters["api_key"] = own_key
-        elif local.provider in settings.provider_keys:
-            parameters["api_key"] = REFERENCE + provider_variable(local.provider)
-        elif settings.demo_answers:
-            parameters.update(_demo(local.model, demo_url))
-        else:
-            left_out[local.name] = provider_variable(local.provider)
-            continue
-        models.append({"model_name": local.name, "litellm_params": parameters})
+            left_out.append(LeftOut(name=entry["model_name"], variables=missing))
     served, ending = _without_ended(
         models, settings.retired_models, today or datetime.now(UTC).date(), demo_url=demo_url
     )
     config["model_list"] = served
+    names = [model["model_name"] for model in served]
+    aliases = (config.get("router_settings") or {}).get("model_group_alias") or {}
     return ModelList(
         config=yaml.safe_dump(config, sort_keys=False),
-        served=tuple(dict.fromkeys(model["model_name"] for model in served)),
-        left_out=left_out,
+        served=tuple(dict.fromkeys((*names, *(alias for alias, name in aliases.items() if name in names)))),
+        left_out=tuple(left_out),
         endings={model["model_name"]: _told(model.get("model_info", {})) for model in reversed(served)},
         ending=ending,
         request_timeout=(config.get("litellm_settings") or {}).get("request_timeout", REQUEST_TIMEOUT_SECONDS),
     )
 
 
-def _key(model: Mapping[str, Any]) -> str:
-    """The `api_key` of a model of the file; empty where it has none. Raises RunError for one that nobody may read."""
-    key = str(model["litellm_params"].get("api_key", ""))
-    if key and not key.startswith(REFERENCE) and "api_base" not in model["litellm_params"]:
-        raise pulumi.RunError(
-            f"litellm/config.yaml: the api_key of {model['model_name']} stands there in clear, for all to read: "
-            "take a new one, name it os.environ/NAME, and set it as a secret of the stack config"
-        )
-    return key
+def _entry(model: ShortModel | Deployment, index: int, model_keys: Mapping[str, Any]) -> dict[str, Any]:
+    """An entry of the stack config in LiteLLM's form."""
+    key = {"api_key": REFERENCE + model_variable(index)} if model.name in model_keys else {}
+    if isinstance(model, Deployment):
+        info = {"model_info": model.model_info} if model.model_info else {}
+        return {"model_name": model.name, "litellm_params": {**model.litellm_params, **key}, **info}
+    costs = {"input_cost_per_token": model.input_cost_per_token, "output_cost_per_token": model.output_cost_per_token}
+    given = {name: cost for name, cost in costs.items() if cost is not None}
+    if model.api_base is None:
+        known = retirements.load().successors.get(model.model, {})
+        parameters = {"model": model.model, **known, **given, **key}
+    else:
+        base = {"api_base": str(model.api_base).rstrip("/"), "api_key": NO_KEY}
+        parameters = {"model": model.model, **dict.fromkeys(costs, 0.0), **given, **base, **key}
+    return {"model_name": model.name, "litellm_params": parameters}
+
+
+def _with_key(entry: dict[str, Any]) -> dict[str, Any]:
+    """An entry that names the key which LiteLLM would take by itself.
+
+    So the preview knows whether it is there, and no server of the team's own is sent the key of a provider.
+    """
+    parameters = entry["litellm_params"]
+    provider = providers.load().of(parameters["model"])
+    if provider.key is None or parameters.keys() & {"api_key", *provider.key_or}:
+        return entry
+    to_provider = "api_base" not in parameters or provider.own_address
+    key = REFERENCE + provider.key if to_provider else NO_KEY
+    return {**entry, "litellm_params": {**parameters, "api_key": key}}
 
 
 def _without_ended(
@@ -149,8 +177,3 @@ def _without_ended(
 
 def _told(info: Mapping[str, str]) -> dict[str, str]:
     return {name: info[name] for name in retirements.INFO if name in info}
-
-
-def _demo(model: str, url: str) -> dict[str, str]:
-    """What sends a model's requests to the demo provider. Only OpenAI's address carries the API's version."""
-    return {"api_base": f"{url}/v1" if model.startswith("openai/") else url, "api_key": NO_KEY}

@@ -19,13 +19,15 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
     SecretStr,
     StringConstraints,
+    Tag,
 )
 from pydantic.alias_generators import to_camel
 
-from infra import retirements
+from infra import litellm_environment, providers, retirements
 from infra.edge import REPLICA_SLOTS
 from infra.placement.cluster import CONSTRAINT
 from infra.workload import LAST_PORT, LOOPBACK
@@ -46,9 +48,11 @@ KEY_CHARACTERS = 32
 DISTINCT_CHARACTERS = 10
 """A random key of that length practically never has fewer different ones."""
 PASSWORD_CHARACTERS = 16
-PROVIDER_KEYS = {"openai": "openai_api_key", "anthropic": "anthropic_api_key"}
-"""LiteLLM's provider prefixes whose models need a key of the stack config when they name no server of their own."""
 
+MODEL = r"^[a-z0-9_-]+/.+$"
+"""LiteLLM's name of a model: its provider's prefix, and the provider's own name."""
+NUMBERS = re.compile(r"weight|order|rpm|tpm|temperature|top_p|\w*(cost|timeout|retries|tokens)\w*")
+"""Entries of litellm_params that are numbers. Pulumi keeps one with a decimal point as text."""
 IMAGE = re.compile(
     r"([a-z0-9]+([.-][a-z0-9]+)*(:\d+)?/)?[a-z0-9]+([._-]+[a-z0-9]+)*(/[a-z0-9]+([._-]+[a-z0-9]+)*)*"
     r"(:(?P<tag>\w[\w.-]{0,127}))?(@(?P<digest>sha256:[0-9a-f]{64}))?"
@@ -100,6 +104,13 @@ def _present(key: SecretStr) -> SecretStr:
     return key
 
 
+def _variable(value: object) -> object:
+    """Numbers and switches as text: Pulumi takes what looks like one for one."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value) if isinstance(value, (int, float)) else value
+
+
 def _docker_host(host: str) -> str:
     url = urlsplit(host)
     if not (url.scheme == "unix" and url.path) and not (url.scheme in {"ssh", "tcp"} and url.hostname):
@@ -131,6 +142,23 @@ def _without_credentials(url: AnyHttpUrl) -> AnyHttpUrl:
     if url.username or url.password or url.query:
         raise ValueError("has a user or a query, which would be shown: put the key into modelKeys")
     return url
+
+
+def _litellm_params(parameters: dict[str, Any]) -> dict[str, Any]:
+    if not re.fullmatch(MODEL, str(parameters.get("model", ""))):
+        raise ValueError("must have a `model` with its provider before it, as provider/model")
+    return {name: _typed(name, value) for name, value in parameters.items()}
+
+
+def _typed(name: str, value: object) -> object:
+    """A parameter as LiteLLM wants it: Pulumi takes each text of digits for a number, and no other one."""
+    if NUMBERS.fullmatch(name) and isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    number = isinstance(value, int) and not isinstance(value, bool)
+    return str(value) if number and name.endswith(("_project", "_id", "_version", "_key", "_name")) else value
 
 
 def _unset(value: object) -> object:
@@ -167,11 +195,13 @@ MemoryMb = Annotated[int, Field(ge=64, le=1024 * 1024)]
 Key = Annotated[SecretStr, AfterValidator(_key)]
 Password = Annotated[SecretStr, AfterValidator(_password)]
 ProviderKey = Annotated[SecretStr, AfterValidator(_present)]
+Variable = Annotated[SecretStr, BeforeValidator(_variable), AfterValidator(_present)]
 DatabaseUrl = Annotated[SecretStr, AfterValidator(_database_url)]
 Certificate = Annotated[SecretStr, AfterValidator(_pem("CERTIFICATE"))]
 PrivateKey = Annotated[SecretStr, AfterValidator(_pem("PRIVATE KEY"))]
 Optional = BeforeValidator(_unset)
 """Pulumi has no keys without a value: an empty one stands for none."""
+LiteLLMModel = Annotated[str, StringConstraints(pattern=MODEL)]
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,99}$")]
 ClientName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]{0,31}$")]
 ClientKeys = Annotated[tuple[Key, ...], BeforeValidator(_keys), Field(max_length=2)]
@@ -186,22 +216,48 @@ class _Frozen(BaseModel):
     )
 
 
-class LocalModel(_Frozen):
-    """A model that the stack config adds: one on a server of the team's own, or another one of a provider.
+class ShortModel(_Frozen):
+    """A model that the stack config adds, in short: one on a server of the team's own, or another one of a provider.
 
-    Prices are US dollars a token. A model without a price costs LiteLLM a third of its throughput, so there is one.
+    Prices are US dollars a token. A model without a price costs LiteLLM a third of its throughput, so one on a server
+    of the team's own costs nothing where no price is given.
     """
 
     name: Name
-    model: Annotated[str, StringConstraints(pattern=r"^[a-z0-9_]+/.+$")]
+    model: LiteLLMModel
     api_base: Annotated[AnyHttpUrl, AfterValidator(_without_credentials)] | None = None
-    input_cost_per_token: Annotated[float, Field(ge=0)] = 0.0
-    output_cost_per_token: Annotated[float, Field(ge=0)] = 0.0
+    input_cost_per_token: Annotated[float, Field(ge=0)] | None = None
+    output_cost_per_token: Annotated[float, Field(ge=0)] | None = None
+
+
+class Deployment(BaseModel):
+    """A model that the stack config adds, in LiteLLM's own form: an entry of its model_list."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, protected_namespaces=())
+
+    model_name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9*][A-Za-z0-9._:/*-]{0,99}$")]
+    litellm_params: Annotated[dict[str, Any], AfterValidator(_litellm_params)]
+    model_info: dict[str, Any] = {}
 
     @property
-    def provider(self) -> str:
-        """LiteLLM's provider prefix."""
-        return self.model.split("/", 1)[0]
+    def name(self) -> str:
+        """What callers ask for."""
+        return self.model_name
+
+    @property
+    def model(self) -> str:
+        """LiteLLM's provider/model."""
+        return str(self.litellm_params["model"])
+
+
+def _form(entry: object) -> str:
+    names = entry.keys() if isinstance(entry, dict) else set()
+    return "[litellm]" if names & {"model_name", "litellm_params", "model_info"} else "[short]"
+
+
+Model = Annotated[
+    Annotated[ShortModel, Tag("[short]")] | Annotated[Deployment, Tag("[litellm]")], Discriminator(_form)
+]
 
 
 class SecretVersions(_Frozen):
@@ -252,10 +308,19 @@ class Settings(_Frozen):
     postgres_memory_mb: MemoryMb = Field(examples=["512"])
     edge_memory_mb: MemoryMb = Field(examples=["512"])
 
-    models: tuple[LocalModel, ...] = Field(examples=["--path 'models[0].apiBase' http://host.docker.internal:11434"])
+    models: tuple[Model, ...] = Field(examples=["--path 'models[0].apiBase' http://host.docker.internal:11434"])
     model_keys: Annotated[dict[Name, ProviderKey], AfterValidator(_sorted)] = Field(
         examples=["--path 'modelKeys[\"NAME\"]' KEY"]
     )
+    litellm_environment: Annotated[dict[str, Variable], AfterValidator(_sorted)] = Field(
+        examples=["--path litellmEnvironment.GEMINI_API_KEY KEY"]
+    )
+    litellm_files: Annotated[dict[str, ProviderKey], AfterValidator(_sorted)] = Field(
+        examples=["--path 'litellmFiles[\"vertex.json\"]' < key.json"]
+    )
+    litellm_settings: dict[str, Any] = Field(examples=["--path 'litellmSettings.success_callback[0]' langfuse"])
+    router_settings: dict[str, Any] = Field(examples=["--path routerSettings.num_retries 1"])
+    general_settings: dict[str, Any] = Field(examples=["--path generalSettings.max_parallel_requests 500"])
     retired_models: retirements.Policy = Field(examples=["keep"])
     openai_api_key: Annotated[ProviderKey | None, Optional] = Field(examples=["sk-…"])
     anthropic_api_key: Annotated[ProviderKey | None, Optional] = Field(examples=["sk-ant-…"])
@@ -299,15 +364,14 @@ class Settings(_Frozen):
         return f"{'https' if self.tls_certificate else 'http'}://{self.host}:{self.gateway_port}"
 
     @property
-    def provider_keys(self) -> dict[str, SecretStr]:
-        """The provider keys that are set, by LiteLLM's provider prefix."""
-        keys = {provider: getattr(self, field) for provider, field in PROVIDER_KEYS.items()}
-        return {provider: key for provider, key in keys.items() if key is not None}
+    def variables(self) -> dict[str, SecretStr]:
+        """LiteLLM's environment by name, but for what the stack itself puts there."""
+        return litellm_environment.variables(dict(self))
 
     @property
     def demo_answers(self) -> bool:
         """Whether the demo provider stands in for the providers."""
-        return self.demo and not self.provider_keys
+        return self.demo and not self.variables.keys() & providers.load().keys
 
 
 def is_secret(field: FieldInfo) -> bool:

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pulumi
-from pydantic.alias_generators import to_camel
+import yaml
 
-from infra import demo, edge, gateway, model_list
+from infra import demo, edge, gateway, litellm_environment, model_list, providers
 from infra.demo import DemoProvider, DemoProviderArgs
 from infra.edge import Edge, EdgeArgs
 from infra.gateway import Gateway, GatewayArgs
@@ -25,13 +25,15 @@ from infra.placement.engine import check_engine
 from infra.placement.swarm import Swarm
 from infra.postgres import Postgres, PostgresArgs, SaltKeyGuard
 from infra.secrets import RotatingSecret
-from infra.settings import PROVIDER_KEYS, postgres_major_version
+from infra.settings import Deployment, postgres_major_version
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from pydantic import SecretStr
 
+    from infra.model_list import LeftOut, ModelList
+    from infra.retirements import Ending
     from infra.settings import Settings
     from infra.workload import Placement
 
@@ -63,23 +65,8 @@ def build(settings: Settings) -> Mapping[str, pulumi.Input[object]]:
     )
     client_keys = _client_keys(settings)
     models = model_list.render(_read("litellm/config.yaml"), settings, demo_url=demo.url(placement))
-    for name, variable in models.left_out.items():
-        mend = "name it in `models` of the stack config, and its key in modelKeys"
-        if variable.lower() in PROVIDER_KEYS.values():
-            mend = f"./pulumiw config set --stack {pulumi.get_stack()} --secret {to_camel(variable.lower())} …"
-        pulumi.log.warn(f"{name} is left out: {variable} is not set ({mend})")
-    if settings.client_rpm and settings.placement == "swarm":
-        pulumi.log.warn(
-            "clientRpm: each edge of a Swarm counts by itself, so a client whose requests are spread over N edges "
-            "gets up to N times as many through. Divide the numbers by N."
-        )
-    if settings.max_body_mb > (room := gateway.large_bodies_mb(settings.litellm_memory_mb)):
-        pulumi.log.warn(
-            f"maxBodyMb is {settings.max_body_mb}, but a replica has memory for {room} MB of large requests at once: "
-            f"set litellmMemoryMb to {gateway.memory_mb(settings.max_body_mb)} or more, or maxBodyMb to {room}."
-        )
-    for ending in models.ending:
-        pulumi.log.warn(ending.warning(_names_a_model(settings, ending.name)))
+    for doubt in _doubts(settings, models):
+        pulumi.log.warn(doubt)
     edge_config = master_key.generation.apply(
         lambda generation: edge.render(
             _read("edge/haproxy.cfg"),
@@ -139,7 +126,7 @@ def build(settings: Settings) -> Mapping[str, pulumi.Input[object]]:
             secrets={
                 "LITELLM_MASTER_KEY": master_key.value,
                 "LITELLM_SALT_KEY": salt_key.value,
-                **_provider_secrets(settings),
+                **_litellm_secrets(settings),
             },
             generation=master_key.generation,
             network=GATEWAY_NETWORK,
@@ -268,12 +255,14 @@ def _postgres_major_version(settings: Settings, placement: Placement) -> str:
     return version
 
 
-def _names_a_model(settings: Settings, name: str) -> str:
+def _names_a_model(settings: Settings, ending: Ending) -> str:
     """The command that has another model answer for a name, but for that model."""
-    index = next((i for i, own in enumerate(settings.models) if own.name == name), len(settings.models))
     set_ = f"./pulumiw config set --stack {pulumi.get_stack()} --path"
-    first = f"{set_} 'models[{index}].name' {name} && " if index == len(settings.models) else ""
-    return f"{first}{set_} 'models[{index}].model'"
+    for index, own in enumerate(settings.models):
+        if (own.name, own.model) == (ending.name, ending.model):
+            return f"{set_} 'models[{index}].{'litellm_params.' if isinstance(own, Deployment) else ''}model'"
+    index = len(settings.models)
+    return f"{set_} 'models[{index}].name' {ending.name} && {set_} 'models[{index}].model'"
 
 
 def _client_keys(settings: Settings) -> Mapping[str, list[pulumi.Input[str]]]:
@@ -300,13 +289,47 @@ def _certificate(settings: Settings) -> pulumi.Output[str] | None:
     return pulumi.Output.secret("".join(f"{part.get_secret_value().strip()}\n" for part in parts))
 
 
-def _provider_secrets(settings: Settings) -> Mapping[str, pulumi.Input[str]]:
-    """The keys of providers and of the stack config's own models, by environment variable."""
-    keys = {model_list.provider_variable(provider): key for provider, key in settings.provider_keys.items()}
-    for index, model in enumerate(settings.models):
-        if model.name in settings.model_keys:
-            keys[model_list.model_variable(index)] = settings.model_keys[model.name]
-    return {variable: pulumi.Output.secret(key.get_secret_value()) for variable, key in keys.items()}
+def _litellm_secrets(settings: Settings) -> Mapping[str, pulumi.Input[str]]:
+    """LiteLLM's variables and files that the stack config gives it."""
+    keys = model_list.key_variables(settings.models, settings.model_keys)
+    files = {f"{litellm_environment.FOLDER}/{name}": text for name, text in settings.litellm_files.items()}
+    return {
+        name: pulumi.Output.secret(it.get_secret_value())
+        for name, it in {**settings.variables, **keys, **files}.items()
+    }
+
+
+def _doubts(settings: Settings, models: ModelList) -> Iterator[str]:
+    """What a preview warns of: models that are not served, will not work, or end; limits that are not exact."""
+    yield from map(_left_out, models.left_out)
+    if settings.litellm_image in stand_ins(IMAGE_CHOICES):
+        for name, package in providers.lacking(settings.litellm_image, yaml.safe_load(models.config)).items():
+            yield (
+                f"{name} will not work: it needs the Python package {package}, which the official image of LiteLLM "
+                "has and the one that was built on this machine has not."
+            )
+    if settings.client_rpm and settings.placement == "swarm":
+        yield (
+            "clientRpm: each edge of a Swarm counts by itself, so a client whose requests are spread over N edges "
+            "gets up to N times as many through. Divide the numbers by N."
+        )
+    if settings.max_body_mb > (room := gateway.large_bodies_mb(settings.litellm_memory_mb)):
+        yield (
+            f"maxBodyMb is {settings.max_body_mb}, but a replica has memory for {room} MB of large requests at once: "
+            f"set litellmMemoryMb to {gateway.memory_mb(settings.max_body_mb)} or more, or maxBodyMb to {room}."
+        )
+    for ending in models.ending:
+        yield ending.warning(_names_a_model(settings, ending))
+
+
+def _left_out(model: LeftOut) -> str:
+    """What the preview says of a model that is not served."""
+    missing = " and ".join(model.variables)
+    commands = " && ".join(
+        f"./pulumiw config set --stack {pulumi.get_stack()} {litellm_environment.mend(each)}"
+        for each in model.variables
+    )
+    return f"{model.name} is left out: {missing} {'is' if len(model.variables) == 1 else 'are'} not set ({commands})"
 
 
 def _text(secret: SecretStr | None) -> str | None:

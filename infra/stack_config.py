@@ -7,11 +7,8 @@ from __future__ import annotations
 
 import difflib
 import json
-import re
 import ssl
 import tempfile
-from collections import Counter
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -24,8 +21,9 @@ from pulumi.runtime.config import _SECRET_KEYS, CONFIG, get_config_env, get_conf
 from pydantic import TypeAdapter, ValidationError
 from pydantic.alias_generators import to_camel
 
-from infra import model_list
-from infra.settings import PROVIDER_KEYS, Settings, is_secret
+from infra import litellm_environment, litellm_settings, model_problems
+from infra.problem import Problem
+from infra.settings import Settings, is_secret
 from infra.workload import LAST_PORT
 
 if TYPE_CHECKING:
@@ -33,13 +31,10 @@ if TYPE_CHECKING:
 
     from pydantic.fields import FieldInfo
 
-    from infra.settings import LocalModel
-
 Place = tuple[int | str, ...]
 """The steps into a structured value."""
-NEEDS_A_HUB = re.compile(r"(llama)-([23])", re.IGNORECASE)
-"""Names for which LiteLLM counts tokens with a tokenizer that it fetches (litellm.utils._select_tokenizer); without
-a model hub each chat completion of such a name fails."""
+SHOWN = {"models", *litellm_settings.SECTIONS}
+"""Keys whose content everybody may read who may read LiteLLM's config, where secrets are named os.environ/NAME."""
 RENEWAL = timedelta(days=30)
 """How long before its end a certificate is to be renewed; one that lives less than three times as long, in its last
 third."""
@@ -67,15 +62,6 @@ def load() -> Settings:
     return settings
 
 
-@dataclass(frozen=True)
-class Problem:
-    """What is wrong with a key of the stack config, and the command that mends it (without `pulumi config`)."""
-
-    key: str
-    what: str
-    command: str
-
-
 def validate(
     config: Mapping[str, str], secret: Collection[str], plain: Mapping[str, list[Place]] | None = None
 ) -> tuple[dict[str, Any], list[Problem]]:
@@ -96,11 +82,12 @@ def validate(
             continue
         try:
             value = _parsed(config[key], key)
+            if key in SHOWN and key in secret:
+                what = "is shown in previews, so nothing in it may be encrypted: set that as a variable and name it"
+                problems.append(Problem(key, what, "set --secret --path litellmEnvironment.NAME VALUE"))
             if is_secret(field):
-                problems.extend(
-                    _in_clear(key, place)
-                    for place in ((plain or {}).get(key, ()) if key in secret else _plain(value))
-                )
+                places = (plain or {}).get(key, ()) if key in secret else _plain(value)
+                problems.extend(_in_clear(key, place) for place in places if not _may_be_plain(key, place, value))
             values[name] = adapter(field).validate_python(value)
         except ValidationError as error:
             problems.extend(
@@ -123,6 +110,13 @@ def _plain(value: object, place: Place = ()) -> Iterator[Place]:
             yield from _plain(each, (*place, index))
     elif value not in {"", None}:
         yield place
+
+
+def _may_be_plain(key: str, place: Place, value: object) -> bool:
+    """Whether what stands in clear at a place of a key's value is for everybody to read."""
+    if key not in {"litellmEnvironment", "litellmFiles"} or len(place) != 1 or not isinstance(value, dict):
+        return False
+    return not litellm_environment.must_be_encrypted(key, str(place[0]), value.get(place[0]))
 
 
 def _in_clear(key: str, place: Place) -> Problem:
@@ -165,7 +159,9 @@ STRUCTURED = frozenset(
 
 
 def _path(key: str, location: tuple[int | str, ...]) -> str:
-    steps = (f"[{step}]" if isinstance(step, int) else f".{step}" for step in location if step != "[key]")
+    steps = (
+        f"[{step}]" if isinstance(step, int) else f".{step}" for step in location if not str(step).startswith("[")
+    )
     return key + "".join(steps)
 
 
@@ -199,46 +195,10 @@ def _contradictions(values: Mapping[str, Any]) -> Iterator[Problem]:
         yield Problem(
             "demo", "does not go with protectData: data worth protecting is not for a demo", "set demo false"
         )
-    if "models" in values:
-        yield from _model_problems(values)
+    yield from litellm_environment.problems(values)
+    yield from model_problems.problems(values)
+    yield from litellm_settings.problems(values)
     yield from _client_key_problems(values)
-
-
-def _model_problems(values: Mapping[str, Any]) -> Iterator[Problem]:
-    models: tuple[LocalModel, ...] = values["models"]
-    for name, count in Counter(model.name for model in models).items():
-        if count > 1:
-            last = max(index for index, model in enumerate(models) if model.name == name)
-            yield Problem("models", f"names {name} {count} times", f"rm --path 'models[{last}]'")
-    for index, model in enumerate(models):
-        if NEEDS_A_HUB.search(model.name):
-            yield Problem(
-                f"models[{index}].name",
-                "would make LiteLLM look for a tokenizer on a model hub at each request: leave the hyphen out",
-                f"set --path 'models[{index}].name' {''.join(NEEDS_A_HUB.split(model.name))}",
-            )
-        if model.api_base is None and model.provider not in PROVIDER_KEYS:
-            yield Problem(
-                f"models[{index}].apiBase",
-                f"is missing: {model.name} is a local model, so the URL of its server must be given",
-                f"set --path 'models[{index}].apiBase' http://host.docker.internal:11434",
-            )
-    for name in sorted(values.get("model_keys", {}).keys() - {model.name for model in models}):
-        yield Problem(f"modelKeys.{name}", "is the key of no model in `models`", f"rm --path 'modelKeys[\"{name}\"]'")
-    keys = [values.get(field) for field in PROVIDER_KEYS.values()]
-    own_keys = values.get("model_keys", {})
-    local = any(it.api_base is not None or it.name in own_keys for it in models) or model_list.has_own_servers()
-    if not any(keys) and not local and values.get("demo") is False:
-        yield Problem(
-            "openaiApiKey",
-            "nothing can answer: no provider key and no local model is set",
-            set_command("openaiApiKey"),
-        )
-        yield Problem(
-            "anthropicApiKey",
-            "nothing can answer, as above: one of the two is enough",
-            set_command("anthropicApiKey"),
-        )
 
 
 def _client_key_problems(values: Mapping[str, Any]) -> Iterator[Problem]:

@@ -156,8 +156,10 @@ def running() -> Release:
         if model in names():
             return True
         router = proxy.llm_router
-        patterns = router is not None and (router.default_deployment or router.pattern_router.patterns)
-        return bool(patterns) and "," not in model
+        if router is None or "," in model:
+            return False
+        patterns = router.pattern_router
+        return bool(router.default_deployment or (patterns.patterns and patterns.get_pattern(model)))
 
     def gave(answer: str) -> bool:
         """LiteLLM writes into an id whom to ask for the answer, and reads that from a caller's."""

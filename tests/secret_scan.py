@@ -10,6 +10,7 @@ import yaml
 from detect_secrets.core.scan import scan_file
 from detect_secrets.settings import default_settings
 
+from infra.litellm_environment import must_be_encrypted
 from infra.settings import KEY_CHARACTERS, Settings, is_secret
 
 if TYPE_CHECKING:
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 KEY = re.compile(rf"\bsk-[A-Za-z0-9_-]{{{KEY_CHARACTERS},}}")
 """A key of the gateway or of a provider, in quotes or not."""
+MIXED = {"litellmEnvironment", "litellmFiles"}
+"""Keys of the stack config with entries that are secret and others that are not."""
 CIPHERTEXT = re.compile(
     r"\s*(- )?(secure|encryptionsalt): v1:[\w+/=]+:[\w+/=:]+\s*"
     r"|encryptedkey: [\w+/=]+|secretsprovider: \w+://[^@\s]+"
@@ -28,6 +31,8 @@ EXEMPT = (
     ("*.py", "Secret Keyword", ".*"),
     # LiteLLM's way to name an environment variable.
     ("litellm/config.yaml", "Secret Keyword", r"os\.environ/[A-Z_]+"),
+    # What to put there, in words.
+    ("litellm/providers.yaml", "Secret Keyword", "the access key"),
     # They stand for a password, in examples and in tests.
     ("*.py", "Basic Auth Credentials", "password|word|the-password|secret-of-theirs"),
     ("docs/*.md", "Basic Auth Credentials", "password"),
@@ -75,7 +80,13 @@ def _in_clear(stack_file: str) -> Iterator[tuple[int, str, str]]:
     secret = {field.alias or name for name, field in Settings.model_fields.items() if is_secret(field)}
     config = next((value for key, value in _pairs(yaml.compose(stack_file)) if key == "config"), None)
     for key, value in _pairs(config):
-        if key.rpartition(":")[2] in secret:
+        name = key.rpartition(":")[2]
+        if name in MIXED:
+            for entry, inner in _pairs(value):
+                for leaf in _leaves(inner):
+                    if must_be_encrypted(name, entry, leaf.value):
+                        yield leaf.start_mark.line + 1, "Secret in clear", leaf.value
+        elif name in secret:
             for leaf in _leaves(value):
                 yield leaf.start_mark.line + 1, "Secret in clear", leaf.value
 

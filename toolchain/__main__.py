@@ -36,6 +36,8 @@ UNATTENDED = ("--refresh", "--yes", "--skip-preview", "--non-interactive", "--co
 DEFAULT_STACK = "dev"
 IMAGE_SETTINGS = {"litellm": "litellmImage", "postgres": "postgresImage", "haproxy": "haproxyImage"}
 PULUMI_COMMAND = "./pulumiw"
+KEYS = ("openaiApiKey", "anthropicApiKey", "litellmEnvironment")
+"""Where a stack config has keys of providers."""
 OWN_PROVIDER = "using pulumi-resource-docker from $PATH"
 """What Pulumi warns of where the Docker provider was built here, on purpose."""
 LOCKED = "the stack is currently locked"
@@ -276,9 +278,9 @@ def _how_to_go_on(outputs: dict[str, Any], stack: str, config: StackConfig) -> s
     named = "" if stack == DEFAULT_STACK else f" STACK={stack}"
     demo = (
         "\n  The demo provider answers. For real models:\n"
-        f"    ./pulumiw config set --stack {stack} --secret openaiApiKey sk-…        (or anthropicApiKey)\n"
+        f"    ./pulumiw config set --stack {stack} --secret openaiApiKey sk-…        (others: docs/providers.md)\n"
         f"    make up{named}\n"
-        if str(config["demo"]).lower() == "true" and not config["openaiApiKey"] and not config["anthropicApiKey"]
+        if str(config["demo"]).lower() == "true" and not any(config[key] for key in KEYS)
         else ""
     )
     return f"""

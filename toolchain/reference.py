@@ -1,7 +1,7 @@
 """Write the reference pages of `docs/` from what they describe: `make docs`.
 
 `docs/configuration.md` is Pulumi.yaml with the ranges and examples of infra/settings.py, `docs/cli.md` the help of
-`llmctl`. A unit test compares them with what this makes.
+`llmctl`, `docs/providers.md` litellm/providers.yaml. A unit test compares them with what this makes.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import yaml
 from app.cli import cli
 from infra.settings import Settings, is_secret
 from infra.stack_config import adapter, set_command
+from toolchain import providers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -43,7 +44,11 @@ ends with 0, with 1 after a failure, and with 2 for wrong usage.
 def pages() -> dict[Path, str]:
     """Each page that is generated, and its text."""
     described = (PROJECT / "Pulumi.yaml").read_text(encoding="utf-8")
-    return {PROJECT / "docs/configuration.md": configuration(described), PROJECT / "docs/cli.md": command_line()}
+    return {
+        PROJECT / "docs/configuration.md": configuration(described),
+        PROJECT / "docs/cli.md": command_line(),
+        PROJECT / "docs/providers.md": providers.page(),
+    }
 
 
 def configuration(described: str) -> str:

@@ -45,7 +45,7 @@ class DockerStack(DeployedStack):
     def modes(self, part: Part) -> tuple[list[str], dict[str, int]]:
         folders = (LIVE, f"{LIVE}/current", f"{LIVE}/old")
         own = dict.fromkeys(folders, 0o700) | {f"{folder}/*": 0o400 for folder in folders[1:]}
-        return [SECRETS, f"{SECRETS}/*"], own
+        return [SECRETS, f"{SECRETS}/*", f"{SECRETS}/*/*"], own
 
     def log(self, part: Part) -> tuple[str, list[str]]:
         return self.engine.containers.get(part.runs_as).logs().decode(errors="replace"), []

@@ -203,7 +203,8 @@ def models_to_ask(stack: DeployedStack, *, embeds: bool, spend: bool) -> list[st
     """The models to ask: each that is served where that may `spend`, else one that costs nothing."""
     kind = "embeddings" if embeds else "chats"
     served: list[dict[str, Any]] = yaml.safe_load(stack.outputs["litellmConfig"])["model_list"]
-    fitting = [model for model in served if ("embed" in model["model_name"]) == embeds]
+    named = [model for model in served if "*" not in model["model_name"]]  # a pattern is for any of them
+    fitting = [model for model in named if ("embed" in model["model_name"]) == embeds]
     if not fitting:
         pytest.skip(f"the stack serves no model for {kind}, as far as their names tell")
     names = list(dict.fromkeys(str(model["model_name"]) for model in fitting))
@@ -223,8 +224,9 @@ def _is_free(stack: DeployedStack, model: dict[str, Any]) -> bool:
     demos = {demo.NETWORK_NAME, *(part.runs_as for part in stack.parts if part.kind == demo.NETWORK_NAME)}
     if urlsplit(model["litellm_params"].get("api_base", "")).hostname in demos:
         return True
-    own = [it for it in stack.settings.models if it.name == model["model_name"] and it.api_base is not None]
-    return any(it.input_cost_per_token == it.output_cost_per_token == 0 for it in own)
+    parameters = model["litellm_params"]
+    own = model["model_name"] in {it.name for it in stack.settings.models} and "api_base" in parameters
+    return own and all(parameters.get(f"{kind}_cost_per_token") == 0 for kind in ("input", "output"))
 
 
 @pytest.fixture

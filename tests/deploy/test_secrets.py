@@ -76,7 +76,8 @@ def test_it_has_the_secrets_that_it_needs_and_no_other(
     for folder in (SECRETS, f"{LIVE}/current"):
         paths = instance.part.files
         wanted = {path.removeprefix(f"{folder}/") for path in paths if path.startswith(f"{folder}/")}
-        found = set(inside.run("ls -1A -- %s", folder).stdout.splitlines())
+        files = inside.run("find %s ! -type d", folder).stdout.splitlines()
+        found = {file.removeprefix(f"{folder}/") for file in files}
         assert found == wanted, (
             f"{folder} in {instance} has other files. Make it again: {stack.make_again(instance.part)}"
         )

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from app._types import DEFAULT_TIMEOUT_SECONDS
-from infra import model_list
+from infra import model_list, retirements
 from tests.stack_config import PROJECT
 
 if TYPE_CHECKING:
@@ -29,6 +29,10 @@ def rendered(settings: Settings, text: str = FILE) -> tuple[model_list.ModelList
     result = model_list.render(text, settings, demo_url=DEMO, today=TODAY)
     config = yaml.safe_load(result.config)
     return result, {model["model_name"]: model["litellm_params"] for model in config["model_list"]}
+
+
+def left_out(result: model_list.ModelList) -> dict[str, tuple[str, ...]]:
+    return {each.name: each.variables for each in result.left_out}
 
 
 def test_the_file_names_the_three_models_and_the_fixed_settings() -> None:
@@ -50,7 +54,7 @@ def test_the_file_names_the_three_models_and_the_fixed_settings() -> None:
 def test_the_demo_provider_answers_for_all_models_until_a_key_is_set(settings: Callable[..., Settings]) -> None:
     result, models = rendered(settings("dev"))
     assert result.served == ("gpt-4o", "claude-3-5-sonnet", "text-embedding-3-small")
-    assert result.left_out == {}
+    assert result.left_out == ()
     assert models["gpt-4o"]["api_base"] == f"{DEMO}/v1"
     assert models["claude-3-5-sonnet"]["api_base"] == DEMO
 
@@ -58,7 +62,7 @@ def test_the_demo_provider_answers_for_all_models_until_a_key_is_set(settings: C
 def test_a_model_whose_provider_has_no_key_is_left_out_by_name(settings: Callable[..., Settings]) -> None:
     result, models = rendered(settings("dev", anthropicApiKey="sk-ant-1"))
     assert result.served == ("claude-3-5-sonnet",)
-    assert result.left_out == {"gpt-4o": "OPENAI_API_KEY", "text-embedding-3-small": "OPENAI_API_KEY"}
+    assert left_out(result) == {"gpt-4o": ("OPENAI_API_KEY",), "text-embedding-3-small": ("OPENAI_API_KEY",)}
     assert models["claude-3-5-sonnet"] == {
         "model": "anthropic/claude-3-5-sonnet-20241022",
         "api_key": "os.environ/ANTHROPIC_API_KEY",
@@ -76,7 +80,7 @@ def test_a_model_of_the_file_on_a_server_that_wants_no_key_stays_as_it_is(
     config["model_list"].append({"model_name": "llama", "litellm_params": parameters})
     result, models = rendered(settings(stack, models=[LOCAL | {"name": "other"}]), yaml.safe_dump(config))
     assert models["llama"] == parameters
-    assert "llama" not in result.left_out
+    assert "llama" not in left_out(result)
 
 
 def test_no_key_stands_in_the_rendered_config(settings: Callable[..., Settings]) -> None:
@@ -104,7 +108,7 @@ def test_another_model_of_a_provider_uses_its_key_or_is_left_out(settings: Calla
     more = [{"name": "mini", "model": "openai/gpt-4o-mini"}, {"name": "haiku", "model": "anthropic/claude-3-5-haiku"}]
     result, models = rendered(settings("staging", openaiApiKey="sk-1", models=more))
     assert models["mini"]["api_key"] == "os.environ/OPENAI_API_KEY"
-    assert result.left_out == {"claude-3-5-sonnet": "ANTHROPIC_API_KEY", "haiku": "ANTHROPIC_API_KEY"}
+    assert left_out(result) == {"claude-3-5-sonnet": ("ANTHROPIC_API_KEY",), "haiku": ("ANTHROPIC_API_KEY",)}
 
 
 def test_a_model_of_a_provider_may_have_a_key_of_its_own(settings: Callable[..., Settings]) -> None:
@@ -116,9 +120,94 @@ def test_a_model_of_a_provider_may_have_a_key_of_its_own(settings: Callable[...,
         assert "mine" in result.served
 
 
+def deployment(name: str, model: str, **parameters: object) -> dict[str, Any]:
+    """A model of the stack config in LiteLLM's own form."""
+    return {"model_name": name, "litellm_params": {"model": model, **parameters}}
+
+
+def test_a_model_in_litellms_own_form_is_served_as_it_is(settings: Callable[..., Settings]) -> None:
+    """Weights, the API's version, the order, limits, two deployments of a name, prices as numbers."""
+    mine = [
+        {
+            **deployment(
+                "gpt", "azure/east", api_base="https://e.example", api_version=20241021, weight="0.5", rpm=60
+            ),
+            "model_info": {"base_model": "azure/gpt-4o"},
+        },
+        deployment("gpt", "openai/gpt-6.1-sol", order=2, input_cost_per_token="2e-06"),
+    ]
+    keys = {"AZURE_API_KEY": "K1", "OPENAI_API_KEY": "K2"}
+    result, _ = rendered(settings("staging", models=mine, litellmEnvironment=keys))
+    listed = [it for it in yaml.safe_load(result.config)["model_list"] if it["model_name"] == "gpt"]
+    assert listed == [
+        {
+            "model_name": "gpt",
+            "litellm_params": {
+                "model": "azure/east",
+                "api_base": "https://e.example",
+                "api_version": "20241021",
+                "weight": 0.5,
+                "rpm": 60,
+                "api_key": "os.environ/AZURE_API_KEY",
+            },
+            "model_info": {"base_model": "azure/gpt-4o"},
+        },
+        {
+            "model_name": "gpt",
+            "litellm_params": {
+                "model": "openai/gpt-6.1-sol",
+                "order": 2,
+                "input_cost_per_token": 2e-06,
+                "api_key": "os.environ/OPENAI_API_KEY",
+            },
+        },
+    ]
+    assert result.served.count("gpt") == 1
+
+
+def test_a_model_is_served_when_every_variable_that_it_names_is_there(settings: Callable[..., Settings]) -> None:
+    """Wherever it names them; else it is left out with those that are not there."""
+    mine = deployment(
+        "nova", "bedrock/nova", aws_region_name="os.environ/AWS_REGION", extra_headers={"x": "os.environ/X"}
+    )
+    given = {"AWS_REGION": "eu-central-1", "GROQ_API_KEY": "K"}
+    result, _ = rendered(settings("staging", models=[mine], litellmEnvironment=given, openaiApiKey="sk-1"))
+    assert left_out(result)["nova"] == ("X",)
+    result, models = rendered(
+        settings("staging", models=[mine], litellmEnvironment={**given, "X": "1"}, openaiApiKey="sk-1")
+    )
+    assert "nova" not in left_out(result)
+    assert "api_key" not in models["nova"]  # a role of the machine does
+
+
+def test_a_model_of_any_provider_is_named_in_short(settings: Callable[..., Settings]) -> None:
+    """With its key's variable, and without a price that nobody gave; the demo provider does not speak for all."""
+    mine = [{"name": "flash", "model": "gemini/gemini-flash-latest"}]
+    result, _ = rendered(settings("dev", models=mine))
+    assert left_out(result) == {"flash": ("GEMINI_API_KEY",)}
+    _, models = rendered(settings("dev", models=mine, litellmEnvironment={"GEMINI_API_KEY": "K"}))
+    assert models == {"flash": {"model": "gemini/gemini-flash-latest", "api_key": "os.environ/GEMINI_API_KEY"}}
+
+
+def test_a_server_of_the_teams_own_is_not_sent_the_key_of_a_provider(settings: Callable[..., Settings]) -> None:
+    """As LiteLLM would, where an entry names none."""
+    mine = [deployment("own", "openai/own", api_base="http://gpu:8000/v1")]
+    _, models = rendered(settings("dev", models=mine, openaiApiKey="sk-1"))
+    assert models["own"]["api_key"] == "none"
+
+
+def test_a_model_that_an_older_litellm_does_not_know_comes_with_its_price(settings: Callable[..., Settings]) -> None:
+    """And with which parameters it refuses."""
+    mine = [{"name": "sol", "model": "openai/gpt-6-luna"}]
+    _, models = rendered(settings("dev", models=mine, openaiApiKey="sk-1"))
+    known = retirements.load().successors["openai/gpt-6-luna"]
+    assert known["input_cost_per_token"] > 0
+    assert models["sol"] == {"model": "openai/gpt-6-luna", **known, "api_key": "os.environ/OPENAI_API_KEY"}
+
+
 def test_a_key_that_stands_in_the_file_is_refused_without_being_shown(settings: Callable[..., Settings]) -> None:
     text = FILE.replace("os.environ/OPENAI_API_KEY", "sk-of-somebody")
-    with pytest.raises(pulumi.RunError, match="the api_key of gpt-4o stands there in clear") as caught:
+    with pytest.raises(pulumi.RunError, match="a key of gpt-4o stands there in clear") as caught:
         rendered(settings("dev"), text)
     assert "sk-of-somebody" not in str(caught.value)
 
@@ -138,4 +227,4 @@ def test_a_model_of_the_stack_takes_the_place_of_one_of_that_name(settings: Call
     result, models = rendered(settings("dev", openaiApiKey="sk-1", models=[{**LOCAL, "name": "gpt-4o"}]))
     assert result.served == ("text-embedding-3-small", "gpt-4o")
     assert models["gpt-4o"]["model"] == "ollama/llama3.1"
-    assert "gpt-4o" not in result.left_out
+    assert "gpt-4o" not in left_out(result)

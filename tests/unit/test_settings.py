@@ -14,13 +14,15 @@ from pulumi.runtime.config import set_all_config
 
 from infra import model_list
 from infra.settings import Settings, is_secret
-from infra.stack_config import STRUCTURED, Problem, load, validate
+from infra.stack_config import STRUCTURED, load, validate
 from tests.certificates import certify
 from tests.stack_config import KEY, OTHER_KEY, PROJECT_NAME, project_file, raw_config
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from infra.problem import Problem
 
 SECRET = {str(field.alias) for field in Settings.model_fields.values() if is_secret(field)}
 CERTIFICATE = "-----BEGIN CERTIFICATE-----\nnothing\n-----END CERTIFICATE-----\n"
@@ -151,6 +153,7 @@ def test_staging_and_prod_need_a_provider_key_or_a_local_model(stack: str) -> No
         ({"clientKeys": "not json"}, "clientKeys", "is not a JSON document"),
         ({"models": [{"name": "m", "model": "ollama/m"}]}, "models[0].apiBase", "URL of its server must be given"),
         ({"models": [{"name": "m", "model": "m", "apiBase": "http://h"}]}, "models[0].model", "pattern"),
+        ({"models": [{"model_name": "m", "litellm_params": {}}]}, "models[0].litellm_params", "as provider/model"),
         ({"models": [{"name": "m", "model": "ollama/m", "apiBase": "h"}]}, "models[0].apiBase", "valid URL"),
         ({"models": [{"name": "m", "model": "openai/m", "price": 1}]}, "models[0].price", "not permitted"),
         (

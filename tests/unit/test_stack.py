@@ -111,7 +111,7 @@ def test_a_provider_key_takes_the_demo_provider_away(registered: Callable[..., R
     ("variable", "mend"),
     [
         ("ANTHROPIC_API_KEY", "./pulumiw config set --stack dev --secret anthropicApiKey …"),
-        ("AZURE_API_KEY", "name it in `models` of the stack config, and its key in modelKeys"),
+        ("AZURE_API_KEY", "./pulumiw config set --stack dev --secret --path litellmEnvironment.AZURE_API_KEY …"),
     ],
 )
 def test_a_model_that_is_left_out_is_warned_of_with_what_mends_it(
@@ -126,6 +126,22 @@ def test_a_model_that_is_left_out_is_warned_of_with_what_mends_it(
     registered(openaiApiKey="sk-1")
     left_out = [warning for warning in warned if "left out" in warning]
     assert left_out == [f"claude-3-5-sonnet is left out: {variable} is not set ({mend})"]
+
+
+@pytest.mark.parametrize("built_here", [True, False])
+def test_what_the_image_built_here_cannot_do_is_warned_of(
+    registered: Callable[..., Recorder], monkeypatch: pytest.MonkeyPatch, *, built_here: bool
+) -> None:
+    image = "ghcr.io/berriai/litellm:main-v1.55.0"
+    monkeypatch.setattr(stack, "stand_ins", lambda _: {image: "built"} if built_here else {})
+    warned: list[str] = []
+    monkeypatch.setattr(pulumi.log, "warn", warned.append)
+    nova = {"model_name": "nova", "litellm_params": {"model": "bedrock/nova", "aws_region_name": "eu-west-1"}}
+    registered(models=[nova])
+    assert (
+        len([each for each in warned if "nova will not work: it needs the Python package boto3" in each])
+        == built_here
+    )
 
 
 def test_a_database_of_ones_own_takes_postgres_away(registered: Callable[..., Recorder]) -> None:
@@ -209,6 +225,23 @@ def test_secrets_are_files_of_the_containers_that_need_them(registered: Callable
         "litellm-2": ["LITELLM_MASTER_KEY", "LITELLM_SALT_KEY", "OPENAI_API_KEY"],
         "postgres": ["postgres_password"],
     }
+
+
+def test_variables_and_files_of_the_stack_config_are_files_of_the_replicas(
+    registered: Callable[..., Recorder],
+) -> None:
+    """Variables where the start program makes its environment of them, files in a folder beside them."""
+    recorder = registered(
+        litellmEnvironment={"GROQ_API_KEY": "K", "AWS_REGION": "eu-1"}, litellmFiles={"v.json": "{}"}
+    )
+    containers = recorder.containers()
+    for name, inputs in containers.items():
+        uploads = {plain(each)["file"]: plain(plain(each)["content"]) for each in inputs["uploads"]}
+        given = {path: text for path, text in uploads.items() if text in {"K", "eu-1", "{}"}}
+        of_litellm = {"GROQ_API_KEY": "K", "AWS_REGION": "eu-1", "files/v.json": "{}"}
+        wanted = {f"{SECRET_FILES}{path}": text for path, text in of_litellm.items()}
+        assert given == (wanted if name.startswith("litellm-") else {})
+    assert "demo" not in containers  # there is a provider's key
 
 
 def test_no_secret_is_in_a_containers_environment(registered: Callable[..., Recorder]) -> None:

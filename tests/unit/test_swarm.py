@@ -184,6 +184,20 @@ def test_secrets_are_files_that_only_their_process_can_read(registered: Callable
     assert "value-of-client-key-app app\n" in contents["edge-clients.map"]
 
 
+def test_variables_and_files_of_the_stack_config_are_secrets_of_the_swarm(
+    registered: Callable[..., Services],
+) -> None:
+    """With names that it takes: 64 characters, of which the provider adds eight."""
+    variable = "X" * 48
+    recorder = registered(litellmEnvironment={variable: "1", "GROQ_API_KEY": "K"}, litellmFiles={"v.json": "{}"})
+    contents = recorder.contents(":Secret")
+    named = {name: contents[f"litellm-{name}"] for name in (variable, "GROQ_API_KEY", "v.json")}
+    assert named == {variable: "1", "GROQ_API_KEY": "K", "v.json": "{}"}
+    assert max(map(len, contents)) <= 64 - 8
+    paths = {each["fileName"] for each in recorder.specs()["litellm"]["secrets"]}
+    assert paths >= {"/run/secrets/GROQ_API_KEY", "/run/secrets/files/v.json"}
+
+
 def test_no_secret_is_anywhere_else(registered: Callable[..., Services]) -> None:
     """Not in what can be asked of a service, nor in a config, which anyone who may ask the Swarm can read."""
     recorder = registered(openaiApiKey="sk-the-key", clientKeys={"batch": [OTHER_KEY, KEY]})

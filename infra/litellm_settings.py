@@ -1,0 +1,180 @@
+"""What the stack config lays over LiteLLM's settings in `litellm/config.yaml`, and what it must not.
+
+`litellmSettings`, `routerSettings` and `generalSettings` are laid over the file's `litellm_settings`,
+`router_settings` and `general_settings`, key by key, and within a key that holds others by those.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import TYPE_CHECKING, Any
+
+from infra import litellm_environment, providers
+from infra.litellm_environment import REFERENCE, in_clear, missing_files, named_variables, refusal
+from infra.problem import Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Mapping
+
+SECTIONS = {
+    "litellmSettings": "litellm_settings",
+    "routerSettings": "router_settings",
+    "generalSettings": "general_settings",
+}
+"""Keys of the stack config, and the part of LiteLLM's config that each is laid over."""
+LOGS_KEYS = "would write keys and prompts to the log"
+NEEDS_CODE = "names Python code, and a replica has none but LiteLLM's and this project's"
+REFUSED = {
+    "litellmSettings": {
+        "(set_verbose|log_raw_request_response)=true": LOGS_KEYS,
+        "ssl_verify=(false|0|null)": litellm_environment.UNVERIFIED,
+        "(api_base|base_url)=.*": "would send the keys of all providers to one address: `models` has one for each",
+        "(custom_provider_map|pre_call_rules|post_call_rules|plugins)=.*": NEEDS_CODE,
+    },
+    "routerSettings": {
+        "model_list=.*": "is `models` of the stack config",
+        "set_verbose=true|debug_level=.*debug.*": LOGS_KEYS,
+        "(plugins|fallback_access_check|fallback_budget_check)=.*": NEEDS_CODE,
+    },
+    "generalSettings": {
+        "master_key=.*": "is the stack's own, which the edge asks with: masterKey sets another one",
+        r"(database_\w+|\w*spend_logs\w*|store_model_in_db|supported_db_objects)=.*"
+        "|allow_requests_on_db_unavailable=.*": "is for a LiteLLM with a database, and this stack gives it none",
+        r"(custom_auth\w*|custom_key\w*|custom_sso|custom_ui\w*|enable_jwt_auth|litellm_jwtauth|\w*oauth2\w*)=.*"
+        r"|(public_routes|dangerously_\w+|control_plane_url|enable_claude_code_gateway)=.*": (
+            "decides who may ask, which the edge does: a replica takes the master key and nothing else"
+        ),
+        "pass_through_endpoints=.*": "opens paths that the edge lets nobody reach",
+        r"key_management_\w+=.*": (
+            "takes keys from elsewhere: they are in litellmEnvironment, so that a preview tells which are missing"
+        ),
+        r"(user_url_\w+|provider_url_\w+)=.*": "decides what LiteLLM fetches: fetchUrls does that",
+        "plugins=.*": NEEDS_CODE,
+    },
+}
+"""What a setting must not be, as name=value with the value in JSON, and why."""
+STRATEGIES = frozenset({
+    "simple-shuffle",
+    "least-busy",
+    "usage-based-routing",
+    "usage-based-routing-v2",
+    "latency-based-routing",
+    "cost-based-routing",
+})  # fmt: skip
+LONGEST_SECONDS = 6000
+DECIMAL = re.compile(r"-?\d*\.\d+(e[+-]?\d+)?", re.IGNORECASE)
+
+
+def laid_over(config: Mapping[str, Any], values: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """LiteLLM's config with the settings of a stack config, which are `values` by its keys."""
+    laid = {
+        SECTIONS[key]: _merged(config.get(SECTIONS[key]) or {}, settings)
+        for key, settings in values.items()
+        if settings
+    }
+    return {**config, **laid}
+
+
+def problems(values: Mapping[str, Any]) -> Iterator[Problem]:
+    """What is wrong with the settings of a stack config, of whose fields `values` has the valid ones."""
+    variables = {*litellm_environment.variables(values)}
+    release = providers.load().release(values.get("litellm_image", ""))
+    for section, field in SECTIONS.items():
+        settings: Mapping[str, Any] = values.get(field, {})
+        for name, value in settings.items():
+            place = f"{section}.{name}"
+            shown = f"{name}={json.dumps(value)}"
+            refused = REFUSED[section].items()
+            if why := next(
+                (why for what, why in refused if re.fullmatch(what, shown, re.DOTALL | re.IGNORECASE)), None
+            ):
+                yield Problem(place, f"cannot be set: it {why}", f"rm --path {place}")
+            else:
+                yield from parts(place, value, values)
+                yield from _missing(place, value, variables)
+                if section == "routerSettings":
+                    yield from _router_setting(place, name, value, release)
+                elif name in providers.CALLBACKS and section == "litellmSettings":
+                    yield from _callbacks(place, value, variables, release)
+    yield from _others(values.get("litellm_settings", {}), variables)
+
+
+def parts(place: str, value: object, values: Mapping[str, Any]) -> Iterator[Problem]:
+    """What is wrong in any part of LiteLLM's config: keys in clear, missing files, variables not for it."""
+    for each in in_clear(place, value, place.rpartition(".")[2]):
+        what = "stands there in clear, for all to read: take a new one, set it as a variable, and name that here"
+        yield Problem(each, what, f"set --path '{each}' {REFERENCE}NAME")
+    for name in dict.fromkeys(named_variables(value)):
+        if why := refusal(name):
+            yield Problem(place, f"names the variable {name}, which {why}", f"rm --path '{place}'")
+    yield from missing_files(place, json.dumps(value), values)
+
+
+def _merged(below: Any, above: Any) -> Any:  # noqa: ANN401 -- JSON
+    """What is above in place of what is below it, where both hold others key by key."""
+    if isinstance(below, dict) and isinstance(above, dict):
+        return {**below, **{key: _merged(below.get(key), value) for key, value in above.items()}}
+    if isinstance(above, dict):
+        return {key: _merged(None, value) for key, value in above.items()}
+    # Pulumi keeps a number with a decimal point as text.
+    return float(above) if isinstance(above, str) and DECIMAL.fullmatch(above) else above
+
+
+def _missing(place: str, value: object, variables: Collection[str]) -> Iterator[Problem]:
+    for name in dict.fromkeys(named_variables(value)):
+        if name not in variables and not refusal(name):
+            what = f"names the variable {name}, which is not set"
+            yield Problem(place, what, f"set {litellm_environment.mend(name)}")
+
+
+def _router_setting(place: str, name: str, value: object, release: providers.Release) -> Iterator[Problem]:
+    newest = providers.load().releases[-1]
+    if name not in release.router_settings and not release.takes_more:
+        near = providers.near(name, release.router_settings)
+        hint = f"; did you mean {near}?" if near else ""
+        known = f": {newest.version} does" if name in newest.router_settings else hint
+        yield Problem(place, f"is none that LiteLLM {release.version} knows{known}", f"rm --path {place}")
+    elif name == "routing_strategy" and value not in STRATEGIES:
+        near = providers.near(str(value), STRATEGIES) or "simple-shuffle"
+        yield Problem(place, f"is none of {', '.join(sorted(STRATEGIES))}", f"set --path {place} {near}")
+
+
+def _callbacks(
+    place: str, value: object, variables: Collection[str], release: providers.Release
+) -> Iterator[Problem]:
+    table = providers.load()
+    if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
+        yield Problem(place, "must be a list of names", f"set --path '{place}[0]' NAME")
+        return
+    for index, name in enumerate(value):
+        entry = f"{place}[{index}]"
+        needs = table.callbacks.get(name, providers.Callback())
+        if "." in name:
+            yield Problem(entry, f"cannot be {name}: it {NEEDS_CODE}", f"rm --path '{entry}'")
+        elif needs.refused:
+            yield Problem(entry, f"cannot be {name}: {needs.refused}", f"rm --path '{entry}'")
+        elif name not in release.callbacks and not release.takes_more:
+            newest = table.releases[-1]
+            near = providers.near(name, release.callbacks)
+            hint = f"; did you mean {near}?" if near else ""
+            known = f": {newest.version} does" if name in newest.callbacks else hint
+            mend = f"set --path '{entry}' {near}" if near else f"rm --path '{entry}'"
+            yield Problem(entry, f"{name} is no callback that LiteLLM {release.version} knows{known}", mend)
+        for variable in needs.variables:
+            if variable not in variables:
+                what = f"{name} needs the variable {variable}, which is not set"
+                yield Problem(entry, what, f"set {litellm_environment.mend(variable)}")
+
+
+def _others(settings: Mapping[str, Any], variables: Collection[str]) -> Iterator[Problem]:
+    """What must be so for LiteLLM to start and the edge to wait as long as it does."""
+    seconds = settings.get("request_timeout", 1)
+    if not isinstance(seconds, int) or isinstance(seconds, bool) or not 1 <= seconds <= LONGEST_SECONDS:
+        what = f"is no whole number of seconds from 1 to {LONGEST_SECONDS}: the edge waits a little longer"
+        yield Problem("litellmSettings.request_timeout", what, "set --path litellmSettings.request_timeout 600")
+    cache = settings.get("cache_params") or {}
+    redis = settings.get("cache") is True and isinstance(cache, dict) and cache.get("type", "redis") == "redis"
+    if redis and not cache.keys() & {"host", "url"} and not {"REDIS_HOST", "REDIS_URL"} & {*variables}:
+        what = "needs the variable REDIS_HOST or REDIS_URL, or another type in cache_params"
+        yield Problem("litellmSettings.cache", what, "set --secret --path litellmEnvironment.REDIS_HOST …")
