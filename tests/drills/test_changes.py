@@ -95,7 +95,8 @@ def test_a_config_that_litellm_refuses_stops_at_the_first_replica(deployment: De
     config = deployment.folder / "litellm/config.yaml"
     good = config.read_text()
     second = deployment.container("litellm-2").id
-    config.write_text(good.replace("model: openai/gpt-4o", "model: os.environ/NOTHING"))
+    config.write_text(good.replace("BadRequestErrorRetries: 0", "BadRequestErrorRetries: none"))
+    assert config.read_text() != good
     with drill("a config that LiteLLM refuses", NOTHING_FAILS):
         with pytest.raises(automation.CommandError) as caught:
             deployment.up()
