@@ -40,6 +40,7 @@ PULUMI = {
     ("stack", "change-secrets-provider"),
     ("stack", "export"),
     ("stack", "import"),
+    ("stack", "init"),
     ("stack", "ls"),
     ("stack", "output"),
     ("state", "unprotect"),
@@ -208,6 +209,8 @@ def check_make(words: list[str]) -> None:
 def check_pulumi(words: list[str]) -> None:
     assert any(tuple(words[: len(called)]) == called for called in PULUMI), words
     if words[0] == "config":
+        of_another_stack = words.index("--stack") if "--stack" in words else len(words)
+        words = words[:of_another_stack] + words[of_another_stack + 2 :]
         check_key([word for word in words[2:] if not word.startswith("--")], words)
 
 
