@@ -36,6 +36,8 @@ PROJECT = Path(__file__).resolve().parent.parent
 VIRTUAL_ENVIRONMENT = PROJECT / ".venv"
 CHANGING = {"up", "update", "destroy", "down"}
 NO_STACK_SELECTED = "no stack selected"
+ATTRIBUTES = ".attrs"
+"""The ending of the file that Pulumi keeps beside each file of a state folder (gocloud.dev, blob/fileblob)."""
 
 
 def own_folder() -> Path:
@@ -98,7 +100,7 @@ def run(arguments: Sequence[str], *, tools: Path) -> int:
         """Ctrl-C reaches Pulumi from the terminal and cancels; a second one would make it drop everything."""
 
     variables = environment(tools)
-    if _remove_locks_of_the_dead(variables["PULUMI_BACKEND_URL"]) and _changes_unrefreshed(arguments):
+    if _remove_leftovers_of_the_dead(variables["PULUMI_BACKEND_URL"]) and _changes_unrefreshed(arguments):
         arguments = [*arguments, "--refresh"]  # what had just been removed is in the state still
     with (
         _config_files_kept(PROJECT),
@@ -160,21 +162,28 @@ def _say_how_to_select(tools: Path, variables: Mapping[str, str]) -> None:
         )
 
 
-def _remove_locks_of_the_dead(backend: str) -> bool:
-    """Remove the locks that killed runs left in a state folder: those of this machine's processes that are no more.
+def _remove_leftovers_of_the_dead(backend: str) -> bool:
+    """Remove what killed runs left in a state folder, and return whether any of their locks was there.
 
-    Pulumi itself cannot tell them from those of runs that go on, and asks for `pulumi cancel`. Returns whether there
-    were any.
+    Pulumi itself cannot tell the locks from those of runs that go on, and asks for `pulumi cancel`. Beside each file
+    it keeps one with its attributes, which it can do without. It empties that before it writes it, and where it was
+    killed in between it can read the stack no more: "failed to load checkpoint: EOF".
     """
     url = urlsplit(backend)
     if url.scheme != "file":
         return False
+    state = Path(unquote(url.path)) / ".pulumi"
+    for path in state.rglob(f"*{ATTRIBUTES}"):
+        with suppress(OSError):
+            if path.stat().st_size == 0:
+                path.unlink()
     found = False
-    for path in (Path(unquote(url.path)) / ".pulumi/locks").rglob("*.json"):
+    for path in (state / "locks").rglob("*.json"):
         with suppress(OSError, ValueError, KeyError):
             lock = json.loads(path.read_text())
             if lock["hostname"] == socket.gethostname() and not _runs(int(lock["pid"])):
                 path.unlink()
+                path.with_name(f"{path.name}{ATTRIBUTES}").unlink(missing_ok=True)
                 found = True
                 print(
                     f"A run of Pulumi was killed here (stack {path.parent.name}, process {lock['pid']}, started "

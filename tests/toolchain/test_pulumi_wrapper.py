@@ -295,6 +295,7 @@ def test_lock_of_a_killed_run_goes(user: User) -> None:
     for name, (pid, host) in kinds.items():
         lock = {"pid": pid, "username": "u", "hostname": host, "timestamp": "2026-01-01T00:00:00Z"}
         (locks / f"{name}.json").write_text(json.dumps(lock))
+    (locks / "dead.json.attrs").write_text("{}")
     (locks / "unreadable.json").write_text("{")
 
     with clone.start("whoami") as process:
@@ -303,6 +304,15 @@ def test_lock_of_a_killed_run_goes(user: User) -> None:
 
     assert f"A run of Pulumi was killed here (stack dev, process {ended.pid}," in printed
     assert sorted(lock.stem for lock in locks.iterdir()) == ["alive", "elsewhere", "unreadable"]
+
+
+def test_a_state_is_read_though_pulumi_was_killed_while_it_wrote_it(user: User) -> None:
+    """It empties the file with the attributes of the state first, and reads neither while that is empty."""
+    clone = user.clone()
+    clone.pulumi("stack", "init", "dev")
+    (attributes,) = user.own.rglob("dev.json.attrs")
+    attributes.write_text("")
+    clone.pulumi("stack", "export")
 
 
 def test_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
