@@ -81,6 +81,17 @@ def lacking(entry: Mapping[str, Any], variables: Collection[str]) -> tuple[str, 
     return tuple(dict.fromkeys(name for name in named_variables(entry) if name not in variables))
 
 
+def check(text: str) -> None:
+    """Look for keys in the file of that text. Raises RunError for one that stands there in clear."""
+    for model in yaml.safe_load(text).get("model_list") or ():
+        if any(in_clear("", model)):
+            raise pulumi.RunError(
+                f"litellm/config.yaml: a key of {model['model_name']} stands there in clear, for all to read: take a "
+                "new one, name it os.environ/NAME, and set it as a secret of the stack config "
+                "(litellmEnvironment.NAME). Nothing was changed."
+            )
+
+
 def render(text: str, settings: Settings, *, demo_url: str, today: date | None = None) -> ModelList:
     """Render LiteLLM's config `text` for a stack.
 
@@ -90,13 +101,6 @@ def render(text: str, settings: Settings, *, demo_url: str, today: date | None =
     config: dict[str, Any] = litellm_settings.laid_over(
         yaml.safe_load(text), {key: getattr(settings, section) for key, section in litellm_settings.SECTIONS.items()}
     )
-    for model in config["model_list"]:
-        if any(in_clear("", model)):
-            raise pulumi.RunError(
-                f"litellm/config.yaml: a key of {model['model_name']} stands there in clear, for all to read: take a "
-                "new one, name it os.environ/NAME, and set it as a secret of the stack config "
-                "(litellmEnvironment.NAME)"
-            )
     variables = {*settings.variables, *key_variables(settings.models, settings.model_keys)}
     models: list[dict[str, Any]] = []
     left_out: list[LeftOut] = []

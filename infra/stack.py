@@ -44,7 +44,8 @@ DATA_NETWORK = "data"
 
 
 def check(settings: Settings) -> None:
-    """Look at the engine before anything is registered. Raises RunError, with what to do."""
+    """Look at the engine and the models before anything is registered. Raises RunError, with what to do."""
+    model_list.check(_read("litellm/config.yaml"))
     images = [settings.litellm_image, settings.haproxy_image]
     if settings.database_url is None:
         images.append(settings.postgres_image)
