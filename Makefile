@@ -6,6 +6,7 @@
 # make test-swarm   the stack on a Swarm of three machines (NAME=… for some)
 # make test-runbooks   each command of the runbooks is typed, in about ten minutes (NAME=… for some)
 # make test-clients   clients of other languages ask a stack (NAME=… for some)
+# make findings   whether the surprises in findings/ are still so (NAME=… for one)
 # make bench   measure everything side by side (ONLY=client, gateway, deploy or growth; RECORD=1 for the docs)
 # make push    fill the registry that a stack's config names (imageRegistry)
 # make retirements   renew litellm/retirements.yaml, when providers end their models, from LiteLLM's newest price list
@@ -20,7 +21,7 @@ PYTEST  = $(BIN)/pytest
 LANES   = -n 2 --dist loadgroup
 
 .PHONY: help up down purge push environment prepare check check-deploy integration drill bench test forget-coverage \
-        test-swarm swarm-at-rest swarm-under-load coverage ci test-runbooks test-clients docs locks retirements
+        test-swarm swarm-at-rest swarm-under-load coverage ci test-runbooks test-clients docs findings locks retirements
 help:
 	@sed -n 's/^# //p' Makefile
 
@@ -95,6 +96,9 @@ test-clients: prepare
 
 docs: environment
 	@$(BIN)/python -m toolchain.reference
+
+findings:
+	@./findings/run $(NAME)
 
 locks: environment
 	@PATH="$(BIN):$$PATH" $(BIN)/python -m toolchain.locks $(if $(UPGRADE),--upgrade)
