@@ -307,11 +307,9 @@ def test_lock_of_a_killed_run_goes(user: User) -> None:
 
 
 def test_a_state_is_read_though_pulumi_was_killed_while_it_wrote_it(user: User) -> None:
-    """It empties the file with the attributes of the state first, and reads neither while that is empty."""
     clone = user.clone()
     clone.pulumi("stack", "init", "dev")
-    (attributes,) = user.own.rglob("dev.json.attrs")
-    attributes.write_text("")
+    next(user.own.rglob("dev.json.attrs")).write_text("")
     clone.pulumi("stack", "export")
 
 
@@ -396,7 +394,6 @@ def test_pulumiw_runs_from_anywhere(tmp_path: Path) -> None:
 
 
 def test_lost_passphrase_names_the_way_out(tmp_path: Path) -> None:
-    """The error says which file is missing and what else may hold the passphrase."""
     (tmp_path / "state/.pulumi/stacks/project").mkdir(parents=True)
     (tmp_path / "state/.pulumi/stacks/project/dev.json").touch()
     with pytest.raises(SetupError, match="passphrase is missing"):
