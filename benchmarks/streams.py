@@ -96,7 +96,8 @@ class Kind:
             with Steps() as steps:
                 record = made.folder / ".images.yaml"
                 images.ensure(steps, made.engine, {"litellm": image}, stack="any", ask=None, record=record)
-        made.set(replicas=REPLICAS, drainSeconds=DRAIN_SECONDS, litellmImage=image, fastStreams=self.fast)
+        fast = str(self.fast).lower()
+        made.set(replicas=REPLICAS, drainSeconds=DRAIN_SECONDS, litellmImage=image, fastStreams=fast)
         for key, value in provided().items():
             made.set_path(f"models[0].{key}", value)
 
