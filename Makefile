@@ -7,7 +7,8 @@
 # make test-runbooks   each command of the runbooks is typed, in about ten minutes (NAME=… for some)
 # make test-clients   clients of other languages ask a stack (NAME=… for some)
 # make findings   whether the surprises in findings/ are still so (NAME=… for one)
-# make bench   measure everything side by side (ONLY=client, gateway, deploy or growth; RECORD=1 for the docs)
+# make bench   measure everything side by side (ONLY=client, gateway, streams, deploy or growth; NAME=… for some rows of
+#              streams or growth; RECORD=1 for the docs)
 # make push    fill the registry that a stack's config names (imageRegistry)
 # make retirements   renew litellm/retirements.yaml, when providers end their models, from LiteLLM's newest price list
 # make locks   lock the Python packages anew, after a change of pyproject.toml (UPGRADE=1 takes the newest)
@@ -62,7 +63,7 @@ drill: prepare
 	$(BIN)/pytest tests/drills $(if $(NAME),-k "$(NAME)")
 
 bench: prepare
-	@$(BIN)/python -m benchmarks $(if $(ONLY),--only $(ONLY)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(RECORD),--record)
+	@$(BIN)/python -m benchmarks $(if $(ONLY),--only $(ONLY)) $(if $(NAME),--name "$(NAME)") $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(RECORD),--record)
 
 test: PYTEST = $(BIN)/coverage run -m pytest
 test: forget-coverage check integration drill coverage

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import re
 import struct
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, cast
 
 import httpx2
@@ -87,13 +86,19 @@ def vector_of(given: list[float] | str) -> tuple[float, ...]:
     return tuple(map(float, given))
 
 
-@contextmanager
-def errors_translated(model: str) -> Iterator[None]:
+class errors_translated:  # noqa: N801 -- as contextlib's own; a class for the reason of app._deadline.until
     """Raise this module's errors for those of the HTTP client. Those may quote prompts and keys: so not as cause."""
-    try:
-        yield
-    except (httpx2.HTTPError, httpx2.StreamError, httpx2.InvalidURL) as error:
-        raise _translated(error, model, Settings.load().base_url) from None
+
+    __slots__ = ("_model",)
+
+    def __init__(self, model: str) -> None:
+        self._model = model
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
+        if isinstance(error, (httpx2.HTTPError, httpx2.StreamError, httpx2.InvalidURL)):
+            raise _translated(error, self._model, Settings.load().base_url) from None
 
 
 def _translated(error: Exception, model: str, url: str) -> LLMError:

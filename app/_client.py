@@ -102,7 +102,7 @@ class ChatCompletionStream(Stream):
         return self
 
     def __next__(self) -> str:
-        if text := _run(self.more()):
+        if text := self.at_hand() or _run(self.more()):
             return text
         raise StopIteration
 

@@ -196,6 +196,10 @@ class Stream:
                 if not isinstance(error, GeneratorExit):  # which lets nothing be waited for
                     yield from self.closed()
                 raise
+        return self.at_hand()
+
+    def at_hand(self) -> str:
+        """The next text if it has arrived; else an empty one."""
         return self._waiting.popleft() if self._waiting else ""
 
     def closed(self) -> Steps[None]:
@@ -238,7 +242,8 @@ class Stream:
             if error := chunk.get("error"):
                 raise by_answer(error, None, self.response.headers, model)
             self._completion_id = text_of(chunk.get("id")) or self._completion_id
-            self._usage = usage_of(chunk.get("usage")) or self._usage
+            if usage := chunk.get("usage"):
+                self._usage = usage_of(usage) or self._usage
             for choice in chunk["choices"]:
                 self._finish_reason = text_of(choice.get("finish_reason")) or self._finish_reason
                 if text := text_of(choice["delta"].get("content")):

@@ -16,6 +16,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from app._errors import NotConfiguredError
 
 ENVIRONMENT_FILE = ".env"
+FILE = Path(ENVIRONMENT_FILE)
 HINT = "set it in the environment or in .env, which `make up` writes"
 
 
@@ -64,9 +65,9 @@ class Settings(BaseSettings):
 
         Raises NotConfiguredError that names every problem and shows no value.
         """
-        return _load(tuple(map(os.environ.get, VARIABLES)), _changed(Path(ENVIRONMENT_FILE)), _folder())
+        return _load(tuple(map(os.environ.get, VARIABLES)), _changed(FILE), _folder())
 
-    @property
+    @functools.cached_property
     def base_url(self) -> str:
         """The address of the OpenAI API at the gateway."""
         return f"{str(self.litellm_url).rstrip('/')}/v1"
@@ -94,15 +95,15 @@ def _changed(path: Path) -> int | None:
         return None
 
 
-def _folder() -> Path | None:
+def _folder() -> str | None:
     try:
-        return Path.cwd()
+        return os.getcwd()  # noqa: PTH109 -- each request asks, and making a Path takes longer than all else here
     except FileNotFoundError:  # it is gone, and `.env` with it
         return None
 
 
 @functools.lru_cache(maxsize=1)
-def _load(_values: tuple[str | None, ...], _changed: int | None, _folder: Path | None) -> Settings:
+def _load(_values: tuple[str | None, ...], _changed: int | None, _folder: str | None) -> Settings:
     try:
         return Settings()
     except OSError as error:

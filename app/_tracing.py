@@ -5,7 +5,7 @@ Names and attributes are those of OpenTelemetry's conventions for generative AI.
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 trace: ModuleType | None
@@ -16,9 +16,12 @@ except ImportError:
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from contextlib import AbstractContextManager
     from types import ModuleType
 
     from app._types import ChatCompletionResult, Usage
+
+NOT_TRACED = nullcontext()
 
 
 class Span:
@@ -30,15 +33,21 @@ class Span:
         self._span = trace and trace.get_tracer("app").start_span(
             f"{operation} {model}", kind=trace.SpanKind.CLIENT, attributes=attributes
         )
+        if self._span is not None and not self._span.get_span_context().is_valid:
+            self._span = None  # the API alone, without an SDK
 
-    @contextmanager
-    def part(self) -> Iterator[None]:
+    def part(self) -> AbstractContextManager[None]:
         """Have what is traced inside belong to this span, which ends here only if this fails."""
         if trace is None or self._span is None:
-            yield
-            return
+            return NOT_TRACED
+        return self._ended_by_errors(
+            trace.use_span(self._span, record_exception=False, set_status_on_exception=False)
+        )
+
+    @contextmanager
+    def _ended_by_errors(self, current: AbstractContextManager[object]) -> Iterator[None]:
         try:
-            with trace.use_span(self._span, record_exception=False, set_status_on_exception=False):
+            with current:
                 yield
         except BaseException as error:
             self.end(error)

@@ -22,7 +22,7 @@ from app._types import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
     from typing import Self
     from uuid import UUID
 
@@ -107,7 +107,7 @@ class ChatCompletionStream(Stream):
         return self
 
     async def __anext__(self) -> str:
-        if text := await _run(self.more()):
+        if text := self.at_hand() or await _run(self.more()):
             return text
         raise StopAsyncIteration
 
@@ -139,10 +139,10 @@ class _Io(Io):
     async def read(self, response: httpx2.Response) -> bytes:
         return await response.aread()
 
-    async def piece(self, stream: Stream) -> bytes:
+    def piece(self, stream: Stream) -> Awaitable[bytes]:
         if stream.pieces is None:
             stream.pieces = stream.response.aiter_bytes()
-        return await anext(cast("AsyncIterator[bytes]", stream.pieces), b"")
+        return anext(cast("AsyncIterator[bytes]", stream.pieces), b"")
 
     async def close(self, response: httpx2.Response) -> None:
         await response.aclose()

@@ -1,7 +1,8 @@
 """`make bench`: measure everything side by side, print it, and keep it as JSON and charts. Reports; asserts no time.
 
-make bench                     all of it, within a quarter of an hour on two cores
-make bench ONLY=gateway        one of client, gateway, deploy, growth
+make bench                     all of it, within half an hour on two cores
+make bench ONLY=gateway        one of client, gateway, streams, deploy, growth
+make bench ONLY=streams NAME="lane on"    the rows whose name holds that; of growth models, replicas or migrations
 make bench RECORD=1            and have docs/benchmarks.md show what was measured
 make bench ROUNDS=5            more rounds, where figures spread
 """
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING
 import docker
 from rich.console import Console
 
-from benchmarks import client, deploy, document, gateway, growth
+from benchmarks import client, deploy, document, gateway, growth, streams
 from benchmarks.measure import Machine, Report
 from tests.stack_config import project_file
 from tests.stacks import image_of
@@ -33,15 +34,17 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from benchmarks.measure import Comparison
-    from toolchain.progress import Step
 
-BENCHMARKS: dict[str, tuple[Callable[[docker.DockerClient, int, Step], list[Comparison]], int]] = {
+BENCHMARKS: dict[str, tuple[Callable[..., list[Comparison]], int]] = {
     "client": (client.run, 2),
     "gateway": (gateway.run, 2),
+    "streams": (streams.run, 1),
     "deploy": (deploy.run, 2),
     "growth": (growth.run, 2),
 }
 """Each with its rounds: as many as the time for all of them allows."""
+WITH_NAMES = ("streams", "growth")
+"""Those whose parts can be measured by themselves."""
 NAMES = {"litellm": "LiteLLM", "postgres": "PostgreSQL", "haproxy": "HAProxy"}
 STAND_IN = " (built here)"
 """Of an image that stands in for the official one."""
@@ -64,8 +67,8 @@ def versions(engine: docker.DockerClient) -> dict[str, str]:
     }
 
 
-def measured(name: str, engine: docker.DockerClient, rounds: int | None, steps: Steps) -> Report:
-    """Run a benchmark; what its stacks print goes to a log."""
+def measured(name: str, engine: docker.DockerClient, rounds: int | None, steps: Steps, part: str | None) -> Report:
+    """Run a benchmark, or a part of it; what its stacks print goes to a log."""
     run, usual_rounds = BENCHMARKS[name]
     machine, started = Machine.this(), time.monotonic()
     log = document.RESULTS / f"{name}.log"
@@ -73,7 +76,7 @@ def measured(name: str, engine: docker.DockerClient, rounds: int | None, steps: 
     with log.open("w", encoding="utf-8") as printed, steps.step(f"benchmark of the {name}") as step:
         try:
             with contextlib.redirect_stdout(printed):
-                comparisons = run(engine, rounds or usual_rounds, step)
+                comparisons = run(engine, rounds or usual_rounds, step, *([part] if part else []))
         except Exception:
             steps.console.print(f"What its stacks printed is in {log}", markup=False)
             raise
@@ -84,7 +87,7 @@ def measured(name: str, engine: docker.DockerClient, rounds: int | None, steps: 
         rounds=rounds or usual_rounds,
         machine=machine,
         versions=versions(engine),
-        comparisons=tuple(comparisons),
+        comparisons=tuple(each for each in comparisons if each.values),
     )
 
 
@@ -94,18 +97,21 @@ def main() -> None:
         prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--only", choices=BENCHMARKS, help="one of them")
+    parser.add_argument("--name", help=f"the parts of {' or '.join(WITH_NAMES)} whose name holds this")
     parser.add_argument("--rounds", type=int, help="how many rounds, in place of each one's own number")
     parser.add_argument("--record", action="store_true", help="have the documents show the figures")
     arguments = parser.parse_args()
     if arguments.rounds is not None and arguments.rounds < 1:
         parser.error("there must be at least one round")
+    if arguments.name and (arguments.only not in WITH_NAMES or arguments.record):
+        parser.error(f"a name is for --only {' or '.join(WITH_NAMES)}, and a part is not recorded")
     console = Console(width=None if sys.stdout.isatty() else WIDTH)
     engine = docker.from_env()
     with Steps() as steps:
         path = f"{tools.ensure(steps)}:{Path(sys.executable).parent}:{os.environ['PATH']}"
         os.environ["PATH"] = path
         for name in [arguments.only] if arguments.only else BENCHMARKS:
-            report = measured(name, engine, arguments.rounds, steps)
+            report = measured(name, engine, arguments.rounds, steps, arguments.name)
             document.write(report, document.RESULTS)
             document.show(console, report)
             if arguments.record:

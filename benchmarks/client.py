@@ -45,6 +45,8 @@ PROGRAM_STARTS = 3
 
 KEY = "sk-of-a-stub"
 CHAT, EMBEDDING, FIRST_TOKEN = "chat completion", "embedding", "first token of a stream"
+STREAM_CPU = "CPU time of a stream"
+"""The whole of it, in this process: what a first token waits for is the pool of connections, more than the client."""
 BARE, ONE, EACH = "httpx2, one pool", "OpenAI, one client", "OpenAI, a client a call"
 FOR_ORG = "chat_completion_for_org"
 START = "start of a program"
@@ -171,40 +173,53 @@ async def async_calls(url: str, organization: UUID) -> AsyncIterator[AsyncCalls]
         await aio.close()
 
 
-def milliseconds(quantity: str, seconds: float, results: list[object]) -> float:
-    """What a round comes to: of first tokens the median, of all else the time that passed for each call."""
+def now() -> tuple[float, float]:
+    """The time, and the CPU time that this process has used; in seconds."""
+    return time.perf_counter(), time.process_time()
+
+
+def add(  # noqa: PLR0913 -- all by name
+    readings: Readings,
+    mode: str,
+    kind: tuple[str, str],
+    concurrent: int,
+    *,
+    results: list[object],
+    started: tuple[float, float],
+) -> None:
+    """Note what a round came to: the time that passed for each call, or of a stream the median first token."""
+    quantity, contender = kind
+    passed, used = (1000 * (after - before) for after, before in zip(now(), started, strict=True))
+    value = passed / len(results)
     if quantity == FIRST_TOKEN:
-        return 1000 * percentile((value for value in results if isinstance(value, float)), 50)
-    return 1000 * seconds / len(results)
+        value = 1000 * percentile((took for took in results if isinstance(took, float)), 50)
+        readings.add(f"{STREAM_CPU}, {mode}", contender, concurrent, used / len(results))
+    readings.add(f"{quantity}, {mode}", contender, concurrent, value)
 
 
 def run_sync(calls: Calls, concurrent: int, readings: Readings, kind: tuple[str, str]) -> None:
     """One round of one kind, by threads."""
-    quantity, contender = kind
     with ThreadPoolExecutor(concurrent) as threads:
         for measured in (False, True):  # the first time connects
-            started = time.perf_counter()
+            started = now()
             results = list(threads.map(lambda _: calls[kind](), range(max(LEAST_CALLS, concurrent))))
             if measured:
-                value = milliseconds(quantity, time.perf_counter() - started, results)
-                readings.add(f"{quantity}, sync", contender, concurrent, value)
+                add(readings, "sync", kind, concurrent, results=results, started=started)
 
 
 async def run_async(calls: AsyncCalls, concurrent: int, readings: Readings, kind: tuple[str, str]) -> None:
     """One round of one kind, by tasks."""
-    quantity, contender = kind
     share = max(LEAST_CALLS, concurrent) // concurrent
 
     async def one_after_another() -> list[object]:
         return [await calls[kind]() for _ in range(share)]
 
     for measured in (False, True):
-        started = time.perf_counter()
+        started = now()
         shares = await asyncio.gather(*(one_after_another() for _ in range(concurrent)))
         results = list(itertools.chain.from_iterable(shares))
         if measured:
-            value = milliseconds(quantity, time.perf_counter() - started, results)
-            readings.add(f"{quantity}, async", contender, concurrent, value)
+            add(readings, "async", kind, concurrent, results=results, started=started)
 
 
 def run_starts(readings: Readings) -> None:
@@ -270,7 +285,9 @@ def run(engine: docker.DockerClient, rounds: int, step: Step) -> list[Comparison
                 baseline=BARE,
                 chart="lines" if quantity == CHAT else None,
             )
-            for quantity, mode in ((q, m) for q in (CHAT, FIRST_TOKEN, EMBEDDING) for m in ("sync", "async"))
+            for quantity, mode in (
+                (q, m) for q in (CHAT, FIRST_TOKEN, STREAM_CPU, EMBEDDING) for m in ("sync", "async")
+            )
         ),
         readings.comparison(START, unit="ms", points="", baseline="python, nothing"),
     ]

@@ -70,6 +70,7 @@ def container(  # noqa: PLR0913 -- all by name
         for path, content in (files or {}).items():
             Deployment.put(made, path, content, mode=0o644)
         made.start()
+        made.reload()
         yield made
     finally:
         ContainerMeter(made).resume()  # a paused one would not hear that it is to end
@@ -135,6 +136,12 @@ def new_database(server_url: str) -> str:
     with psycopg.connect(server_url, autocommit=True) as connection:
         connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
     return f"{server_url.rpartition('/')[0]}/{name}"
+
+
+def address(of: Container, on: Network | None = None) -> str:
+    """The address of a container in a network; in the only one that it has, if none is named."""
+    networks = of.attrs["NetworkSettings"]["Networks"]
+    return str((networks[on.name] if on else next(iter(networks.values())))["IPAddress"])
 
 
 class Meter(Protocol):

@@ -22,7 +22,7 @@ from tests.load import MESSAGES, Load
 from tests.stacks import Deployment
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     import docker
 
@@ -120,12 +120,12 @@ class Composed:
         self._compose.down()
 
 
-def with_model(config: str) -> str:
+def with_model(config: str, model: Mapping[str, str] = MODEL) -> str:
     """A rendered config with one model more."""
     changed = yaml.safe_load(config)
-    parameters = {"model": MODEL["model"], "api_base": MODEL["apiBase"], "api_key": model_list.NO_KEY}
+    parameters = {"model": model["model"], "api_base": model["apiBase"], "api_key": model_list.NO_KEY}
     prices = {"input_cost_per_token": 0.0, "output_cost_per_token": 0.0}
-    changed["model_list"].append({"model_name": MODEL["name"], "litellm_params": {**parameters, **prices}})
+    changed["model_list"].append({"model_name": model["name"], "litellm_params": {**parameters, **prices}})
     return yaml.safe_dump(changed, sort_keys=False)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from benchmarks.caller import Target, load, settle, side_by_side
-from benchmarks.containers import ContainerMeter, Meter, ProcessMeter, demo_provider, network
+from benchmarks.containers import ContainerMeter, Meter, ProcessMeter, address, demo_provider, network
 from benchmarks.measure import Readings, alternating, percentile
 from benchmarks.peer import VERSION, NotToBeHadError, portkey
 from benchmarks.plan import plan
@@ -43,7 +43,8 @@ PAIRS = 150
 DRAIN_SECONDS = 5
 
 BODY: dict[str, object] = {"model": "gpt-4o", "messages": MESSAGES}
-MODES = {"plain": BODY, "streamed": {**BODY, "stream": True}}
+MODES = {"plain": BODY, "streamed at once": {**BODY, "stream": True}}
+"""The demo provider sends the ten chunks of a stream at once; benchmarks/streams.py has a provider with a pace."""
 PLAN, PEER = "the plan", f"Portkey {VERSION}"
 RATE, P50, P99, CPU, FAILED, CALLERS = (
     "requests answered",
@@ -152,19 +153,14 @@ def read(  # noqa: PLR0913 -- all by name
 
 def ways_in(made: Deployment) -> dict[str, Target]:
     """The ways to a stack's only replica: to itself, and through the edge."""
-
-    def address(part: str) -> str:
-        networks = made.container(part).attrs["NetworkSettings"]["Networks"]
-        return str(next(iter(networks.values()))["IPAddress"])
-
     published = of_stack(made, 1).target
     return {
         DIRECT: replace(
             published,
-            url=f"http://{address('litellm')}:{gateway.PORT}",
+            url=f"http://{address(made.container('litellm'))}:{gateway.PORT}",
             headers={"authorization": f"Bearer {made.secret('master-key')}"},
         ),
-        THROUGH: replace(published, url=f"http://{address('edge')}:{edge.PORT}"),
+        THROUGH: replace(published, url=f"http://{address(made.container('edge'))}:{edge.PORT}"),
         PUBLISHED: published,
     }
 
@@ -208,7 +204,9 @@ def run(engine: docker.DockerClient, rounds: int, step: Step) -> list[Comparison
             ),
         )
         try:
-            pid, target = until_the_end.enter_context(portkey(BODY, provider_port=provider_port))
+            pid, target = until_the_end.enter_context(
+                portkey(BODY, provider_url=f"http://{LOOPBACK}:{provider_port}/v1")
+            )
         except NotToBeHadError as error:
             readings.leave_out(PEER, str(error))
         else:

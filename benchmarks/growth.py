@@ -104,8 +104,11 @@ def set_migrations(made: Deployment, server_url: str, count: int) -> None:
     made.set_path("databaseUrl", new_database(server_url), secret=True)
 
 
-def run(engine: docker.DockerClient, rounds: int, step: Step) -> list[Comparison]:
-    """Grow one stack in one way after another, each time from its base; replicas in one round only."""
+def run(engine: docker.DockerClient, rounds: int, step: Step, name: str = "") -> list[Comparison]:
+    """Grow one stack in one way after another, each time from its base; replicas in one round only.
+
+    In those ways only whose name holds `name`.
+    """
     readings = Readings()
     with (
         database_server(engine) as server,
@@ -117,7 +120,7 @@ def run(engine: docker.DockerClient, rounds: int, step: Step) -> list[Comparison
             Way("replicas", REPLICAS, BASE_REPLICAS, 1, lambda count: made.set(replicas=count)),
             Way("migrations", MIGRATIONS, 1, rounds, lambda count: set_migrations(made, server, count)),
         )
-        for way in ways:
+        for way in [each for each in ways if name in each.what]:
             way.bring_to(way.base)
             step.note(f"{way.base} {way.what}, to begin with")
             made.up()

@@ -8,6 +8,7 @@ import subprocess
 import tempfile
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from benchmarks.caller import Target, settle
 from infra.workload import LOOPBACK
@@ -54,8 +55,8 @@ def _installed() -> Path:
 
 
 @contextmanager
-def portkey(body: Mapping[str, object], *, provider_port: int) -> Iterator[tuple[int, Target]]:
-    """Portkey's gateway before an OpenAI-like provider on loopback: its process, and where it is asked.
+def portkey(body: Mapping[str, object], *, provider_url: str) -> Iterator[tuple[int, Target]]:
+    """Portkey's gateway before an OpenAI-like provider: its process, and where it is asked.
 
     Raises NotToBeHadError when it cannot be installed or does not answer.
     """
@@ -65,14 +66,19 @@ def portkey(body: Mapping[str, object], *, provider_port: int) -> Iterator[tuple
         headers={
             "authorization": "Bearer none",
             "x-portkey-provider": "openai",
-            "x-portkey-custom-host": f"http://{LOOPBACK}:{provider_port}/v1",
+            "x-portkey-custom-host": provider_url,
         },
         body=body,
     )
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
             ["node", str(program), "--headless", f"--port={port}"],
-            env={**os.environ, "NODE_ENV": "production"},
+            # Of the addresses in a private network it asks none but those that it is told of.
+            env={
+                **os.environ,
+                "NODE_ENV": "production",
+                "TRUSTED_CUSTOM_HOSTS": str(urlsplit(provider_url).hostname),
+            },
             stdout=log,
             stderr=log,
         )

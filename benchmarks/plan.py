@@ -59,8 +59,8 @@ class Plan:
 
 
 @contextmanager
-def plan(engine: docker.DockerClient, on: Network) -> Iterator[Plan]:
-    """The plan's LiteLLM in a network with a demo provider."""
+def plan(engine: docker.DockerClient, on: Network, config: str | None = None) -> Iterator[Plan]:
+    """The plan's LiteLLM in a network with a provider: the demo provider, unless its `config` names another."""
     port, key = free_port(), new_key()
     with container(
         engine,
@@ -69,7 +69,7 @@ def plan(engine: docker.DockerClient, on: Network) -> Iterator[Plan]:
         name="litellm",
         command=COMMAND,
         environment={**gateway.ENVIRONMENT, "LITELLM_MASTER_KEY": key},
-        files={CONFIG: rendered_config()},
+        files={CONFIG: config or rendered_config()},
         port=gateway.PORT,
         published=port,
     ) as made:

@@ -15,7 +15,7 @@ from rich.console import Console
 
 import app
 from app import migrations
-from benchmarks import client, deploy, gateway, growth
+from benchmarks import client, deploy, gateway, growth, pace, streams
 from benchmarks.caller import Target
 from benchmarks.containers import ProcessMeter
 from benchmarks.deploy import MODEL, with_model
@@ -68,6 +68,51 @@ def test_without_docker_compose_it_says_how_to_get_it(tmp_path: Path, monkeypatc
     monkeypatch.setattr(shutil, "which", lambda _: None)
     with pytest.raises(NotToBeHadError, match="apt-get install --no-install-recommends docker-compose"):
         Compose(tmp_path)
+
+
+def test_the_figures_of_streams_are_those_that_callers_saw() -> None:
+    """Of CPU time for each chunk that arrived; what was given up counts with the time that it was waited for."""
+    seen = pace.Seen(
+        first=[0.25, 45.0],
+        gaps=[0.5, 1.0],
+        refused=[],
+        failures=["given up"],
+        chunks=4,
+        streams=2,
+        seconds=45,
+        cpu_seconds=1,
+    )
+    assert streams.read(seen, cpu=0.5, own=2) == {
+        streams.FIRST50: 250,
+        streams.FIRST99: 45_000,
+        streams.GAP50: 500,
+        streams.GAP99: 1000,
+        streams.LONGEST: 1000,
+        streams.CPU: 125_000,
+        streams.OWN: 500_000,
+        streams.FAILED: 1,
+    }
+
+
+def test_some_rows_of_the_streams_are_chosen_by_their_names() -> None:
+    """A name that is nobody's is refused with all there are, before anything is brought up."""
+    assert streams.named("") == [*streams.NAMES, streams.HOLDING]
+    assert streams.named("lane on") == [kind.name for kind in streams.KINDS if kind.fast] + [streams.HOLDING]
+    with pytest.raises(ValueError, match="'nobody' in its name: the plan; this stack, LiteLLM"):
+        streams.named("nobody")
+
+
+def test_streams_that_were_all_refused_have_no_times() -> None:
+    seen = pace.Seen(
+        first=[], gaps=[], refused=[0.1], failures=["502"] * 7, chunks=0, streams=8, seconds=1, cpu_seconds=1
+    )
+    assert streams.read(seen, cpu=1, own=1) == {streams.FAILED: 8}
+
+
+def test_the_plan_can_serve_the_model_that_has_a_pace() -> None:
+    config = yaml.safe_load(with_model(rendered_config(), streams.provided()))
+    added = config["model_list"][-1]
+    assert (added["model_name"], added["litellm_params"]["api_base"]) == (pace.MODEL, f"{pace.PROVIDER}/v1")
 
 
 @pytest.mark.parametrize("count", growth.MODELS)
