@@ -10,18 +10,15 @@ import subprocess
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import docker
 import pytest
-from openai import OpenAI
 
-from infra.placement.engine import LABEL
 from tests.certificates import certify
 from tests.engines import needs_an_engine_of_its_own
 from tests.packages import unpacked
-from tests.runbooks import runbook
-from tests.stacks import Deployment, deployed, image_of
+from tests.stacks import Deployment, image_of
 from tests.swarm.cluster import DIES_WITH_THIS_THREAD, NETWORK, Node, cluster, until
 from toolchain.__main__ import IMAGE_SETTINGS
 from toolchain.engine import CERTIFICATE_FILES, DEFAULT_HOST
@@ -153,30 +150,6 @@ def test_a_stack_on_another_machine(
         assert made.leftovers() == []
     finally:
         made.remove()
-
-
-def test_a_stack_moves_to_another_machine(machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the runbook: the same key and the same rows on another engine, and the old stack as it was."""
-    monkeypatch.setenv("DOCKER_CERT_PATH", str(machine.folder / "certificates"))
-    variables = {"NEW_HOST": BY_TLS, "ADDRESS": ADDRESS, "BACKUP": str(tmp_path / "saved.dump")}
-    with deployed(tmp_path, lambda made: made.set(allowPlainHttp="true", replicas=1)) as made:
-        there = machine.node.client
-        with made.database() as connection:
-            connection.execute("INSERT INTO organizations (name) VALUES ('moved')")
-        new = f"{made.name}-new"
-        of_new: dict[str, Any] = {"label": f"{LABEL}.stack={new}"}
-        with runbook("another-machine", made, NEW_STACK=new, **variables) as book:
-            book.run("make up")
-            book.run("llmctl backup")
-            assert "moved" in book.run("llmctl org list")
-            url = book.type('./pulumiw stack output --stack "$NEW_STACK" litellmUrl')[1].strip()
-            assert url.startswith(f"http://{ADDRESS}:")
-            with OpenAI(base_url=url, api_key=made.outputs["litellmApiKey"]) as client:
-                assert client.models.list().data
-            book.run("destroy")
-        assert there.containers.list(all=True, filters=of_new) == []
-        assert there.volumes.list(filters=of_new) == []
-        made.up(expect_no_changes=True)
 
 
 @pytest.fixture(scope="module")

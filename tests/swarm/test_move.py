@@ -1,10 +1,11 @@
-"""A stack that outgrows its host: it moves to the Swarm, and back, by the commands of the runbook."""
+"""A stack that leaves its host: for the Swarm and back, and for another machine, by the commands of the runbooks."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from openai import OpenAI
 
 from infra.images import in_registry
 from infra.placement.engine import LABEL
@@ -18,7 +19,7 @@ from toolchain.__main__ import IMAGE_SETTINGS
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.swarm.cluster import Cluster
+    from tests.swarm.cluster import Cluster, Node
 
 pytestmark = [needs_an_engine_of_its_own, pytest.mark.timeout(1200)]
 
@@ -27,6 +28,11 @@ def place_on_one_host(swarm: Cluster, made: Deployment) -> None:
     """Have all of a stack on the first node, as if it were in no Swarm."""
     made.set(bindAddress=swarm.nodes[0].address, allowPlainHttp="true")
     made.set(encryptNetworks=str(can_encrypt(swarm.nodes[0])).lower())  # of a Swarm's networks only
+
+
+def have_images(swarm: Cluster, node: Node) -> None:
+    for image in map(image_of, IMAGE_SETTINGS):
+        node.client.images.pull(in_registry(image, swarm.registry)).tag(image)
 
 
 def names(deployment: Deployment) -> list[str]:
@@ -48,8 +54,7 @@ def ask(deployment: Deployment) -> str | None:
 def test_a_stack_moves_to_a_swarm_and_back_with_its_data(swarm: Cluster, tmp_path: Path) -> None:
     """One `up` each; what ran before is gone, and never do two Postgres servers have the volume."""
     engine = swarm.nodes[0].client
-    for image in map(image_of, IMAGE_SETTINGS):
-        engine.images.pull(in_registry(image, swarm.registry)).tag(image)
+    have_images(swarm, swarm.nodes[0])
     with deployed(tmp_path, lambda made: place_on_one_host(swarm, made), host=swarm.nodes[0].host) as made:
         label: dict[str, Any] = {"label": f"{LABEL}.stack={made.name}"}
         key = made.outputs["litellmApiKey"]
@@ -89,3 +94,28 @@ def test_a_stack_moves_to_a_swarm_and_back_with_its_data(swarm: Cluster, tmp_pat
         }
         made.up(expect_no_changes=True)
         made.refresh(expect_no_changes=True)
+
+
+def test_a_stack_moves_to_another_machine(swarm: Cluster, tmp_path: Path) -> None:
+    """The same key and the same rows on another engine; the stack on the first one goes on."""
+    here, there = swarm.nodes[:2]
+    have_images(swarm, here)
+    have_images(swarm, there)
+    with deployed(tmp_path, lambda made: place_on_one_host(swarm, made), host=here.host) as made:
+        add(made, "moved")
+        new = f"{made.name}-new"
+        variables = {"NEW_HOST": there.host, "ADDRESS": there.address, "BACKUP": str(tmp_path / "saved.dump")}
+        with runbook("another-machine", made, NEW_STACK=new, **variables) as book:
+            book.run("make up")
+            book.run("llmctl backup")
+            assert "moved" in book.run("llmctl org list")
+            url = book.type('./pulumiw stack output --stack "$NEW_STACK" litellmUrl')[1].strip()
+            assert url.startswith(f"http://{there.address}:")
+            with OpenAI(base_url=f"{url}/v1", api_key=made.outputs["litellmApiKey"]) as client:
+                assert client.models.list().data
+            book.run("destroy")
+        of_new: dict[str, Any] = {"label": f"{LABEL}.stack={new}"}
+        assert there.client.containers.list(all=True, filters=of_new) == []
+        assert there.client.volumes.list(filters=of_new) == []
+        assert ask(made)
+        made.up(expect_no_changes=True)
