@@ -106,7 +106,7 @@ def test_a_stack_moves_to_another_machine(swarm: Cluster, tmp_path: Path) -> Non
         new = f"{made.name}-new"
         variables = {"NEW_HOST": there.host, "ADDRESS": there.address, "BACKUP": str(tmp_path / "saved.dump")}
         with runbook("another-machine", made, NEW_STACK=new, **variables) as book:
-            book.run("make up")
+            book.run("up --stack")
             book.run("llmctl backup")
             assert "moved" in book.run("llmctl org list")
             url = book.type('./pulumiw stack output --stack "$NEW_STACK" litellmUrl')[1].strip()
