@@ -104,8 +104,9 @@ def test_a_stack_moves_to_another_machine(swarm: Cluster, tmp_path: Path) -> Non
     with deployed(tmp_path, lambda made: place_on_one_host(swarm, made), host=here.host) as made:
         add(made, "moved")
         new = f"{made.name}-new"
-        variables = {"NEW_HOST": there.host, "ADDRESS": there.address, "BACKUP": str(tmp_path / "saved.dump")}
-        with runbook("another-machine", made, NEW_STACK=new, **variables) as book:
+        hosts = {"OLD_HOST": here.host, "NEW_HOST": there.host, "ADDRESS": there.address}
+        backup = str(tmp_path / "saved.dump")
+        with runbook("another-machine", made, NEW_STACK=new, BACKUP=backup, **hosts) as book:
             book.run("up --stack")
             book.run("llmctl backup")
             assert "moved" in book.run("llmctl org list")
