@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 from contextlib import contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
@@ -43,6 +44,12 @@ ATTRIBUTES = ".attrs"
 def own_folder() -> Path:
     """The user's folder for the state and the passphrase, where no setting names another place."""
     return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state").absolute() / "llm-infrastructure"
+
+
+def state_folder(backend: str) -> Path | None:
+    """Where Pulumi keeps the state, by the URL of its backend; None where that is no folder."""
+    url = urlsplit(backend)
+    return Path(unquote(url.path)) / ".pulumi" if url.scheme == "file" else None
 
 
 def environment(tools: Path) -> dict[str, str]:
@@ -169,14 +176,9 @@ def _remove_leftovers_of_the_dead(backend: str) -> bool:
     it keeps one with its attributes, which it can do without. It empties that before it writes it, and where it was
     killed in between it can read the stack no more: "failed to load checkpoint: EOF".
     """
-    url = urlsplit(backend)
-    if url.scheme != "file":
+    state = state_folder(backend)
+    if state is None:
         return False
-    state = Path(unquote(url.path)) / ".pulumi"
-    for path in state.rglob(f"*{ATTRIBUTES}"):
-        with suppress(OSError):
-            if path.stat().st_size == 0:
-                path.unlink()
     found = False
     for path in (state / "locks").rglob("*.json"):
         with suppress(OSError, ValueError, KeyError):
@@ -191,6 +193,12 @@ def _remove_leftovers_of_the_dead(backend: str) -> bool:
                     "finishes what it had begun: run it before a `destroy` too.",
                     file=sys.stderr,
                 )
+    # The history grows with each `up`, so it is only gone through after a killed one.
+    places = [state.rglob] if found else [state.glob, (state / "stacks").rglob]
+    for path in chain.from_iterable(place(f"*{ATTRIBUTES}") for place in places):
+        with suppress(OSError):
+            if path.stat().st_size == 0:
+                path.unlink()
     return found
 
 

@@ -9,13 +9,12 @@ import subprocess
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote, urlsplit
 
 import docker
 
 from toolchain import engine, environment_file, image_record, machine
 from toolchain.progress import SetupError
-from toolchain.pulumi import own_folder
+from toolchain.pulumi import own_folder, state_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -127,10 +126,9 @@ def _forget_outputs(state: dict[str, Any]) -> None:
 
 def _remove_history(project: str, stack: str) -> None:
     """Remove what Pulumi keeps in a folder of a stack that it has removed: each state there was."""
-    url = urlsplit(os.environ.get("PULUMI_BACKEND_URL") or (own_folder() / "state").as_uri())
-    if url.scheme != "file":
+    folder = state_folder(os.environ.get("PULUMI_BACKEND_URL") or (own_folder() / "state").as_uri())
+    if folder is None:
         return
-    folder = Path(unquote(url.path)) / ".pulumi"
     for kept in ("backups", "history", "locks/organization"):
         shutil.rmtree(folder / kept / project / stack, ignore_errors=True)
     for file in (folder / "stacks" / project).glob(f"{stack}.json*"):
