@@ -98,9 +98,11 @@ def render(text: str, settings: Settings, *, demo_url: str, today: date | None =
                 "(litellmEnvironment.NAME)"
             )
     variables = {*settings.variables, *key_variables(settings.models, settings.model_keys)}
+    release = providers.load().release(settings.litellm_image)
     models: list[dict[str, Any]] = []
     left_out: list[LeftOut] = []
-    for entry in entries(config, settings.models, settings.model_keys):
+    for listed in entries(config, settings.models, settings.model_keys):
+        entry = _told_to(release, listed)
         missing = lacking(entry, variables)
         provider = providers.load().of(entry["litellm_params"]["model"])
         if not missing:
@@ -120,7 +122,7 @@ def render(text: str, settings: Settings, *, demo_url: str, today: date | None =
         config=yaml.safe_dump(config, sort_keys=False),
         served=tuple(dict.fromkeys((*names, *(alias for alias, name in aliases.items() if name in names)))),
         left_out=tuple(left_out),
-        endings={model["model_name"]: _told(model.get("model_info", {})) for model in reversed(served)},
+        endings={model["model_name"]: _of_its_end(model.get("model_info", {})) for model in reversed(served)},
         ending=ending,
         request_timeout=(config.get("litellm_settings") or {}).get("request_timeout", REQUEST_TIMEOUT_SECONDS),
     )
@@ -150,11 +152,22 @@ def _with_key(entry: dict[str, Any]) -> dict[str, Any]:
     """
     parameters = entry["litellm_params"]
     provider = providers.load().of(parameters["model"])
+    if provider.placeholder and "api_key" not in parameters:
+        return {**entry, "litellm_params": {**parameters, "api_key": NO_KEY}}
     if provider.key is None or parameters.keys() & {"api_key", *provider.key_or}:
         return entry
     to_provider = "api_base" not in parameters or provider.own_address
     key = REFERENCE + provider.key if to_provider else NO_KEY
     return {**entry, "litellm_params": {**parameters, "api_key": key}}
+
+
+def _told_to(release: providers.Release, entry: dict[str, Any]) -> dict[str, Any]:
+    """An entry with what a release of LiteLLM must be told of its provider."""
+    for part, below in providers.load().of(entry["litellm_params"]["model"]).told.get(release.version, {}).items():
+        given = entry.get(part, {})
+        lists = {name: [*each, *given.get(name, ())] for name, each in below.items() if isinstance(each, list)}
+        entry = {**entry, part: {**below, **given, **lists}}
+    return entry
 
 
 def _without_ended(
@@ -175,5 +188,5 @@ def _without_ended(
     return served, tuple(ending)
 
 
-def _told(info: Mapping[str, str]) -> dict[str, str]:
+def _of_its_end(info: Mapping[str, str]) -> dict[str, str]:
     return {name: info[name] for name in retirements.INFO if name in info}

@@ -49,7 +49,15 @@ class Provider:
     """For a server of the team's own: a URL as example."""
     demo: str | None = None
     """The path under which the demo provider speaks its protocol; None where it does not."""
+    placeholder: bool = False
+    """Whether LiteLLM asks it with a key only, though it may want none."""
+    told: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Parts of a model's entry that a release of LiteLLM must be told, by release."""
     example: str = "MODEL"
+    embedding: str | None = None
+    """A model for vectors, as provider/model."""
+    otherwise: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """By release, which columns of the page's table do not hold, and what to do."""
     page: str = ""
     package: str | None = None
     """What a LiteLLM image must have for it, beside LiteLLM."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 
+import bedrock
 import deployments
 import fetching
 import guard
@@ -15,6 +16,7 @@ import streams
 from litellm.proxy.proxy_cli import run_server
 
 if __name__ == "__main__":
+    bedrock.install()
     deployments.install()
     fetching.install()
     streams.install(enabled=os.environ.get("LLM_GATEWAY_FAST_STREAMS") == "true")

@@ -63,6 +63,23 @@ Keys are variables of `litellmEnvironment`, and entries name them `os.environ/NA
 is refused. Files, as a service account's, are `litellmFiles`, and entries find them in `{FILES}`. Both are
 files in the replicas alone, and a change replaces the replicas in waves, without interruption.
 """
+PROVEN = """
+## What was tried of each
+
+Each provider was asked for a completion, a stream, a call of a function (whole and as a stream), a vector, and for
+what it says of a mistake (400), a refused key (401) and too many requests (429), before a server that speaks its
+protocol as its documents have it, by LiteLLM {releases}. "yes" is that the caller got what the provider said, with
+its status. "key" is that every request went to the provider's own host with the provider's key, and no key to anybody
+else: for Bedrock the signature was verified, for Vertex AI the exchange of the service account's signature for a
+token. "-" is that the provider has no vectors; a number is that of a note on what one release does otherwise.
+
+{table}
+
+{notes}
+
+The real providers were not asked.
+"""
+COLUMNS = ("chat", "stream", "tools", "embedding", "error", "key")
 AFTER = """
 ## Call it from the OpenAI SDK
 
@@ -135,6 +152,7 @@ def page() -> str:
     parts = [ABOUT]
     for prefix, provider in listed():
         parts.append(_section(prefix, provider))
+    parts.append(_proven())
     shown = {name: table.callbacks[name] for name in ("langfuse", "otel", "datadog")}
     parts.append(
         AFTER.format(
@@ -144,6 +162,30 @@ def page() -> str:
         )
     )
     return "\n\n".join(part.strip("\n") for part in parts) + "\n"
+
+
+def _proven() -> str:
+    """What of each provider was seen to work, and with which release it does not."""
+    releases = [it.version for it in providers.load().releases]
+    rows = [f"| provider | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 1) + "|"]
+    notes: list[str] = []
+    for _, provider in listed():
+        cells = []
+        for column in COLUMNS:
+            cell = "yes" if column != "embedding" or provider.embedding else "-"
+            for version in releases:
+                if sentence := provider.otherwise.get(version, {}).get(column):
+                    notes.append(f"{len(notes) + 1}. {provider.title}, {column}, LiteLLM {version}: {sentence}.")
+                    cell += f" ({len(notes)})"
+            cells.append(cell)
+        rows.append(f"| {provider.title} | {' | '.join(cells)} |")
+    return PROVEN.format(
+        releases=" and ".join(releases),
+        table="\n".join(rows),
+        notes="\n".join(
+            textwrap.fill(each, WIDTH, subsequent_indent="   ", break_on_hyphens=False) for each in notes
+        ),
+    )
 
 
 def listed() -> Iterator[tuple[str, Provider]]:

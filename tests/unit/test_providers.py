@@ -17,6 +17,8 @@ from tests.stack_config import PROJECT, raw_config
 from toolchain import providers as page
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from infra.providers import Provider
 
 ASKED_OF = {
@@ -149,10 +151,12 @@ def test_what_the_file_says_of_providers_and_callbacks_is_of_those_that_litellm_
 
 def test_a_package_that_the_image_built_here_lacks_is_named() -> None:
     """With what needs it; of an image that is built by nobody here nothing is said."""
-    models = [{"model_name": name, "litellm_params": {"model": f"{name}/x"}} for name in ("bedrock", "groq")]
+    models = [
+        {"model_name": name, "litellm_params": {"model": f"{name}/x"}} for name in ("bedrock", "vertex_ai", "groq")
+    ]
     config = {"model_list": models, "litellm_settings": {"success_callback": ["langfuse"], "cache": True}}
     of = "ghcr.io/berriai/litellm:"
-    assert providers.lacking(f"{of}main-v1.55.0", config) == {"bedrock": "boto3", "langfuse": "langfuse"}
+    assert providers.lacking(f"{of}main-v1.55.0", config) == {"langfuse": "langfuse"}
     assert providers.lacking(f"{of}v1.106.12", config) == {"langfuse": "langfuse"}
     assert providers.lacking(f"{of}v1.84.3", config) == {}
     assert providers.lacking("registry.example/litellm@sha256:" + "0" * 64, config) == {}
@@ -172,3 +176,36 @@ def test_of_a_release_that_was_not_run_here_nothing_is_refused_that_it_may_take(
     """One between two may take what the newer one does; of a newer one, or one without a tag, that is not known."""
     release = providers.load().release(image)
     assert ("more" if release.takes_more else release.version) == version
+
+
+def test_what_a_release_must_be_told_of_a_provider_is_told_to_that_release(
+    settings: Callable[..., Settings],
+) -> None:
+    """What the entry has itself stays: a list is added to, all else is the entry's."""
+    own = {"model": "groq/openai/gpt-oss-120b", "additional_drop_params": ["user"]}
+    mine = [
+        {"model_name": "groq", "litellm_params": own},
+        {"model_name": "together", "litellm_params": {"model": "together_ai/x"}, "model_info": {"mode": "chat"}},
+        {"model_name": "vllm", "litellm_params": {"model": "hosted_vllm/x", "api_base": "http://gpu:8000/v1"}},
+    ]
+    keys = {"GROQ_API_KEY": "K1", "TOGETHERAI_API_KEY": "K2"}
+    text = (PROJECT / "litellm/config.yaml").read_text()
+
+    def rendered(image: str) -> dict[str, Any]:
+        made = settings("staging", models=mine, litellmEnvironment=keys, litellmImage=image)
+        config = yaml.safe_load(model_list.render(text, made, demo_url="http://demo").config)
+        return {entry["model_name"]: entry for entry in config["model_list"]}
+
+    older, newer = (rendered(f"ghcr.io/berriai/litellm:v{version}") for version in ("1.55.0", "1.106.12"))
+    assert older["groq"]["litellm_params"]["additional_drop_params"] == ["stream_options", "user"]
+    assert newer["groq"]["litellm_params"]["additional_drop_params"] == ["user"]
+    assert older["together"]["model_info"] == {"supports_function_calling": True, "mode": "chat"}
+    assert newer["together"]["model_info"] == {"mode": "chat"}
+    assert older["vllm"]["litellm_params"]["api_key"] == newer["vllm"]["litellm_params"]["api_key"] == "none"
+
+
+def test_what_a_release_is_told_or_does_otherwise_is_of_one_that_was_run_here() -> None:
+    known = {it.version for it in providers.load().releases}
+    for _, provider in LISTED:
+        assert {*provider.told, *provider.otherwise} <= known
+        assert {column for it in provider.otherwise.values() for column in it} <= {*page.COLUMNS}
