@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pulumi
 import yaml
 
-from infra import litellm_settings, providers, retirements
+from infra import litellm_settings, prices, providers, retirements
 from infra.litellm_environment import REFERENCE, in_clear, named_variables
 from infra.settings import Deployment
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 FILE = Path(__file__).parent.parent / "litellm" / "config.yaml"
 REQUEST_TIMEOUT_SECONDS = 6000
 """LiteLLM's own, where the file has none."""
+RENAMED = {"max_tokens": "max_completion_tokens"}
+"""Parameters that a model which refuses them takes by another name."""
 NO_KEY = "none"
 """What a server that wants no key is sent: LiteLLM's OpenAI client insists on one, or takes that of the provider."""
 
@@ -115,6 +117,7 @@ def render(text: str, settings: Settings, *, demo_url: str, today: date | None =
     served, ending = _without_ended(
         models, settings.retired_models, today or datetime.now(UTC).date(), demo_url=demo_url
     )
+    served = [_with_what_is_known(model, release, settings.refused_parameters) for model in served]
     config["model_list"] = served
     names = [model["model_name"] for model in served]
     aliases = (config.get("router_settings") or {}).get("model_group_alias") or {}
@@ -137,8 +140,7 @@ def _entry(model: ShortModel | Deployment, index: int, model_keys: Mapping[str, 
     costs = {"input_cost_per_token": model.input_cost_per_token, "output_cost_per_token": model.output_cost_per_token}
     given = {name: cost for name, cost in costs.items() if cost is not None}
     if model.api_base is None:
-        known = retirements.load().successors.get(model.model, {})
-        parameters = {"model": model.model, **known, **given, **key}
+        parameters = {"model": model.model, **given, **key}
     else:
         base = {"api_base": str(model.api_base).rstrip("/"), "api_key": NO_KEY}
         parameters = {"model": model.model, **dict.fromkeys(costs, 0.0), **given, **base, **key}
@@ -186,6 +188,30 @@ def _without_ended(
             ending += [end] if end else []
         served += [entry] if entry else []
     return served, tuple(ending)
+
+
+def _with_what_is_known(entry: dict[str, Any], release: providers.Release, refused: prices.Refused) -> dict[str, Any]:
+    """An entry with its price, where LiteLLM does not know it, and what its provider refuses of a request.
+
+    litellm/parameters.py reads `refuses`, which says what becomes of each parameter. LiteLLM itself leaves out what
+    it makes of requests in another form, as Anthropic's. Of a server of the team's own nothing is known.
+    """
+    parameters, info = entry["litellm_params"], entry.get("model_info", {})
+    provider, model = providers.load().of(parameters["model"]), prices.of(entry) or prices.NOTHING
+    if "api_base" in parameters and not provider.own_address:
+        return entry
+    unknown = release.version in model.unknown_to
+    costs = {} if {*prices.COSTS} & {*parameters, *info} or not unknown else model.costs
+    # A release that knows the model has `max_tokens` go by its other name.
+    left_out = [name for name in model.refuses if unknown or name not in RENAMED]
+    drops = [*left_out, *(it for it in parameters.get("additional_drop_params", ()) if it not in left_out)]
+    refuses = (*model.refuses, *provider.unknown.get(release.version, ()))
+    fates = {name: RENAMED.get(name, refused) for name in refuses}
+    return {
+        **entry,
+        "litellm_params": {**parameters, **costs, **({"additional_drop_params": drops} if left_out else {})},
+        **({"model_info": {"refuses": fates, **info}} if fates else {}),
+    }
 
 
 def _of_its_end(info: Mapping[str, str]) -> dict[str, str]:

@@ -53,6 +53,8 @@ class Provider:
     """Whether LiteLLM asks it with a key only, though it may want none."""
     told: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Parts of a model's entry that a release of LiteLLM must be told, by release."""
+    unknown: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Parameters of a request that a release of LiteLLM loses, or sends on as nobody takes them, by release."""
     example: str = "MODEL"
     embedding: str | None = None
     """A model for vectors, as provider/model."""

@@ -124,6 +124,8 @@ class Release:
     models: Callable[[], Iterable[str]] = field(repr=False)
     endings: Callable[[], dict[str, dict[str, str]]] = field(repr=False)
     """What is known of the end of the provider's model behind a name, by ENDING."""
+    refused: Callable[[object], dict[str, str]] = field(repr=False)
+    """The parameters that the provider of a model refuses, and what becomes of each (infra/model_list.py)."""
     gave: Callable[[str], bool] = field(repr=False)
     """Whether an answer of that id can be one that a deployment of this gateway gave."""
     moderates: Callable[[], bool] = field(repr=False)
@@ -137,6 +139,16 @@ def endings(deployments: Sequence[dict[str, Any]]) -> dict[str, dict[str, str]]:
         each["model_name"]: {it: each["model_info"][it] for it in ENDING if each["model_info"].get(it)}
         for each in reversed(deployments)
     }
+
+
+def refused(router: Any, model: object) -> dict[str, str]:
+    """What becomes of each parameter that a deployment of a router's model refuses."""
+    if router is None or not isinstance(model, str):
+        return {}
+    alias = (router.model_group_alias or {}).get(model, model)
+    name = alias.get("model") if isinstance(alias, dict) else alias
+    of = [each["model_info"].get("refuses") or {} for each in router.model_list if each["model_name"] == name]
+    return {parameter: fate for each in of for parameter, fate in each.items()}
 
 
 def running() -> Release:
@@ -189,6 +201,7 @@ def running() -> Release:
         text_only=importlib.util.find_spec("litellm.proxy.anthropic_endpoints") is None,
         served=served,
         models=names,
+        refused=lambda model: refused(proxy.llm_router, model),
         endings=lambda: endings(proxy.llm_router.model_list if proxy.llm_router else ()),
         moderates=lambda: bool(os.environ.get("OPENAI_API_KEY")),
         loads=orjson.loads,

@@ -51,6 +51,7 @@ class Replica:
             "served": lambda model: model == "gpt-4o",
             "models": lambda: ["gpt-4o", "another"],
             "endings": lambda: {"gpt-4o": {"shutdown_date": "2027-01-14"}, "another": {}},
+            "refused": lambda _: {},
             "gave": lambda answer: answer == "resp_1",
             "moderates": lambda: False,
             "loads": lambda body: json.loads(body.decode()),
@@ -121,6 +122,12 @@ def test_what_clients_ask_gets_through_as_it_came(replica: Replica) -> None:
     body = json.dumps({**HELLO, "min_p": 0.1, "new": {"api_base": {}}, "metadata": {"team": "a"}}).encode()
     assert replica.ask(body, pieces=7) == (200, "{}")
     assert replica.seen[0]["body"] == body
+
+
+def test_a_request_is_made_to_fit_its_model(programs: dict[str, Any]) -> None:
+    replica = Replica(programs, refused={"gpt-4o": {"seed": "drop"}}.get)
+    assert replica.ask({**HELLO, "seed": 5}, "/openai/deployments/gpt-4o/chat/completions")[0] == 200
+    assert json.loads(replica.seen[0]["body"]) == replica.seen[0]["parsed_body"][1] == HELLO
 
 
 @pytest.mark.parametrize("name", ["api_base", "fallbacks", "litellm_anything", "_anything"])
