@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pulumi
 import yaml
 
-from infra import litellm_settings, prices, providers, retirements
+from infra import litellm_settings, model_table, prices, providers, retirements
 from infra.litellm_environment import REFERENCE, in_clear, named_variables
 from infra.settings import Deployment
 
@@ -34,6 +34,7 @@ class LeftOut:
     """A model that is not served."""
 
     name: str
+    provider: str
     variables: tuple[str, ...]
     """Those that it names and that have no value."""
 
@@ -47,8 +48,10 @@ class ModelList:
     served: tuple[str, ...]
     """The names that callers may ask for."""
     left_out: tuple[LeftOut, ...]
-    endings: Mapping[str, Mapping[str, str]]
-    """What callers are told of the end of each served model, by the names of `model_info`."""
+    told: Mapping[str, Mapping[str, Any]]
+    """What callers are told of each served model, by the names of `model_info`."""
+    table: str
+    """What the preview says of each model, served or not."""
     ending: tuple[retirements.Ending, ...]
     """Models that their providers have ended, or will soon."""
     request_timeout: int
@@ -113,11 +116,13 @@ def render(text: str, settings: Settings, *, demo_url: str, today: date | None =
             to_demo = {"api_base": f"{demo_url}{provider.demo}", "api_key": NO_KEY}
             models.append({**entry, "litellm_params": {**entry["litellm_params"], **to_demo}})
         else:
-            left_out.append(LeftOut(name=entry["model_name"], variables=missing))
+            prefix = entry["litellm_params"]["model"].partition("/")[0]
+            left_out.append(LeftOut(name=entry["model_name"], provider=prefix, variables=missing))
     served, ending = _without_ended(
         models, settings.retired_models, today or datetime.now(UTC).date(), demo_url=demo_url
     )
     served = [_with_what_is_known(model, release, settings.refused_parameters) for model in served]
+    served = [model_table.described(model, release, demo_url=demo_url) for model in served]
     config["model_list"] = served
     names = [model["model_name"] for model in served]
     aliases = (config.get("router_settings") or {}).get("model_group_alias") or {}
@@ -125,7 +130,8 @@ def render(text: str, settings: Settings, *, demo_url: str, today: date | None =
         config=yaml.safe_dump(config, sort_keys=False),
         served=tuple(dict.fromkeys((*names, *(alias for alias, name in aliases.items() if name in names)))),
         left_out=tuple(left_out),
-        endings={model["model_name"]: _of_its_end(model.get("model_info", {})) for model in reversed(served)},
+        told={model["model_name"]: model_table.told(model) for model in reversed(served)},
+        table=model_table.table(served, left_out, release),
         ending=ending,
         request_timeout=(config.get("litellm_settings") or {}).get("request_timeout", REQUEST_TIMEOUT_SECONDS),
     )
@@ -212,7 +218,3 @@ def _with_what_is_known(entry: dict[str, Any], release: providers.Release, refus
         "litellm_params": {**parameters, **costs, **({"additional_drop_params": drops} if left_out else {})},
         **({"model_info": {"refuses": fates, **info}} if fates else {}),
     }
-
-
-def _of_its_end(info: Mapping[str, str]) -> dict[str, str]:
-    return {name: info[name] for name in retirements.INFO if name in info}

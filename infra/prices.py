@@ -16,6 +16,8 @@ FILE = Path(__file__).parent.parent / "litellm" / "prices.yaml"
 Refused = Literal["drop", "error"]
 """What becomes of a parameter that a model refuses."""
 MILLION = 1_000_000
+DIGITS = 6
+"""Of a price for a million tokens."""
 COSTS = ("input_cost_per_token", "output_cost_per_token")
 """As LiteLLM calls them; in US dollars."""
 

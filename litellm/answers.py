@@ -126,13 +126,13 @@ class Mender:
         return {**message, "body": chunk}
 
     async def _listed(self, start: Message) -> None:
-        """The models in one order, each with what is known of its end.
+        """The models in one order, each with what is known of it.
 
         LiteLLM keeps them in a set, which each process has in an order of its own.
         """
-        content, endings = json.loads(self.held), self.release.endings()
+        content, told = json.loads(self.held), self.release.told()
         models = sorted(content["data"], key=lambda model: model["id"])
-        content["data"] = [{**model, **endings.get(model["id"], {})} for model in models]
+        content["data"] = [{**model, **told.get(model["id"], {})} for model in models]
         await answer(self.send, start["status"], content, others(start["headers"]))
 
     async def _mended(self, start: Message) -> None:

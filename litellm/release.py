@@ -103,8 +103,8 @@ PUBLISHED = (
 """The modules of OpenAI's SDK that list the fields of its API."""
 
 
-ENDING = ("shutdown_date", "successor", "replaces")
-"""Fields of a model's `model_info` (infra/retirements.py)."""
+TOLD = ("shutdown_date", "successor", "replaces", "owned_by", "price", "refuses")
+"""Fields of a model's `model_info` (infra/model_table.py)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,8 +122,8 @@ class Release:
     served: Callable[[str], bool] = field(repr=False)
     """Whether a model is served."""
     models: Callable[[], Iterable[str]] = field(repr=False)
-    endings: Callable[[], dict[str, dict[str, str]]] = field(repr=False)
-    """What is known of the end of the provider's model behind a name, by ENDING."""
+    told: Callable[[], dict[str, dict[str, Any]]] = field(repr=False)
+    """What is known of the provider's model behind a name, by TOLD."""
     refused: Callable[[object], dict[str, str]] = field(repr=False)
     """The parameters that the provider of a model refuses, and what becomes of each (infra/model_list.py)."""
     gave: Callable[[str], bool] = field(repr=False)
@@ -133,10 +133,10 @@ class Release:
     loads: Callable[[bytes], Any] = field(repr=False)
 
 
-def endings(deployments: Sequence[dict[str, Any]]) -> dict[str, dict[str, str]]:
-    """What is known of the end of the models of a router's list, by name: as at the edge, of its first deployment."""
+def told(deployments: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """What is known of the models of a router's list, by name: as at the edge, of its first deployment."""
     return {
-        each["model_name"]: {it: each["model_info"][it] for it in ENDING if each["model_info"].get(it)}
+        each["model_name"]: {it: each["model_info"][it] for it in TOLD if each["model_info"].get(it)}
         for each in reversed(deployments)
     }
 
@@ -202,7 +202,7 @@ def running() -> Release:
         served=served,
         models=names,
         refused=lambda model: refused(proxy.llm_router, model),
-        endings=lambda: endings(proxy.llm_router.model_list if proxy.llm_router else ()),
+        told=lambda: told(proxy.llm_router.model_list if proxy.llm_router else ()),
         moderates=lambda: bool(os.environ.get("OPENAI_API_KEY")),
         loads=orjson.loads,
     )

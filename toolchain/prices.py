@@ -37,7 +37,6 @@ REASONING, SAMPLING = "reasoning", "sampling"
 REFUSED = {REASONING: ["max_tokens", "temperature", "top_p", "stop"], SAMPLING: ["temperature", "top_p"]}
 """What OpenAI's reasoning models refuse, and others that sample as they like. `max_completion_tokens` all take."""
 CHAT_LATEST = re.compile(r"chat(-latest)?$")
-DIGITS = 6
 
 
 def price_list(version: str = "") -> tuple[str, dict[str, Any]]:
@@ -76,7 +75,7 @@ def made(newest: Mapping[str, Any], of_releases: Mapping[str, Mapping[str, Any]]
     models = {}
     for name, facts in sorted(known.items()):
         entry: dict[str, Any] = {
-            "usd": [round(float(facts.get(cost) or 0) * prices.MILLION, DIGITS) for cost in prices.COSTS]
+            "usd": [round(float(facts.get(cost) or 0) * prices.MILLION, prices.DIGITS) for cost in prices.COSTS]
         }
         if unknown := [version for version in of_releases if version not in told[name]]:
             entry["unknown_to"] = unknown

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from infra import retirements
+from infra import model_table
 from tests.stack_config import PROJECT
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class Replica:
             "text_only": True,
             "served": lambda model: model == "gpt-4o",
             "models": lambda: ["gpt-4o", "another"],
-            "endings": lambda: {"gpt-4o": {"shutdown_date": "2027-01-14"}, "another": {}},
+            "told": lambda: {"gpt-4o": {"shutdown_date": "2027-01-14"}, "another": {}},
             "refused": lambda _: {},
             "gave": lambda answer: answer == "resp_1",
             "moderates": lambda: False,
@@ -320,8 +320,8 @@ def test_a_models_end_is_that_of_its_first_deployment(programs: dict[str, Any]) 
     release = programs["release"]
     first, second = ({"id": day, "shutdown_date": day} for day in ("2027-01-14", "2028-01-14"))
     listed = [{"model_name": "gpt-4o", "model_info": info} for info in (first, second)]
-    assert release.endings(listed) == {"gpt-4o": {"shutdown_date": "2027-01-14"}}
-    assert release.ENDING == retirements.INFO
+    assert release.told(listed) == {"gpt-4o": {"shutdown_date": "2027-01-14"}}
+    assert release.TOLD == model_table.TOLD
 
 
 def test_a_failure_is_the_bodys_only_where_nobody_was_asked(replica: Replica, programs: dict[str, Any]) -> None:

@@ -199,8 +199,12 @@ def test_what_a_release_must_be_told_of_a_provider_is_told_to_that_release(
     older, newer = (rendered(f"ghcr.io/berriai/litellm:v{version}") for version in ("1.55.0", "1.106.12"))
     assert older["groq"]["litellm_params"]["additional_drop_params"] == ["stream_options", "user"]
     assert newer["groq"]["litellm_params"]["additional_drop_params"] == ["user"]
-    assert older["together"]["model_info"] == {"supports_function_calling": True, "mode": "chat"}
-    assert newer["together"]["model_info"] == {"mode": "chat"}
+    assert older["together"]["model_info"] == {
+        "owned_by": "together_ai",
+        "supports_function_calling": True,
+        "mode": "chat",
+    }
+    assert newer["together"]["model_info"] == {"owned_by": "together_ai", "mode": "chat"}
     assert older["vllm"]["litellm_params"]["api_key"] == newer["vllm"]["litellm_params"]["api_key"] == "none"
 
 
