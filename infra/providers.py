@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 PROJECT = Path(__file__).parent.parent
 FILE = PROJECT / "litellm" / "providers.yaml"
+RELEASES = PROJECT / "litellm" / "releases.yaml"
 IMAGES = PROJECT / "images" / "litellm"
 """A folder for each release of LiteLLM whose image can be built here."""
 VERSION = re.compile(r":(?:main-)?v?(\d+)\.(\d+)\.(\d+)")
@@ -84,6 +85,14 @@ class Release:
     prefixes: frozenset[str]
     callbacks: frozenset[str]
     router_settings: frozenset[str]
+    tag: str
+    """That of the official image."""
+    image_mb: int
+    rest_mb: int
+    """The memory of a replica at rest, in MiB."""
+    start_seconds: float
+    """Until it answers, on two cores."""
+    known_for: tuple[str, ...]
     takes_more: bool = False
     """Whether it is newer than what is known, or of no known version: then nothing is refused as unknown."""
 
@@ -130,9 +139,9 @@ def load() -> Table:
     releases: list[Release] = []
     names = ("prefixes", "callbacks", "router_settings")
     known: dict[str, Any] = dict.fromkeys(names, frozenset())
-    for version, added in content["releases"].items():
-        known = {name: known[name] | set(added[name]) for name in names}
-        releases.append(Release(version=version, **known))
+    for version, told in yaml.safe_load(RELEASES.read_text(encoding="utf-8"))["releases"].items():
+        known = {name: known[name] | set(told[name]) for name in names}
+        releases.append(Release(version=version, **{**_frozen(told), **known}))
     compatible = {**content["compatible"]}
     return Table(
         compatible_prefix=compatible.pop("prefix"),

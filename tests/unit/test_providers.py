@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
-from infra import model_list, providers
+from infra import gateway, model_list, providers
 from infra.settings import Settings
 from infra.stack_config import Place, validate
 from tests.stack_config import PROJECT, raw_config
 from toolchain import providers as page
+from toolchain import recipes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -213,3 +214,17 @@ def test_what_a_release_is_told_or_does_otherwise_is_of_one_that_was_run_here() 
     for _, provider in LISTED:
         assert {*provider.told, *provider.otherwise} <= known
         assert {column for it in provider.otherwise.values() for column in it} <= {*page.COLUMNS}
+
+
+def test_the_releases_are_the_same_wherever_one_is_named() -> None:
+    """What can be built, what the lane for streams was compared with, and since when paths are served."""
+    versions = [it.version for it in providers.load().releases]
+    assert versions == [recipes.STAND_INS["litellm"].version, *(it.version for it in recipes.UPGRADES)]
+    streams, answers = ((PROJECT / f"litellm/{name}.py").read_text() for name in ("streams", "answers"))
+    assert f"PROVEN = {json.dumps(versions).replace('[', '(').replace(']', ')')}" in streams
+    assert f'SINCE = "{versions[-1]}"' in answers
+    assert [it.tag for it in providers.load().releases] == ["main-v1.55.0", "v1.106.12"]
+    for release in providers.load().releases:
+        assert 0 < release.rest_mb < gateway.LITELLM_MB
+        assert release.image_mb > 0 < release.start_seconds
+        assert release.known_for
