@@ -10,6 +10,7 @@ import sys
 
 import bedrock
 import deployments
+import endings
 import fetching
 import guard
 import streams
@@ -18,6 +19,7 @@ from litellm.proxy.proxy_cli import run_server
 if __name__ == "__main__":
     bedrock.install()
     deployments.install()
+    endings.install()
     fetching.install()
     streams.install(enabled=os.environ.get("LLM_GATEWAY_FAST_STREAMS") == "true")
     guard.install()  # the outermost, so the last

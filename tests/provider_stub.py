@@ -64,7 +64,21 @@ def messages(events: Iterable[Any]) -> bytes:
     return whole
 
 
+def half(form: str, stream: bytes) -> bytes:
+    """A stream without its end: what comes before the event that says that it is there whole."""
+    if form == AMAZON:
+        first = 0
+        for _ in range(2):
+            first += struct.unpack(">I", stream[first : first + 4])[0]
+        return stream[:first]
+    mark = b"\n" if form in LINES else b"\n\n"
+    kept = {("text/event-stream", True): 4}.get((form, stream.startswith(b"event:")), 2)
+    parts = stream.split(mark)
+    return mark.join([*parts[: 1 if len(parts) < 4 else kept], b""])
+
+
 EVENTS, JSON = "text/event-stream", "application/json"
+AMAZON, LINES = "application/vnd.amazon.eventstream", ("application/stream+json", "application/x-ndjson")
 Answered = tuple[str, bytes]
 
 
@@ -120,8 +134,7 @@ def bedrock(path: str, body: dict[str, Any]) -> Answered:
     if path.endswith("/invoke"):
         return JSON, json.dumps(answers["bedrock"]["cohere" if "cohere." in path else "titan"]).encode()
     kind = "tools" if body.get("toolConfig") else "plain"
-    form = "application/vnd.amazon.eventstream"
-    return chat("bedrock", kind, messages, streams=path.endswith("/converse-stream"), form=form)
+    return chat("bedrock", kind, messages, streams=path.endswith("/converse-stream"), form=AMAZON)
 
 
 def cohere(path: str, body: dict[str, Any]) -> Answered:
@@ -197,7 +210,12 @@ class Provider(BaseHTTPRequestHandler):
             status = int(fails[1])
             self.answer(status, JSON, json.dumps(answers[dialect]["errors"][status]).encode())
         else:
-            self.answer(200, *of(path, json.loads(given) if given.startswith(b"{") else {}))
+            form, answer = of(path, json.loads(given) if given.startswith(b"{") else {})
+            if b"a page" in given:
+                form, answer = "text/html", b"<!doctype html><html><body>Sign in</body></html>"
+            elif b"half of it" in given:
+                answer = half(form, answer)
+            self.answer(200, form, answer)
 
     def chunks(self) -> bytes:
         """A body of unknown length."""

@@ -161,6 +161,7 @@ def _asked(client: httpx2.Client, row: Row) -> dict[str, str]:
             lambda: _stream(client, row, **streamed, tools=TOOLS),
         ],
         "embedding": [lambda: _vector(client, row)] if row.provider.embedding else [],
+        "broken off": [lambda: _half(client, row)],
         "error": [lambda status=status: _error(client, row, status) for status in SAID],  # type: ignore[misc]
     }
     found = {name: next(filter(None, (check() for check in checks)), "") for name, checks in columns.items()}
@@ -200,6 +201,14 @@ def _stream(client: httpx2.Client, row: Row, **body: Any) -> str:
     tools = "tools" in body
     right = (name, json.loads(arguments or "{}")) == CALL if tools else text == TEXT
     return "" if right and usage and end == ("tool_calls" if tools else "stop") else answer.text[:600]
+
+
+def _half(client: httpx2.Client, row: Row) -> str:
+    """What is wrong with how half a stream ends: it must be an error, and no "stop"."""
+    body = {"model": row.name, "messages": [{"role": "user", "content": "half of it"}], "stream": True}
+    answer = client.post("/v1/chat/completions", json=body)
+    ended = re.search(r'"finish_reason": ?"', answer.text) is not None
+    return "" if '"error"' in answer.text and not ended else answer.text[:600]
 
 
 def _vector(client: httpx2.Client, row: Row) -> str:

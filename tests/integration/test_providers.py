@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import docker
 import pytest
+from pulumi import automation
 
 import app
 from infra import gateway
@@ -66,18 +67,23 @@ def deployment(
     own = f"http://{gateway.HOST_NAME}:{stub[1]}"
 
     def configure(made: Deployment) -> None:
-        made.set(demo="false", replicas=1)
         environment = {**KEYS, "HTTPS_PROXY": own, "NO_PROXY": f"localhost,127.0.0.1,{gateway.HOST_NAME}"}
-        for name, value in {**environment, "SSL_CERT_FILE": f"{FILES}/ca.pem"}.items():
-            made.set_path(f"litellmEnvironment.{name}", value, secret=True)
-        made.set_path('litellmFiles["ca.pem"]', secrets.authority.certificate_pem, secret=True)
-        made.set_path('litellmFiles["vertex.json"]', secrets.account, secret=True)
-        made.set_path("routerSettings.num_retries", 0)
-        models = [entry for row in ROWS for entry in row.entries(own)]
-        for index, (name, parameters) in enumerate(models):
-            made.set_path(f"models[{index}].model_name", name)
-            for key, value in parameters.items():
-                made.set_path(f"models[{index}].litellm_params.{key}", value)
+        hidden = {
+            **{f"litellmEnvironment.{name}": value for name, value in environment.items()},
+            "litellmEnvironment.SSL_CERT_FILE": f"{FILES}/ca.pem",
+            'litellmFiles["ca.pem"]': secrets.authority.certificate_pem,
+            'litellmFiles["vertex.json"]': secrets.account,
+        }
+        shown = {"demo": "false", "replicas": "1", "routerSettings.num_retries": "0"}
+        for index, (name, parameters) in enumerate(entry for row in ROWS for entry in row.entries(own)):
+            shown[f"models[{index}].model_name"] = name
+            shown |= {f"models[{index}].litellm_params.{key}": str(value) for key, value in parameters.items()}
+        config = {
+            path: automation.ConfigValue(value, secret=values is hidden)
+            for values in (shown, hidden)
+            for path, value in values.items()
+        }
+        made.stack.set_all_config(config, path=True)
 
     with deployed(tmp_path_factory.mktemp("providers"), configure) as made:
         yield made
