@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
-from infra import gateway, model_list, providers
+from infra import gateway, model_list, providers, retirements
 from infra.settings import Settings
 from infra.stack_config import Place, validate
 from tests.stack_config import PROJECT, raw_config
@@ -228,3 +228,9 @@ def test_the_releases_are_the_same_wherever_one_is_named() -> None:
         assert 0 < release.rest_mb < gateway.LITELLM_MB
         assert release.image_mb > 0 < release.start_seconds
         assert release.known_for
+
+
+def test_no_model_of_the_page_has_an_end() -> None:
+    """A newcomer's first model is to be there next year."""
+    ends = {f"{prefix}/{it.example}": retirements.load().of(f"{prefix}/{it.example}") for prefix, it in LISTED}
+    assert {model: end for model, end in ends.items() if end is not None} == {}
