@@ -91,7 +91,7 @@ def chat(
         if organization
         else app.chat_completion(messages, options)
     )
-    print(_json(result) if as_json else result.content)
+    print(_json(result) if as_json else result.content or result.refusal or "")
 
 
 @cli.command()

@@ -258,6 +258,14 @@ def test_a_recorded_answer_is_read_whole_and_as_a_stream(  # noqa: PLR0913, PLR0
         assert (result.finish_reason, result.usage) == (finish_reason, app.Usage(19, 10, 29))
 
 
+def test_a_refusal_is_found_where_litellm_has_it(face: Face, gateway: Gateway) -> None:
+    """LiteLLM 1.106 moves that of a whole answer."""
+    message = {"role": "assistant", "content": None, "provider_specific_fields": {"refusal": "I cannot."}}
+    choice = {"index": 0, "message": message, "finish_reason": "stop"}
+    gateway.answer = lambda _: httpx2.Response(200, json=completion(choices=[choice]))
+    assert face.chat(HELLO).refusal == "I cannot."
+
+
 def test_a_parameter_that_is_not_taken_is_named(face: Face, gateway: Gateway) -> None:
     """By the gateway or the provider; a name that may be a text of somebody's is not."""
     said = RECORDED["errors"][400]["error"]

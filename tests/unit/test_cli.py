@@ -114,6 +114,13 @@ def test_json_is_one_document(gateway: Gateway, monkeypatch: pytest.MonkeyPatch)
     assert json.loads(out("models", "--json")) == ["claude-3-5-sonnet", "gpt-4o"]
 
 
+def test_a_refusal_is_printed_as_the_answer(gateway: Gateway) -> None:
+    message = {"role": "assistant", "content": None, "refusal": "I cannot."}
+    choice = {"index": 0, "message": message, "finish_reason": "stop"}
+    gateway.answers["/v1/chat/completions"] = httpx2.Response(200, json=completion(choices=[choice]))
+    assert out("chat", "--no-stream", "hello") == "I cannot.\n"
+
+
 def test_for_other_programs_there_is_a_line_each(gateway: Gateway) -> None:
     assert out("embed", "hello", "--model", "small") == "0.5\n-1.0\n"
     assert gateway.asked[0]["model"] == "small"
