@@ -277,7 +277,7 @@ def listening(send: Callable[..., Any]) -> Callable[..., Any]:
 
     def note(response: Any) -> Any:
         exchange = current.get()
-        if exchange is not None:
+        if exchange is not None and exchange.error is None:  # what comes later is for a callback
             exchange.answered = response.status_code
         return response
 

@@ -68,7 +68,7 @@ def test_what_this_project_found_wrong_comes_first(answers: Any) -> None:
 
 
 def test_the_status_of_the_last_answer_is_noted(answers: Any) -> None:
-    """For clients that are awaited and for others, and for nobody where no request is handled."""
+    """For clients that are awaited and for others; not that of a callback, which is told when LiteLLM has failed."""
 
     async def later() -> Any:
         return SimpleNamespace(status_code=429)
@@ -83,6 +83,9 @@ def test_the_status_of_the_last_answer_is_noted(answers: Any) -> None:
         send()
         noted = [exchange.answered]
         await send_later()
+        noted.append(exchange.answered)
+        exchange.error = RuntimeError("LiteLLM has failed")
+        send()
         return [*noted, exchange.answered]
 
-    assert asyncio.run(both()) == [404, 429]
+    assert asyncio.run(both()) == [404, 429, 429]
