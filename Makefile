@@ -10,7 +10,7 @@
 # make bench   measure everything side by side (ONLY=client, gateway, streams, deploy or growth; NAME=… for some rows of
 #              streams or growth; RECORD=1 for the docs)
 # make push    fill the registry that a stack's config names (imageRegistry)
-# make retirements   renew litellm/retirements.yaml, when providers end their models, from LiteLLM's newest price list
+# make retirements   renew what is known of models, their ends and prices, from LiteLLM's newest price list
 # make locks   lock the Python packages anew, after a change of pyproject.toml (UPGRADE=1 takes the newest)
 # make docs    write the reference pages of docs/ anew, after a change of Pulumi.yaml or of llmctl
 # STACK=staging with any of them for another stack

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
         ChatCompletionResult,
         ChatMessage,
         EmbeddingResult,
+        ToolCall,
         Usage,
     )
 
@@ -75,6 +76,7 @@ __all__ = [
     "Settings",
     "StreamInterruptedError",
     "TimedOutError",
+    "ToolCall",
     "Usage",
     "chat_completion",
     "chat_completion_for_org",

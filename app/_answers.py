@@ -5,7 +5,8 @@ from __future__ import annotations
 import base64
 import re
 import struct
-from typing import TYPE_CHECKING, cast
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, cast
 
 import httpx2
 
@@ -25,7 +26,7 @@ from app._errors import (
 from app._gateway import GATEWAY_MEND, KEY_MEND, why
 from app._http import LIMITS
 from app._settings import Settings
-from app._types import Usage
+from app._types import ToolCall, Usage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -65,6 +66,47 @@ def text_of(given: object) -> str:
         raise TypeError
     given.encode()  # half a character, which nobody could print
     return given
+
+
+class Said:
+    """What a model has said so far: whole, or piece by piece as the deltas of a stream."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+        self.finish_reason: str | None = None
+        self._refusals: list[str] = []
+        self._calls: dict[int, tuple[list[str], list[str], list[str]]] = {}
+        """Pieces of the id, the name and the arguments of each call of a function."""
+
+    @property
+    def content(self) -> str:
+        return "".join(self.texts)
+
+    @property
+    def refusal(self) -> str | None:
+        return "".join(self._refusals) or None
+
+    @property
+    def tool_calls(self) -> tuple[ToolCall, ...]:
+        return tuple(ToolCall(*map("".join, self._calls[place])) for place in sorted(self._calls))
+
+    def add(self, message: Mapping[str, Any], finish_reason: object) -> str:
+        """Take a message or a part of one, and return its text. Raises one of MALFORMED."""
+        self.finish_reason = text_of(finish_reason) or self.finish_reason
+        for place, call in enumerate(message.get("tool_calls") or ()):
+            function = call.get("function") or {}
+            parts = self._calls.setdefault(int(call.get("index", place)), ([], [], []))
+            for pieces, piece in zip(
+                parts, (call.get("id"), function.get("name"), function.get("arguments")), strict=True
+            ):
+                pieces.append(text_of(piece))
+        # LiteLLM 1.106 has that of a whole answer among what it calls the provider's own.
+        more = message.get("provider_specific_fields") or {}
+        self._refusals.append(text_of(message.get("refusal") or more.get("refusal")))
+        text = text_of(message.get("content"))
+        if text:
+            self.texts.append(text)
+        return text
 
 
 def usage_of(given: object) -> Usage | None:
@@ -136,6 +178,9 @@ OTHERS: tuple[type[RequestError], str] = (
     RequestRejectedError,
     "{model} was asked wrongly (status {status}): the gateway's log says how",
 )
+NAMES_A_FIELD = re.compile(r"[A-Za-z_][\w.\[\]]{0,63}")
+"""How the `param` of an error looks, which is no text of anybody's."""
+NOT_TAKEN = "{model} does not take `{param}` as it was given (status {status}): change it, or leave it out"
 TOLD_BY_TEXT = (400, 404, None)
 KEY_REFUSED = (401, 403)
 NO_REPLICA = "service_unavailable"
@@ -177,7 +222,12 @@ def by_answer(error: object, status: int | None, headers: Mapping[str, str], mod
         kind, message = ProviderError, "the provider of {model} refused the gateway's key: set a valid one"
     elif (kind, message) == OTHERS and status is not None and status >= httpx2.codes.INTERNAL_SERVER_ERROR:
         kind, message = ProviderError, "the provider of {model} failed (status {status}): ask again"
-    return kind(message.format(model=model, status=status), model=model, status=status, request_id=request_id)
+    param = told.get("param")
+    if (kind, message) == OTHERS and isinstance(param, str) and NAMES_A_FIELD.fullmatch(param) and param != "None":
+        message = NOT_TAKEN
+    return kind(
+        message.format(model=model, status=status, param=param), model=model, status=status, request_id=request_id
+    )
 
 
 def _status(told: object, said: str) -> int | None:

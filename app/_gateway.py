@@ -6,7 +6,7 @@ import ssl
 import time
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import httpx2
 
@@ -62,6 +62,19 @@ class Ending:
 
 
 @dataclass(frozen=True, slots=True)
+class Model:
+    """What the gateway tells of a model that it serves."""
+
+    owner: str
+    """The provider, as LiteLLM's prefix for it; `demo` where the demo provider answers."""
+    price: tuple[float, ...]
+    """US dollars for a million tokens in, and out where those cost anything; empty where none is known."""
+    refuses: dict[str, str]
+    """Parameters that its provider refuses: `drop`, `error`, or the name by which they are sent."""
+    shutdown_date: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class Gateway:
     """A gateway that answers."""
 
@@ -71,6 +84,8 @@ class Gateway:
     """The names of those that are served; empty where the key is refused."""
     endings: dict[str, Ending]
     """Those whose provider's model ends or has ended, by name."""
+    told: dict[str, Model]
+    """What is known of each, by name."""
     refused: int | None
     """The status with which the key is refused; None where it is accepted."""
 
@@ -90,12 +105,13 @@ def ask(settings: Settings) -> Gateway:
         raise GatewayError(*why(error, root)) from None
     accepted = listed.status_code == httpx2.codes.OK
     try:
-        models: list[dict[str, str]] = sorted(listed.json()["data"], key=lambda it: it["id"]) if accepted else []
+        models: list[dict[str, Any]] = sorted(listed.json()["data"], key=lambda it: it["id"]) if accepted else []
         endings = {model["id"]: _ending(model) for model in models}
         return Gateway(
             version=str(ready.json().get("litellm_version", "")),
             models=tuple(model["id"] for model in models),
             endings={name: ending for name, ending in endings.items() if str(ending)},
+            told={model["id"]: _told(model) for model in models},
             refused=None if accepted else listed.status_code,
         )
     except (ValueError, LookupError, TypeError, AttributeError):
@@ -117,7 +133,17 @@ def _today() -> date:
     return datetime.now(UTC).date()
 
 
-def _ending(model: dict[str, str]) -> Ending:
+def _told(model: dict[str, Any]) -> Model:
+    price = model.get("price") or {}
+    return Model(
+        owner=str(model.get("owned_by", "")),
+        price=tuple(float(price[way]) for way in ("input", "output") if way in price),
+        refuses=dict(model.get("refuses") or {}),
+        shutdown_date=model.get("shutdown_date"),
+    )
+
+
+def _ending(model: dict[str, Any]) -> Ending:
     end = model.get("shutdown_date")
     return Ending(
         shutdown_date=date.fromisoformat(end) if end else None,

@@ -15,6 +15,7 @@ from app._answers import (
     MODEL_HEADER,
     REQUEST_ID_HEADER,
     Events,
+    Said,
     by_answer,
     errors_translated,
     text_of,
@@ -59,6 +60,8 @@ PRIMARY_SHARE = 0.6
 """How much of the time the preferred model may take when there is a fallback."""
 DRAIN_SECONDS = 0.5
 """How long the end of an answer may follow its last event: its connection can be used again only then."""
+PARTS = {"content", "tool_calls", "refusal"}
+"""What a message has one of at least."""
 CHAT_COMPLETIONS, EMBEDDINGS = "/chat/completions", "/embeddings"
 """Asked and read without OpenAI's models, which would double the time of a call."""
 
@@ -80,32 +83,26 @@ class Attempt:
         """Ask."""
         body: dict[str, Any] = {
             "model": self.model,
-            "messages": [{"role": message.role, "content": message.content} for message in self.messages],
+            "messages": [message.body() for message in self.messages],
+            **self.options.body(),
         }
-        if self.options.temperature is not None:
-            body["temperature"] = self.options.temperature
-        if self.options.max_tokens is not None:
-            body["max_tokens"] = self.options.max_tokens
         if stream:
             body |= {"stream": True, "stream_options": {"include_usage": True}}
         return opened(CHAT_COMPLETIONS, body, self.deadline)
 
     def result(
-        self,
-        content: str,
-        usage: Usage | None,
-        finish_reason: str | None,
-        headers: Mapping[str, str],
-        completion_id: str | None,
+        self, said: Said, usage: Usage | None, headers: Mapping[str, str], completion_id: str | None
     ) -> ChatCompletionResult:
         return ChatCompletionResult(
-            content=content,
+            content=said.content,
             model=headers.get(MODEL_HEADER, self.model),
             usage=usage,
             requested_model=self.requested_model,
             used_fallback=self.model != self.requested_model,
-            finish_reason=finish_reason,
+            finish_reason=said.finish_reason,
             request_id=headers.get(REQUEST_ID_HEADER, completion_id),
+            tool_calls=said.tool_calls,
+            refusal=said.refusal,
         )
 
 
@@ -123,12 +120,12 @@ def completion(attempt: Attempt) -> Steps[ChatCompletionResult]:
         try:
             found = json.loads(body)
             choice = found["choices"][0]
+            said = Said()
+            said.add(choice["message"], choice.get("finish_reason"))
+            if not choice["message"].keys() & PARTS:
+                raise KeyError
             result = attempt.result(
-                text_of(choice["message"]["content"]),
-                usage_of(found.get("usage")),
-                text_of(choice.get("finish_reason")) or None,
-                response.headers,
-                text_of(found.get("id")) or None,
+                said, usage_of(found.get("usage")), response.headers, text_of(found.get("id")) or None
             )
         except MALFORMED:
             raise ProviderError(
@@ -162,11 +159,10 @@ class Stream:
         self._attempt = attempt
         self._span = span
         self._events = Events()
-        self._texts: list[str] = []
+        self._said = Said()
         self._waiting: deque[str] = deque()
         """Texts that have arrived, and were not asked for yet."""
         self._usage: Usage | None = None
-        self._finish_reason: str | None = None
         self._completion_id: str | None = None
         self._is_done = self._is_closed = False
         self._failure: LLMError | None = None
@@ -219,7 +215,9 @@ class Stream:
                     yield from self._ended()
                 return
             try:
-                piece = yield from self._piece(self._attempt.last_deadline if self._texts else self._attempt.deadline)
+                piece = yield from self._piece(
+                    self._attempt.last_deadline if self._said.texts else self._attempt.deadline
+                )
                 self._is_done = not piece
                 for data in self._events.of(piece):
                     if data.startswith(b"[DONE]"):
@@ -245,9 +243,7 @@ class Stream:
             if usage := chunk.get("usage"):
                 self._usage = usage_of(usage) or self._usage
             for choice in chunk["choices"]:
-                self._finish_reason = text_of(choice.get("finish_reason")) or self._finish_reason
-                if text := text_of(choice["delta"].get("content")):
-                    self._texts.append(text)
+                if text := self._said.add(choice["delta"], choice.get("finish_reason")):
                     self._waiting.append(text)
         except MALFORMED:
             raise ProviderError(f"{model} sent what is no part of an answer: ask again", model=model) from None
@@ -255,23 +251,21 @@ class Stream:
     def _ended(self) -> Steps[None]:
         """Make the result, unless the stream ended before the answer did."""
         model = self._attempt.model
-        if self._finish_reason is None:
+        if self._said.finish_reason is None:
             self._fail(ProviderError(f"{model} ended its answer unfinished: ask again", model=model))
         deadline = min(self._attempt.last_deadline, time.monotonic() + DRAIN_SECONDS)
         with suppress(LLMError):
             while (yield from self._piece(deadline)):
                 pass
-        self._result = self._attempt.result(
-            "".join(self._texts), self._usage, self._finish_reason, self.response.headers, self._completion_id
-        )
+        self._result = self._attempt.result(self._said, self._usage, self.response.headers, self._completion_id)
         self._span.answered(self._result)
         yield from self.closed()
 
     def _fail(self, error: LLMError) -> NoReturn:
         """Raise `error`; after the first content, one that carries what had arrived."""
-        if not self._texts or isinstance(error, StreamInterruptedError):
+        if not self._said.texts or isinstance(error, StreamInterruptedError):
             raise error
-        content = "".join(self._texts)
+        content = self._said.content
         raise StreamInterruptedError(
             f"the answer broke off after {len(content)} characters: {error}", content=content
         ) from error

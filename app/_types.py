@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, cast, get_args
+from typing import Any, Literal, cast, get_args
 
-Role = Literal["system", "user", "assistant"]
+Role = Literal["system", "user", "assistant", "tool"]
+Parts = Sequence[Mapping[str, Any]]
+"""A content in parts, each as OpenAI's API has it: `{"type": "image_url", "image_url": {"url": "data:…"}}`."""
 
 DEFAULT_MODEL = "gpt-4o"
 DEFAULT_EMBEDDING_MODEL = "text-embedding-3-small"
@@ -18,17 +20,58 @@ HIGHEST_TEMPERATURE = 2.0
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A function that a model wants called. What comes of it is answered by a message of role `tool` with its id."""
+
+    id: str
+    name: str
+    arguments: str = field(repr=False)
+    """JSON as the model wrote it, which may be none: check it before anything is done with it."""
+
+
+@dataclass(frozen=True, slots=True)
 class ChatMessage:
-    """One message of a conversation. Raises ValueError for an unknown role or a content that is no string."""
+    """One message of a conversation. Raises ValueError for what is none."""
 
     role: Role
-    content: str = field(repr=False)
+    content: str | Parts = field(repr=False)
+    """A text, or parts in OpenAI's form: text and images."""
+    tool_calls: Sequence[ToolCall] = field(default=(), kw_only=True)
+    """Of an assistant's message that is told back: those of its result."""
+    tool_call_id: str | None = field(default=None, kw_only=True)
+    """Of a message of role `tool`: the call that its content answers."""
 
     def __post_init__(self) -> None:
         if self.role not in get_args(Role):
             raise ValueError(f"role must be one of {', '.join(get_args(Role))}, not {self.role!r}")
-        if not isinstance(self.content, str):
-            raise ValueError(f"content must be a string, not {type(self.content).__name__}")  # noqa: TRY004
+        if not isinstance(self.content, str) and not _are_parts(self.content):
+            raise ValueError(
+                f"content must be a string or a list of parts, each with a type, not {type(self.content).__name__}"
+            )
+        if (self.role == "tool") != (self.tool_call_id is not None):
+            raise ValueError("a message of role tool, and no other, needs tool_call_id: that of the call it answers")
+        if self.tool_calls and self.role != "assistant":
+            raise ValueError("only a message of role assistant has tool_calls")
+
+    def body(self) -> dict[str, Any]:
+        """The message as OpenAI's API has it."""
+        content = self.content if isinstance(self.content, str) else [dict(part) for part in self.content]
+        said: dict[str, Any] = {"role": self.role, "content": content}
+        if self.tool_calls:
+            said |= {"content": content or None, "tool_calls": [_called(call) for call in self.tool_calls]}
+        return said if self.tool_call_id is None else said | {"tool_call_id": self.tool_call_id}
+
+
+def _are_parts(content: object) -> bool:
+    return (
+        isinstance(content, Sequence)
+        and bool(content)
+        and all(isinstance(part, Mapping) and isinstance(part.get("type"), str) for part in content)
+    )
+
+
+def _called(call: ToolCall) -> dict[str, Any]:
+    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +85,19 @@ class ChatCompletionOptions:
     temperature: float | None = None
     """0 to 2; None is the model's own default."""
     max_tokens: int | None = None
-    """The most tokens that the answer may have."""
+    """The most tokens that the answer may have. The gateway sends it under the name that the model takes."""
+    reasoning_effort: str | None = None
+    """How much a reasoning model thinks first: `low`, `medium`, `high`, and what else it has."""
+    response_format: Mapping[str, Any] | None = field(default=None, repr=False)
+    """What the answer must be, in OpenAI's form: `{"type": "json_object"}`, or a `json_schema`."""
+    seed: int | None = None
+    """Asks for the same answer to the same question, as far as the model can."""
+    stop: str | Sequence[str] | None = None
+    """Texts at which the answer ends."""
+    tools: Sequence[Mapping[str, Any]] = field(default=(), repr=False)
+    """Functions that the model may want called, in OpenAI's form; the result's `tool_calls` has those it wants."""
+    tool_choice: str | Mapping[str, Any] | None = None
+    """`auto`, `none`, `required`, or the one function to call, in OpenAI's form."""
     timeout: float | None = None
     """Seconds within which the answer must be there, from the call to the last of it; None is 600.
 
@@ -58,7 +113,29 @@ class ChatCompletionOptions:
             raise ValueError(f"temperature must be from 0 to {HIGHEST_TEMPERATURE:g}, not {self.temperature}")
         if self.max_tokens is not None and not (isinstance(self.max_tokens, int) and self.max_tokens >= 1):
             raise ValueError(f"max_tokens must be at least 1, not {self.max_tokens}")
+        for name, kinds, what in _KINDS:
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, kinds) or isinstance(value, bool)):
+                raise ValueError(f"{name} must be {what}, not {type(value).__name__}")
+        if not all(isinstance(tool, Mapping) for tool in self.tools):
+            raise ValueError("tools must be a list of functions in OpenAI's form")
         seconds(self.timeout)
+
+    def body(self) -> dict[str, Any]:
+        """What of it OpenAI's API has, under the names that it has there."""
+        names = ("temperature", "max_tokens", *(name for name, *_ in _KINDS), "tools")
+        given = {name: getattr(self, name) for name in names}
+        return {name: value for name, value in given.items() if value not in (None, (), [])}
+
+
+_KINDS: tuple[tuple[str, tuple[type, ...], str], ...] = (
+    ("reasoning_effort", (str,), "a word, as low or high"),
+    ("response_format", (Mapping,), "an object in OpenAI's form"),
+    ("seed", (int,), "a whole number"),
+    ("stop", (str, Sequence), "a text, or a list of texts"),
+    ("tool_choice", (str, Mapping), "a word, or an object in OpenAI's form"),
+)
+"""What some options may be."""
 
 
 def seconds(timeout: float | None) -> float:
@@ -84,6 +161,7 @@ class ChatCompletionResult:
     """An answer."""
 
     content: str = field(repr=False)
+    """The text; empty where there is none beside `tool_calls` or `refusal`."""
     model: str
     """The name of the model that answered, as callers name it."""
     usage: Usage | None
@@ -95,6 +173,10 @@ class ChatCompletionResult:
     """Why the model stopped: `stop`, `length`, `content_filter`, …"""
     request_id: str | None
     """The gateway's id of the request, to be found in its log."""
+    tool_calls: tuple[ToolCall, ...] = ()
+    """The functions that the model wants called before it goes on."""
+    refusal: str | None = field(default=None, repr=False)
+    """Why the model does not answer, in its own words, where it says so apart from the content."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

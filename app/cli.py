@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from app import _tables
+
 if TYPE_CHECKING:
     from app._gateway import Gateway
     from app.organizations import Organization
@@ -89,7 +91,7 @@ def chat(
         if organization
         else app.chat_completion(messages, options)
     )
-    print(_json(result) if as_json else result.content)
+    print(_json(result) if as_json else result.content or result.refusal or "")
 
 
 @cli.command()
@@ -107,15 +109,18 @@ def embed(
 
 
 @cli.command()
-def models(as_json: AsJson = False) -> None:
+def models(
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="With all that is known of each.")] = False,
+    as_json: AsJson = False,
+) -> None:
     """List the models that the gateway serves, and say on stderr which of them end:  llmctl models."""
     gateway = _served()
     if as_json:
-        print(json.dumps(gateway.models))
+        print(json.dumps(_tables.told(gateway) if verbose else gateway.models))
         return
-    print("\n".join(gateway.models))
-    for name, ending in gateway.endings.items():
-        print(f"{name}: {ending}", file=sys.stderr)
+    print("\n".join(_tables.of_models(gateway) if verbose else gateway.models))
+    for name, ending in gateway.endings.items() if not verbose else ():
+        _say(f"{name}: {ending}")
 
 
 @org.command("create")
@@ -352,11 +357,7 @@ def _show(listed: list[Organization], *, as_json: bool, one: bool = False) -> No
     if as_json:
         print(_json(listed[0]) if one else json.dumps([dataclasses.asdict(each) for each in listed], default=str))
         return
-    rows = [("id", "name", "model", "fallback")]
-    rows += [(str(each.id), each.name, each.llm_model, each.llm_fallback_model or "-") for each in listed]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    print("\n".join(_tables.of_organizations(listed)))
 
 
 def _json(result: Any) -> str:  # noqa: ANN401 -- any of the module's results

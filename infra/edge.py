@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from string import Template
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pulumi
 
@@ -77,7 +77,7 @@ class EdgeArgs:
     """HAProxy's rendered config."""
     bodies: str
     """HAProxy's Lua program that bounds bodies."""
-    models: Mapping[str, Mapping[str, str]]
+    models: Mapping[str, Mapping[str, Any]]
     """What is served, with what callers are told of each beside its name."""
     cors_origins: Sequence[str]
     """The origins whose pages may ask from a browser; `*` for any."""
@@ -146,7 +146,7 @@ def _switch(on: bool) -> str:  # noqa: FBT001
     return "on" if on else "off"
 
 
-def _models_map(models: Mapping[str, Mapping[str, str]]) -> str:
+def _models_map(models: Mapping[str, Mapping[str, Any]]) -> str:
     """HAProxy's map from a model's name to what OpenAI's API tells of it, as LiteLLM does; a line each."""
     told = {"object": "model", "created": 1677610602, "owned_by": "openai"}
     return "".join(f"{name} {json.dumps({'id': name, **told, **models[name]})}\n" for name in sorted(models))

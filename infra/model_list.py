@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pulumi
 import yaml
 
-from infra import litellm_settings, providers, retirements
+from infra import litellm_settings, model_table, prices, providers, retirements
 from infra.litellm_environment import REFERENCE, in_clear, named_variables
 from infra.settings import Deployment
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 FILE = Path(__file__).parent.parent / "litellm" / "config.yaml"
 REQUEST_TIMEOUT_SECONDS = 6000
 """LiteLLM's own, where the file has none."""
+RENAMED = {"max_tokens": "max_completion_tokens"}
+"""Parameters that a model which refuses them takes by another name."""
 NO_KEY = "none"
 """What a server that wants no key is sent: LiteLLM's OpenAI client insists on one, or takes that of the provider."""
 
@@ -32,6 +34,7 @@ class LeftOut:
     """A model that is not served."""
 
     name: str
+    provider: str
     variables: tuple[str, ...]
     """Those that it names and that have no value."""
 
@@ -45,8 +48,10 @@ class ModelList:
     served: tuple[str, ...]
     """The names that callers may ask for."""
     left_out: tuple[LeftOut, ...]
-    endings: Mapping[str, Mapping[str, str]]
-    """What callers are told of the end of each served model, by the names of `model_info`."""
+    told: Mapping[str, Mapping[str, Any]]
+    """What callers are told of each served model, by the names of `model_info`."""
+    table: str
+    """What the preview says of each model, served or not."""
     ending: tuple[retirements.Ending, ...]
     """Models that their providers have ended, or will soon."""
     request_timeout: int
@@ -102,9 +107,11 @@ def render(text: str, settings: Settings, *, demo_url: str, today: date | None =
         yaml.safe_load(text), {key: getattr(settings, section) for key, section in litellm_settings.SECTIONS.items()}
     )
     variables = {*settings.variables, *key_variables(settings.models, settings.model_keys)}
+    release = providers.load().release(settings.litellm_image)
     models: list[dict[str, Any]] = []
     left_out: list[LeftOut] = []
-    for entry in entries(config, settings.models, settings.model_keys):
+    for listed in entries(config, settings.models, settings.model_keys):
+        entry = _told_to(release, listed)
         missing = lacking(entry, variables)
         provider = providers.load().of(entry["litellm_params"]["model"])
         if not missing:
@@ -113,10 +120,13 @@ def render(text: str, settings: Settings, *, demo_url: str, today: date | None =
             to_demo = {"api_base": f"{demo_url}{provider.demo}", "api_key": NO_KEY}
             models.append({**entry, "litellm_params": {**entry["litellm_params"], **to_demo}})
         else:
-            left_out.append(LeftOut(name=entry["model_name"], variables=missing))
+            prefix = entry["litellm_params"]["model"].partition("/")[0]
+            left_out.append(LeftOut(name=entry["model_name"], provider=prefix, variables=missing))
     served, ending = _without_ended(
         models, settings.retired_models, today or datetime.now(UTC).date(), demo_url=demo_url
     )
+    served = [_with_what_is_known(model, release, settings.refused_parameters) for model in served]
+    served = [model_table.described(model, release, demo_url=demo_url) for model in served]
     config["model_list"] = served
     names = [model["model_name"] for model in served]
     aliases = (config.get("router_settings") or {}).get("model_group_alias") or {}
@@ -124,7 +134,8 @@ def render(text: str, settings: Settings, *, demo_url: str, today: date | None =
         config=yaml.safe_dump(config, sort_keys=False),
         served=tuple(dict.fromkeys((*names, *(alias for alias, name in aliases.items() if name in names)))),
         left_out=tuple(left_out),
-        endings={model["model_name"]: _told(model.get("model_info", {})) for model in reversed(served)},
+        told={model["model_name"]: model_table.told(model) for model in reversed(served)},
+        table=model_table.table(served, left_out, release),
         ending=ending,
         request_timeout=(config.get("litellm_settings") or {}).get("request_timeout", REQUEST_TIMEOUT_SECONDS),
     )
@@ -139,8 +150,7 @@ def _entry(model: ShortModel | Deployment, index: int, model_keys: Mapping[str, 
     costs = {"input_cost_per_token": model.input_cost_per_token, "output_cost_per_token": model.output_cost_per_token}
     given = {name: cost for name, cost in costs.items() if cost is not None}
     if model.api_base is None:
-        known = retirements.load().successors.get(model.model, {})
-        parameters = {"model": model.model, **known, **given, **key}
+        parameters = {"model": model.model, **given, **key}
     else:
         base = {"api_base": str(model.api_base).rstrip("/"), "api_key": NO_KEY}
         parameters = {"model": model.model, **dict.fromkeys(costs, 0.0), **given, **base, **key}
@@ -154,11 +164,22 @@ def _with_key(entry: dict[str, Any]) -> dict[str, Any]:
     """
     parameters = entry["litellm_params"]
     provider = providers.load().of(parameters["model"])
+    if provider.placeholder and "api_key" not in parameters:
+        return {**entry, "litellm_params": {**parameters, "api_key": NO_KEY}}
     if provider.key is None or parameters.keys() & {"api_key", *provider.key_or}:
         return entry
     to_provider = "api_base" not in parameters or provider.own_address
     key = REFERENCE + provider.key if to_provider else NO_KEY
     return {**entry, "litellm_params": {**parameters, "api_key": key}}
+
+
+def _told_to(release: providers.Release, entry: dict[str, Any]) -> dict[str, Any]:
+    """An entry with what a release of LiteLLM must be told of its provider."""
+    for part, below in providers.load().of(entry["litellm_params"]["model"]).told.get(release.version, {}).items():
+        given = entry.get(part, {})
+        lists = {name: [*each, *given.get(name, ())] for name, each in below.items() if isinstance(each, list)}
+        entry = {**entry, part: {**below, **given, **lists}}
+    return entry
 
 
 def _without_ended(
@@ -179,5 +200,25 @@ def _without_ended(
     return served, tuple(ending)
 
 
-def _told(info: Mapping[str, str]) -> dict[str, str]:
-    return {name: info[name] for name in retirements.INFO if name in info}
+def _with_what_is_known(entry: dict[str, Any], release: providers.Release, refused: prices.Refused) -> dict[str, Any]:
+    """An entry with its price, where LiteLLM does not know it, and what its provider refuses of a request.
+
+    litellm/parameters.py reads `refuses`, which says what becomes of each parameter. LiteLLM itself leaves out what
+    it makes of requests in another form, as Anthropic's. Of a server of the team's own nothing is known.
+    """
+    parameters, info = entry["litellm_params"], entry.get("model_info", {})
+    provider, model = providers.load().of(parameters["model"]), prices.of(entry) or prices.NOTHING
+    if "api_base" in parameters and not provider.own_address:
+        return entry
+    unknown = release.version in model.unknown_to
+    costs = {} if {*prices.COSTS} & {*parameters, *info} or not unknown else model.costs
+    # A release that knows the model has `max_tokens` go by its other name.
+    left_out = [name for name in model.refuses if unknown or name not in RENAMED]
+    drops = [*left_out, *(it for it in parameters.get("additional_drop_params", ()) if it not in left_out)]
+    refuses = (*model.refuses, *provider.unknown.get(release.version, ()))
+    fates = {name: RENAMED.get(name, refused) for name in refuses}
+    return {
+        **entry,
+        "litellm_params": {**parameters, **costs, **({"additional_drop_params": drops} if left_out else {})},
+        **({"model_info": {"refuses": fates, **info}} if fates else {}),
+    }

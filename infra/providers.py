@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 PROJECT = Path(__file__).parent.parent
 FILE = PROJECT / "litellm" / "providers.yaml"
+RELEASES = PROJECT / "litellm" / "releases.yaml"
 IMAGES = PROJECT / "images" / "litellm"
 """A folder for each release of LiteLLM whose image can be built here."""
 VERSION = re.compile(r":(?:main-)?v?(\d+)\.(\d+)\.(\d+)")
@@ -49,7 +50,17 @@ class Provider:
     """For a server of the team's own: a URL as example."""
     demo: str | None = None
     """The path under which the demo provider speaks its protocol; None where it does not."""
+    placeholder: bool = False
+    """Whether LiteLLM asks it with a key only, though it may want none."""
+    told: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Parts of a model's entry that a release of LiteLLM must be told, by release."""
+    unknown: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Parameters of a request that a release of LiteLLM loses, or sends on as nobody takes them, by release."""
     example: str = "MODEL"
+    embedding: str | None = None
+    """A model for vectors, as provider/model."""
+    otherwise: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """By release, which columns of the page's table do not hold, and what to do."""
     page: str = ""
     package: str | None = None
     """What a LiteLLM image must have for it, beside LiteLLM."""
@@ -74,6 +85,14 @@ class Release:
     prefixes: frozenset[str]
     callbacks: frozenset[str]
     router_settings: frozenset[str]
+    tag: str
+    """That of the official image."""
+    image_mb: int
+    rest_mb: int
+    """The memory of a replica at rest, in MiB."""
+    start_seconds: float
+    """Until it answers, on two cores."""
+    known_for: tuple[str, ...]
     takes_more: bool = False
     """Whether it is newer than what is known, or of no known version: then nothing is refused as unknown."""
 
@@ -120,9 +139,9 @@ def load() -> Table:
     releases: list[Release] = []
     names = ("prefixes", "callbacks", "router_settings")
     known: dict[str, Any] = dict.fromkeys(names, frozenset())
-    for version, added in content["releases"].items():
-        known = {name: known[name] | set(added[name]) for name in names}
-        releases.append(Release(version=version, **known))
+    for version, told in yaml.safe_load(RELEASES.read_text(encoding="utf-8"))["releases"].items():
+        known = {name: known[name] | set(told[name]) for name in names}
+        releases.append(Release(version=version, **{**_frozen(told), **known}))
     compatible = {**content["compatible"]}
     return Table(
         compatible_prefix=compatible.pop("prefix"),

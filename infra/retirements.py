@@ -37,9 +37,6 @@ class Table:
     """The file's content. Models are named as in LiteLLM's `model`: provider/model."""
 
     models: Mapping[str, Retirement]
-    successors: Mapping[str, Mapping[str, Any]]
-    """`litellm_params` of models that a release of LiteLLM which is older than them must be told: their prices, and
-    which parameters they refuse."""
 
     def of(self, model: str) -> Retirement | None:
         """The end of a model; None as long as none is known. LiteLLM takes `gpt-4o` for `openai/gpt-4o`."""
@@ -93,8 +90,7 @@ def load(text: str | None = None) -> Table:
         models={
             model: Retirement(end=it["end"], successor=it.get("successor"), source=it["source"])
             for model, it in content["models"].items()
-        },
-        successors=content["successors"],
+        }
     )
 
 
@@ -121,7 +117,7 @@ def apply(
         return None, _with_fate(ending, "left out")
     if policy == "keep" or successor is None:
         return _with_info(entry, end=retirement.end, successor=successor), _with_fate(ending, "kept")
-    placed = {**entry, "litellm_params": {**parameters, "model": successor, **table.successors.get(successor, {})}}
+    placed = {**entry, "litellm_params": {**parameters, "model": successor}}
     next_end = table.of(successor)
     return (
         _with_info(placed, end=next_end.end if next_end else None, replaces=model),

@@ -27,7 +27,7 @@ from pydantic import (
 )
 from pydantic.alias_generators import to_camel
 
-from infra import litellm_environment, providers, retirements
+from infra import litellm_environment, prices, providers, retirements
 from infra.edge import REPLICA_SLOTS
 from infra.placement.cluster import CONSTRAINT
 from infra.workload import LAST_PORT, LOOPBACK
@@ -321,6 +321,7 @@ class Settings(_Frozen):
     litellm_settings: dict[str, Any] = Field(examples=["--path 'litellmSettings.success_callback[0]' langfuse"])
     router_settings: dict[str, Any] = Field(examples=["--path routerSettings.num_retries 1"])
     general_settings: dict[str, Any] = Field(examples=["--path generalSettings.max_parallel_requests 500"])
+    refused_parameters: prices.Refused = Field(examples=["error"])
     retired_models: retirements.Policy = Field(examples=["keep"])
     openai_api_key: Annotated[ProviderKey | None, Optional] = Field(examples=["sk-…"])
     anthropic_api_key: Annotated[ProviderKey | None, Optional] = Field(examples=["sk-ant-…"])

@@ -66,6 +66,8 @@ def build(settings: Settings) -> Mapping[str, pulumi.Input[object]]:
     )
     client_keys = _client_keys(settings)
     models = model_list.render(_read("litellm/config.yaml"), settings, demo_url=demo.url(placement))
+    if pulumi.runtime.is_dry_run():
+        pulumi.log.info(models.table)
     for doubt in _doubts(settings, models):
         pulumi.log.warn(doubt)
     edge_config = master_key.generation.apply(
@@ -98,7 +100,7 @@ def build(settings: Settings) -> Mapping[str, pulumi.Input[object]]:
             metrics_port=settings.metrics_port,
             config=edge_config,
             bodies=_read("edge/bodies.lua"),
-            models=models.endings,
+            models=models.told,
             cors_origins=settings.cors_origins,
             start=_read("edge/start.sh"),
             reload=_read("edge/reload.sh"),

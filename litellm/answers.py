@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import inspect
 import json
 import re
 from contextvars import ContextVar
@@ -42,6 +43,10 @@ STATUSES = {
 """What LiteLLM's own errors stand for. Some of its paths answer 500 with any of them."""
 WRONG = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError)
 """What Python raises where LiteLLM works with a body that it did not expect."""
+SAID_OTHERWISE = {BAD_REQUEST, FAILED}
+"""What LiteLLM calls a provider's refusal that it does not know, or goes by another word of it than its status."""
+OF_A_PROVIDER = {BAD_REQUEST, 401, 403, NOT_FOUND, TOO_SLOW, 409, 413, 429}
+"""The refusals that callers are told as the provider said them, beside its failures."""
 MODELS = re.compile(r"(/v1)?/models")
 
 
@@ -63,6 +68,8 @@ class Exchange:
     """Whether its body is a large one."""
     asked: bool = False
     """Whether a provider, or anybody else, was asked."""
+    answered: int | None = None
+    """The status of the last answer that came."""
     error: BaseException | None = None
     """What LiteLLM failed with."""
     reason: str = ""
@@ -126,13 +133,13 @@ class Mender:
         return {**message, "body": chunk}
 
     async def _listed(self, start: Message) -> None:
-        """The models in one order, each with what is known of its end.
+        """The models in one order, each with what is known of it.
 
         LiteLLM keeps them in a set, which each process has in an order of its own.
         """
-        content, endings = json.loads(self.held), self.release.endings()
+        content, told = json.loads(self.held), self.release.told()
         models = sorted(content["data"], key=lambda model: model["id"])
-        content["data"] = [{**model, **endings.get(model["id"], {})} for model in models]
+        content["data"] = [{**model, **told.get(model["id"], {})} for model in models]
         await answer(self.send, start["status"], content, others(start["headers"]))
 
     async def _mended(self, start: Message) -> None:
@@ -143,7 +150,7 @@ class Mender:
             content = {"detail": self.held.decode(errors="replace")}
         known = content.get("error") if isinstance(content, dict) else content
         known = known if isinstance(known, dict) else {"message": known or content.get("detail", content)}
-        changed = self._read_as(status, known)
+        changed = self._as_said(status) or self._read_as(status, known)
         status = changed.pop("status", status)
         problem = {"type": None, "param": None, "code": None, **known, **changed}
         problem["message"] = text_of(problem.get("message"))
@@ -156,6 +163,13 @@ class Mender:
         elif changed or not isinstance(content, dict) or content.get("type") != "error":
             content = anthropic_error(problem["message"], status)
         await answer(self.send, status, content, others(start["headers"]))
+
+    def _as_said(self, status: int) -> dict[str, Any]:
+        """The provider's own status, where LiteLLM has another for its refusal."""
+        said = self.exchange.answered
+        if self.exchange.reason or status not in SAID_OTHERWISE or said is None or said == status:
+            return {}
+        return {"status": said, "code": str(said)} if said in OF_A_PROVIDER or said >= FAILED else {}
 
     def _read_as(self, status: int, known: Mapping[str, Any]) -> dict[str, Any]:
         """What an error is, where LiteLLM does not say it: the parts of it that change."""
@@ -250,12 +264,32 @@ def watch() -> None:
     """Have each exchange know whether anybody was asked for it, and what LiteLLM failed with."""
     httpx = importlib.import_module("httpx")
     for kind in (httpx.Client, httpx.AsyncClient):
-        kind.send = noting(kind.send, lambda exchange, *_, **__: setattr(exchange, "asked", True))
+        kind.send = listening(noting(kind.send, lambda exchange, *_, **__: setattr(exchange, "asked", True)))
     logging = importlib.import_module("litellm.proxy.utils").ProxyLogging
     logging.post_call_failure_hook = noting(
         logging.post_call_failure_hook,
         lambda exchange, *_, original_exception=None, **__: setattr(exchange, "error", original_exception),
     )
+
+
+def listening(send: Callable[..., Any]) -> Callable[..., Any]:
+    """A client's method that notes the status of what comes back in the exchange that it belongs to."""
+
+    def note(response: Any) -> Any:
+        exchange = current.get()
+        if exchange is not None and exchange.error is None:  # what comes later is for a callback
+            exchange.answered = response.status_code
+        return response
+
+    @functools.wraps(send)
+    def sent(*args: object, **kwargs: object) -> Any:
+        answered = send(*args, **kwargs)
+        return later(answered) if inspect.isawaitable(answered) else note(answered)
+
+    async def later(answered: Awaitable[Any]) -> Any:
+        return note(await answered)
+
+    return sent
 
 
 def noting(function: Callable[..., Any], note: Callable[..., None]) -> Callable[..., Any]:

@@ -68,6 +68,8 @@ def connections(port: int) -> int:
 def main() -> int:
     """Run LiteLLM until it ends; return its exit code, as a shell would."""
     secrets = {file.name: file.read_text().rstrip("\n") for file in SECRETS.glob("*") if file.is_file()}
+    if "SSL_CERT_FILE" in secrets:  # Google's library reads another variable
+        secrets.setdefault("REQUESTS_CA_BUNDLE", secrets["SSL_CERT_FILE"])
     # A request takes two open files, and some engines start a container with 1,024 of them.
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

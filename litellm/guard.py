@@ -8,6 +8,7 @@ comes as JSON, form or query string, before LiteLLM sees it.
 from __future__ import annotations
 
 import importlib
+import json
 import logging
 import re
 from contextlib import AsyncExitStack
@@ -19,6 +20,7 @@ import answers
 import release as releases
 import room
 from answers import NOT_FOUND, OVERLOADED, UNSUPPORTED, Exchange, Mender, Refusal, answer, current, error
+from parameters import fitting
 from release import OF_A_PROVIDER
 from shapes import check_shapes, check_text_only
 
@@ -117,6 +119,13 @@ class Guard:
             check_shapes(path, fields)
         if release.text_only and path.rstrip("/").endswith("/messages"):
             check_text_only(fields, release.version)
+        if not form:
+            azure = AZURE.search(path)
+            fitted = fitting(path, fields, release.refused(azure[1] if azure else fields.get("model")))
+            if fitted != fields:
+                fields, body = fitted, json.dumps(fitted).encode()
+            # LiteLLM's newer releases take it from here, and do not parse the body again.
+            scope["parsed_body"] = (tuple(fields), fields)
         return body
 
     def _object(self, scope: Scope, body: bytes) -> dict[str, Any]:
@@ -127,8 +136,6 @@ class Guard:
         fields = self._json(body)
         if fields.get("stream") and WHOLE.search(scope["path"]):
             raise Refusal("`stream` is not for this path.", param="stream", code="invalid_type")
-        # LiteLLM's newer releases take it from here, and do not parse the body again.
-        scope["parsed_body"] = (tuple(fields), fields)
         scope["headers"] = [it for it in scope["headers"] if it[0] != b"content-type"]
         scope["headers"].append((b"content-type", b"application/json"))
         return fields

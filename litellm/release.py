@@ -103,8 +103,8 @@ PUBLISHED = (
 """The modules of OpenAI's SDK that list the fields of its API."""
 
 
-ENDING = ("shutdown_date", "successor", "replaces")
-"""Fields of a model's `model_info` (infra/retirements.py)."""
+TOLD = ("shutdown_date", "successor", "replaces", "owned_by", "price", "refuses")
+"""Fields of a model's `model_info` (infra/model_table.py)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,8 +122,10 @@ class Release:
     served: Callable[[str], bool] = field(repr=False)
     """Whether a model is served."""
     models: Callable[[], Iterable[str]] = field(repr=False)
-    endings: Callable[[], dict[str, dict[str, str]]] = field(repr=False)
-    """What is known of the end of the provider's model behind a name, by ENDING."""
+    told: Callable[[], dict[str, dict[str, Any]]] = field(repr=False)
+    """What is known of the provider's model behind a name, by TOLD."""
+    refused: Callable[[object], dict[str, str]] = field(repr=False)
+    """The parameters that the provider of a model refuses, and what becomes of each (infra/model_list.py)."""
     gave: Callable[[str], bool] = field(repr=False)
     """Whether an answer of that id can be one that a deployment of this gateway gave."""
     moderates: Callable[[], bool] = field(repr=False)
@@ -131,12 +133,22 @@ class Release:
     loads: Callable[[bytes], Any] = field(repr=False)
 
 
-def endings(deployments: Sequence[dict[str, Any]]) -> dict[str, dict[str, str]]:
-    """What is known of the end of the models of a router's list, by name: as at the edge, of its first deployment."""
+def told(deployments: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """What is known of the models of a router's list, by name: as at the edge, of its first deployment."""
     return {
-        each["model_name"]: {it: each["model_info"][it] for it in ENDING if each["model_info"].get(it)}
+        each["model_name"]: {it: each["model_info"][it] for it in TOLD if each["model_info"].get(it)}
         for each in reversed(deployments)
     }
+
+
+def refused(router: Any, model: object) -> dict[str, str]:
+    """What becomes of each parameter that a deployment of a router's model refuses."""
+    if router is None or not isinstance(model, str):
+        return {}
+    alias = (router.model_group_alias or {}).get(model, model)
+    name = alias.get("model") if isinstance(alias, dict) else alias
+    of = [each["model_info"].get("refuses") or {} for each in router.model_list if each["model_name"] == name]
+    return {parameter: fate for each in of for parameter, fate in each.items()}
 
 
 def running() -> Release:
@@ -189,7 +201,8 @@ def running() -> Release:
         text_only=importlib.util.find_spec("litellm.proxy.anthropic_endpoints") is None,
         served=served,
         models=names,
-        endings=lambda: endings(proxy.llm_router.model_list if proxy.llm_router else ()),
+        refused=lambda model: refused(proxy.llm_router, model),
+        told=lambda: told(proxy.llm_router.model_list if proxy.llm_router else ()),
         moderates=lambda: bool(os.environ.get("OPENAI_API_KEY")),
         loads=orjson.loads,
     )

@@ -8,14 +8,18 @@ from __future__ import annotations
 import os
 import sys
 
+import bedrock
 import deployments
+import endings
 import fetching
 import guard
 import streams
 from litellm.proxy.proxy_cli import run_server
 
 if __name__ == "__main__":
+    bedrock.install()
     deployments.install()
+    endings.install()
     fetching.install()
     streams.install(enabled=os.environ.get("LLM_GATEWAY_FAST_STREAMS") == "true")
     guard.install()  # the outermost, so the last

@@ -5,10 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
+from typing import TYPE_CHECKING
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,11 +37,12 @@ class Certified:
         return {"tlsCertificate": self.certificate_pem, "tlsKey": self.key_pem}
 
 
-def certify(
+def certify(  # noqa: PLR0913 -- all but two by name
     name: str,
     by: Certified | None = None,
     *,
     address: str | None = None,
+    names: Sequence[str] = (),
     begin: datetime | None = None,
     end: datetime | None = None,
 ) -> Certified:
@@ -55,6 +60,9 @@ def certify(
         .not_valid_after(end or now + timedelta(days=1))
         .add_extension(x509.BasicConstraints(ca=by is None, path_length=None), critical=True)
     )
+    alternatives: list[x509.GeneralName] = [x509.DNSName(each) for each in names]
     if address:
-        made = made.add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address(address))]), critical=False)
+        alternatives.append(x509.IPAddress(ip_address(address)))
+    if alternatives:
+        made = made.add_extension(x509.SubjectAlternativeName(alternatives), critical=False)
     return Certified(key=key, certificate=made.sign(by.key if by else key, hashes.SHA256()))

@@ -63,6 +63,38 @@ Keys are variables of `litellmEnvironment`, and entries name them `os.environ/NA
 is refused. Files, as a service account's, are `litellmFiles`, and entries find them in `{FILES}`. Both are
 files in the replicas alone, and a change replaces the replicas in waves, without interruption.
 """
+PROVEN = """
+## What was tried of each
+
+Each provider was asked for a completion, a stream, a call of a function (whole and as a stream), a vector, and for
+what it says of a mistake (400), a refused key (401) and too many requests (429), before a server that speaks its
+protocol as its documents have it, by LiteLLM {releases}. "yes" is that the caller got what the provider
+said, with its status; "broken off" that half a stream ends with an error, and not with "stop"; "key" that every
+request went to the provider's own host with the provider's key, and no key to anybody else: for Bedrock the
+signature was verified, for Vertex AI the exchange of the service account's signature for a token. "-" is that the
+provider has no vectors; a number is that of a note on what one release does otherwise.
+
+{table}
+
+{notes}
+
+The real providers were not asked.
+"""
+COLUMNS = ("chat", "stream", "broken off", "tools", "embedding", "error", "key")
+OTHERWISE = """
+## What callers are told otherwise than the provider said
+
+The gateway puts right what it can: the status of errors, and streams that are broken off. What is left:
+
+- 1.55.0 loses a refusal that is not streamed: the answer is empty. 1.106.12 has it in `provider_specific_fields`,
+  where the app module finds it.
+- Newer releases turn Anthropic's `model_context_window_exceeded`, `pause_turn` and words that they do not know into
+  "stop"; 1.55.0 passes the word on. Seen with 1.108.7.
+- Newer releases put a sentence of their own in place of a blank message to Anthropic. Send none. Seen with 1.108.7.
+- Newer releases answer `reasoning_effort` without `max_tokens` in fewer tokens than the model has. Set both. Seen
+  with 1.108.7.
+- A page of HTML with status 200, as a proxy's sign-in, is a 400 or a 500 that quotes it.
+"""
 AFTER = """
 ## Call it from the OpenAI SDK
 
@@ -113,8 +145,8 @@ authorities too if public providers are asked:
 ./pulumiw up
 ```
 
-`SSL_VERIFY=False` is refused: keys and prompts would go to whoever answers. Seen with LiteLLM
-1.55.0 and 1.106.12, for models with the prefixes `openai/`, `mistral/` and `anthropic/`.
+`SSL_VERIFY=False` is refused: keys and prompts would go to whoever answers. Seen with LiteLLM 1.55.0 and
+1.106.12, for every provider of this page.
 
 ## An outgoing proxy
 
@@ -125,7 +157,7 @@ authorities too if public providers are asked:
 ```
 
 A URL with a password in it must be set with `--secret`. Seen with LiteLLM 1.55.0 and 1.106.12: requests to
-OpenAI and Gemini go to the proxy, those to hosts of `NO_PROXY` do not.
+every provider of this page go to the proxy, those to hosts of `NO_PROXY` do not.
 """
 
 
@@ -135,6 +167,7 @@ def page() -> str:
     parts = [ABOUT]
     for prefix, provider in listed():
         parts.append(_section(prefix, provider))
+    parts += [_proven(), OTHERWISE]
     shown = {name: table.callbacks[name] for name in ("langfuse", "otel", "datadog")}
     parts.append(
         AFTER.format(
@@ -144,6 +177,30 @@ def page() -> str:
         )
     )
     return "\n\n".join(part.strip("\n") for part in parts) + "\n"
+
+
+def _proven() -> str:
+    """What of each provider was seen to work, and with which release it does not."""
+    releases = [it.version for it in providers.load().releases]
+    rows = [f"| provider | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 1) + "|"]
+    notes: list[str] = []
+    for _, provider in listed():
+        cells = []
+        for column in COLUMNS:
+            cell = "yes" if column != "embedding" or provider.embedding else "-"
+            for version in releases:
+                if sentence := provider.otherwise.get(version, {}).get(column):
+                    notes.append(f"{len(notes) + 1}. {provider.title}, {column}, LiteLLM {version}: {sentence}.")
+                    cell += f" ({len(notes)})"
+            cells.append(cell)
+        rows.append(f"| {provider.title} | {' | '.join(cells)} |")
+    return PROVEN.format(
+        releases=" and ".join(releases),
+        table="\n".join(rows),
+        notes="\n".join(
+            textwrap.fill(each, WIDTH, subsequent_indent="   ", break_on_hyphens=False) for each in notes
+        ),
+    )
 
 
 def listed() -> Iterator[tuple[str, Provider]]:

@@ -1,7 +1,8 @@
 """Write the reference pages of `docs/` from what they describe: `make docs`.
 
 `docs/configuration.md` is Pulumi.yaml with the ranges and examples of infra/settings.py, `docs/cli.md` the help of
-`llmctl`, `docs/providers.md` litellm/providers.yaml. A unit test compares them with what this makes.
+`llmctl`, `docs/providers.md` litellm/providers.yaml; `docs/upgrade.md` has the table of litellm/releases.yaml. A unit
+test compares them with what this makes.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import yaml
 from app.cli import cli
 from infra.settings import Settings, is_secret
 from infra.stack_config import adapter, set_command
-from toolchain import providers
+from toolchain import providers, releases_page
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -48,6 +49,7 @@ def pages() -> dict[Path, str]:
         PROJECT / "docs/configuration.md": configuration(described),
         PROJECT / "docs/cli.md": command_line(),
         PROJECT / "docs/providers.md": providers.page(),
+        releases_page.FILE: releases_page.page(),
     }
 
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
-REPLACED = {
-    "1.82.7": "GHSA-5mg7-485q-xm76",
-    "1.82.8": "GHSA-5mg7-485q-xm76",
-    "1.107.0": "LiteLLM's announcement of 2026-10-21",
-}
+import yaml
+
+TABLE = yaml.safe_load((Path(__file__).parent.parent / "litellm" / "releases.yaml").read_text(encoding="utf-8"))
+REPLACED = {release: it["source"] for release, it in TABLE["replaced"].items()}
 """Releases of LiteLLM that an attacker published, and where that is said."""
-REPLACED_DIGESTS = {"1.107.0": ("1bbcb1443bc9", "c00f9d92c427", "7b00e91cd2fe")}
-"""How the digests of their images begin: the index, `litellm-database` and `litellm-non_root`."""
+REPLACED_DIGESTS = {release: tuple(it.get("digests", ())) for release, it in TABLE["replaced"].items()}
+"""How the digests of their images begin."""
 MOVING = re.compile(r"(^|[-_.])(latest|lts)([-_.]|$)|^\D*$", re.IGNORECASE)
 """Tags that mean another image from day to day, as `latest`, `main-stable` and `lts-alpine3.22` do."""
 

@@ -1,53 +1,34 @@
-"""Renew `litellm/retirements.yaml` from LiteLLM's newest price list: `make retirements`.
+"""Renew `litellm/retirements.yaml` and `litellm/prices.yaml` from LiteLLM's newest price list: `make retirements`.
 
-The list comes with LiteLLM's package, from whichever index this machine's pip is set to; nothing of the package is
-run. A model that the list has dropped keeps its line: that is how the list treats those that are gone.
+A model that the list has dropped keeps its line: that is how the list treats those that are gone.
 """
 
 from __future__ import annotations
 
-import json
 import re
-import subprocess
 import sys
-import tempfile
-import zipfile
 from datetime import UTC, date, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from infra import retirements
+from toolchain import prices
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-PRICE_LIST = "litellm/model_prices_and_context_window_backup.json"
 PROVIDERS = ("anthropic", "deepseek", "gemini", "mistral", "openai", "xai")
 """Those whose models are called the same by everybody who asks them."""
 MODES = {"chat", "completion", "embedding", "responses"}
 FINE_TUNED = "ft:"
-REFUSED = ["max_tokens", "temperature", "top_p", "stop"]
-"""What OpenAI's reasoning models refuse. Who wants a limit sends `max_completion_tokens`."""
-SAMPLING = ["temperature", "top_p"]
 
 
-def newest_price_list() -> tuple[str, dict[str, Any]]:
-    """Return LiteLLM's newest version that pip finds, and its price list."""
-    with tempfile.TemporaryDirectory() as folder:
-        wheel = ["--no-deps", "--only-binary=:all:", "--quiet", "--disable-pip-version-check", "--dest", folder]
-        subprocess.run([sys.executable, "-m", "pip", "download", *wheel, "litellm"], check=True)
-        (file,) = Path(folder).glob("*.whl")
-        with zipfile.ZipFile(file) as package:
-            return file.name.split("-")[1], json.loads(package.read(PRICE_LIST))
-
-
-def merged(table: Mapping[str, Any], prices: Mapping[str, Any]) -> dict[str, Any]:
+def merged(table: Mapping[str, Any], newest: Mapping[str, Any]) -> dict[str, Any]:
     """Return the file's content with what a price list says; of models that it does not have, what stood there."""
     listed = {
         _full_name(model, facts["litellm_provider"]): facts
-        for model, facts in prices.items()
+        for model, facts in newest.items()
         if facts.get("litellm_provider") in PROVIDERS
         and facts.get("mode") in MODES
         and not model.startswith(FINE_TUNED)
@@ -60,16 +41,10 @@ def merged(table: Mapping[str, Any], prices: Mapping[str, Any]) -> dict[str, Any
                 "successor": _successor(facts),
                 "source": facts.get("deprecation_source") or facts["source"],
             }
-    named = {ending.get("successor") for ending in models.values()} - {None}
     return {
         "models": {
             model: {key: value for key, value in models[model].items() if value is not None}
             for model in sorted(models)
-        },
-        "successors": {
-            model: _parameters(listed[model]) if model in listed else table["successors"][model]
-            for model in sorted(named)
-            if model in listed or model in table["successors"]
         },
     }
 
@@ -96,24 +71,13 @@ def _full_name(model: str, provider: str) -> str:
     return model if model.startswith(f"{provider}/") else f"{provider}/{model}"
 
 
-def _parameters(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """The `litellm_params` that a release of LiteLLM wants for a model that it does not know."""
-    parameters: dict[str, Any] = {
-        key: facts[key] for key in ("input_cost_per_token", "output_cost_per_token") if key in facts
-    }
-    if facts["litellm_provider"] == "openai" and facts.get("supports_reasoning"):
-        parameters["additional_drop_params"] = REFUSED
-    elif facts.get("supports_sampling_params") is False:
-        parameters["additional_drop_params"] = SAMPLING
-    return parameters
-
-
 def main() -> None:
     """Write the file anew, and say what is other than before."""
     text = retirements.FILE.read_text(encoding="utf-8")
     before: dict[str, Any] = yaml.safe_load(text)
-    version, prices = newest_price_list()
-    after = merged(before, prices)
+    version, listed = prices.price_list()
+    prices.renew(version, listed)
+    after = merged(before, listed)
     if after == before:
         print(f"{retirements.FILE.name} says what LiteLLM {version} does")
         return

@@ -21,6 +21,8 @@ def sync() -> None:
     assert_type(app.chat_completion_for_org("id", messages), app.ChatCompletionResult)
     assert_type(result.content, str)
     assert_type(result.usage, app.Usage | None)
+    assert_type(result.tool_calls, tuple[app.ToolCall, ...])
+    assert_type(result.refusal, str | None)
     assert_type(result.used_fallback, bool)
     with app.stream_chat_completion(messages) as stream:
         for text in stream:
@@ -49,6 +51,7 @@ async def asynchronous() -> None:
     assert_type(await aio.generate_embeddings(["hello"]), list[app.EmbeddingResult])
 
 
+app.ChatMessage("user", [{"type": "text", "text": "hello"}])
 app.ChatMessage("bot", "hello")  # type: ignore[arg-type]
 app.ChatCompletionOptions("gpt-4o")  # type: ignore[call-arg]
 messages[0].content = "changed"  # type: ignore[misc]

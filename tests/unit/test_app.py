@@ -21,6 +21,7 @@ from uuid import UUID
 
 import httpx2
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -28,6 +29,7 @@ import app
 from app import _answers, _http, _requests, _settings, _types, aio, organizations
 from app._shared import PerLoop, Shared
 from tests.faces import FACES, Face
+from tests.stack_config import PROJECT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -122,6 +124,7 @@ def test_the_public_names_are_these() -> None:
         "ChatMessage",
         "EmbeddingResult",
         "Settings",
+        "ToolCall",
         "Usage",
         "chat_completion",
         "chat_completion_for_org",
@@ -179,6 +182,98 @@ def test_a_request_says_what_the_options_say_and_nothing_else(face: Face, gatewa
     assert gateway.requests[0].headers["authorization"] == f"Bearer {KEY}"
     assert str(gateway.requests[0].url) == "http://gateway.test:4000/v1/chat/completions"
     assert gateway.requests[1].extensions["timeout"]["read"] == pytest.approx(3, abs=0.5)
+
+
+WEATHER = {"type": "function", "function": {"name": "get_weather", "parameters": {"type": "object"}}}
+CALL = app.ToolCall("call_abc123", "get_weather", '{"city": "Paris"}')
+
+
+def test_a_request_has_what_todays_models_take(face: Face, gateway: Gateway) -> None:
+    """Options under the names of OpenAI's API; images, calls of functions and what came of them in the messages."""
+    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
+    messages = [
+        app.ChatMessage("user", [{"type": "text", "text": PROMPT}, image]),
+        app.ChatMessage("assistant", "", tool_calls=(CALL,)),
+        app.ChatMessage("tool", "18 C", tool_call_id=CALL.id),
+    ]
+    choice = {"type": "function", "function": {"name": "get_weather"}}
+    options = app.ChatCompletionOptions(
+        reasoning_effort="low",
+        response_format={"type": "json_object"},
+        seed=7,
+        stop=["END"],
+        tools=[WEATHER],
+        tool_choice=choice,
+    )
+    face.chat(messages, options)
+    called = {"id": CALL.id, "type": "function", "function": {"name": CALL.name, "arguments": CALL.arguments}}
+    assert gateway.bodies == [
+        {
+            "model": "gpt-4o",
+            "messages": [
+                {"role": "user", "content": [{"type": "text", "text": PROMPT}, image]},
+                {"role": "assistant", "content": None, "tool_calls": [called]},
+                {"role": "tool", "content": "18 C", "tool_call_id": CALL.id},
+            ],
+            "reasoning_effort": "low",
+            "response_format": {"type": "json_object"},
+            "seed": 7,
+            "stop": ["END"],
+            "tools": [WEATHER],
+            "tool_choice": choice,
+        }
+    ]
+
+
+RECORDED = yaml.safe_load((PROJECT / "tests/answers/openai.yaml").read_text())
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "calls", "refusal", "finish_reason"),
+    [
+        ("plain", "Good morning.", (), None, "stop"),
+        ("tools", "", (CALL,), None, "tool_calls"),
+        ("refusal", "", (), "I'm sorry, I cannot assist with that.", "stop"),
+    ],
+)
+def test_a_recorded_answer_is_read_whole_and_as_a_stream(  # noqa: PLR0913, PLR0917 -- a row has these columns
+    face: Face,
+    gateway: Gateway,
+    name: str,
+    content: str,
+    calls: tuple[app.ToolCall, ...],
+    refusal: str | None,
+    finish_reason: str,
+) -> None:
+    """Text, calls of functions and refusal, as OpenAI's documents have them (tests/answers/openai.yaml)."""
+    stream = "stream" if name == "plain" else f"{name}_stream"
+    events = [f"data: {json.dumps(event)}\n\n" for event in RECORDED[stream]]
+
+    def answer(asked: dict[str, Any]) -> httpx2.Response:
+        return sse(*events, "data: [DONE]\n\n") if asked.get("stream") else httpx2.Response(200, json=RECORDED[name])
+
+    gateway.answer = answer
+    for result in (face.chat(HELLO), face.chat(HELLO, app.ChatCompletionOptions(stream=True)), face.stream(HELLO)[1]):
+        assert (result.content, result.tool_calls, result.refusal) == (content, calls, refusal)
+        assert (result.finish_reason, result.usage) == (finish_reason, app.Usage(19, 10, 29))
+
+
+def test_a_refusal_is_found_where_litellm_has_it(face: Face, gateway: Gateway) -> None:
+    """LiteLLM 1.106 moves that of a whole answer."""
+    message = {"role": "assistant", "content": None, "provider_specific_fields": {"refusal": "I cannot."}}
+    choice = {"index": 0, "message": message, "finish_reason": "stop"}
+    gateway.answer = lambda _: httpx2.Response(200, json=completion(choices=[choice]))
+    assert face.chat(HELLO).refusal == "I cannot."
+
+
+def test_a_parameter_that_is_not_taken_is_named(face: Face, gateway: Gateway) -> None:
+    """By the gateway or the provider; a name that may be a text of somebody's is not."""
+    said = RECORDED["errors"][400]["error"]
+    for param, match in (("max_tokens", "does not take `max_tokens`"), (f"{PROMPT} and more", "was asked wrongly")):
+        gateway.answer = lambda _, param=param: httpx2.Response(400, json={"error": {**said, "param": param}})  # type: ignore[misc]
+        with pytest.raises(app.RequestRejectedError, match=match) as caught:
+            face.chat(HELLO)
+        assert PROMPT not in str(caught.value)
 
 
 def test_a_stream_yields_text_and_ends_with_the_same_result(face: Face, gateway: Gateway) -> None:
@@ -336,8 +431,18 @@ def test_bad_input_is_refused_before_any_request(
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: app.ChatMessage("bot", "x"), "role must be one of system, user, assistant"),  # type: ignore[arg-type]
+        (lambda: app.ChatMessage("bot", "x"), "role must be one of system, user, assistant, tool"),  # type: ignore[arg-type]
         (lambda: app.ChatMessage("user", None), "content must be a string"),  # type: ignore[arg-type]
+        (lambda: app.ChatMessage("user", ["x"]), "content must be a string or a list of parts"),  # type: ignore[list-item]
+        (lambda: app.ChatMessage("user", []), "content must be a string or a list of parts"),
+        (lambda: app.ChatMessage("tool", "18 C"), "needs tool_call_id"),
+        (lambda: app.ChatMessage("user", "x", tool_call_id="1"), "needs tool_call_id"),
+        (lambda: app.ChatMessage("user", "x", tool_calls=[CALL]), "only a message of role assistant"),
+        (lambda: app.ChatCompletionOptions(seed="1"), "seed must be a whole number"),  # type: ignore[arg-type]
+        (lambda: app.ChatCompletionOptions(stop=1), "stop must be a text"),  # type: ignore[arg-type]
+        (lambda: app.ChatCompletionOptions(reasoning_effort=1), "must be a word"),  # type: ignore[arg-type]
+        (lambda: app.ChatCompletionOptions(response_format="json"), "must be an object"),  # type: ignore[arg-type]
+        (lambda: app.ChatCompletionOptions(tools="x"), "must be a list of functions"),  # type: ignore[arg-type]
         (lambda: app.ChatCompletionOptions(temperature=2.1), "temperature must be from 0 to 2"),
         (lambda: app.ChatCompletionOptions(temperature=float("nan")), "temperature must be"),
         (lambda: app.ChatCompletionOptions(max_tokens=0), "max_tokens must be at least 1"),

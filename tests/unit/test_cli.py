@@ -114,10 +114,39 @@ def test_json_is_one_document(gateway: Gateway, monkeypatch: pytest.MonkeyPatch)
     assert json.loads(out("models", "--json")) == ["claude-3-5-sonnet", "gpt-4o"]
 
 
+def test_a_refusal_is_printed_as_the_answer(gateway: Gateway) -> None:
+    message = {"role": "assistant", "content": None, "refusal": "I cannot."}
+    choice = {"index": 0, "message": message, "finish_reason": "stop"}
+    gateway.answers["/v1/chat/completions"] = httpx2.Response(200, json=completion(choices=[choice]))
+    assert out("chat", "--no-stream", "hello") == "I cannot.\n"
+
+
 def test_for_other_programs_there_is_a_line_each(gateway: Gateway) -> None:
     assert out("embed", "hello", "--model", "small") == "0.5\n-1.0\n"
     assert gateway.asked[0]["model"] == "small"
     assert out("models") == "claude-3-5-sonnet\ngpt-4o\n"
+
+
+def test_what_is_known_of_models_is_a_table(gateway: Gateway) -> None:
+    """As the edge and LiteLLM tell it by `GET /v1/models`; a gateway of before tells less."""
+    refuses = {"max_tokens": "max_completion_tokens", "temperature": "drop", "stop": "error"}
+    known = {"owned_by": "openai", "price": {"input": 2.0, "output": 0.5}, "refuses": refuses}
+    gateway.answers["/v1/models"] = httpx2.Response(
+        200, json={"data": [{"id": "gpt-6", **known, "shutdown_date": "2999-01-14"}, {"id": "old"}]}
+    )
+    head, *rows = out("models", "--verbose").splitlines()
+    assert head.split() == ["model", "provider", "USD", "per", "million", "tokens", "parameters", "ends"]
+    ends = "ends on 2999-01-14, nothing is known to take its place"
+    assert [" ".join(row.split()) for row in rows] == [
+        f"gpt-6 openai 2 in, 0.5 out leaves out temperature; refuses stop {ends}",
+        "old not known",
+    ]
+    assert json.loads(out("models", "--verbose", "--json"))["gpt-6"] == {
+        "owner": "openai",
+        "price": [2.0, 0.5],
+        "refuses": refuses,
+        "shutdown_date": "2999-01-14",
+    }
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from infra import retirements
+from infra import model_table
 from tests.stack_config import PROJECT
 
 if TYPE_CHECKING:
@@ -50,7 +50,8 @@ class Replica:
             "text_only": True,
             "served": lambda model: model == "gpt-4o",
             "models": lambda: ["gpt-4o", "another"],
-            "endings": lambda: {"gpt-4o": {"shutdown_date": "2027-01-14"}, "another": {}},
+            "told": lambda: {"gpt-4o": {"shutdown_date": "2027-01-14"}, "another": {}},
+            "refused": lambda _: {},
             "gave": lambda answer: answer == "resp_1",
             "moderates": lambda: False,
             "loads": lambda body: json.loads(body.decode()),
@@ -121,6 +122,12 @@ def test_what_clients_ask_gets_through_as_it_came(replica: Replica) -> None:
     body = json.dumps({**HELLO, "min_p": 0.1, "new": {"api_base": {}}, "metadata": {"team": "a"}}).encode()
     assert replica.ask(body, pieces=7) == (200, "{}")
     assert replica.seen[0]["body"] == body
+
+
+def test_a_request_is_made_to_fit_its_model(programs: dict[str, Any]) -> None:
+    replica = Replica(programs, refused={"gpt-4o": {"seed": "drop"}}.get)
+    assert replica.ask({**HELLO, "seed": 5}, "/openai/deployments/gpt-4o/chat/completions")[0] == 200
+    assert json.loads(replica.seen[0]["body"]) == replica.seen[0]["parsed_body"][1] == HELLO
 
 
 @pytest.mark.parametrize("name", ["api_base", "fallbacks", "litellm_anything", "_anything"])
@@ -313,8 +320,8 @@ def test_a_models_end_is_that_of_its_first_deployment(programs: dict[str, Any]) 
     release = programs["release"]
     first, second = ({"id": day, "shutdown_date": day} for day in ("2027-01-14", "2028-01-14"))
     listed = [{"model_name": "gpt-4o", "model_info": info} for info in (first, second)]
-    assert release.endings(listed) == {"gpt-4o": {"shutdown_date": "2027-01-14"}}
-    assert release.ENDING == retirements.INFO
+    assert release.told(listed) == {"gpt-4o": {"shutdown_date": "2027-01-14"}}
+    assert release.TOLD == model_table.TOLD
 
 
 def test_a_failure_is_the_bodys_only_where_nobody_was_asked(replica: Replica, programs: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from app._types import DEFAULT_TIMEOUT_SECONDS
-from infra import model_list, retirements
+from infra import model_list, prices
 from tests.stack_config import PROJECT
 
 if TYPE_CHECKING:
@@ -134,11 +134,13 @@ def test_a_model_in_litellms_own_form_is_served_as_it_is(settings: Callable[...,
             ),
             "model_info": {"base_model": "azure/gpt-4o"},
         },
-        deployment("gpt", "openai/gpt-6.1-sol", order=2, input_cost_per_token="2e-06"),
+        deployment("gpt", "openai/of-tomorrow", order=2, input_cost_per_token="2e-06"),
     ]
     keys = {"AZURE_API_KEY": "K1", "OPENAI_API_KEY": "K2"}
     result, _ = rendered(settings("staging", models=mine, litellmEnvironment=keys))
     listed = [it for it in yaml.safe_load(result.config)["model_list"] if it["model_name"] == "gpt"]
+    assert listed[0].pop("model_info")["base_model"] == "azure/gpt-4o"
+    assert "base_model" not in listed[1].pop("model_info")
     assert listed == [
         {
             "model_name": "gpt",
@@ -150,12 +152,11 @@ def test_a_model_in_litellms_own_form_is_served_as_it_is(settings: Callable[...,
                 "rpm": 60,
                 "api_key": "os.environ/AZURE_API_KEY",
             },
-            "model_info": {"base_model": "azure/gpt-4o"},
         },
         {
             "model_name": "gpt",
             "litellm_params": {
-                "model": "openai/gpt-6.1-sol",
+                "model": "openai/of-tomorrow",
                 "order": 2,
                 "input_cost_per_token": 2e-06,
                 "api_key": "os.environ/OPENAI_API_KEY",
@@ -182,11 +183,11 @@ def test_a_model_is_served_when_every_variable_that_it_names_is_there(settings: 
 
 def test_a_model_of_any_provider_is_named_in_short(settings: Callable[..., Settings]) -> None:
     """With its key's variable, and without a price that nobody gave; the demo provider does not speak for all."""
-    mine = [{"name": "flash", "model": "gemini/gemini-flash-latest"}]
+    mine = [{"name": "flash", "model": "gemini/of-tomorrow"}]
     result, _ = rendered(settings("dev", models=mine))
     assert left_out(result) == {"flash": ("GEMINI_API_KEY",)}
     _, models = rendered(settings("dev", models=mine, litellmEnvironment={"GEMINI_API_KEY": "K"}))
-    assert models == {"flash": {"model": "gemini/gemini-flash-latest", "api_key": "os.environ/GEMINI_API_KEY"}}
+    assert models == {"flash": {"model": "gemini/of-tomorrow", "api_key": "os.environ/GEMINI_API_KEY"}}
 
 
 def test_a_server_of_the_teams_own_is_not_sent_the_key_of_a_provider(settings: Callable[..., Settings]) -> None:
@@ -197,12 +198,39 @@ def test_a_server_of_the_teams_own_is_not_sent_the_key_of_a_provider(settings: C
 
 
 def test_a_model_that_an_older_litellm_does_not_know_comes_with_its_price(settings: Callable[..., Settings]) -> None:
-    """And with which parameters it refuses."""
-    mine = [{"name": "sol", "model": "openai/gpt-6-luna"}]
-    _, models = rendered(settings("dev", models=mine, openaiApiKey="sk-1"))
-    known = retirements.load().successors["openai/gpt-6-luna"]
-    assert known["input_cost_per_token"] > 0
-    assert models["sol"] == {"model": "openai/gpt-6-luna", **known, "api_key": "os.environ/OPENAI_API_KEY"}
+    """And with what becomes of the parameters that it refuses; what the team says of it stays."""
+    mine = [
+        {"name": "luna", "model": "openai/gpt-6-luna"},
+        {"name": "claude", "model": "anthropic/of-tomorrow"},
+        {"name": "dear", "model": "openai/gpt-6-luna", "inputCostPerToken": 1},
+        {"name": "own", "model": "openai/gpt-6-luna", "apiBase": "http://gpu:8000/v1"},
+        deployment("azure", "azure/mine", api_base="https://a.example", api_version="1")
+        | {"model_info": {"base_model": "azure/gpt-6.1-terra"}},
+    ]
+    keys = {"OPENAI_API_KEY": "K1", "AZURE_API_KEY": "K2", "ANTHROPIC_API_KEY": "K3"}
+    known = prices.load()["openai/gpt-6-luna"]
+    assert known.costs["input_cost_per_token"] > 0
+    for image, fate in (("main-v1.55.0", "drop"), ("v1.106.12", "error")):
+        made = settings(
+            "dev", models=mine, litellmEnvironment=keys, litellmImage=f"a/litellm:{image}", refusedParameters=fate
+        )
+        result, models = rendered(made)
+        info = {it["model_name"]: it.get("model_info") for it in yaml.safe_load(result.config)["model_list"]}
+        fates = {"max_tokens": "max_completion_tokens", "temperature": fate, "top_p": fate, "stop": fate}
+        assert info["luna"]["refuses"] == info["azure"]["refuses"] == fates
+        assert info["azure"]["base_model"] == "azure/gpt-6.1-terra"
+        assert "refuses" not in info["own"]
+        assert info["claude"].get("refuses") == ({"reasoning_effort": "drop"} if fate == "drop" else None)
+        older = image == "main-v1.55.0"
+        drops = [*known.refuses] if older else ["temperature", "top_p", "stop"]
+        assert models["luna"] == {
+            "model": "openai/gpt-6-luna",
+            "api_key": "os.environ/OPENAI_API_KEY",
+            "additional_drop_params": drops,
+            **(known.costs if older else {}),
+        }
+        assert models["dear"]["input_cost_per_token"] == 1
+        assert "output_cost_per_token" not in models["dear"]
 
 
 def test_a_key_that_stands_in_the_file_is_refused_without_being_shown() -> None:

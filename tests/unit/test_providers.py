@@ -10,13 +10,16 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
-from infra import model_list, providers
+from infra import gateway, model_list, providers, retirements
 from infra.settings import Settings
 from infra.stack_config import Place, validate
 from tests.stack_config import PROJECT, raw_config
 from toolchain import providers as page
+from toolchain import recipes
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from infra.providers import Provider
 
 ASKED_OF = {
@@ -149,10 +152,12 @@ def test_what_the_file_says_of_providers_and_callbacks_is_of_those_that_litellm_
 
 def test_a_package_that_the_image_built_here_lacks_is_named() -> None:
     """With what needs it; of an image that is built by nobody here nothing is said."""
-    models = [{"model_name": name, "litellm_params": {"model": f"{name}/x"}} for name in ("bedrock", "groq")]
+    models = [
+        {"model_name": name, "litellm_params": {"model": f"{name}/x"}} for name in ("bedrock", "vertex_ai", "groq")
+    ]
     config = {"model_list": models, "litellm_settings": {"success_callback": ["langfuse"], "cache": True}}
     of = "ghcr.io/berriai/litellm:"
-    assert providers.lacking(f"{of}main-v1.55.0", config) == {"bedrock": "boto3", "langfuse": "langfuse"}
+    assert providers.lacking(f"{of}main-v1.55.0", config) == {"langfuse": "langfuse"}
     assert providers.lacking(f"{of}v1.106.12", config) == {"langfuse": "langfuse"}
     assert providers.lacking(f"{of}v1.84.3", config) == {}
     assert providers.lacking("registry.example/litellm@sha256:" + "0" * 64, config) == {}
@@ -172,3 +177,60 @@ def test_of_a_release_that_was_not_run_here_nothing_is_refused_that_it_may_take(
     """One between two may take what the newer one does; of a newer one, or one without a tag, that is not known."""
     release = providers.load().release(image)
     assert ("more" if release.takes_more else release.version) == version
+
+
+def test_what_a_release_must_be_told_of_a_provider_is_told_to_that_release(
+    settings: Callable[..., Settings],
+) -> None:
+    """What the entry has itself stays: a list is added to, all else is the entry's."""
+    own = {"model": "groq/openai/gpt-oss-120b", "additional_drop_params": ["user"]}
+    mine = [
+        {"model_name": "groq", "litellm_params": own},
+        {"model_name": "together", "litellm_params": {"model": "together_ai/x"}, "model_info": {"mode": "chat"}},
+        {"model_name": "vllm", "litellm_params": {"model": "hosted_vllm/x", "api_base": "http://gpu:8000/v1"}},
+    ]
+    keys = {"GROQ_API_KEY": "K1", "TOGETHERAI_API_KEY": "K2"}
+    text = (PROJECT / "litellm/config.yaml").read_text()
+
+    def rendered(image: str) -> dict[str, Any]:
+        made = settings("staging", models=mine, litellmEnvironment=keys, litellmImage=image)
+        config = yaml.safe_load(model_list.render(text, made, demo_url="http://demo").config)
+        return {entry["model_name"]: entry for entry in config["model_list"]}
+
+    older, newer = (rendered(f"ghcr.io/berriai/litellm:v{version}") for version in ("1.55.0", "1.106.12"))
+    assert older["groq"]["litellm_params"]["additional_drop_params"] == ["stream_options", "user"]
+    assert newer["groq"]["litellm_params"]["additional_drop_params"] == ["user"]
+    assert older["together"]["model_info"] == {
+        "owned_by": "together_ai",
+        "supports_function_calling": True,
+        "mode": "chat",
+    }
+    assert newer["together"]["model_info"] == {"owned_by": "together_ai", "mode": "chat"}
+    assert older["vllm"]["litellm_params"]["api_key"] == newer["vllm"]["litellm_params"]["api_key"] == "none"
+
+
+def test_what_a_release_is_told_or_does_otherwise_is_of_one_that_was_run_here() -> None:
+    known = {it.version for it in providers.load().releases}
+    for _, provider in LISTED:
+        assert {*provider.told, *provider.otherwise} <= known
+        assert {column for it in provider.otherwise.values() for column in it} <= {*page.COLUMNS}
+
+
+def test_the_releases_are_the_same_wherever_one_is_named() -> None:
+    """What can be built, what the lane for streams was compared with, and since when paths are served."""
+    versions = [it.version for it in providers.load().releases]
+    assert versions == [recipes.STAND_INS["litellm"].version, *(it.version for it in recipes.UPGRADES)]
+    streams, answers = ((PROJECT / f"litellm/{name}.py").read_text() for name in ("streams", "answers"))
+    assert f"PROVEN = {json.dumps(versions).replace('[', '(').replace(']', ')')}" in streams
+    assert f'SINCE = "{versions[-1]}"' in answers
+    assert [it.tag for it in providers.load().releases] == ["main-v1.55.0", "v1.106.12"]
+    for release in providers.load().releases:
+        assert 0 < release.rest_mb < gateway.LITELLM_MB
+        assert release.image_mb > 0 < release.start_seconds
+        assert release.known_for
+
+
+def test_no_model_of_the_page_has_an_end() -> None:
+    """A newcomer's first model is to be there next year."""
+    ends = {f"{prefix}/{it.example}": retirements.load().of(f"{prefix}/{it.example}") for prefix, it in LISTED}
+    assert {model: end for model, end in ends.items() if end is not None} == {}

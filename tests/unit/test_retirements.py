@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
-from infra import model_list, retirements
+from infra import model_list, prices, retirements
 from tests.stack_config import PROJECT
 from toolchain import retirements as renewal
 
@@ -25,9 +25,6 @@ models:
   openai/lonely: {end: 2026-01-10, source: https://provider.example/ends}
   openai/round: {end: 2026-01-10, successor: openai/about, source: https://provider.example/ends}
   openai/about: {end: 2026-01-10, successor: openai/round, source: https://provider.example/ends}
-successors:
-  openai/second: {input_cost_per_token: 2.0e-06}
-  openai/third: {input_cost_per_token: 3.0e-06, additional_drop_params: [temperature]}
 """)
 KEY = "os.environ/OPENAI_API_KEY"
 
@@ -65,15 +62,10 @@ def test_the_successor_answers_from_the_day_on_which_a_model_is_gone(day: str, m
     assert (ending.fate if ending else None) == fate
 
 
-def test_what_answers_is_told_with_the_prices_and_refusals_that_an_older_litellm_does_not_know() -> None:
+def test_what_answers_is_asked_with_the_same_key() -> None:
     entry, _ = applied("openai/first", "2026-07-01")
     assert entry is not None
-    assert entry["litellm_params"] == {
-        "model": "openai/third",
-        "api_key": KEY,
-        "input_cost_per_token": 3e-06,
-        "additional_drop_params": ["temperature"],
-    }
+    assert entry["litellm_params"] == {"model": "openai/third", "api_key": KEY}
     assert entry["model_info"] == {"replaces": "openai/first"}
 
 
@@ -112,6 +104,7 @@ def test_callers_names_do_not_change(settings: Callable[..., Settings]) -> None:
     result, models = served(settings("staging", openaiApiKey="sk-1", anthropicApiKey="sk-ant-1"), "2026-11-28")
     assert result.served == ("gpt-4o", "claude-3-5-sonnet", "text-embedding-3-small")
     assert models["claude-3-5-sonnet"] == "anthropic/claude-sonnet-5-5"
+    assert "input_cost_per_token: 2.0e-06" in result.config  # which LiteLLM 1.55.0 does not know
     assert models["gpt-4o"] == "openai/gpt-4o"
     assert [(each.name, each.fate) for each in result.ending] == [
         ("gpt-4o", "ends"),
@@ -142,21 +135,21 @@ def test_a_model_of_the_stack_config_ends_too(settings: Callable[..., Settings])
 
 
 def test_the_tables_successors_are_known_and_its_file_is_as_it_is_written() -> None:
-    """Each that is not itself gone has its price, so that an older LiteLLM does not look for one at each request."""
+    """Each that is not itself gone has its price."""
     text = retirements.FILE.read_text(encoding="utf-8")
     content = yaml.safe_load(text)
     comment = "".join(line for line in text.splitlines(keepends=True) if line.startswith("#"))
     assert renewal.written(comment, content) == text
     assert renewal.merged(content, {}) == content
     for model in ("openai/gpt-6-luna", "anthropic/claude-sonnet-5-5"):
-        assert content["successors"][model]["input_cost_per_token"] > 0
+        assert prices.load()[model].costs["input_cost_per_token"] > 0
 
 
 def test_a_renewal_takes_what_the_list_says_and_keeps_what_it_has_dropped() -> None:
     """An end that was put off or taken back, one that is new; embeddings without a successor."""
     ends = {"end": date(2026, 1, 1), "successor": "openai/new", "source": "https://provider.example/ends"}
     facts = {"litellm_provider": "openai", "mode": "chat", "source": "https://provider.example/prices"}
-    prices = {
+    newest = {
         "back": facts,
         "later": facts | {"deprecation_date": "2027-01-01", "successor_model": "new"},
         "new": facts | {"input_cost_per_token": 1e-06, "supports_reasoning": True},
@@ -165,13 +158,12 @@ def test_a_renewal_takes_what_the_list_says_and_keeps_what_it_has_dropped() -> N
         "picture": facts | {"deprecation_date": "2027-01-01", "mode": "image_generation"},
         "azure/later": facts | {"litellm_provider": "azure", "deprecation_date": "2027-01-01"},
     }
-    before = {"models": {"openai/dropped": ends, "openai/back": ends, "openai/later": ends}, "successors": {}}
+    before = {"models": {"openai/dropped": ends, "openai/back": ends, "openai/later": ends}}
     source = "https://provider.example/prices"
-    assert renewal.merged(before, prices) == {
+    assert renewal.merged(before, newest) == {
         "models": {
             "openai/dropped": ends,
             "openai/later": {"end": date(2027, 1, 1), "successor": "openai/new", "source": source},
             "openai/vectors": {"end": date(2027, 1, 1), "source": source},
         },
-        "successors": {"openai/new": {"input_cost_per_token": 1e-06, "additional_drop_params": renewal.REFUSED}},
     }

@@ -136,12 +136,10 @@ def test_what_the_image_built_here_cannot_do_is_warned_of(
     monkeypatch.setattr(stack, "stand_ins", lambda _: {image: "built"} if built_here else {})
     warned: list[str] = []
     monkeypatch.setattr(pulumi.log, "warn", warned.append)
-    nova = {"model_name": "nova", "litellm_params": {"model": "bedrock/nova", "aws_region_name": "eu-west-1"}}
-    registered(models=[nova])
-    assert (
-        len([each for each in warned if "nova will not work: it needs the Python package boto3" in each])
-        == built_here
-    )
+    keys = {"LANGFUSE_PUBLIC_KEY": "pk-1", "LANGFUSE_SECRET_KEY": "sk-1"}
+    registered(litellmSettings={"callbacks": ["langfuse"]}, litellmEnvironment=keys)
+    lacking = [each for each in warned if "langfuse will not work: it needs the Python package langfuse" in each]
+    assert len(lacking) == built_here
 
 
 def test_a_database_of_ones_own_takes_postgres_away(registered: Callable[..., Recorder]) -> None:

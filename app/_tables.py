@@ -1,0 +1,50 @@
+"""What commands print as a table: of models, and of organizations."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from app._gateway import Gateway
+    from app.organizations import Organization
+
+WORDS = {"drop": "leaves out", "error": "refuses"}
+"""What becomes of the parameters that a model's provider refuses, by the stack's word for it."""
+
+
+def of_models(gateway: Gateway) -> Iterator[str]:
+    """A line for each model that is served: its provider, price, parameters, and when its provider ends it."""
+    rows = [("model", "provider", "USD per million tokens", "parameters", "ends")]
+    for name in gateway.models:
+        model = gateway.told[name]
+        price = ", ".join(f"{cost:g} {way}" for way, cost in zip(("in", "out"), model.price, strict=False))
+        ends = str(gateway.endings.get(name, ""))
+        rows.append((name, model.owner, price or "not known", "; ".join(_parameters(model.refuses)), ends))
+    return _aligned(rows)
+
+
+def told(gateway: Gateway) -> dict[str, dict[str, object]]:
+    """The same for other programs."""
+    return {name: asdict(model) for name, model in gateway.told.items()}
+
+
+def of_organizations(listed: Sequence[Organization]) -> Iterator[str]:
+    """A line for each organization."""
+    rows = [("id", "name", "model", "fallback")]
+    rows += [(str(each.id), each.name, each.llm_model, each.llm_fallback_model or "-") for each in listed]
+    return _aligned(rows)
+
+
+def _parameters(refuses: Mapping[str, str]) -> Iterator[str]:
+    for fate, words in WORDS.items():
+        if names := [name for name, it in refuses.items() if it == fate]:
+            yield f"{words} {', '.join(names)}"
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()

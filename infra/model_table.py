@@ -1,0 +1,93 @@
+"""What is known of each model beside what LiteLLM needs: told to callers by `GET /v1/models`, and in the preview.
+
+`llmctl models --verbose` shows it too (app/_models.py).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from infra import prices, providers, retirements
+from infra.litellm_environment import REFERENCE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from infra.model_list import LeftOut
+
+TOLD = (*retirements.INFO, "owned_by", "price", "refuses")
+"""The entries of a model's `model_info` that callers are told; litellm/release.py reads them there."""
+DEMO = "demo"
+"""The owner of a model that the demo provider answers for."""
+HEAD = ("model", "provider", "key", "USD per million tokens", "parameters", "ends")
+
+
+def described(entry: dict[str, Any], release: providers.Release, *, demo_url: str) -> dict[str, Any]:
+    """An entry with its provider, and its price in US dollars for a million tokens where one is known."""
+    parameters, info = entry["litellm_params"], entry.get("model_info", {})
+    if str(parameters.get("api_base", "")).startswith(demo_url):
+        return {**entry, "model_info": {**info, "owned_by": DEMO}}
+    owner = parameters.get("custom_llm_provider") or parameters["model"].partition("/")[0]
+    given = {name: parameters.get(name, info.get(name)) for name in prices.COSTS}
+    known = prices.of(entry)
+    if all(cost is None for cost in given.values()) and known and release.version not in known.unknown_to:
+        own = "api_base" in parameters and not providers.load().of(parameters["model"]).own_address
+        given = {} if own else dict(known.costs)
+    costs = [given.get(name) for name in prices.COSTS]
+    price = {
+        way: round(float(cost) * prices.MILLION, prices.DIGITS)
+        for way, cost in zip(("input", "output"), costs, strict=True)
+        if cost is not None
+    }
+    return {**entry, "model_info": {"owned_by": owner, **({"price": price} if price else {}), **info}}
+
+
+def told(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """What callers are told of an entry."""
+    info = entry.get("model_info", {})
+    return {name: info[name] for name in TOLD if name in info}
+
+
+def table(listed: Sequence[Mapping[str, Any]], left_out: Sequence[LeftOut], release: providers.Release) -> str:
+    """A line for each model of a list, and for each that is left out of it; what a release has of its own counts."""
+    rows = [HEAD, *map(_row, listed)]
+    rows += [(it.name, it.provider, f"{' and '.join(it.variables)} missing", "", "", "") for it in left_out]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+    return "\n".join((f"models, with LiteLLM {release.version}:", *lines))
+
+
+def _row(entry: Mapping[str, Any]) -> tuple[str, ...]:
+    info, parameters = entry["model_info"], entry["litellm_params"]
+    price = info.get("price", {})
+    cost = f"{price.get('input', 0):g} in, {price.get('output', 0):g} out" if price else "not known"
+    if info["owned_by"] == DEMO:
+        cost = ""
+    elif price and not any(price.values()):
+        cost = "free"
+    return (
+        entry["model_name"],
+        info["owned_by"],
+        _key(info["owned_by"], parameters),
+        cost,
+        "; ".join(_parameters(info.get("refuses", {}))),
+        str(info.get("shutdown_date", "")),
+    )
+
+
+def _key(owner: str, parameters: Mapping[str, Any]) -> str:
+    if owner == DEMO:
+        return "none needed"
+    named = [value for value in parameters.values() if isinstance(value, str) and value.startswith(REFERENCE)]
+    files = [name for name in parameters if name.endswith("credentials")]
+    provider = providers.load().of(parameters["model"])
+    if named or files or (provider.variables and not provider.key):
+        return "set"
+    return "none"
+
+
+def _parameters(refuses: Mapping[str, str]) -> Iterator[str]:
+    """What becomes of the parameters that a model refuses, in few words."""
+    for fate, words in (("drop", "leaves out"), ("error", "refuses")):
+        if names := [name for name, it in refuses.items() if it == fate]:
+            yield f"{words} {', '.join(names)}"

@@ -1,0 +1,64 @@
+"""What models cost and which parameters they refuse, by `litellm/prices.yaml`; not each release of LiteLLM knows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import yaml
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+FILE = Path(__file__).parent.parent / "litellm" / "prices.yaml"
+Refused = Literal["drop", "error"]
+"""What becomes of a parameter that a model refuses."""
+MILLION = 1_000_000
+DIGITS = 6
+"""Of a price for a million tokens."""
+COSTS = ("input_cost_per_token", "output_cost_per_token")
+"""As LiteLLM calls them; in US dollars."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """What LiteLLM's newest price list says of a model."""
+
+    costs: Mapping[str, float]
+    """By COSTS."""
+    unknown_to: frozenset[str]
+    """The releases of LiteLLM that were run here and have no price of it."""
+    refuses: tuple[str, ...]
+    """Parameters of a chat completion with which its provider answers 400."""
+
+
+NOTHING = Model(costs={}, unknown_to=frozenset(), refuses=())
+"""What is known of a model that the table does not have."""
+
+
+@cache
+def load() -> Mapping[str, Model]:
+    """Return the table, by LiteLLM's `model`: provider/model."""
+    fast = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the one in Python takes a second
+    content: dict[str, Any] = yaml.load(FILE.read_text(encoding="utf-8"), Loader=fast)  # noqa: S506 -- both are safe
+    return {
+        model: Model(
+            costs={name: float(price) / MILLION for name, price in zip(COSTS, it["usd"], strict=True)},
+            unknown_to=frozenset(it.get("unknown_to", ())),
+            refuses=tuple(content["refused"][it["refuses"]]) if "refuses" in it else (),
+        )
+        for model, it in content["models"].items()
+    }
+
+
+def of(entry: Mapping[str, Any]) -> Model | None:
+    """What is known of the model of an entry of `model_list`; None for one of a server of the team's own.
+
+    Azure's deployments have names of their own: `base_model` says what they run. LiteLLM takes `gpt-4o` for
+    `openai/gpt-4o`.
+    """
+    model = (entry.get("model_info") or {}).get("base_model") or entry["litellm_params"]["model"]
+    table = load()
+    return table.get(model) or table.get(f"openai/{model}") or table.get(f"anthropic/{model}")

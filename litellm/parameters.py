@@ -1,0 +1,42 @@
+"""What a model's provider refuses of a request: left out, or told to the caller by name, as the stack config says.
+
+The same on each release of LiteLLM, which send on what they do not know, refuse some of it themselves, or lose the
+limit of an answer's length.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from answers import Refusal
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+DROP, ERROR = "drop", "error"
+"""What becomes of a parameter (infra/model_list.py); anything else is the name that it goes by."""
+CHAT = "/chat/completions"
+ALSO = {"stop": ("stop_sequences",)}
+"""What Anthropic's API calls a parameter of OpenAI's."""
+DEFAULTS = {"temperature": 1, "top_p": 1}
+"""Values that change nothing: who sends them is not refused for it."""
+
+
+def fitting(path: str, fields: Mapping[str, Any], refused: Mapping[str, str]) -> dict[str, Any]:
+    """The fields of a request as its model takes them; `refused` says what becomes of each parameter.
+
+    Raises Refusal that names one which is not taken.
+    """
+    fitted = dict(fields)
+    for name, fate in refused.items():
+        if fate not in {DROP, ERROR}:
+            if path.rstrip("/").endswith(CHAT) and (value := fitted.pop(name, None)) is not None:
+                fitted.setdefault(fate, value)
+            continue
+        for given in (name, *ALSO.get(name, ())):
+            value = fitted.pop(given, None)
+            if fate == ERROR and value is not None and value != DEFAULTS.get(name):
+                model = str(fields.get("model"))[:100]
+                message = f"`{given}` is not taken by the model behind {model}: leave it out."
+                raise Refusal(message, param=given, code="unsupported_parameter")
+    return fitted
