@@ -18,8 +18,8 @@ STACK  ?= dev
 PYTHON ?= $(shell test -x $(BIN)/python && echo $(BIN)/python || echo python3)
 BIN    := .venv/bin
 PYTEST  = $(BIN)/pytest
-## Two at a time; those that share a stack one after another. Drills have the machine to themselves.
-LANES   = -n 2 --dist loadgroup
+## Two at a time. Drills have the machine to themselves.
+LANES   = -n 2
 
 .PHONY: help up down purge push environment prepare check check-deploy integration drill bench test forget-coverage \
         test-swarm swarm-at-rest swarm-under-load coverage ci test-runbooks test-clients docs findings locks retirements
@@ -57,7 +57,7 @@ check-deploy: environment
 	$(BIN)/pytest tests/deploy --stack $(STACK) $(if $(SPEND),--spend)
 
 integration: prepare
-	$(PYTEST) $(LANES) tests/toolchain tests/integration --ignore=tests/integration/test_runbooks.py
+	$(PYTEST) $(LANES) --dist loadfile tests/toolchain tests/integration --ignore=tests/integration/test_runbooks.py
 
 drill: prepare
 	$(BIN)/pytest tests/drills $(if $(NAME),-k "$(NAME)")

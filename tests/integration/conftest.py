@@ -17,16 +17,6 @@ if TYPE_CHECKING:
     from tests.stacks import Deployment
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Have the tests that share a stack in one of pytest-xdist's processes: those of a file, and of the session's."""
-    for item in items:
-        assert isinstance(item, pytest.Function)
-        deployments = item._fixtureinfo.name2fixturedefs.get("deployment", ())
-        shared = any(deployment.scope == "session" for deployment in deployments[-1:])
-        item.add_marker(pytest.mark.xdist_group("session" if shared else item.path.name))
-
-
 @pytest.fixture(scope="session", autouse=True)
 def _pulumi_tools() -> Iterator[None]:
     with pulumi_tools():
