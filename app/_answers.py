@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import re
 import struct
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
 import httpx2
