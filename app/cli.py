@@ -16,6 +16,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from app._table import print_table, say
+from app._usage_cli import usage
+
 if TYPE_CHECKING:
     from app._gateway import Gateway
     from app.organizations import Organization
@@ -180,8 +183,7 @@ def migrate_status(folder: Folder = FOLDER, as_json: AsJson = False) -> None:
     if as_json:
         print(json.dumps([{"file": file, "applied_at": None if at == "pending" else at} for file, at in rows]))
         return
-    for row in rows:
-        print("  ".join(row))
+    print_table(rows)
 
 
 @migrate.command("up")
@@ -189,8 +191,8 @@ def migrate_up(folder: Folder = FOLDER) -> None:
     """Apply what is pending:  llmctl migrate up."""
     from app import migrations  # noqa: PLC0415
 
-    applied = migrations.up(_database_url(), folder, report=_say)
-    _say(f"{len(applied)} applied" if applied else "nothing is pending")
+    applied = migrations.up(_database_url(), folder, report=say)
+    say(f"{len(applied)} applied" if applied else "nothing is pending")
 
 
 @migrate.command("check")
@@ -200,7 +202,7 @@ def migrate_check(folder: Folder = FOLDER) -> None:
 
     pending = migrations.status(_database_url(), folder).pending
     for migration in pending:
-        _say(f"{migration.file} is pending: llmctl migrate up")
+        say(f"{migration.file} is pending: llmctl migrate up")
     if pending:
         raise typer.Exit(1)
 
@@ -232,7 +234,7 @@ def backup(
     """
     from app import _backup  # noqa: PLC0415
 
-    made = _backup.backup(_database_url(), file or Path(), keep=keep, report=_say)
+    made = _backup.backup(_database_url(), file or Path(), keep=keep, report=say)
     print(_json(made) if as_json else made.file)
 
 
@@ -261,7 +263,7 @@ def restore(
         print("Type the database's name to go on: ", end="", file=sys.stderr, flush=True)
         return sys.stdin.readline().strip() == database
 
-    done = _restore.restore(_database_url(), file, folder, confirm=typed, report=_say)
+    done = _restore.restore(_database_url(), file, folder, confirm=typed, report=say)
     print(_json(done) if as_json else done.kept)
 
 
@@ -317,6 +319,9 @@ def doctor(folder: Folder = FOLDER, as_json: AsJson = False) -> None:
         raise typer.Exit(1)
 
 
+cli.command()(usage)
+
+
 def _text(given: str | None) -> str:
     text = sys.stdin.read() if given in (None, "-") else given
     if not text or not text.strip():
@@ -354,17 +359,11 @@ def _show(listed: list[Organization], *, as_json: bool, one: bool = False) -> No
         return
     rows = [("id", "name", "model", "fallback")]
     rows += [(str(each.id), each.name, each.llm_model, each.llm_fallback_model or "-") for each in listed]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    print_table(rows)
 
 
 def _json(result: Any) -> str:  # noqa: ANN401 -- any of the module's results
     return json.dumps(dataclasses.asdict(result), default=str)
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr)
 
 
 def main() -> None:
@@ -378,15 +377,15 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except ValueError as error:
-        _say(f"llmctl: {error}")
+        say(f"llmctl: {error}")
         sys.exit(2)
     except OSError as error:
-        _say(f"llmctl: {error.filename or 'the system'}: {error.strerror or error}")
+        say(f"llmctl: {error.filename or 'the system'}: {error.strerror or error}")
         sys.exit(1)
     except Exception as error:
         if not _expected(error):
             raise
-        _say(f"llmctl: {error}")
+        say(f"llmctl: {error}")
         sys.exit(1)
 
 
