@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from app._requests import Stream
 
+ORGANIZATION_HEADER = "x-llm-organization"
 Answer = TypeVar("Answer")
 Steps = Generator[Callable[["Io"], Any], Any, Answer]
 """What has to be waited for, one after another, and what comes of it all."""
@@ -52,8 +53,13 @@ class Io:
         raise NotImplementedError
 
 
-def opened(path: str, body: Mapping[str, Any], deadline: float) -> Steps[httpx2.Response]:
-    """Ask, and return the answer, of which the head is there. Raises its LLMError if it is none."""
+def opened(
+    path: str, body: Mapping[str, Any], deadline: float, *, organization: str | None = None
+) -> Steps[httpx2.Response]:
+    """Ask, and return the answer, of which the head is there. Raises its LLMError if it is none.
+
+    `organization` is on whose behalf: the gateway counts by it, and tells no provider.
+    """
     model, settings = body["model"], Settings.load()
     left = deadline - time.monotonic()
     if left <= 0:
@@ -61,7 +67,10 @@ def opened(path: str, body: Mapping[str, Any], deadline: float) -> Steps[httpx2.
     request = {
         "method": "POST",
         "url": settings.base_url + path,
-        "headers": {"authorization": f"Bearer {settings.required_api_key()}"},
+        "headers": {
+            "authorization": f"Bearer {settings.required_api_key()}",
+            **({ORGANIZATION_HEADER: organization} if organization else {}),
+        },
         "json": body,
         "timeout": httpx2.Timeout(left, connect=min(left, CONNECT_SECONDS)),
     }
