@@ -87,13 +87,13 @@ class _Group:
     costs: list[float] = field(default_factory=list)
     unpriced_tokens: int = 0
 
-    def add(self, event: Mapping[str, Any]) -> None:
-        """Add what became of a call."""
-        self.calls += 1
+    def add(self, event: Mapping[str, Any], *, is_new: bool) -> None:
+        """Add what became of a call, or another answer to one that is counted already."""
+        self.calls += is_new
         if event["status"] == FAILED:
             self.failed += 1
             return
-        self.left += event["status"] == LEFT
+        self.left += is_new and event["status"] == LEFT
         tokens = event["total_tokens"] or 0
         self.prompt_tokens += event["prompt_tokens"] or 0
         self.completion_tokens += event["completion_tokens"] or 0
@@ -167,11 +167,11 @@ def of_lines(
 ) -> Usage:
     """What these lines say, whatever else is among them. A line that comes twice counts once."""
     calls = list(_calls(_events(lines, since)))
-    names = _names(calls) if "org" in by else {}
+    names = _names(event for event, _ in calls) if "org" in by else {}
     groups: dict[tuple[str, ...], _Group] = defaultdict(_Group)
     without_price = set()
-    for event in calls:
-        groups[tuple(_value(event, each, names) for each in by)].add(event)
+    for event, is_new in calls:
+        groups[tuple(_value(event, each, names) for each in by)].add(event, is_new=is_new)
         if event["status"] != FAILED and event["cost"] is None and event["total_tokens"]:
             without_price.add(f"{event['provider']}/{event['answered_by']}")
     return Usage(
@@ -195,14 +195,18 @@ def _events(lines: Iterable[str], since: datetime | None) -> Iterator[dict[str, 
             yield event
 
 
-def _calls(events: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """What became of each call: its answer, else the last of its failed tries."""
-    last: dict[object, dict[str, Any]] = {}
+def _calls(events: Iterable[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], bool]]:
+    """What became of each call, and whether it is new: its answers, else the last of its failed tries.
+
+    A call has several answers where LiteLLM asks another model on the way, as a guardrail or a semantic cache does.
+    """
+    calls: dict[object, list[dict[str, Any]]] = defaultdict(list)
     for number, event in enumerate(events):
-        call = event["call_id"] or number
-        if call not in last or last[call]["status"] == FAILED:
-            last[call] = event
-    return iter(last.values())
+        calls[event["call_id"] or number].append(event)
+    for tries in calls.values():
+        answers = [event for event in tries if event["status"] != FAILED] or tries[-1:]
+        for event in answers:
+            yield event, event is answers[0]
 
 
 def _value(event: Mapping[str, Any], group: str, names: Mapping[str, str]) -> str:

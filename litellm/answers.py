@@ -7,7 +7,7 @@ import importlib
 import json
 import re
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -79,8 +79,8 @@ class Exchange:
     """Whether it asks for a stream."""
     left: bool = False
     """Whether its caller left before the end of the answer."""
-    told: bool = False
-    """Whether LiteLLM has told of its answer (usage.py)."""
+    told: set[str] = field(default_factory=set)
+    """LiteLLM's ids of the answers that it has told of (usage.py)."""
     estimated: bool = False
     """Whether the tokens of its stream were counted here."""
     wrapper: Any = None

@@ -7,9 +7,11 @@ prompt, an answer or a key.
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import importlib
 import json
+import logging
 import os
 import socket
 from collections import Counter
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
     App = Callable[[dict[str, Any], Any, Any], Awaitable[None]]
 
+LOG = logging.getLogger("litellm.usage")
 PATH = "/llm-gateway/metrics"
 """Where the edge asks a replica for its counters, with the master key. Its list of paths lets no caller there."""
 OWN_STREAMS = "1.55.0"
@@ -182,9 +185,14 @@ async def left(exchange: Exchange) -> None:
     wrapper = exchange.wrapper
     if wrapper is None or wrapper.sent_last_chunk:
         return
-    in_lane = getattr(wrapper, "report_left", None)
-    if in_lane is None or not await in_lane():
-        await wrapper.logging_obj.async_success_handler(wrapper.finish_reason_handler())
+    try:
+        in_lane = getattr(wrapper, "report_left", None)
+        if in_lane is None or not await in_lane():
+            end = wrapper.finish_reason_handler()
+            await wrapper.logging_obj.async_success_handler(end)
+            await asyncio.to_thread(wrapper.logging_obj.success_handler, end)
+    except Exception:
+        LOG.exception("What a stream took whose caller left is not known")
 
 
 def install(models: Callable[[], Sequence[str]], version: str) -> None:
@@ -193,10 +201,11 @@ def install(models: Callable[[], Sequence[str]], version: str) -> None:
     totals = Totals(replica=socket.gethostname(), models=models)
 
     def note(kwargs: Mapping[str, Any], *, failed: bool) -> None:
-        exchange = current.get()
-        if exchange is None or (exchange.told and not failed):
-            return  # LiteLLM may tell of one answer twice
-        exchange.told = exchange.told or not failed
+        exchange, call = current.get(), str(kwargs.get("litellm_call_id"))
+        if exchange is None or (call in exchange.told and not failed):
+            return  # LiteLLM 1.55.0 may tell of one answer twice
+        if not failed:
+            exchange.told.add(call)
         event = event_of(kwargs, exchange, failed=failed, version=version)
         write(event)
         totals.add(event)

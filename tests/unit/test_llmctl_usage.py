@@ -93,6 +93,12 @@ def test_a_call_counts_once_however_often_its_provider_was_tried() -> None:
     assert (row.calls, row.failed, row.prompt_tokens, row.completion_tokens) == (2, 1, 7, 5)
 
 
+def test_a_call_with_several_answers_counts_once_and_costs_all_of_them() -> None:
+    """As where a guardrail asks another model."""
+    [row] = rows(line(), line(answered_by="small", cost=0.5))
+    assert (row.calls, row.cost, row.prompt_tokens) == (1, 0.75, 14)
+
+
 def test_a_caller_who_left_is_counted_with_what_the_answer_took() -> None:
     [row] = rows(line(status="left"))
     assert (row.calls, row.left, row.cost) == (1, 1, 0.25)
