@@ -52,7 +52,7 @@ class Part:
     """The id of its container, where that is on the engine that was asked."""
     look: str
     """The command that shows why it is in its state."""
-    logs: tuple[str, ...] = ()
+    logs: tuple[str, ...]
     """What `docker` prints its log by."""
     traffic: Traffic | None = None
     """Of an edge and of replicas, where the edge could be asked."""

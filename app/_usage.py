@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 
 MARK = '{"event": "usage"'
 FAILED, LEFT = "failure", "left"
+NEEDED = {
+    *("time", "client", "call_id", "organization", "model", "answered_by", "provider", "status"),
+    *("prompt_tokens", "completion_tokens", "total_tokens", "cost", "estimated"),
+}
+"""The fields of a line that are read here."""
 UNITS = {"min": 60, "h": 3600, "d": 86400}
 NOBODY = "-"
 """What a group is called that has no name: no organization was said."""
@@ -128,9 +133,13 @@ def moment(text: str, *, now: datetime) -> datetime:
     if ago := re.fullmatch(rf"(\d{{1,6}}) ?({'|'.join(UNITS)})", text):
         return now - timedelta(seconds=int(ago[1]) * UNITS[ago[2]])
     try:
-        time = datetime.fromisoformat(text)
+        return _time(text)
     except ValueError:
         raise ValueError(f"{text} is no time: say 7d, 12h, 30min, 2026-11-01 or 2026-11-01T12:00") from None
+
+
+def _time(text: str) -> datetime:
+    time = datetime.fromisoformat(text)
     return time if time.tzinfo else time.replace(tzinfo=UTC)
 
 
@@ -138,7 +147,8 @@ def of_logs(by: Sequence[str], since: datetime | None) -> Usage:
     """What the replicas of the stack at LITELLM_URL have written. Raises ProgramError, and NotConfiguredError."""
     settings = Settings.load()
     unseen: list[str] = []
-    stack, _ = found(settings.litellm_url.port or 0, settings.required_api_key(), unseen, other_than="")
+    url = str(settings.litellm_url).rstrip("/")
+    stack, _ = found(settings.litellm_url.port or 0, settings.required_api_key(), unseen, other_than=url)
     if stack is None:
         raise ProgramError(unseen[0])
     unseen = [stack.unseen] if stack.unseen else []
@@ -151,9 +161,9 @@ def of_logs(by: Sequence[str], since: datetime | None) -> Usage:
             except ProgramError as error:
                 unseen.append(f"the log of {part.name}: {error}")
                 continue
-            times, texts = zip(*written, strict=True) if written else ((), ())
-            lines += texts
-            logs.append(Log(name=part.name, since=min(times, default=None)))
+            # Not in the middle of a line: that may be of what a caller or a provider said.
+            lines += (text for _, text in written if text.startswith(MARK))
+            logs.append(Log(name=part.name, since=min((time for time, _ in written), default=None)))
     return of_lines(lines, by, since, logs=logs, unseen=unseen)
 
 
@@ -166,7 +176,8 @@ def of_lines(
     unseen: Sequence[str] = (),
 ) -> Usage:
     """What these lines say, whatever else is among them. A line that comes twice counts once."""
-    calls = list(_calls(_events(lines, since)))
+    doubts = list(unseen)
+    calls = list(_calls(_events(lines, since, doubts)))
     names = _names(event for event, _ in calls) if "org" in by else {}
     groups: dict[tuple[str, ...], _Group] = defaultdict(_Group)
     without_price = set()
@@ -179,20 +190,27 @@ def of_lines(
         rows=tuple(groups[key].row(dict(zip(by, key, strict=True))) for key in sorted(groups)),
         without_price=tuple(sorted(without_price)),
         logs=tuple(logs),
-        unseen=tuple(unseen),
+        unseen=tuple(doubts),
     )
 
 
-def _events(lines: Iterable[str], since: datetime | None) -> Iterator[dict[str, Any]]:
+def _events(lines: Iterable[str], since: datetime | None, unseen: list[str]) -> Iterator[dict[str, Any]]:
     """The events from a time on."""
-    for line in dict.fromkeys(line[line.index(MARK) :].strip() for line in lines if MARK in line):
+    found_lines = dict.fromkeys(line[line.index(MARK) :].strip() for line in lines if MARK in line)
+    broken = 0
+    for line in found_lines:
         try:
-            event = json.loads(line)
-            at = datetime.fromisoformat(event["time"])
+            event, _ = json.JSONDecoder().raw_decode(line)
+            at = _time(event["time"])
         except (ValueError, KeyError):
-            continue  # cut off, where a collector or a rotation did so
-        if since is None or at >= since:
+            broken += 1
+            continue
+        if not event.keys() >= NEEDED:
+            broken += 1
+        elif since is None or at >= since:
             yield event
+    if broken:
+        unseen.append(f"{broken} lines that are not whole")
 
 
 def _calls(events: Iterable[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], bool]]:

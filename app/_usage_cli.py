@@ -94,13 +94,13 @@ def _print_table(rows: Sequence[Row], groups: Sequence[str]) -> None:
         mark = "~" if row.estimated_tokens else ""
         tokens = [f"{mark}{row.prompt_tokens:,}", f"{mark}{row.completion_tokens:,}"]
         counts = [f"{number:,}" for number in (row.calls, row.failed, row.left)]
-        cells.append((*row.group.values(), *counts, *tokens, mark + _cost(row)))
+        cells.append((*row.group.values(), *counts, *tokens, _cost(row, mark)))
     print_table(cells, texts=len(groups))
 
 
-def _cost(row: Row) -> str:
+def _cost(row: Row, mark: str) -> str:
     """What is known of a cost. What is not known is said, and never taken for nothing."""
-    known = f"{row.cost:,.6f}" if row.cost is not None else ""
+    known = f"{mark}{row.cost:,.6f}" if row.cost is not None else ""
     unknown = "unknown" if row.unpriced_tokens or row.uncounted else ""
     return " + ".join(filter(None, (known, unknown))) or "0"
 
@@ -118,8 +118,8 @@ def _explain(used: Usage) -> None:
     if used.logs:
         say(f"read: {', '.join(f'{log.name} since {_time(log.since)}' for log in used.logs)}")
     began = [log.since for log in used.logs if log.since]
-    if used.since and began and min(began) > used.since:
-        say(f"what was written before {_time(min(began))} is gone (docs/spend.md)")
+    if used.since and began and max(began) > used.since:
+        say(f"lines from before {_time(max(began))} may be gone (docs/spend.md)")
     for what in used.unseen:
         say(f"not seen: {what}")
 

@@ -86,6 +86,14 @@ def test_calls_are_added_up_by_what_was_asked_for() -> None:
     ]
 
 
+def test_lines_that_are_not_whole_are_told_of() -> None:
+    """Of a collector that cuts them off, or of a version with other fields. Text before and after a line is none."""
+    lines = [f"litellm-1 | {line()} (stdout)", line(call_id="2")[:200], '{"event": "usage", "time": "2026-11-29"}']
+    used = _usage.of_lines(lines, ["client"], None)
+    assert [row.calls for row in used.rows] == [1]
+    assert used.unseen == ("2 lines that are not whole",)
+
+
 def test_a_call_counts_once_however_often_its_provider_was_tried() -> None:
     """It failed if no try had an answer."""
     tries = [line(**FAILED), line(**FAILED, time="2026-11-29T10:00:01.000Z"), line(), line(call_id="2", **FAILED)]
@@ -204,14 +212,15 @@ def stack(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[list[str]]:
         asked.append(command)
         if command[-1] == "two":
             raise ProgramError("docker failed: no such task")
-        return f"2026-11-29T08:00:00.5Z started\n2026-11-29T10:00:00.123456789Z {line()}\n"
+        said = f"2026-11-29T09:00:00.5Z a provider said: {line(call_id='2')}"
+        return f"2026-11-29T08:00:00.5Z started\n{said}\n2026-11-29T10:00:00.123456789Z {line()}\n"
 
     monkeypatch.setattr(_engine, "output", output)
     return asked
 
 
 def test_the_replicas_logs_are_read_from_the_engine(stack: list[list[str]]) -> None:
-    """And it is said how far back they go, and which could not be read."""
+    """And it is said how far back they go, and which could not be read. What a line quotes is no line of theirs."""
     shown = llmctl("--by", "client", "--since", "2026-11-01")
     assert shown.exit_code == 0
     assert shown.stdout.splitlines()[-1].split() == ["app", "1", "0", "0", "7", "5", "0.250000"]
@@ -220,7 +229,7 @@ def test_the_replicas_logs_are_read_from_the_engine(stack: list[list[str]]) -> N
         ["docker", "service", "logs", "--raw", "--timestamps", "two"],
     ]
     assert "read: litellm-1 since 2026-11-29 08:00 UTC" in shown.stderr
-    assert "what was written before 2026-11-29 08:00 UTC is gone (docs/spend.md)" in shown.stderr
+    assert "lines from before 2026-11-29 08:00 UTC may be gone (docs/spend.md)" in shown.stderr
     assert "not seen: the log of litellm-g1.2@far: docker failed: no such task" in shown.stderr
 
 
