@@ -133,6 +133,53 @@ def test_a_caller_who_left_is_told_of(event: Callable[..., Any]) -> None:
     assert event(left=True).status == "left"
 
 
+class Stream:
+    """LiteLLM's stream of an answer, as far as it is asked where its caller left."""
+
+    def __init__(self, *, in_lane: bool, ended: bool = False, fails: bool = False) -> None:
+        self.in_lane, self.sent_last_chunk, self.fails = in_lane, ended, fails
+        self.told: list[tuple[str, object]] = []
+        self.logging_obj = self
+
+    async def report_left(self) -> bool:
+        if self.fails:
+            raise ValueError(PROMPT)
+        if self.in_lane:
+            self.told.append(("lane", None))
+        return self.in_lane
+
+    def finish_reason_handler(self) -> str:
+        return "the end"
+
+    async def async_success_handler(self, chunk: object) -> None:
+        self.told.append(("async", chunk))
+
+    def success_handler(self, chunk: object) -> None:
+        self.told.append(("thread", chunk))
+
+
+@pytest.mark.parametrize(
+    ("stream", "told"),
+    [
+        (Stream(in_lane=True), [("lane", None)]),
+        (Stream(in_lane=False), [("async", "the end"), ("thread", "the end")]),
+        (Stream(in_lane=False, ended=True), []),
+        (Stream(in_lane=True, fails=True), []),
+    ],
+    ids=["in the lane", "in LiteLLM's own way", "ended", "fails"],
+)
+def test_litellm_is_told_of_the_end_of_a_stream_that_is_left(
+    modules: Any, stream: Stream, told: list[tuple[str, object]]
+) -> None:
+    """As if it had ended there: all of LiteLLM's callbacks, once. What goes wrong with that is no caller's matter."""
+    asyncio.run(modules["usage"].left(modules["answers"].Exchange(left=True, wrapper=stream)))
+    assert stream.told == told
+
+
+def test_who_leaves_before_a_stream_has_begun_leaves_nothing_to_tell(modules: Any) -> None:
+    asyncio.run(modules["usage"].left(modules["answers"].Exchange(left=True)))
+
+
 @pytest.fixture
 def totals(modules: Any, event: Callable[..., Any]) -> Any:
     """Counters of a replica that serves `fast`."""
