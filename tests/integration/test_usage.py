@@ -89,7 +89,7 @@ def test_calls_are_counted_by_model_with_those_that_failed(deployment: Deploymen
     def row() -> dict[str, Any]:
         return used("--by", "org", "--by", "model").get(f"{label}/gpt-4o", {"calls": 0})
 
-    until(lambda: bool(row()["calls"] == 2), "both calls are told of")  # noqa: PLR2004
+    until(lambda: bool(row()["calls"] == 2), "both calls are told of")
     assert (row()["failed"], row()["prompt_tokens"]) == (1, good.usage.prompt_tokens)
 
 
