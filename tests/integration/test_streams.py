@@ -239,16 +239,16 @@ def test_a_line_tells_what_a_stream_took(pair: Pair, way: str, name: str, status
     asked: Gateway = getattr(pair, way)
     call = f"{way} {name}"
     headers = {"x-llm-gateway-client": "team", "x-llm-gateway-call": call, "x-llm-organization": "acme"}
-    with OpenAI(base_url=asked.url, api_key=KEY, max_retries=0, default_headers=headers) as client:
-        with (
-            contextlib.suppress(openai.APIError),  # 1.106.12 may have seen the end before it answers
-            client.chat.completions.create(
-                model="openai", messages=[{"role": "user", "content": name}], stream=True
-            ) as stream,
-        ):
-            for number, _ in enumerate(stream):
-                if number == ENOUGH:
-                    break
+    with (
+        OpenAI(base_url=asked.url, api_key=KEY, max_retries=0, default_headers=headers) as client,
+        contextlib.suppress(openai.APIError),  # which 1.106.12 may answer with in place of a stream
+        client.chat.completions.create(
+            model="openai", messages=[{"role": "user", "content": name}], stream=True
+        ) as stream,
+    ):
+        for number, _ in enumerate(stream):
+            if number == ENOUGH:
+                break
     until(lambda: bool(asked.usage(call)), "the stream is told of")
     (line,) = asked.usage(call)
     known = {key: line[key] for key in ("client", "organization", "model", "provider", "status", "stream")}
