@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 LABEL = "llm-infrastructure"
 OF_A_TASK = "com.docker.swarm.task.id"
 EDGE, REPLICA, POSTGRES = "edge", "litellm", "postgres"
+LOG_SECONDS = 120.0
+"""For a log, which the engine keeps tens of megabytes of."""
+TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\dT[\d:.]+Z")
 SECONDS = 20.0
 """For a command; an engine behind ssh takes its time."""
 
@@ -49,6 +52,8 @@ class Part:
     """The id of its container, where that is on the engine that was asked."""
     look: str
     """The command that shows why it is in its state."""
+    logs: tuple[str, ...]
+    """What `docker` prints its log by."""
     traffic: Traffic | None = None
     """Of an edge and of replicas, where the edge could be asked."""
 
@@ -96,6 +101,14 @@ def postgres_version(container: str) -> str:
     return found[0] if found else "unknown"
 
 
+def log(part: Part) -> list[tuple[datetime, str]]:
+    """What a part has written to its standard output, with the time of each line. Raises ProgramError."""
+    command, *rest = part.logs
+    written = output(["docker", command, *rest[:-1], "--timestamps", rest[-1]], seconds=LOG_SECONDS)
+    rows = (line.partition(" ") for line in written.splitlines())
+    return [(datetime.fromisoformat(time), text) for time, _, text in rows if TIMESTAMP.match(time)]
+
+
 def _on_host(edge: Mapping[str, Any], containers: Iterable[Mapping[str, Any]], unseen: str = "") -> Stack:
     wanted = _identity(_labels(edge))
     found = [each for each in containers if _identity(_labels(each)) == wanted]
@@ -127,6 +140,7 @@ def _container(container: Mapping[str, Any], images: Mapping[str, str]) -> Part:
         addresses=tuple(filter(None, (each["IPAddress"] for each in networks.values()))),
         container=container["Id"],
         look=f"docker logs --tail 50 {name}",
+        logs=("logs", container["Id"]),
     )
 
 
@@ -186,6 +200,7 @@ def _task(
         ),
         container=container,
         look=f"docker service ps --no-trunc {service['Name']}",
+        logs=("service", "logs", "--raw", task["ID"]),
     )
 
 

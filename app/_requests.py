@@ -78,6 +78,8 @@ class Attempt:
     """By when the answer, or its first content, must be there; by time.monotonic()."""
     last_deadline: float
     """By when a stream that has begun must end: nothing is left to fall back to then."""
+    organization: str | None = None
+    """The id of the organization that it is for."""
 
     def opened(self, *, stream: bool) -> Steps[httpx2.Response]:
         """Ask."""
@@ -88,7 +90,7 @@ class Attempt:
         }
         if stream:
             body |= {"stream": True, "stream_options": {"include_usage": True}}
-        return opened(CHAT_COMPLETIONS, body, self.deadline)
+        return opened(CHAT_COMPLETIONS, body, self.deadline, organization=self.organization)
 
     def result(
         self, said: Said, usage: Usage | None, headers: Mapping[str, str], completion_id: str | None
@@ -338,6 +340,7 @@ def ask_for_organization(
         requested_model=model,
         deadline=started + allowed * (1 if alone else PRIMARY_SHARE),
         last_deadline=started + allowed,
+        organization=str(organization.id),
     )
     try:
         return (yield from ask(primary))

@@ -60,7 +60,7 @@ def read() -> Status:
     gateway, wrong = _gateway(settings)
     unseen: list[str] = []
     accepted = gateway is not None and gateway.refused is None
-    stack, counted = _found(settings.litellm_url.port or 0, key, unseen, other_than=url if accepted else "")
+    stack, counted = found(settings.litellm_url.port or 0, key, unseen, other_than=url if accepted else "")
     parts, edge = (stack.parts, stack.edge) if stack else ((), None)
     if counted is not None:
         parts = tuple(_with_traffic(part, edge, counted) for part in parts)
@@ -112,7 +112,7 @@ def _sorting(settings: Settings) -> list[str]:
     return [f"{found.check}: {found.detail} ({found.mend})"] if found and found.status != "ok" else []
 
 
-def _found(
+def found(
     port: int, key: str, unseen: list[str], *, other_than: str
 ) -> tuple[_engine.Stack | None, Statistics | None]:
     """The stack whose edge publishes the gateway's port, and what that edge has counted.

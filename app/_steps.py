@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from app._requests import Stream
 
+ORGANIZATION_HEADER = "x-llm-organization"
 Answer = TypeVar("Answer")
 Steps = Generator[Callable[["Io"], Any], Any, Answer]
 """What has to be waited for, one after another, and what comes of it all."""
@@ -57,13 +58,20 @@ _parsed = lru_cache(maxsize=8)(httpx2.URL)
 """A URL, which takes httpx2 longer to parse than a request to build; of one gateway there are two."""
 
 
-def opened(path: str, body: Mapping[str, Any], deadline: float) -> Steps[httpx2.Response]:
-    """Ask, and return the answer, of which the head is there. Raises its LLMError if it is none."""
+def opened(
+    path: str, body: Mapping[str, Any], deadline: float, *, organization: str | None = None
+) -> Steps[httpx2.Response]:
+    """Ask, and return the answer, of which the head is there. Raises its LLMError if it is none.
+
+    `organization` is on whose behalf: the gateway counts by it, and tells no provider.
+    """
     model, settings = body["model"], Settings.load()
     left = deadline - time.monotonic()
     if left <= 0:
         raise timed_out(model)
     headers = {"authorization": f"Bearer {settings.required_api_key()}"}
+    if organization:
+        headers[ORGANIZATION_HEADER] = organization
     with errors_translated(model), until(deadline):
         request = {
             "method": "POST",

@@ -1,7 +1,8 @@
-"""What commands print as a table: of models, and of organizations."""
+"""What people read: tables on standard output, and all else on standard error."""
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -15,15 +16,15 @@ WORDS = {"drop": "leaves out", "error": "refuses"}
 """What becomes of the parameters that a model's provider refuses, by the stack's word for it."""
 
 
-def of_models(gateway: Gateway) -> Iterator[str]:
-    """A line for each model that is served: its provider, price, parameters, and when its provider ends it."""
+def of_models(gateway: Gateway) -> Sequence[Sequence[str]]:
+    """A row for each model that is served: its provider, price, parameters, and when its provider ends it."""
     rows = [("model", "provider", "USD per million tokens", "parameters", "ends")]
     for name in gateway.models:
         model = gateway.told[name]
         price = ", ".join(f"{cost:g} {way}" for way, cost in zip(("in", "out"), model.price, strict=False))
         ends = str(gateway.endings.get(name, ""))
         rows.append((name, model.owner, price or "not known", "; ".join(_parameters(model.refuses)), ends))
-    return _aligned(rows)
+    return rows
 
 
 def told(gateway: Gateway) -> dict[str, dict[str, object]]:
@@ -31,11 +32,11 @@ def told(gateway: Gateway) -> dict[str, dict[str, object]]:
     return {name: asdict(model) for name, model in gateway.told.items()}
 
 
-def of_organizations(listed: Sequence[Organization]) -> Iterator[str]:
-    """A line for each organization."""
+def of_organizations(listed: Sequence[Organization]) -> Sequence[Sequence[str]]:
+    """A row for each organization."""
     rows = [("id", "name", "model", "fallback")]
     rows += [(str(each.id), each.name, each.llm_model, each.llm_fallback_model or "-") for each in listed]
-    return _aligned(rows)
+    return rows
 
 
 def _parameters(refuses: Mapping[str, str]) -> Iterator[str]:
@@ -44,7 +45,17 @@ def _parameters(refuses: Mapping[str, str]) -> Iterator[str]:
             yield f"{words} {', '.join(names)}"
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+def print_table(rows: Sequence[Sequence[str]], *, texts: int | None = None) -> None:
+    """Print a line a row, the first of which has the names; columns after the first `texts` are numbers."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
-        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        cells = [
+            cell.ljust(width) if texts is None or place < texts else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        print("  ".join(cells).rstrip())
+
+
+def say(line: str) -> None:
+    """Print a line that is no data."""
+    print(line, file=sys.stderr)

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from app import _tables
+from app._tables import of_models, of_organizations, print_table, say, told
+from app._usage_cli import usage
 
 if TYPE_CHECKING:
     from app._gateway import Gateway
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
 INSTALLED = Path(__file__).parent / "_migrations"
 FOLDER = INSTALLED if INSTALLED.is_dir() else Path(__file__).parent.parent / "migrations"
-
 LOOK_SECONDS = 2
 HELP = {"help_option_names": ["-h", "--help"]}
 cli = typer.Typer(
@@ -116,11 +116,13 @@ def models(
     """List the models that the gateway serves, and say on stderr which of them end:  llmctl models."""
     gateway = _served()
     if as_json:
-        print(json.dumps(_tables.told(gateway) if verbose else gateway.models))
-        return
-    print("\n".join(_tables.of_models(gateway) if verbose else gateway.models))
-    for name, ending in gateway.endings.items() if not verbose else ():
-        _say(f"{name}: {ending}")
+        print(json.dumps(told(gateway) if verbose else gateway.models))
+    elif verbose:
+        print_table(of_models(gateway))
+    else:
+        print("\n".join(gateway.models))
+        for name, ending in gateway.endings.items():
+            say(f"{name}: {ending}")
 
 
 @org.command("create")
@@ -185,8 +187,7 @@ def migrate_status(folder: Folder = FOLDER, as_json: AsJson = False) -> None:
     if as_json:
         print(json.dumps([{"file": file, "applied_at": None if at == "pending" else at} for file, at in rows]))
         return
-    for row in rows:
-        print("  ".join(row))
+    print_table(rows)
 
 
 @migrate.command("up")
@@ -194,8 +195,8 @@ def migrate_up(folder: Folder = FOLDER) -> None:
     """Apply what is pending:  llmctl migrate up."""
     from app import migrations  # noqa: PLC0415
 
-    applied = migrations.up(_database_url(), folder, report=_say)
-    _say(f"{len(applied)} applied" if applied else "nothing is pending")
+    applied = migrations.up(_database_url(), folder, report=say)
+    say(f"{len(applied)} applied" if applied else "nothing is pending")
 
 
 @migrate.command("check")
@@ -205,7 +206,7 @@ def migrate_check(folder: Folder = FOLDER) -> None:
 
     pending = migrations.status(_database_url(), folder).pending
     for migration in pending:
-        _say(f"{migration.file} is pending: llmctl migrate up")
+        say(f"{migration.file} is pending: llmctl migrate up")
     if pending:
         raise typer.Exit(1)
 
@@ -237,7 +238,7 @@ def backup(
     """
     from app import _backup  # noqa: PLC0415
 
-    made = _backup.backup(_database_url(), file or Path(), keep=keep, report=_say)
+    made = _backup.backup(_database_url(), file or Path(), keep=keep, report=say)
     print(_json(made) if as_json else made.file)
 
 
@@ -266,7 +267,7 @@ def restore(
         print("Type the database's name to go on: ", end="", file=sys.stderr, flush=True)
         return sys.stdin.readline().strip() == database
 
-    done = _restore.restore(_database_url(), file, folder, confirm=typed, report=_say)
+    done = _restore.restore(_database_url(), file, folder, confirm=typed, report=say)
     print(_json(done) if as_json else done.kept)
 
 
@@ -322,6 +323,9 @@ def doctor(folder: Folder = FOLDER, as_json: AsJson = False) -> None:
         raise typer.Exit(1)
 
 
+cli.command()(usage)
+
+
 def _text(given: str | None) -> str:
     text = sys.stdin.read() if given in (None, "-") else given
     if not text or not text.strip():
@@ -357,15 +361,11 @@ def _show(listed: list[Organization], *, as_json: bool, one: bool = False) -> No
     if as_json:
         print(_json(listed[0]) if one else json.dumps([dataclasses.asdict(each) for each in listed], default=str))
         return
-    print("\n".join(_tables.of_organizations(listed)))
+    print_table(of_organizations(listed))
 
 
 def _json(result: Any) -> str:  # noqa: ANN401 -- any of the module's results
     return json.dumps(dataclasses.asdict(result), default=str)
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr)
 
 
 def main() -> None:
@@ -379,15 +379,15 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except ValueError as error:
-        _say(f"llmctl: {error}")
+        say(f"llmctl: {error}")
         sys.exit(2)
     except OSError as error:
-        _say(f"llmctl: {error.filename or 'the system'}: {error.strerror or error}")
+        say(f"llmctl: {error.filename or 'the system'}: {error.strerror or error}")
         sys.exit(1)
     except Exception as error:
         if not _expected(error):
             raise
-        _say(f"llmctl: {error}")
+        say(f"llmctl: {error}")
         sys.exit(1)
 
 

@@ -51,6 +51,7 @@ STOP_SECONDS = 10
 """Short: while an edge stops nobody is let in. Only a new image, port or limit makes it stop at all."""
 CONFIG = "haproxy.cfg"
 BODIES = "bodies.lua"
+USAGE = "usage.lua"
 SERVERS_STATE = "/tmp/servers.state"  # noqa: S108 -- in a container of its own, where that is what can be written
 START = "/usr/local/bin/edge-start"
 RELOAD = "/usr/local/bin/edge-reload"
@@ -77,6 +78,8 @@ class EdgeArgs:
     """HAProxy's rendered config."""
     bodies: str
     """HAProxy's Lua program that bounds bodies."""
+    usage: str
+    """The one that tells what the replicas have counted."""
     models: Mapping[str, Mapping[str, Any]]
     """What is served, with what callers are told of each beside its name."""
     cors_origins: Sequence[str]
@@ -201,6 +204,7 @@ class Edge(pulumi.ComponentResource):
                     files={
                         CONFIG: args.config,
                         BODIES: args.bodies,
+                        USAGE: args.usage,
                         "models.map": _models_map(args.models),
                         "origins.lst": "".join(f"{origin}\n" for origin in sorted(args.cors_origins)),
                         "rpm.map": "".join(f"{client} {rpm}\n" for client, rpm in sorted(args.client_rpm.items())),

@@ -100,6 +100,7 @@ def build(settings: Settings) -> Mapping[str, pulumi.Input[object]]:
             metrics_port=settings.metrics_port,
             config=edge_config,
             bodies=_read("edge/bodies.lua"),
+            usage=_read("edge/usage.lua"),
             models=models.told,
             cors_origins=settings.cors_origins,
             start=_read("edge/start.sh"),

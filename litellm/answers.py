@@ -8,7 +8,7 @@ import inspect
 import json
 import re
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -74,6 +74,24 @@ class Exchange:
     """What LiteLLM failed with."""
     reason: str = ""
     """What is wrong with the request, where this project's own programs found it on the way."""
+    client: str | None = None
+    """Whose key it came with, as the edge says."""
+    call_id: str | None = None
+    """The edge's id of it."""
+    organization: str | None = None
+    """On whose behalf it is, as its caller says."""
+    model: str | None = None
+    """What it asks for."""
+    stream: bool = False
+    """Whether it asks for a stream."""
+    left: bool = False
+    """Whether its caller left before the end of the answer."""
+    told: set[str] = field(default_factory=set)
+    """LiteLLM's ids of the answers that it has told of (usage.py)."""
+    estimated: bool = False
+    """Whether the tokens of its stream were counted here."""
+    wrapper: Any = None
+    """LiteLLM's stream of its answer, in releases that do not tell of one that is left."""
 
 
 current: ContextVar[Exchange | None] = ContextVar("exchange", default=None)
@@ -89,13 +107,14 @@ class Mender:
         self.lists = scope["method"] == "GET" and MODELS.fullmatch(scope["path"]) is not None
         self.start: Message | None = None
         """That of an answer which is held until its body is whole."""
-        self.started = False
+        self.started = self.ended = False
         self.held = b""
         self.stream = False
         self.tail = b""
 
     async def __call__(self, message: Message) -> None:
         """Pass a message of LiteLLM on."""
+        self.ended = message["type"] == "http.response.body" and not message.get("more_body")
         if message["type"] == "http.response.start":
             self.started = True
             content_type = dict(message["headers"]).get(b"content-type", b"")

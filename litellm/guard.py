@@ -19,6 +19,7 @@ from urllib.parse import parse_qsl
 import answers
 import release as releases
 import room
+import usage
 from answers import NOT_FOUND, OVERLOADED, UNSUPPORTED, Exchange, Mender, Refusal, answer, current, error
 from parameters import fitting
 from release import OF_A_PROVIDER
@@ -47,7 +48,12 @@ ANSWER = re.compile(r"/responses/(.+?)(?:/(?:cancel|input_items))?/?$")
 AZURE = re.compile(r"/(?:openai/deployments|engines)/(.+?)/(?:chat/|audio/|images/)?\w+$")
 DROPPED_HEADERS = {b"cache-control", b"litellm_user_api_key", b"openai-organization"}
 """Read by LiteLLM as settings, beside its own prefix and the headers that carry a key."""
-DROPPED_PREFIXES = (b"x-litellm-", b"x-mcp-")
+DROPPED_PREFIXES = (b"x-litellm-", b"x-llm-", b"x-mcp-")
+CLIENT, CALL = b"x-llm-gateway-client", b"x-llm-gateway-call"
+"""Who asks, and the request's id. The edge sets both, and lets none of a caller's through."""
+ORGANIZATION = b"x-llm-organization"
+"""On whose behalf a client asks, which it says itself. No provider is told."""
+LABEL = re.compile(rb"[A-Za-z0-9][A-Za-z0-9._:@/-]{0,99}")
 
 
 class Guard:
@@ -71,29 +77,45 @@ class Guard:
     async def _handle(self, scope: Scope, receive: Receive, send: Send, held: AsyncExitStack) -> None:
         """Handle one request; `held` is the room that it takes until its answer is complete."""
         anthropic = "/messages" in scope["path"]
+        exchange = Exchange()
         try:
-            body = await self._checked(scope, receive, held)
+            body = await self._checked(scope, receive, held, exchange)
         except Refusal as refusal:
             later = [(b"retry-after", b"5")] if refusal.status == OVERLOADED else []
             await answer(send, refusal.status, error(refusal, anthropic=anthropic), later)
             return
         if body is None:
             return  # the client is gone
-        exchange = Exchange(large=len(body) > room.LARGE)
+        exchange.large = len(body) > room.LARGE
         current.set(exchange)
         mender = Mender(send, scope, exchange, self.release, anthropic=anthropic)
+
+        async def watched() -> Message:
+            message = await receive()
+            exchange.left = exchange.left or (message["type"] == "http.disconnect" and not mender.ended)
+            return message
+
         try:
-            await self.app(scope, replay(body, receive), mender)
+            await self.app(scope, replay(body, watched), mender)
         except Exception as problem:
             if mender.started:
                 raise
             LOG.exception("LiteLLM failed without an answer")
             await mender.failed(problem)
+        finally:
+            if exchange.left:
+                await usage.left(exchange)
 
-    async def _checked(self, scope: Scope, receive: Receive, held: AsyncExitStack) -> bytes | None:
-        """The body of a request that may pass; its scope is cut down to what LiteLLM is to see."""
+    async def _checked(
+        self, scope: Scope, receive: Receive, held: AsyncExitStack, exchange: Exchange
+    ) -> bytes | None:
+        """The body of a request that may pass; its scope is cut down to what LiteLLM is to see.
+
+        What is known of who asks for what is added to `exchange`.
+        """
         release, path = self.release, scope["path"]
         headers = dict(scope["headers"])
+        self._note_caller(headers, exchange)
         scope["headers"] = [
             (name, value)
             for name, value in scope["headers"]
@@ -101,6 +123,8 @@ class Guard:
             and name not in DROPPED_HEADERS
             and not name.startswith(DROPPED_PREFIXES)
         ]
+        if exchange.call_id:  # LiteLLM takes it for its own id of the call
+            scope["headers"].append((b"x-litellm-call-id", exchange.call_id.encode()))
         self._check_query(scope)
         if answered := ANSWER.search(path):
             self._check_id(answered[1])
@@ -114,7 +138,8 @@ class Guard:
         form = FORM_PATHS.search(path) is not None
         fields = await self._form(scope, body) if form else self._object(scope, body)
         self._check_names(fields)
-        self._check_model(path, fields)
+        exchange.model = self._check_model(path, fields)
+        exchange.stream = fields.get("stream") is True
         if not form:  # there all values are text
             check_shapes(path, fields)
         if release.text_only and path.rstrip("/").endswith("/messages"):
@@ -127,6 +152,19 @@ class Guard:
             # LiteLLM's newer releases take it from here, and do not parse the body again.
             scope["parsed_body"] = (tuple(fields), fields)
         return body
+
+    def _note_caller(self, headers: Mapping[bytes, bytes], exchange: Exchange) -> None:
+        """Note who asks, and for whom."""
+        exchange.client, exchange.call_id = (headers.get(name, b"").decode() or None for name in (CLIENT, CALL))
+        organization = headers.get(ORGANIZATION)
+        if organization is None:
+            return
+        if not LABEL.fullmatch(organization):
+            name = ORGANIZATION.decode()
+            raise Refusal(
+                f"`{name}` must be 1 to 100 letters, digits or `._:@/-`.", param=name, code="invalid_header"
+            )
+        exchange.organization = organization.decode()
 
     def _object(self, scope: Scope, body: bytes) -> dict[str, Any]:
         """The fields of a JSON object. LiteLLM reads the body as one too, whatever it says that it is."""
@@ -211,19 +249,22 @@ class Guard:
         if of_answer is not None and not (isinstance(of_answer, str) and self.release.gave(of_answer)):
             raise Refusal("There is no such answer.", code="not_found", status=NOT_FOUND)
 
-    def _check_model(self, path: str, fields: Mapping[str, Any]) -> None:
-        """Refuse a model that is not served, and an answer to go on from that is none of this gateway's."""
+    def _check_model(self, path: str, fields: Mapping[str, Any]) -> str | None:
+        """Refuse a model that is not served, and an answer to go on from that is none of this gateway's.
+
+        Returns the model that is asked for, where one is named.
+        """
         self._check_id(fields.get("previous_response_id"))
         azure = AZURE.search(path)
         model = azure[1] if azure else fields.get("model")
         if path.rstrip("/").endswith("/moderations") and model is None:
             if not self.release.moderates():
                 raise Refusal("Moderations need OpenAI's key: set openaiApiKey in the stack config.", param="model")
-            return
+            return None
         if model is None:
             if NEEDS_MODEL.search(path.rstrip("/")):
                 raise Refusal("`model` is missing.", param="model", code="missing_required_parameter")
-            return
+            return None
         if not isinstance(model, str):
             raise Refusal("`model` must be a string.", param="model", code="invalid_type")
         if not self.release.served(model):
@@ -234,6 +275,7 @@ class Guard:
                 code="model_not_found",
                 status=NOT_FOUND,
             )
+        return model
 
 
 def media_type(scope: Scope) -> str:
@@ -261,6 +303,7 @@ def install() -> None:
     release = releases.running()
     answers.watch()
     room.spare_the_count()
+    usage.install(release.models, release.version)
     proxy = importlib.import_module("litellm.proxy.proxy_server")
     if hasattr(
         proxy, "ast"

@@ -569,6 +569,13 @@ def _wrapper(base: Any) -> Any:  # noqa: C901 -- LiteLLM's CustomStreamWrapper, 
             self.logging_obj.completion_start_time = now
             self.logging_obj.model_call_details["completion_start_time"] = now
 
+        async def report_left(self) -> bool:
+            """Have LiteLLM report what has come so far as the answer; False for a stream that is in no lane."""
+            lane = self._lane
+            if lane is not None and lane.extra is None:
+                lane.extra = lane.finish(await self._report(lane, None))
+            return lane is not None
+
         async def _report(self, lane: Lane, error: Exception | None) -> list[Any]:
             """Have LiteLLM do its own for the whole answer: usage, callbacks, the error. Its last chunks."""
             await lane.source.aclose()

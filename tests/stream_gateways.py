@@ -101,6 +101,11 @@ class Gateway:
                 told.setdefault((text, asked), []).append(self._certain(*rest))
         return told
 
+    def usage(self, call: str) -> list[dict[str, Any]]:
+        """The lines that it wrote of a call."""
+        lines = [line for line in self.container.logs().decode().splitlines() if line.startswith('{"event": "usage"')]
+        return [event for event in map(json.loads, lines) if event["call_id"] == call]
+
     def _certain(self, how: str, usage: list[Any], response: dict[str, Any] | None) -> list[Any]:
         """Without what LiteLLM 1.55.0 tells by chance, as its threads race: the cost or 0, one of two models."""
         if self.release == "1.55.0":

@@ -28,6 +28,7 @@ from infra import gateway
 from tests import paths
 from tests.stack_config import PROJECT
 from tests.stacks import POLL_SECONDS, REPLICAS, deployed, free_port
+from tests.swarm.cluster import until
 from toolchain import recipes
 
 if TYPE_CHECKING:
@@ -662,6 +663,30 @@ def test_metrics_are_on_a_loopback_port_of_their_own(deployment: Deployment) -> 
     metrics = httpx2.get(f"http://127.0.0.1:{port}/metrics").text
     assert 'haproxy_frontend_http_responses_total{proxy="gateway",code="2xx"}' in metrics
     assert "gateway" in httpx2.get(f"http://127.0.0.1:{port}/").text
+
+
+def test_the_replicas_counters_are_in_one_place(client: Callable[..., OpenAI], deployment: Deployment) -> None:
+    """By client and model, as often as it is asked, and for nobody who comes by the gateway's own port."""
+    port = deployment.stack.get_config("metricsPort").value
+    of = 'client="app",model="gpt-4o"'
+
+    def sample(name: str, labels: str) -> float:
+        text = httpx2.get(f"http://127.0.0.1:{port}/metrics/usage").text
+        assert 'llm_gateway_replicas{state="counted"} 2' in text
+        assert 'llm_gateway_replicas{state="silent"} 0' in text
+        assert text.count(f"# TYPE {name} counter") == 1
+        return sum(map(float, re.findall(rf"^{name}{{.*{labels}.*}} (\S+)$", text, re.MULTILINE)))
+
+    before = sample("llm_gateway_tokens_total", f'{of}.*type="prompt"')
+    usage = ask(client()).usage
+    assert usage
+    wanted = before + usage.prompt_tokens
+    until(lambda: sample("llm_gateway_tokens_total", f'{of}.*type="prompt"') >= wanted, "the answer is counted")
+    assert sample("llm_gateway_calls_total", f'{of}.*status="success"') > 0
+    assert sample("llm_gateway_cost_usd_total", of) > 0
+    for path in ("/metrics/usage", "/llm-gateway/metrics"):
+        with pytest.raises(openai.NotFoundError):
+            client().get(f"{deployment.outputs['litellmUrl']}{path}", cast_to=object)
 
 
 def test_a_gateway_without_a_replica_says_so(client: Callable[..., OpenAI], deployment: Deployment) -> None:

@@ -15,13 +15,15 @@ from openai.lib.streaming.chat import ChatCompletionStreamState
 import app
 from tests.stack_config import KEY
 from tests.stream_gateways import Gateway, Pair, pair_of
-from tests.stream_provider import HEAD, STREAMS
+from tests.stream_provider import HEAD, STREAMS, USAGE
 from tests.swarm.cluster import until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 AT_ONCE = 8
+ENOUGH = 6
+"""Chunks of a stream, after which a caller leaves."""
 ASKED_AGAIN = 5
 """How often a stream whose callback was told something else is asked for again: LiteLLM 1.55.0's threads race."""
 BROKEN = ("an end without an end", "a page of HTML", "an empty answer")
@@ -226,6 +228,47 @@ def test_a_caller_who_leaves_ends_the_providers_stream(pair: Pair, way: str, nam
         assert any(chunk.choices and chunk.choices[0].delta.content for chunk in stream)
         stream.close()
     until(lambda: pair.left() == before + 1, "the provider is left")
+
+
+@pytest.mark.parametrize("way", ["lane", "own"])
+@pytest.mark.parametrize(
+    ("name", "status"), [("usage", "success"), ("a connection that breaks", "failure"), ("endless", "left")]
+)
+def test_a_line_tells_what_a_stream_took(pair: Pair, way: str, name: str, status: str) -> None:
+    """One, whether it ended, broke off or was left; with the provider's count where LiteLLM takes that."""
+    asked: Gateway = getattr(pair, way)
+    call = f"{way} {name}"
+    headers = {"x-llm-gateway-client": "team", "x-llm-gateway-call": call, "x-llm-organization": "acme"}
+    with (
+        OpenAI(base_url=asked.url, api_key=KEY, max_retries=0, default_headers=headers) as client,
+        contextlib.suppress(openai.APIError),  # which 1.106.12 may answer with in place of a stream
+        client.chat.completions.create(
+            model="openai", messages=[{"role": "user", "content": name}], stream=True
+        ) as stream,
+    ):
+        for number, _ in enumerate(stream):
+            if number == ENOUGH:
+                break
+    until(lambda: bool(asked.usage(call)), "the stream is told of")
+    (line,) = asked.usage(call)
+    known = {key: line[key] for key in ("client", "organization", "model", "provider", "status", "stream")}
+    assert known == {
+        "client": "team",
+        "organization": "acme",
+        "model": "openai",
+        "provider": "openai",
+        "status": status,
+        "stream": True,
+    }
+    tokens = (line["prompt_tokens"], line["completion_tokens"])
+    if status == "failure":
+        assert (tokens, line["cost"], line["error"] is None) == ((None, None), None, False)
+        return
+    assert line["cost"] > 0
+    assert line["estimated"] == (pair.release == "1.55.0" or status == "left")
+    if not line["estimated"]:
+        assert tokens == (USAGE["prompt_tokens"], USAGE["completion_tokens"])
+    assert tokens[1] > (ENOUGH if status == "left" else 0)
 
 
 @pytest.mark.parametrize("way", ["lane", "own"])

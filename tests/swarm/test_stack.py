@@ -203,7 +203,7 @@ def test_status_shows_every_node_and_what_the_edge_of_its_own_has_counted(
     assert [node.name in found.unseen[0] for node in (asked, *others)] == [False, *[True] * len(others)]
 
 
-NO_SECRETS = {"haproxy.cfg", "bodies.lua", "models.map", "origins.lst", "rpm.map"}
+NO_SECRETS = {"haproxy.cfg", "bodies.lua", "usage.lua", "models.map", "origins.lst", "rpm.map"}
 """What the edge reads beside its secrets."""
 
 

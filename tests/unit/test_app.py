@@ -628,6 +628,19 @@ def test_options_may_name_another_model_than_the_organizations(face: Face, gatew
     assert gateway.bodies[0]["model"] == "mini"
 
 
+def test_the_gateway_is_told_on_whose_behalf_it_is_asked_and_no_provider_is(face: Face, gateway: Gateway) -> None:
+    """By a header, with the fallback and in a stream too: bodies are as they are for anybody."""
+    face.chat(HELLO, app.ChatCompletionOptions(model="gpt-4o"))
+    gateway.answer = lambda body: error(500) if body["model"] == "gpt-4o" else httpx2.Response(200, json=completion())
+    face.chat_for_org(ORGANIZATION.id, HELLO)
+    gateway.answer = lambda _: sse(chunk("ok"), chunk(None, "stop"), "data: [DONE]\n\n")
+    face.stream_for_org(ORGANIZATION.id, HELLO)
+    told = [request.headers.get("x-llm-organization") for request in gateway.requests]
+    assert told == [None, *[str(ORGANIZATION.id)] * 3]
+    assert gateway.bodies[0] == gateway.bodies[1]
+    assert str(ORGANIZATION.id) not in json.dumps(gateway.bodies)
+
+
 def test_the_preferred_model_has_60_percent_of_the_time(face: Face, gateway: Gateway) -> None:
     gateway.answer = lambda body: error(500) if body["model"] == "gpt-4o" else httpx2.Response(200, json=completion())
     face.chat_for_org(ORGANIZATION.id, HELLO, app.ChatCompletionOptions(timeout=100))

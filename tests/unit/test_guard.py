@@ -24,7 +24,7 @@ NOT_PUBLIC = (
     *("127.0.0.1", "10.0.0.5", "172.16.3.4", "192.168.1.1", "169.254.10.20", "100.64.0.1", "224.0.0.1"),
     *("::1", "fe80::1", "fd00::1"),
 )
-MODULES = ("answers", "fetching", "guard", "release", "room", "shapes")
+MODULES = ("answers", "fetching", "guard", "release", "room", "shapes", "usage")
 
 
 @pytest.fixture(scope="module")
@@ -397,3 +397,57 @@ def test_a_public_address_is_the_one_that_is_connected_to(
     looked_up = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("93.184.216.34", 80))]
     monkeypatch.setattr(programs["fetching"].socket, "getaddrinfo", lambda *_, **__: looked_up)
     assert programs["fetching"].address_of("images.test", 80) == "93.184.216.34"
+
+
+def test_who_asks_is_what_the_edge_says_and_for_whom_what_the_client_says(
+    replica: Replica, programs: dict[str, Any]
+) -> None:
+    """LiteLLM sees neither, so that no provider can; the edge's id of the call becomes LiteLLM's."""
+    seen: list[Any] = []
+    replica.on_request = lambda: seen.append(programs["answers"].current.get())
+    headers = {
+        b"x-llm-gateway-client": b"team-a",
+        b"x-llm-gateway-call": b"call-1",
+        b"x-llm-organization": b"acme",
+        b"x-litellm-call-id": b"a caller's",
+    }
+    replica.ask({**HELLO, "stream": True}, headers=headers)
+    known = {it: getattr(seen[0], it) for it in ("client", "call_id", "organization", "model", "stream")}
+    assert known == {
+        "client": "team-a",
+        "call_id": "call-1",
+        "organization": "acme",
+        "model": "gpt-4o",
+        "stream": True,
+    }
+    assert [it for it in replica.seen[0]["headers"] if it[0].startswith(b"x-")] == [(b"x-litellm-call-id", b"call-1")]
+
+
+@pytest.mark.parametrize("name", [b"", b"o" * 101, b"acme\n", "Zürich".encode(), b'acme"', b" acme"])
+def test_an_organization_that_is_no_label_is_refused(replica: Replica, name: bytes) -> None:
+    problem = replica.refused(headers={b"x-llm-organization": name})
+    assert (problem["status"], problem["param"], problem["code"]) == (400, "x-llm-organization", "invalid_header")
+
+
+@pytest.mark.parametrize("early", [False, True])
+def test_a_caller_has_left_who_is_gone_before_the_end_of_the_answer(
+    replica: Replica, programs: dict[str, Any], monkeypatch: pytest.MonkeyPatch, *, early: bool
+) -> None:
+    """And not one who is gone after it. Whoever left is told of."""
+    told: list[Any] = []
+
+    async def tell(exchange: Any) -> None:
+        told.append(exchange)
+
+    async def app(_: Any, receive: Any, send: Any) -> None:
+        await receive()
+        if early:
+            assert await receive() == {"type": "http.disconnect"}
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"{}"})
+        assert await receive() == {"type": "http.disconnect"}
+
+    replica.guard.app = app
+    monkeypatch.setattr(programs["usage"], "left", tell)
+    replica.ask()
+    assert [exchange.left for exchange in told] == [True] * early

@@ -30,6 +30,7 @@ LONG = {
     "tests/toolchain/test_tools.py": "tools that are built once, and all ways in which that may fail",
     "tests/unit/test_app.py": "one stub of the gateway, and the whole public face of `app`",
     "tests/unit/test_cli.py": "one stub of the gateway, and every command of `llmctl`",
+    "tests/unit/test_guard.py": "one replica with an app in LiteLLM's place, and all that its guard does",
     "tests/unit/test_status.py": "one stub of engine and edge, whose answers are as long as they are",
 }
 """Modules with more lines, and why they are one."""

@@ -1,0 +1,246 @@
+"""`llmctl usage`: who used what, from the lines that the replicas write (litellm/usage.py).
+
+The engine keeps a replica's lines as long as the replica's container is there, and only the latest megabytes of them.
+What a collector kept can be read in their place.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from app import _engine, organizations
+from app._errors import LLMError
+from app._programs import ProgramError
+from app._settings import Settings
+from app._status import found
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+MARK = '{"event": "usage"'
+FAILED, LEFT = "failure", "left"
+NEEDED = {
+    *("time", "client", "call_id", "organization", "model", "answered_by", "provider", "status"),
+    *("prompt_tokens", "completion_tokens", "total_tokens", "cost", "estimated"),
+}
+"""The fields of a line that are read here."""
+UNITS = {"min": 60, "h": 3600, "d": 86400}
+NOBODY = "-"
+"""What a group is called that has no name: no organization was said."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """What one group has used. A call is a request, however often its provider was tried."""
+
+    group: Mapping[str, str]
+    """By `client`, `org`, `model` and `day` (in UTC), as far as was asked for."""
+    calls: int
+    failed: int
+    """Calls without an answer. What their providers may bill is in no number here."""
+    left: int
+    """Calls whose caller did not wait for the end."""
+    prompt_tokens: int
+    completion_tokens: int
+    estimated_tokens: int
+    """Those of both that LiteLLM counted, and not the provider."""
+    uncounted: int
+    """Calls with an answer whose tokens nobody counted."""
+    cost: float | None
+    """US dollars, of all that has a price; None where nothing has."""
+    unpriced_tokens: int
+    """Tokens that LiteLLM knows no price for. They are not free."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Log:
+    """A replica whose lines were read."""
+
+    name: str
+    since: datetime | None
+    """The time of the oldest line that is left; None of a log without any."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """Who used what."""
+
+    since: datetime | None
+    """From when on was asked for."""
+    rows: tuple[Row, ...]
+    without_price: tuple[str, ...]
+    """The providers' models whose cost is unknown."""
+    logs: tuple[Log, ...]
+    unseen: tuple[str, ...]
+    """What could not be read, and why."""
+
+
+@dataclass(slots=True)
+class _Group:
+    calls: int = 0
+    failed: int = 0
+    left: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    estimated_tokens: int = 0
+    uncounted: int = 0
+    costs: list[float] = field(default_factory=list)
+    unpriced_tokens: int = 0
+
+    def add(self, event: Mapping[str, Any], *, is_new: bool) -> None:
+        """Add what became of a call, or another answer to one that is counted already."""
+        self.calls += is_new
+        if event["status"] == FAILED:
+            self.failed += 1
+            return
+        self.left += is_new and event["status"] == LEFT
+        tokens = event["total_tokens"] or 0
+        self.prompt_tokens += event["prompt_tokens"] or 0
+        self.completion_tokens += event["completion_tokens"] or 0
+        self.estimated_tokens += tokens if event["estimated"] else 0
+        if event["cost"] is not None:
+            self.costs.append(event["cost"])
+        elif tokens:
+            self.unpriced_tokens += tokens
+        if not tokens:
+            self.uncounted += event["cost"] is None
+
+    def row(self, group: Mapping[str, str]) -> Row:
+        return Row(
+            group=group,
+            calls=self.calls,
+            failed=self.failed,
+            left=self.left,
+            prompt_tokens=self.prompt_tokens,
+            completion_tokens=self.completion_tokens,
+            estimated_tokens=self.estimated_tokens,
+            uncounted=self.uncounted,
+            cost=sum(self.costs) if self.costs else None,
+            unpriced_tokens=self.unpriced_tokens,
+        )
+
+
+def moment(text: str, *, now: datetime) -> datetime:
+    """The time that `7d`, `12h`, `30min`, `2026-11-01` or `2026-11-01T12:00` says; a day begins in UTC.
+
+    Raises ValueError.
+    """
+    if ago := re.fullmatch(rf"(\d{{1,6}}) ?({'|'.join(UNITS)})", text):
+        return now - timedelta(seconds=int(ago[1]) * UNITS[ago[2]])
+    try:
+        return _time(text)
+    except ValueError:
+        raise ValueError(f"{text} is no time: say 7d, 12h, 30min, 2026-11-01 or 2026-11-01T12:00") from None
+
+
+def _time(text: str) -> datetime:
+    time = datetime.fromisoformat(text)
+    return time if time.tzinfo else time.replace(tzinfo=UTC)
+
+
+def of_logs(by: Sequence[str], since: datetime | None) -> Usage:
+    """What the replicas of the stack at LITELLM_URL have written. Raises ProgramError, and NotConfiguredError."""
+    settings = Settings.load()
+    unseen: list[str] = []
+    url = str(settings.litellm_url).rstrip("/")
+    stack, _ = found(settings.litellm_url.port or 0, settings.required_api_key(), unseen, other_than=url)
+    if stack is None:
+        raise ProgramError(unseen[0])
+    unseen = [stack.unseen] if stack.unseen else []
+    lines: list[str] = []
+    logs: list[Log] = []
+    for part in stack.parts:
+        if part.kind == _engine.REPLICA:
+            try:
+                written = _engine.log(part)
+            except ProgramError as error:
+                unseen.append(f"the log of {part.name}: {error}")
+                continue
+            # Not in the middle of a line: that may be of what a caller or a provider said.
+            lines += (text for _, text in written if text.startswith(MARK))
+            logs.append(Log(name=part.name, since=min((time for time, _ in written), default=None)))
+    return of_lines(lines, by, since, logs=logs, unseen=unseen)
+
+
+def of_lines(
+    lines: Iterable[str],
+    by: Sequence[str],
+    since: datetime | None,
+    *,
+    logs: Sequence[Log] = (),
+    unseen: Sequence[str] = (),
+) -> Usage:
+    """What these lines say, whatever else is among them. A line that comes twice counts once."""
+    doubts = list(unseen)
+    calls = list(_calls(_events(lines, since, doubts)))
+    names = _names(event for event, _ in calls) if "org" in by else {}
+    groups: dict[tuple[str, ...], _Group] = defaultdict(_Group)
+    without_price = set()
+    for event, is_new in calls:
+        groups[tuple(_value(event, each, names) for each in by)].add(event, is_new=is_new)
+        if event["status"] != FAILED and event["cost"] is None and event["total_tokens"]:
+            without_price.add(f"{event['provider']}/{event['answered_by']}")
+    return Usage(
+        since=since,
+        rows=tuple(groups[key].row(dict(zip(by, key, strict=True))) for key in sorted(groups)),
+        without_price=tuple(sorted(without_price)),
+        logs=tuple(logs),
+        unseen=tuple(doubts),
+    )
+
+
+def _events(lines: Iterable[str], since: datetime | None, unseen: list[str]) -> Iterator[dict[str, Any]]:
+    """The events from a time on."""
+    found_lines = dict.fromkeys(line[line.index(MARK) :].strip() for line in lines if MARK in line)
+    broken = 0
+    for line in found_lines:
+        try:
+            event, _ = json.JSONDecoder().raw_decode(line)
+            at = _time(event["time"])
+        except (ValueError, KeyError):
+            broken += 1
+            continue
+        if not event.keys() >= NEEDED:
+            broken += 1
+        elif since is None or at >= since:
+            yield event
+    if broken:
+        unseen.append(f"{broken} lines that are not whole")
+
+
+def _calls(events: Iterable[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], bool]]:
+    """What became of each call, and whether it is new: its answers, else the last of its failed tries.
+
+    A call has several answers where LiteLLM asks another model on the way, as a guardrail or a semantic cache does.
+    """
+    calls: dict[object, list[dict[str, Any]]] = defaultdict(list)
+    for number, event in enumerate(events):
+        calls[event["call_id"] or number].append(event)
+    for tries in calls.values():
+        answers = [event for event in tries if event["status"] != FAILED] or tries[-1:]
+        for event in answers:
+            yield event, event is answers[0]
+
+
+def _value(event: Mapping[str, Any], group: str, names: Mapping[str, str]) -> str:
+    if group == "day":
+        return str(event["time"])[:10]
+    if group == "org":
+        organization = event["organization"] or NOBODY
+        return names.get(organization, organization)
+    return event[group] or NOBODY
+
+
+def _names(calls: Iterable[Mapping[str, Any]]) -> Mapping[str, str]:
+    """The names of organizations by their ids, where the app's database has them."""
+    if not any(event["organization"] for event in calls):
+        return {}
+    try:
+        return {str(each.id): each.name for each in organizations.listed()}
+    except LLMError:
+        return {}

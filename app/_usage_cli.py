@@ -1,0 +1,128 @@
+"""The command `llmctl usage`: which lines are read, and how what they say is shown."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import sys
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from app._programs import ProgramError
+from app._tables import print_table, say
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from app._usage import Row, Usage
+
+By = StrEnum("By", ["client", "org", "model", "day"])
+BY = [By.client, By.model]
+STDIN = Path("-")
+
+
+def usage(
+    files: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="FILE", help="Lines that a collector kept (`-` for standard input), not the replicas'."
+        ),
+    ] = None,
+    by: Annotated[
+        list[By] | None, typer.Option(help="What to add up by; may be given several times (default: client, model).")
+    ] = None,
+    since: Annotated[
+        str | None, typer.Option(help="From when on: 7d, 12h, 30min, 2026-11-01 or 2026-11-01T12:00 (UTC).")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print comma-separated values.")] = False,
+) -> None:
+    """Show who used what, and what it cost:  llmctl usage --by client --by day --since 7d.
+
+    The lines of the replicas are read from the engine that `docker` asks, which DOCKER_HOST names. Those of a replica
+    that was replaced are gone with it.
+    """
+    from app import _usage  # noqa: PLC0415
+
+    if as_json and as_csv:
+        raise typer.BadParameter("--json and --csv exclude each other")
+    groups = list(dict.fromkeys(each.value for each in by or BY))
+    start = _usage.moment(since, now=datetime.now(UTC)) if since else None
+    try:
+        used = _usage.of_lines(_lines(files), groups, start) if files else _usage.of_logs(groups, start)
+    except ProgramError as error:
+        say(f"llmctl: {error}")
+        raise typer.Exit(1) from None
+    if as_json:
+        print(json.dumps(dataclasses.asdict(used), default=str))
+    elif as_csv:
+        _print_csv(used.rows, groups)
+    else:
+        _print_table(used.rows, groups)
+        _explain(used)
+
+
+def _lines(files: Sequence[Path]) -> Iterator[str]:
+    for file in files:
+        if file == STDIN:
+            yield from sys.stdin
+        else:
+            with file.open(encoding="utf-8", errors="replace") as lines:
+                yield from lines
+
+
+def _print_csv(rows: Sequence[Row], groups: Sequence[str]) -> None:
+    from app._usage import Row  # noqa: PLC0415
+
+    numbers = [each.name for each in dataclasses.fields(Row) if each.name != "group"]
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow([*groups, *numbers])
+    for row in rows:
+        writer.writerow([*row.group.values(), *(getattr(row, name) for name in numbers)])
+
+
+def _print_table(rows: Sequence[Row], groups: Sequence[str]) -> None:
+    if not rows:
+        return
+    cells = [(*groups, "calls", "failed", "left", "prompt", "completion", "cost ($)")]
+    for row in rows:
+        mark = "~" if row.estimated_tokens else ""
+        tokens = [f"{mark}{row.prompt_tokens:,}", f"{mark}{row.completion_tokens:,}"]
+        counts = [f"{number:,}" for number in (row.calls, row.failed, row.left)]
+        cells.append((*row.group.values(), *counts, *tokens, _cost(row, mark)))
+    print_table(cells, texts=len(groups))
+
+
+def _cost(row: Row, mark: str) -> str:
+    """What is known of a cost. What is not known is said, and never taken for nothing."""
+    known = f"{mark}{row.cost:,.6f}" if row.cost is not None else ""
+    unknown = "unknown" if row.unpriced_tokens or row.uncounted else ""
+    return " + ".join(filter(None, (known, unknown))) or "0"
+
+
+def _explain(used: Usage) -> None:
+    """Say on standard error what the numbers are made of."""
+    if not used.rows:
+        say("no line of usage was found")
+    if any(row.estimated_tokens for row in used.rows):
+        say("~ includes tokens that LiteLLM counted itself, and not the provider")
+    if used.without_price:
+        say(f"unknown cost: LiteLLM has no price for {', '.join(used.without_price)} (docs/spend.md)")
+    if any(row.uncounted for row in used.rows):
+        say("unknown cost: nobody counted the tokens of some answers")
+    if used.logs:
+        say(f"read: {', '.join(f'{log.name} since {_time(log.since)}' for log in used.logs)}")
+    began = [log.since for log in used.logs if log.since]
+    if used.since and began and max(began) > used.since:
+        say(f"lines from before {_time(max(began))} may be gone (docs/spend.md)")
+    for what in used.unseen:
+        say(f"not seen: {what}")
+
+
+def _time(time: Any) -> str:  # noqa: ANN401 -- a datetime, or None
+    return f"{time.astimezone(UTC):%Y-%m-%d %H:%M} UTC" if time else "now"

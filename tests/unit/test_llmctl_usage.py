@@ -1,0 +1,245 @@
+"""`llmctl usage`: what the lines of the replicas add up to, and what of it nobody knows."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+import pytest
+from typer.testing import CliRunner
+
+from app import DatabaseUnavailableError, _engine, _usage, cli, organizations
+from app._programs import ProgramError
+from tests.stack_config import KEY
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from typer.testing import Result
+
+NOW = datetime(2026, 11, 29, 12, tzinfo=UTC)
+ACME = organizations.Organization(id=UUID(int=1), name="acme", llm_model="m", llm_fallback_model=None, created_at=NOW)
+
+
+def line(**changes: Any) -> str:
+    """A line of a replica."""
+    event = {
+        "event": "usage",
+        "time": "2026-11-29T10:00:00.000Z",
+        "client": "app",
+        "call_id": "1",
+        "organization": None,
+        "model": "fast",
+        "answered_by": "gpt-4o",
+        "provider": "openai",
+        "status": "success",
+        "error": None,
+        "stream": False,
+        "prompt_tokens": 7,
+        "completion_tokens": 5,
+        "total_tokens": 12,
+        "cost": 0.25,
+        "estimated": False,
+    }
+    return json.dumps({**event, **changes})
+
+
+FAILED = {
+    "status": "failure",
+    "error": "RateLimitError",
+    **dict.fromkeys(("prompt_tokens", "completion_tokens", "total_tokens", "cost")),
+}
+UNPRICED = {"cost": None, "answered_by": "llama", "provider": "ollama"}
+
+
+def rows(*lines: str, by: tuple[str, ...] = ("client",), since: datetime | None = None) -> list[_usage.Row]:
+    return list(_usage.of_lines(lines, by, since).rows)
+
+
+def llmctl(*arguments: str, stdin: str = "") -> Result:
+    return CliRunner().invoke(cli.cli, ["usage", *arguments], input=stdin)
+
+
+def test_calls_are_added_up_by_what_was_asked_for() -> None:
+    """Whatever else is in the log: other lines, lines that are cut off, and a line that a collector kept twice."""
+    lines = [
+        "LiteLLM: Proxy initialized",
+        line(),
+        line(),
+        line(call_id="2", time="2026-11-28T23:59:59.999Z"),
+        f'{{"log": "of another program", "of": {line(call_id="3", client="batch")[:90]}',
+        line(call_id="4", client="batch", model="slow"),
+    ]
+    assert [(row.group, row.calls, row.cost) for row in rows(*lines)] == [
+        ({"client": "app"}, 2, 0.5),
+        ({"client": "batch"}, 1, 0.25),
+    ]
+    by_day = rows(*lines, by=("day", "model"))
+    assert [(*row.group.values(), row.calls) for row in by_day] == [
+        ("2026-11-28", "fast", 1),
+        ("2026-11-29", "fast", 1),
+        ("2026-11-29", "slow", 1),
+    ]
+
+
+def test_lines_that_are_not_whole_are_told_of() -> None:
+    """Of a collector that cuts them off, or of a version with other fields. Text before and after a line is none."""
+    lines = [f"litellm-1 | {line()} (stdout)", line(call_id="2")[:200], '{"event": "usage", "time": "2026-11-29"}']
+    used = _usage.of_lines(lines, ["client"], None)
+    assert [row.calls for row in used.rows] == [1]
+    assert used.unseen == ("2 lines that are not whole",)
+
+
+def test_a_call_counts_once_however_often_its_provider_was_tried() -> None:
+    """It failed if no try had an answer."""
+    tries = [line(**FAILED), line(**FAILED, time="2026-11-29T10:00:01.000Z"), line(), line(call_id="2", **FAILED)]
+    [row] = rows(*tries)
+    assert (row.calls, row.failed, row.prompt_tokens, row.completion_tokens) == (2, 1, 7, 5)
+
+
+def test_a_call_with_several_answers_counts_once_and_costs_all_of_them() -> None:
+    """As where a guardrail asks another model."""
+    [row] = rows(line(), line(answered_by="small", cost=0.5))
+    assert (row.calls, row.cost, row.prompt_tokens) == (1, 0.75, 14)
+
+
+def test_a_caller_who_left_is_counted_with_what_the_answer_took() -> None:
+    [row] = rows(line(status="left"))
+    assert (row.calls, row.left, row.cost) == (1, 1, 0.25)
+
+
+def test_what_is_estimated_is_told_apart() -> None:
+    [row] = rows(line(), line(call_id="2", estimated=True))
+    assert (row.estimated_tokens, row.prompt_tokens + row.completion_tokens) == (12, 24)
+
+
+def test_what_has_no_price_is_unknown_and_never_free() -> None:
+    """The models that lack one are named, as the provider calls them."""
+    used = _usage.of_lines([line(**UNPRICED)], ["client"], None)
+    assert (used.rows[0].cost, used.rows[0].unpriced_tokens, used.without_price) == (None, 12, ("ollama/llama",))
+    shown = llmctl("-", stdin=line(**UNPRICED))
+    assert shown.stdout.splitlines()[-1].split()[-1] == "unknown"
+    assert "unknown cost: LiteLLM has no price for ollama/llama" in shown.stderr
+    beside = llmctl("-", stdin=f"{line()}\n{line(call_id='2', **UNPRICED)}")
+    assert beside.stdout.splitlines()[-1].endswith("0.250000 + unknown")
+
+
+def test_answers_whose_tokens_nobody_counted_are_told_of() -> None:
+    shown = llmctl("-", stdin=line(cost=None, prompt_tokens=None, completion_tokens=None, total_tokens=None))
+    assert shown.stdout.splitlines()[-1].split()[-1] == "unknown"
+    assert "nobody counted" in shown.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "time"),
+    [
+        ("7d", datetime(2026, 11, 22, 12, tzinfo=UTC)),
+        ("12h", datetime(2026, 11, 29, 0, tzinfo=UTC)),
+        ("30min", datetime(2026, 11, 29, 11, 30, tzinfo=UTC)),
+        ("2026-11-01", datetime(2026, 11, 1, tzinfo=UTC)),
+        ("2026-11-01T12:00", datetime(2026, 11, 1, 12, tzinfo=UTC)),
+        ("2026-11-01T12:00+02:00", datetime(2026, 11, 1, 10, tzinfo=UTC)),
+    ],
+)
+def test_a_time_is_said_in_several_ways(text: str, time: datetime) -> None:
+    assert _usage.moment(text, now=NOW) == time
+
+
+def test_what_was_before_that_time_does_not_count() -> None:
+    lines = [line(time="2026-11-29T09:59:59.999Z"), line(call_id="2"), line(call_id="3")]
+    assert rows(*lines, since=datetime(2026, 11, 29, 10, tzinfo=UTC))[0].calls == 2
+
+
+def test_what_is_no_time_is_refused() -> None:
+    refused = llmctl("-", "--since", "yesterday")
+    assert isinstance(refused.exception, ValueError)
+    assert "say 7d, 12h, 30min, 2026-11-01" in str(refused.exception)
+
+
+def test_json_and_csv_have_the_same_numbers() -> None:
+    lines = f"{line()}\n{line(call_id='2', **UNPRICED)}"
+    [row] = json.loads(llmctl("-", "--json", stdin=lines).stdout)["rows"]
+    [found] = csv.DictReader(io.StringIO(llmctl("-", "--csv", stdin=lines).stdout))
+    assert found == {**row.pop("group"), **{name: str(value) for name, value in row.items()}}
+    assert (row["calls"], row["cost"], row["unpriced_tokens"]) == (2, 0.25, 12)
+    assert llmctl("-", "--json", "--csv", stdin=lines).exit_code == 2
+
+
+def test_organizations_have_their_names_where_the_database_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = [line(organization=str(ACME.id)), line(call_id="2", organization="other"), line(call_id="3")]
+    monkeypatch.setattr(organizations, "listed", lambda: [ACME])
+    assert [row.group["org"] for row in rows(*lines, by=("org",))] == ["-", "acme", "other"]
+
+    def away() -> list[organizations.Organization]:
+        raise DatabaseUnavailableError("away")
+
+    monkeypatch.setattr(organizations, "listed", away)
+    assert [row.group["org"] for row in rows(*lines, by=("org",))] == ["-", str(ACME.id), "other"]
+
+
+@pytest.fixture
+def stack(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[list[str]]:
+    """A stack of two replicas, one of which is lost; the commands of `docker` that were asked."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LITELLM_URL", "http://gateway.test:4000")
+    monkeypatch.setenv("LITELLM_API_KEY", KEY)
+    known: dict[str, Any] = {
+        "state": "healthy",
+        "up": True,
+        "since": NOW,
+        "restarts": 0,
+        "image": "litellm",
+        "addresses": (),
+        "container": "1",
+        "look": "",
+    }
+    parts = (
+        _engine.Part(name="edge", kind=_engine.EDGE, logs=("logs", "edge"), **known),
+        _engine.Part(name="litellm-1", kind=_engine.REPLICA, logs=("logs", "one"), **known),
+        _engine.Part(
+            name="litellm-g1.2@far", kind=_engine.REPLICA, logs=("service", "logs", "--raw", "two"), **known
+        ),
+    )
+    made = _engine.Stack(name="dev", parts=parts, short=(), unseen="")
+    monkeypatch.setattr(_usage, "found", lambda *_, **__: (made, None))
+    asked: list[list[str]] = []
+
+    def output(command: list[str], **_: Any) -> str:
+        asked.append(command)
+        if command[-1] == "two":
+            raise ProgramError("docker failed: no such task")
+        said = f"2026-11-29T09:00:00.5Z a provider said: {line(call_id='2')}"
+        return f"2026-11-29T08:00:00.5Z started\n{said}\n2026-11-29T10:00:00.123456789Z {line()}\n"
+
+    monkeypatch.setattr(_engine, "output", output)
+    return asked
+
+
+def test_the_replicas_logs_are_read_from_the_engine(stack: list[list[str]]) -> None:
+    """And it is said how far back they go, and which could not be read. What a line quotes is no line of theirs."""
+    shown = llmctl("--by", "client", "--since", "2026-11-01")
+    assert shown.exit_code == 0
+    assert shown.stdout.splitlines()[-1].split() == ["app", "1", "0", "0", "7", "5", "0.250000"]
+    assert stack == [
+        ["docker", "logs", "--timestamps", "one"],
+        ["docker", "service", "logs", "--raw", "--timestamps", "two"],
+    ]
+    assert "read: litellm-1 since 2026-11-29 08:00 UTC" in shown.stderr
+    assert "lines from before 2026-11-29 08:00 UTC may be gone (docs/spend.md)" in shown.stderr
+    assert "not seen: the log of litellm-g1.2@far: docker failed: no such task" in shown.stderr
+
+
+def test_where_no_stack_is_seen_the_command_fails_and_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(_: int, __: str, unseen: list[str], **___: Any) -> tuple[None, None]:
+        unseen.append("what runs: no edge publishes port 4000 (name another engine by DOCKER_HOST)")
+        return None, None
+
+    monkeypatch.setenv("LITELLM_API_KEY", KEY)
+    monkeypatch.setattr(_usage, "found", none)
+    failed = llmctl()
+    assert (failed.exit_code, failed.stdout) == (1, "")
+    assert failed.stderr == "llmctl: what runs: no edge publishes port 4000 (name another engine by DOCKER_HOST)\n"
