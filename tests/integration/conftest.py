@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from typing import TYPE_CHECKING
 
 import pytest
@@ -21,14 +20,6 @@ if TYPE_CHECKING:
 def _pulumi_tools() -> Iterator[None]:
     with pulumi_tools():
         yield
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _interrupts_are_heeded() -> Iterator[None]:
-    """A shell's background job, as this may be, ignores SIGINT, and so would all that it starts."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")
