@@ -15,7 +15,7 @@ from psycopg import sql
 
 from infra import demo, postgres
 from infra.workload import LOOPBACK, MEBIBYTE
-from tests.stack_config import PROJECT, PROJECT_NAME
+from tests.stack_config import PROJECT_NAME
 from tests.stacks import Deployment, free_port, image_of
 
 if TYPE_CHECKING:
@@ -86,9 +86,9 @@ def demo_provider(engine: docker.DockerClient, on: Network) -> Iterator[tuple[Co
         image_of("litellm"),
         on=on,
         name=demo.NETWORK_NAME,
-        entrypoint=("python3", "/app/provider.py"),
+        entrypoint=("python3", demo.PROGRAM),
         command=(str(demo.PORT),),
-        files={"/app/provider.py": (PROJECT / "demo/provider.py").read_text(encoding="utf-8")},
+        files=demo.files(),
         port=demo.PORT,
         published=port,
     ) as made:

@@ -92,7 +92,10 @@ class Compose:
     def write(self, config: str) -> None:
         """Write the compose file and LiteLLM's config."""
         (self._folder / "config.yaml").write_text(config, encoding="utf-8")
-        shutil.copy2(PROJECT / "demo/provider.py", self._folder / "provider.py")
+        for path, text in demo.files().items():
+            file = self._folder / path.removeprefix("/")
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(text, encoding="utf-8")
         (self._folder / "docker-compose.yml").write_text(yaml.safe_dump(self._file(), sort_keys=False))
 
     def _file(self) -> dict[str, object]:
@@ -114,9 +117,9 @@ class Compose:
         }
         provider = {
             "image": image_of("litellm"),
-            "entrypoint": ["python3", "/app/provider.py"],
+            "entrypoint": ["python3", demo.PROGRAM],
             "command": [str(demo.PORT)],
-            "volumes": ["./provider.py:/app/provider.py:ro"],
+            "volumes": ["./app:/app:ro"],
         }
         services = {"postgres": database, "litellm": litellm, demo.NETWORK_NAME: provider}
         return {"version": "3", "services": services, "volumes": {"data": {}}}

@@ -1,4 +1,4 @@
-"""The demo provider: answers as OpenAI and Anthropic do, with the same content for the same question.
+"""The demo provider: answers as OpenAI and Anthropic do by their documents, the same to the same question.
 
 It lets a stack without any provider key answer, and it is what tests, drills and benchmarks measure against.
 A message, an embedding's input or the API key may tell it to misbehave, so that faults need no state and no second
@@ -9,8 +9,10 @@ address:
     [[demo cut=3]]                      breaks the connection after that many streamed chunks
     [[demo status=400 code=context_length_exceeded message="too long"]]
     [[demo status=500 model=gpt-4o]]    only when that upstream model is asked
+    [[demo answer=tools]]               calls a function; `refusal`, as OpenAI has it
 
-Runs inside the LiteLLM image, which has FastAPI and uvicorn: `python3 provider.py PORT`.
+Runs inside the LiteLLM image, which has FastAPI, PyYAML and uvicorn: `python3 provider.py PORT`. The forms of its
+answers are those of the folder `answers` beside it.
 """
 
 from __future__ import annotations
@@ -27,9 +29,11 @@ import sys
 import time
 import zlib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import uvicorn
+import yaml
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
@@ -37,7 +41,14 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
 DIMENSIONS = {"text-embedding-3-small": 1536, "text-embedding-3-large": 3072}
-OK, NOT_FOUND, INTERNAL_SERVER_ERROR = 200, 404, 500
+OK, BAD_REQUEST, NOT_FOUND, INTERNAL_SERVER_ERROR = 200, 400, 404, 500
+PLAIN = "plain"
+STREAM = {PLAIN: "stream", "tools": "tools_stream", "refusal": "refusal_stream"}
+"""The recorded streams, by the recorded answers of which they are pieces."""
+ANSWERS = {
+    name: yaml.safe_load((Path(__file__).parent / "answers" / f"{name}.yaml").read_text(encoding="utf-8"))
+    for name in ("openai", "anthropic")
+}
 DIRECTIVE = re.compile(r"\[\[demo ([^\]]*)\]\]")
 
 app = FastAPI(title="demo provider", docs_url=None, redoc_url=None, openapi_url=None)
@@ -52,6 +63,7 @@ class Fault:
     cut: int | None = None
     code: str | None = None
     message: str | None = None
+    answer: str = PLAIN
 
     @classmethod
     def told_by(cls, text: str, model: str) -> Fault:
@@ -65,8 +77,13 @@ class Fault:
                     cut=int(words["cut"]) if "cut" in words else None,
                     code=words.get("code"),
                     message=words.get("message", cls.message),
+                    answer=words.get("answer", cls.answer),
                 )
         return cls()
+
+    def unknown_answer(self) -> Fault:
+        """What tells that this one's answer is none that the provider has."""
+        return Fault(status=BAD_REQUEST, message=f"The demo provider has no answer {self.answer}.")
 
 
 class BrokenOffError(Exception):
@@ -106,11 +123,13 @@ def all_text(messages: list[dict[str, Any]]) -> str:
 
 
 async def cut_short(chunks: list[str], fault: Fault) -> AsyncIterator[str]:
-    """The chunks of a stream, broken off where the fault says."""
-    for sent, chunk in enumerate(chunks):
+    """The chunks of a stream, broken off where the fault says; a ping is none."""
+    sent = 0
+    for chunk in chunks:
         if sent == fault.cut:
             raise BrokenOffError
         yield chunk
+        sent += not chunk.startswith("event: ping")
         await asyncio.sleep(0)
 
 
@@ -140,28 +159,30 @@ async def chat_completions(request: Request) -> Response:
     fault = await fault_for(request, body, asked)
     if fault.status != OK:
         return openai_error(fault)
+    recorded = ANSWERS["openai"]
+    if fault.answer not in recorded:
+        return openai_error(fault.unknown_answer())
     answer = answer_to(messages)
     usage = {"prompt_tokens": tokens_in(asked), "completion_tokens": tokens_in(answer)}
     usage["total_tokens"] = sum(usage.values())
     head = {"id": request_id("chatcmpl-", body), "created": int(time.time()), "model": body.get("model", "")}
     if not body.get("stream"):
-        choice = {"index": 0, "message": {"role": "assistant", "content": answer}, "finish_reason": "stop"}
-        return JSONResponse({**head, "object": "chat.completion", "choices": [choice], "usage": usage})
+        told = {**recorded[fault.answer], **head}
+        if fault.answer == PLAIN:
+            (choice,) = told["choices"]
+            choice = {**choice, "message": {**choice["message"], "content": answer}}
+            told |= {"choices": [choice], "usage": {**told["usage"], **usage}}
+        return JSONResponse(told)
 
-    def chunk(delta: dict[str, str], finish_reason: str | None = None, **more: object) -> str:
-        choice = {"index": 0, "delta": delta, "finish_reason": finish_reason}
-        data = {**head, "object": "chat.completion.chunk", "choices": [choice], **more}
-        return f"data: {json.dumps(data)}\n\n"
-
-    chunks = [chunk({"role": "assistant", "content": ""})]
-    chunks += [chunk({"content": word}) for word in re.findall(r"\S+\s*", answer)]
-    chunks += [chunk({}, "stop")]
-    if (body.get("stream_options") or {}).get("include_usage"):
-        chunks += [
-            f"data: {json.dumps({**head, 'object': 'chat.completion.chunk', 'choices': [], 'usage': usage})}\n\n"
-        ]
-    chunks += ["data: [DONE]\n\n"]
-    return StreamingResponse(cut_short(chunks, fault), media_type="text/event-stream")
+    first, *others, counted = recorded[STREAM[fault.answer]]
+    if fault.answer == PLAIN:
+        (choice,), end = others[0]["choices"], others[-1]
+        words = [{**choice, "delta": {"content": word}} for word in re.findall(r"\S+\s*", answer)]
+        others = [*({**others[0], "choices": [each]} for each in words), end]
+        counted = {**counted, "usage": {**counted["usage"], **usage}}
+    counts = [counted] if (body.get("stream_options") or {}).get("include_usage") else []
+    chunks = [f"data: {json.dumps({**chunk, **head})}\n\n" for chunk in (first, *others, *counts)]
+    return StreamingResponse(cut_short([*chunks, "data: [DONE]\n\n"], fault), media_type="text/event-stream")
 
 
 @app.post("/v1/embeddings")
@@ -261,6 +282,9 @@ async def anthropic_messages(request: Request) -> Response:
     messages = body.get("messages", [])
     asked = all_text(messages)
     fault = await fault_for(request, body, asked)
+    recorded = ANSWERS["anthropic"]
+    if fault.answer not in recorded:
+        fault = fault.unknown_answer()
     if fault.status != OK:
         kind = {400: "invalid_request_error", 401: "authentication_error", 429: "rate_limit_error"}
         error = {
@@ -270,31 +294,29 @@ async def anthropic_messages(request: Request) -> Response:
         return JSONResponse({"type": "error", "error": error}, status_code=fault.status)
     answer = answer_to(messages)
     usage = {"input_tokens": tokens_in(asked), "output_tokens": tokens_in(answer)}
-    message = {
-        "id": request_id("msg_", body),
-        "type": "message",
-        "role": "assistant",
-        "model": body.get("model", ""),
-        "content": [{"type": "text", "text": answer}],
-        "stop_reason": "end_turn",
-        "stop_sequence": None,
-        "usage": usage,
-    }
+    head = {"id": request_id("msg_", body), "model": body.get("model", "")}
     if not body.get("stream"):
-        return JSONResponse(message)
+        told = {**recorded[fault.answer], **head}
+        if fault.answer == PLAIN:
+            told |= {"content": [{"type": "text", "text": answer}], "usage": {**told["usage"], **usage}}
+        return JSONResponse(told)
 
-    def event(kind: str, **data: object) -> str:
-        return f"event: {kind}\ndata: {json.dumps({'type': kind, **data})}\n\n"
-
-    started = {**message, "content": [], "stop_reason": None, "usage": {**usage, "output_tokens": 1}}
-    chunks = [event("message_start", message=started)]
-    chunks += [event("content_block_start", index=0, content_block={"type": "text", "text": ""})]
-    for word in re.findall(r"\S+\s*", answer):
-        chunks += [event("content_block_delta", index=0, delta={"type": "text_delta", "text": word})]
-    chunks += [event("content_block_stop", index=0)]
-    ended = {"stop_reason": "end_turn", "stop_sequence": None}
-    chunks += [event("message_delta", delta=ended, usage={"output_tokens": usage["output_tokens"]})]
-    chunks += [event("message_stop")]
+    events = recorded[STREAM[fault.answer]]
+    if fault.answer == PLAIN:
+        by_type = {event["type"]: event for event in events}
+        piece = by_type["content_block_delta"]
+        words = [{**piece, "delta": {**piece["delta"], "text": word}} for word in re.findall(r"\S+\s*", answer)]
+        started, ended = by_type["message_start"], by_type["message_delta"]
+        by_type["message_start"] = {
+            **started,
+            "message": {**started["message"], "usage": {**started["message"]["usage"], **usage, "output_tokens": 1}},
+        }
+        by_type["message_delta"] = {**ended, "usage": {**ended["usage"], "output_tokens": usage["output_tokens"]}}
+        order = [kind for kind in by_type if kind != piece["type"]]
+        place = order.index("content_block_stop")
+        events = [*(by_type[kind] for kind in order[:place]), *words, *(by_type[kind] for kind in order[place:])]
+    events = [{**event, "message": {**event["message"], **head}} if "message" in event else event for event in events]
+    chunks = [f"event: {event['type']}\ndata: {json.dumps(event)}\n\n" for event in events]
     return StreamingResponse(cut_short(chunks, fault), media_type="text/event-stream")
 
 

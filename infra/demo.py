@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pulumi
 
 from infra.gateway import USER_ID
 from infra.workload import Placement, Workload, http_health_check
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+PROGRAM = "/app/provider.py"
+FOLDER = Path(__file__).parent.parent / "demo"
+SPOKEN = ("openai", "anthropic")
+"""Whose answers it gives: files of demo/answers."""
 PORT = 8080
 NETWORK_NAME = "demo"
 MEMORY_MB = 256
@@ -19,13 +28,20 @@ def url(placement: Placement) -> str:
     return f"http://{placement.host_name(NETWORK_NAME)}:{PORT}"
 
 
+def files() -> dict[str, str]:
+    """Its program and the answers that it gives, by their paths in the container."""
+    paths = {PROGRAM: "provider.py", **{f"/app/answers/{name}.yaml": f"answers/{name}.yaml" for name in SPOKEN}}
+    return {there: (FOLDER / here).read_text(encoding="utf-8") for there, here in paths.items()}
+
+
 @dataclass(frozen=True, kw_only=True)
 class DemoProviderArgs:
     """What the demo provider runs with."""
 
     image: str
-    """LiteLLM's: it has Python, FastAPI and uvicorn."""
-    program: str
+    """LiteLLM's: it has Python, FastAPI, PyYAML and uvicorn."""
+    files: Mapping[str, str]
+    """What `files` returns."""
     network: str
 
 
@@ -43,9 +59,9 @@ class DemoProvider(pulumi.ComponentResource):
             Workload(
                 name=name,
                 image=args.image,
-                entrypoint=("python3", "/app/provider.py"),
+                entrypoint=("python3", PROGRAM),
                 command=(str(PORT),),
-                files={"/app/provider.py": args.program},
+                files=args.files,
                 health=http_health_check(PORT, "/health"),
                 user=f"{USER_ID}:{USER_ID}",
                 file_owner=USER_ID,

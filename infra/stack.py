@@ -142,9 +142,7 @@ def build(settings: Settings) -> Mapping[str, pulumi.Input[object]]:
         # After the replicas, whose image it has: one that does not work must stop at the first of them.
         DemoProvider(
             "demo",
-            DemoProviderArgs(
-                image=settings.litellm_image, program=_read("demo/provider.py"), network=GATEWAY_NETWORK
-            ),
+            DemoProviderArgs(image=settings.litellm_image, files=demo.files(), network=GATEWAY_NETWORK),
             placement,
             pulumi.ResourceOptions(depends_on=[litellm]),
         )

@@ -1,4 +1,4 @@
-"""Every provider at once: answers by tests/answers in the protocol of the host that it is asked as.
+"""Every provider at once: answers by demo/answers in the protocol of the host that it is asked as.
 
 Usage: python3 provider_stub.py ADDRESS PORT FOLDER CERTIFICATE KEY
 
@@ -16,6 +16,7 @@ import ssl
 import struct
 import sys
 import zlib
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,7 @@ from urllib.parse import urlsplit
 import yaml
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
 OWN = "proxy"
 """The host of what is asked for without one: of this program itself, and of servers of a team's own."""
@@ -85,14 +86,15 @@ Answered = tuple[str, bytes]
 def chat(  # noqa: PLR0913 -- all by name that are not always there
     dialect: str, kind: str, write: Any, *, streams: bool, form: str = EVENTS, version: str = ""
 ) -> Answered:
-    """A completion of a dialect: `plain` or `tools`, whole or as a stream."""
+    """A completion of a dialect, whole or as a stream; a plain one where it has none of the kind."""
     found = answers[dialect][version] if version else answers[dialect]
+    kind = kind if kind in found else "plain"
     if not streams:
         return JSON, json.dumps(found[kind]).encode()
     return form, write(found["stream" if kind == "plain" else f"{kind}_stream"])
 
 
-def openai(path: str, body: dict[str, Any]) -> Answered:
+def openai(path: str, body: dict[str, Any], dialect: str = "openai") -> Answered:
     if "/embeddings" in path:
         found = json.loads(json.dumps(answers["openai"]["embedding"]))
         for each in found["data"]:
@@ -105,12 +107,10 @@ def openai(path: str, body: dict[str, Any]) -> Answered:
     usage = bool((body.get("stream_options") or {}).get("include_usage"))
 
     def write(events: list[Any]) -> bytes:
-        return data_events(events if usage else events[:-1], end=b"data: [DONE]\n\n")
+        counts = not events[-1]["choices"]
+        return data_events(events[:-1] if counts and not usage else events, end=b"data: [DONE]\n\n")
 
-    kind = (
-        "refusal" if "refuse" in str(body["messages"][-1]["content"]) else "tools" if body.get("tools") else "plain"
-    )
-    return chat("openai", kind, write, streams=bool(body.get("stream")))
+    return chat(dialect, kind_of(body), write, streams=bool(body.get("stream")))
 
 
 def anthropic(_: str, body: dict[str, Any]) -> Answered:
@@ -133,8 +133,7 @@ def google(path: str, body: dict[str, Any]) -> Answered:
 def bedrock(path: str, body: dict[str, Any]) -> Answered:
     if path.endswith("/invoke"):
         return JSON, json.dumps(answers["bedrock"]["cohere" if "cohere." in path else "titan"]).encode()
-    kind = "tools" if body.get("toolConfig") else "plain"
-    return chat("bedrock", kind, messages, streams=path.endswith("/converse-stream"), form=AMAZON)
+    return chat("bedrock", kind_of(body), messages, streams=path.endswith("/converse-stream"), form=AMAZON)
 
 
 def cohere(path: str, body: dict[str, Any]) -> Answered:
@@ -158,11 +157,20 @@ def ollama(path: str, body: dict[str, Any]) -> Answered:
 
 
 def kind_of(body: dict[str, Any]) -> str:
-    return "tools" if body.get("tools") else "plain"
+    asked = json.dumps(body)
+    if body.get("tools") or body.get("toolConfig"):
+        return "tools"
+    return next((kind for word, kind in BY_WORD.items() if word in asked), "plain")
 
 
-DIALECTS = {
+BY_WORD = {"refuse": "refusal", "think it over": "reasoning"}
+"""Kinds of answers, by what the message says that asks for them."""
+
+
+DIALECTS: dict[str, tuple[str, Callable[[str, dict[str, Any]], Answered]]] = {
     r"[\w.-]+\.openai\.azure\.com/": ("azure", openai),
+    r"api\.mistral\.ai/": ("mistral", partial(openai, dialect="mistral")),
+    rf"{OWN}/hosted_vllm/": ("vllm", partial(openai, dialect="vllm")),
     r"api\.cohere\.ai/compatibility/": ("openai", openai),
     r"api\.anthropic\.com/": ("anthropic", anthropic),
     r"bedrock-runtime\.[\w-]+\.amazonaws\.com/": ("bedrock", bedrock),
@@ -242,6 +250,9 @@ def main(address: str, port: str, folder: str, certificate: str, key: str) -> No
     """Serve."""
     for file in Path(folder).glob("*.yaml"):
         answers[file.stem] = yaml.safe_load(file.read_text(encoding="utf-8"))
+    for dialect in ("azure", "mistral", "vllm"):
+        errors = {**answers["openai"]["errors"], **answers[dialect]["errors"]}
+        answers[dialect] = {**answers["openai"], **answers[dialect], "errors": errors}
     Provider.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     Provider.context.load_cert_chain(certificate, key)
     ThreadingHTTPServer((address, int(port)), Provider).serve_forever()

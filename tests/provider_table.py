@@ -152,6 +152,7 @@ def asked(url: str, key: str, stub: str, secrets: Secrets) -> dict[str, dict[str
 
 def _asked(client: httpx2.Client, row: Row) -> dict[str, str]:
     messages = [{"role": "user", "content": "hello"}]
+    thought = [{"role": "user", "content": "think it over"}]
     streamed = {"messages": messages, "stream": True, "stream_options": {"include_usage": True}}
     columns: dict[str, list[Callable[[], str]]] = {
         "chat": [lambda: _whole(client, row, messages=messages)],
@@ -159,6 +160,10 @@ def _asked(client: httpx2.Client, row: Row) -> dict[str, str]:
         "tools": [
             lambda: _whole(client, row, messages=messages, tools=TOOLS),
             lambda: _stream(client, row, **streamed, tools=TOOLS),
+        ],
+        "reasoning": [
+            lambda: _whole(client, row, messages=thought),
+            lambda: _stream(client, row, **{**streamed, "messages": thought}),
         ],
         "embedding": [lambda: _vector(client, row)] if row.provider.embedding else [],
         "broken off": [lambda: _half(client, row)],

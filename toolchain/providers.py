@@ -69,10 +69,11 @@ PROVEN = """
 Each provider was asked for a completion, a stream, a call of a function (whole and as a stream), a vector, and for
 what it says of a mistake (400), a refused key (401) and too many requests (429), before a server that speaks its
 protocol as its documents have it, by LiteLLM {releases}. "yes" is that the caller got what the provider
-said, with its status; "broken off" that half a stream ends with an error, and not with "stop"; "key" that every
-request went to the provider's own host with the provider's key, and no key to anybody else: for Bedrock the
-signature was verified, for Vertex AI the exchange of the service account's signature for a token. "-" is that the
-provider has no vectors; a number is that of a note on what one release does otherwise.
+said, with its status; "broken off" that half a stream ends with an error, and not with "stop"; "reasoning" that what
+the model thought is no part of the answer's text, and is counted; "key" that every request went to the provider's own
+host with the provider's key, and no key to anybody else: for Bedrock the signature was verified, for Vertex AI the
+exchange of the service account's signature for a token. "-" is that the provider has no vectors; a number is that of a
+note on what one release does otherwise.
 
 {table}
 
@@ -80,7 +81,7 @@ provider has no vectors; a number is that of a note on what one release does oth
 
 The real providers were not asked.
 """
-COLUMNS = ("chat", "stream", "broken off", "tools", "embedding", "error", "key")
+COLUMNS = ("chat", "stream", "broken off", "tools", "reasoning", "embedding", "error", "key")
 OTHERWISE = """
 ## What callers are told otherwise than the provider said
 

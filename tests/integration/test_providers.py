@@ -47,7 +47,7 @@ def stub(secrets: Secrets, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     with closing(docker.from_env()) as engine:
         (settings,) = engine.networks.get("bridge").attrs["IPAM"]["Config"]
     address = str(ip_network(settings["Subnet"])[1])
-    command = [sys.executable, str(program), address, str(port), str(PROJECT / "tests/answers")]
+    command = [sys.executable, str(program), address, str(port), str(PROJECT / "demo/answers")]
     with subprocess.Popen([*command, str(certificate), str(key)]) as process:
         until(lambda: _listens(address, port), "the providers listen")
         yield address, port

@@ -215,7 +215,8 @@ def a_key_in_the_environment(faults: Faults, spec: Spec) -> None:
 
 
 def another_program(faults: Faults, spec: Spec) -> None:
-    [config] = spec["TaskTemplate"]["ContainerSpec"]["Configs"]
+    configs = spec["TaskTemplate"]["ContainerSpec"]["Configs"]
+    (config,) = (each for each in configs if each["File"]["Name"] == "/app/provider.py")
     program = base64.b64decode(faults.engine.configs.get(config["ConfigID"]).attrs["Spec"]["Data"])
     name = f"{faults.prefix}-other-program"
     made: Any = faults.engine.configs.create(name=name, data=program + b"# changed\n")

@@ -225,7 +225,7 @@ def test_a_request_has_what_todays_models_take(face: Face, gateway: Gateway) -> 
     ]
 
 
-RECORDED = yaml.safe_load((PROJECT / "tests/answers/openai.yaml").read_text())
+RECORDED = yaml.safe_load((PROJECT / "demo/answers/openai.yaml").read_text())
 
 
 @pytest.mark.parametrize(
@@ -245,7 +245,7 @@ def test_a_recorded_answer_is_read_whole_and_as_a_stream(  # noqa: PLR0913, PLR0
     refusal: str | None,
     finish_reason: str,
 ) -> None:
-    """Text, calls of functions and refusal, as OpenAI's documents have them (tests/answers/openai.yaml)."""
+    """Text, calls of functions and refusal, as OpenAI's documents have them (demo/answers/openai.yaml)."""
     stream = "stream" if name == "plain" else f"{name}_stream"
     events = [f"data: {json.dumps(event)}\n\n" for event in RECORDED[stream]]
 

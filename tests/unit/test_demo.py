@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import json
 import struct
 from typing import Any
 
@@ -65,3 +66,58 @@ def test_what_it_does_not_serve_it_says() -> None:
     answer = ask("/v1/rerank")
     assert answer.status_code == 404
     assert "does not serve /v1/rerank" in answer.json()["error"]["message"]
+
+
+def shape(given: object) -> object:
+    """What has which fields, whatever their values are."""
+    if isinstance(given, dict):
+        return {name: shape(value) for name, value in given.items()}
+    return [shape(each) for each in given] if isinstance(given, list) else type(given)
+
+
+def streamed(path: str, **body: object) -> list[dict[str, Any]]:
+    lines = ask(path, stream=True, stream_options={"include_usage": True}, **body).text.split("\n")
+    data = [line.removeprefix("data: ") for line in lines if line.startswith("data: ")]
+    return [json.loads(each) for each in data if each != "[DONE]"]
+
+
+FORMS = [
+    ("/v1/chat/completions", "openai", "plain"),
+    ("/v1/chat/completions", "openai", "tools"),
+    ("/v1/chat/completions", "openai", "refusal"),
+    ("/v1/messages", "anthropic", "plain"),
+    ("/v1/messages", "anthropic", "tools"),
+]
+
+
+@pytest.mark.parametrize(("path", "whose", "kind"), FORMS)
+def test_an_answer_has_the_form_of_the_recorded_one(path: str, whose: str, kind: str) -> None:
+    recorded = provider.ANSWERS[whose]
+    body = {"model": "m", "messages": [{"role": "user", "content": f"[[demo answer={kind}]] Good"}]}
+    assert shape(ask(path, **body).json()) == shape(recorded[kind])
+    shapes = [shape(each) for each in recorded[provider.STREAM[kind]]]
+    told = [shape(each) for each in streamed(path, **body)]
+    assert [each for each in told if each not in shapes] == []
+    assert [each for each in shapes if each not in told] == []
+    assert (told[0], told[-1]) == (shapes[0], shapes[-1])
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages"])
+def test_an_answer_that_it_has_not_it_says(path: str) -> None:
+    answer = ask(path, model="m", messages=[{"role": "user", "content": "[[demo answer=poem]]"}])
+    assert answer.status_code == 400
+    assert answer.json()["error"]["message"] == "The demo provider has no answer poem."
+
+
+def test_a_stream_is_cut_after_as_many_chunks_as_are_told() -> None:
+    """A ping, which Anthropic sends when it likes, is not counted."""
+    chunks = [f"event: {kind}\n\n" for kind in ("message_start", "ping", "content_block_delta", "message_stop")]
+    sent: list[str] = []
+
+    async def read() -> None:
+        async for chunk in provider.cut_short(chunks, provider.Fault(cut=2)):
+            sent.append(chunk)
+
+    with pytest.raises(provider.BrokenOffError):
+        asyncio.run(read())
+    assert sent == chunks[:3]
