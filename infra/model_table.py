@@ -1,6 +1,6 @@
 """What is known of each model beside what LiteLLM needs: told to callers by `GET /v1/models`, and in the preview.
 
-`llmctl models --verbose` shows it too (app/_models.py).
+`llmctl models --verbose` shows it too (app/_tables.py).
 """
 
 from __future__ import annotations
