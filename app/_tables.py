@@ -1,4 +1,4 @@
-"""What commands print as a table: of models, and of organizations."""
+"""What commands and the preview print as a table: of models, and of organizations."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def of_models(gateway: Gateway) -> Iterator[str]:
         model = gateway.told[name]
         price = ", ".join(f"{cost:g} {way}" for way, cost in zip(("in", "out"), model.price, strict=False))
         ends = str(gateway.endings.get(name, ""))
-        rows.append((name, model.owner, price or "not known", "; ".join(_parameters(model.refuses)), ends))
-    return _aligned(rows)
+        rows.append((name, model.owner, price or "not known", "; ".join(fates(model.refuses)), ends))
+    return aligned(rows)
 
 
 def told(gateway: Gateway) -> dict[str, dict[str, object]]:
@@ -35,16 +35,18 @@ def of_organizations(listed: Sequence[Organization]) -> Iterator[str]:
     """A line for each organization."""
     rows = [("id", "name", "model", "fallback")]
     rows += [(str(each.id), each.name, each.llm_model, each.llm_fallback_model or "-") for each in listed]
-    return _aligned(rows)
+    return aligned(rows)
 
 
-def _parameters(refuses: Mapping[str, str]) -> Iterator[str]:
+def fates(refuses: Mapping[str, str]) -> Iterator[str]:
+    """What becomes of the parameters that a model refuses, in few words."""
     for fate, words in WORDS.items():
         if names := [name for name, it in refuses.items() if it == fate]:
             yield f"{words} {', '.join(names)}"
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+def aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """A line for each row, with its cells below those of the others."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
