@@ -101,7 +101,8 @@ class Said:
                 pieces.append(text_of(piece))
         # LiteLLM 1.106 has that of a whole answer among what it calls the provider's own.
         more = message.get("provider_specific_fields") or {}
-        self._refusals.append(text_of(message.get("refusal") or more.get("refusal")))
+        if refusal := text_of(message.get("refusal") or more.get("refusal")):
+            self._refusals.append(refusal)
         text = text_of(message.get("content"))
         if text:
             self.texts.append(text)

@@ -23,7 +23,7 @@ def of_models(gateway: Gateway) -> Sequence[Sequence[str]]:
         model = gateway.told[name]
         price = ", ".join(f"{cost:g} {way}" for way, cost in zip(("in", "out"), model.price, strict=False))
         ends = str(gateway.endings.get(name, ""))
-        rows.append((name, model.owner, price or "not known", "; ".join(_parameters(model.refuses)), ends))
+        rows.append((name, model.owner, price or "not known", "; ".join(fates(model.refuses)), ends))
     return rows
 
 
@@ -39,21 +39,28 @@ def of_organizations(listed: Sequence[Organization]) -> Sequence[Sequence[str]]:
     return rows
 
 
-def _parameters(refuses: Mapping[str, str]) -> Iterator[str]:
+def fates(refuses: Mapping[str, str]) -> Iterator[str]:
+    """What becomes of the parameters that a model refuses, in few words."""
     for fate, words in WORDS.items():
         if names := [name for name, it in refuses.items() if it == fate]:
             yield f"{words} {', '.join(names)}"
 
 
-def print_table(rows: Sequence[Sequence[str]], *, texts: int | None = None) -> None:
-    """Print a line a row, the first of which has the names; columns after the first `texts` are numbers."""
+def aligned(rows: Sequence[Sequence[str]], *, texts: int | None = None) -> Iterator[str]:
+    """A line for each row, with its cells below those of the others; columns after the first `texts` are numbers."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         cells = [
             cell.ljust(width) if texts is None or place < texts else cell.rjust(width)
             for place, (cell, width) in enumerate(zip(row, widths, strict=True))
         ]
-        print("  ".join(cells).rstrip())
+        yield "  ".join(cells).rstrip()
+
+
+def print_table(rows: Sequence[Sequence[str]], *, texts: int | None = None) -> None:
+    """Print the lines of a table; the first row has the names of its columns."""
+    for line in aligned(rows, texts=texts):
+        print(line)
 
 
 def say(line: str) -> None:

@@ -168,7 +168,7 @@ def _with_key(entry: dict[str, Any]) -> dict[str, Any]:
         return {**entry, "litellm_params": {**parameters, "api_key": NO_KEY}}
     if provider.key is None or parameters.keys() & {"api_key", *provider.key_or}:
         return entry
-    to_provider = "api_base" not in parameters or provider.own_address
+    to_provider = provider.has_account(parameters)
     key = REFERENCE + provider.key if to_provider else NO_KEY
     return {**entry, "litellm_params": {**parameters, "api_key": key}}
 
@@ -208,7 +208,7 @@ def _with_what_is_known(entry: dict[str, Any], release: providers.Release, refus
     """
     parameters, info = entry["litellm_params"], entry.get("model_info", {})
     provider, model = providers.load().of(parameters["model"]), prices.of(entry) or prices.NOTHING
-    if "api_base" in parameters and not provider.own_address:
+    if not provider.has_account(parameters):
         return entry
     unknown = release.version in model.unknown_to
     costs = {} if {*prices.COSTS} & {*parameters, *info} or not unknown else model.costs

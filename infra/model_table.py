@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from app import _tables
 from infra import prices, providers, retirements
 from infra.litellm_environment import REFERENCE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from infra.model_list import LeftOut
 
@@ -31,8 +32,7 @@ def described(entry: dict[str, Any], release: providers.Release, *, demo_url: st
     given = {name: parameters.get(name, info.get(name)) for name in prices.COSTS}
     known = prices.of(entry)
     if all(cost is None for cost in given.values()) and known and release.version not in known.unknown_to:
-        own = "api_base" in parameters and not providers.load().of(parameters["model"]).own_address
-        given = {} if own else dict(known.costs)
+        given = dict(known.costs) if providers.load().of(parameters["model"]).has_account(parameters) else {}
     costs = [given.get(name) for name in prices.COSTS]
     price = {
         way: round(float(cost) * prices.MILLION, prices.DIGITS)
@@ -52,9 +52,7 @@ def table(listed: Sequence[Mapping[str, Any]], left_out: Sequence[LeftOut], rele
     """A line for each model of a list, and for each that is left out of it; what a release has of its own counts."""
     rows = [HEAD, *map(_row, listed)]
     rows += [(it.name, it.provider, f"{' and '.join(it.variables)} missing", "", "", "") for it in left_out]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
-    return "\n".join((f"models, with LiteLLM {release.version}:", *lines))
+    return "\n".join((f"models, with LiteLLM {release.version}:", *_tables.aligned(rows)))
 
 
 def _row(entry: Mapping[str, Any]) -> tuple[str, ...]:
@@ -70,7 +68,7 @@ def _row(entry: Mapping[str, Any]) -> tuple[str, ...]:
         info["owned_by"],
         _key(info["owned_by"], parameters),
         cost,
-        "; ".join(_parameters(info.get("refuses", {}))),
+        "; ".join(_tables.fates(info.get("refuses", {}))),
         str(info.get("shutdown_date", "")),
     )
 
@@ -84,10 +82,3 @@ def _key(owner: str, parameters: Mapping[str, Any]) -> str:
     if named or files or (provider.variables and not provider.key):
         return "set"
     return "none"
-
-
-def _parameters(refuses: Mapping[str, str]) -> Iterator[str]:
-    """What becomes of the parameters that a model refuses, in few words."""
-    for fate, words in (("drop", "leaves out"), ("error", "refuses")):
-        if names := [name for name, it in refuses.items() if it == fate]:
-            yield f"{words} {', '.join(names)}"

@@ -66,6 +66,10 @@ class Provider:
     """What a LiteLLM image must have for it, beside LiteLLM."""
     note: str = ""
 
+    def has_account(self, parameters: Mapping[str, Any]) -> bool:
+        """Whether the `litellm_params` of a model ask the provider itself, and no server of the team's own."""
+        return "api_base" not in parameters or self.own_address
+
 
 @dataclass(frozen=True, kw_only=True)
 class Callback:
