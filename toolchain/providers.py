@@ -72,8 +72,8 @@ protocol as its documents have it, by LiteLLM {releases}. "yes" is that the call
 said, with its status; "broken off" that half a stream ends with an error, and not with "stop"; "reasoning" that what
 the model thought is no part of the answer's text, and is counted; "key" that every request went to the provider's own
 host with the provider's key, and no key to anybody else: for Bedrock the signature was verified, for Vertex AI the
-exchange of the service account's signature for a token. "-" is that the provider has no vectors; a number is that of a
-note on what one release does otherwise.
+exchange of the service account's signature for a token. "-" is that the provider has no vectors; a number is the note
+on what one release does otherwise.
 
 {table}
 
