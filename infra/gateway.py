@@ -27,8 +27,8 @@ ENVIRONMENT = {
     "HOME": "/tmp",  # noqa: S108 -- the user has no home of its own
     "LITELLM_LOCAL_MODEL_COST_MAP": "True",  # else prices are downloaded at start
     "LITELLM_MODE": "PRODUCTION",
+    "PYTHONFAULTHANDLER": "1",  # a crash of the interpreter writes to the log where it was
 }
-
 
 FAST_STREAMS = {"LLM_GATEWAY_FAST_STREAMS": "true"}
 """Has litellm/server.py put litellm/streams.py into LiteLLM."""
