@@ -20,7 +20,7 @@ def install() -> None:
     """Have LiteLLM repeat what a refused key failed at another deployment, or not at all where there is no other.
 
     LiteLLM repeats as often as `AuthenticationErrorRetries` says. It notes each repeat by `Router.log_retry`, which
-    1.55.0 and 1.106.12 both call before they choose again.
+    1.55.0 and 1.108.14 both call before they choose again.
     """
     router = importlib.import_module("litellm.router").Router
     cooldowns = importlib.import_module("litellm.router_utils.cooldown_handlers")

@@ -59,6 +59,25 @@ def certify(  # noqa: PLR0913 -- all but two by name
         .not_valid_before(begin or now - timedelta(hours=1))
         .not_valid_after(end or now + timedelta(days=1))
         .add_extension(x509.BasicConstraints(ca=by is None, path_length=None), critical=True)
+        # Python 3.13 and later insist on what RFC 5280 has of keys.
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .add_extension(
+            x509.AuthorityKeyIdentifier.from_issuer_public_key((by.key if by else key).public_key()), False
+        )
+        .add_extension(
+            x509.KeyUsage(
+                digital_signature=by is not None,
+                key_cert_sign=by is None,
+                crl_sign=by is None,
+                content_commitment=False,
+                key_encipherment=False,
+                data_encipherment=False,
+                key_agreement=False,
+                encipher_only=False,
+                decipher_only=False,
+            ),
+            critical=True,
+        )
     )
     alternatives: list[x509.GeneralName] = [x509.DNSName(each) for each in names]
     if address:

@@ -220,7 +220,7 @@ class _Supply:
             _copy(recipes.RECIPES / recipe.part, context)
             if recipe.packages.exists():
                 shutil.copy(recipe.packages, context)
-                _download_wheels(step, recipe.packages, context / "wheels")
+                _download_wheels(step, recipe, context / "wheels")
             if base is not None:
                 step.note("waits for its base")
                 base.result()
@@ -287,13 +287,17 @@ def answer(call: Callable[[], T]) -> T:
         raise TimeoutError(f"its registry said nothing for {REGISTRY_SECONDS} s") from error
 
 
-def _download_wheels(step: Step, lock: Path, folder: Path) -> None:
-    """Fetch what Debian 12's Python installs, by this machine's pip with its own index, proxy and certificates."""
+def _download_wheels(step: Step, recipe: recipes.Recipe, folder: Path) -> None:
+    """Fetch what its Debian's Python installs, by this machine's pip with its own index, proxy and certificates."""
     machine = platform.machine()
     platforms = [f"manylinux{glibc}_{machine}" for glibc in ("2014", "_2_17", "_2_28", "_2_34", "_2_36")]
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", "download", "--quiet"]
-    target = ["--python-version=3.11", "--implementation=cp", *(f"--platform={each}" for each in platforms)]
-    locked = ["--no-deps", "--only-binary=:all:", "--require-hashes", f"--requirement={lock}"]
+    target = [
+        f"--python-version={recipe.python}",
+        "--implementation=cp",
+        *(f"--platform={each}" for each in platforms),
+    ]
+    locked = ["--no-deps", "--only-binary=:all:", "--require-hashes", f"--requirement={recipe.packages}"]
     step.note("download of its Python packages")
     step.run([*pip, *target, *locked, f"--dest={folder}"])
 

@@ -87,7 +87,7 @@ OTHERWISE = """
 
 The gateway puts right what it can: the status of errors, and streams that are broken off. What is left:
 
-- 1.55.0 loses a refusal that is not streamed: the answer is empty. 1.106.12 has it in `provider_specific_fields`,
+- 1.55.0 loses a refusal that is not streamed: the answer is empty. 1.108.14 has it in `provider_specific_fields`,
   where the app module finds it.
 - Newer releases turn Anthropic's `model_context_window_exceeded`, `pause_turn` and words that they do not know into
   "stop"; 1.55.0 passes the word on. Seen with 1.108.7.
@@ -147,7 +147,11 @@ authorities too if public providers are asked:
 ```
 
 `SSL_VERIFY=False` is refused: keys and prompts would go to whoever answers. Seen with LiteLLM 1.55.0 and
-1.106.12, for every provider of this page.
+1.108.14, for every provider of this page.
+
+Python 3.13, as in the image of 1.108.14 that is built here, accepts only certificates as RFC 5280 has them: with the
+key identifiers of the authority and of what it signed, and with the authority's key usage. Otherwise no provider
+behind it is reached: "certificate verify failed: Missing Authority Key Identifier".
 
 ## An outgoing proxy
 
@@ -157,7 +161,7 @@ authorities too if public providers are asked:
 ./pulumiw up
 ```
 
-A URL with a password in it must be set with `--secret`. Seen with LiteLLM 1.55.0 and 1.106.12: requests to
+A URL with a password in it must be set with `--secret`. Seen with LiteLLM 1.55.0 and 1.108.14: requests to
 every provider of this page go to the proxy, those to hosts of `NO_PROXY` do not.
 """
 

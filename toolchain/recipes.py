@@ -24,6 +24,11 @@ class Recipe:
     debian: str
 
     @property
+    def python(self) -> str:
+        """The Python of that Debian."""
+        return {"bookworm": "3.11", "trixie": "3.13"}[self.debian]
+
+    @property
     def base(self) -> str:
         """The tag of the Debian that it starts from."""
         return f"{REGISTRY}/debian:{self.debian}-{recipe_hash(RECIPES / 'base')}"
@@ -59,7 +64,7 @@ STAND_INS = {
     )
 }
 """What can be built for the images that the project pins, by part."""
-UPGRADES = (Recipe(part="litellm", software="LiteLLM", version="1.106.12", debian="bookworm"),)
+UPGRADES = (Recipe(part="litellm", software="LiteLLM", version="1.108.14", debian="trixie"),)
 """What can be built beside, for a stack that names such an image."""
 
 

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 FILE = Path(__file__).resolve().parent.parent / "docs" / "upgrade.md"
 BEGIN = "<!-- Written by `make docs` from litellm/releases.yaml. Change that, then run it again. -->"
 END = "<!-- End of what is written. -->"
+MEASURED = (("rest_mb", "MiB"), ("start_seconds", "s"))
+"""What may be known of a release that the tests do not run, with its unit."""
 
 
 def page() -> str:
@@ -39,7 +41,8 @@ def _tables() -> str:
         said += _known_for(release.version, release.known_for)
     others: Mapping[str, Any] = TABLE["others"]
     for line, it in others.items():
-        rows.append(f"| {line} | `{it['tag']}` | | {it['rest_mb']} MiB | {it['start_seconds']} s | |")
+        rest, start = (f"{it[name]} {unit}" if name in it else "" for name, unit in MEASURED)
+        rows.append(f"| {line} | `{it['tag']}` | | {rest} | {start} | |")
         said += _known_for(line, it["known_for"])
     return "\n".join([*rows, "", *said])
 

@@ -52,7 +52,7 @@ GAINS_OF_1_55 = {
     "names, ids and retries": "the SDK that it takes holds an event with a name for one of another API",
 }
 GAINS_OF_1_106_VLLM = {"several data lines": "LiteLLM's own reader takes each line for an event"}
-NOT_SO = {("1.106.12", "vllm"): {"a bare data line"}}
+NOT_SO = {("1.108.14", "vllm"): {"a bare data line"}}
 """What there is no difference in after all."""
 COUNTED_OTHERWISE = {*BROKEN, "a bare data line", "no JSON", "names, ids and retries"}
 COUNTED_OTHERWISE_IN_1_106 = {
@@ -60,7 +60,7 @@ COUNTED_OTHERWISE_IN_1_106 = {
 }
 
 
-@pytest.fixture(scope="module", params=["1.55.0", "1.106.12"])
+@pytest.fixture(scope="module", params=["1.55.0", "1.108.14"])
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     """Both ways of a release."""
     with pair_of(request.param, tmp_path_factory.mktemp("images")) as made:
@@ -241,7 +241,7 @@ def test_a_line_tells_what_a_stream_took(pair: Pair, way: str, name: str, status
     headers = {"x-llm-gateway-client": "team", "x-llm-gateway-call": call, "x-llm-organization": "acme"}
     with (
         OpenAI(base_url=asked.url, api_key=KEY, max_retries=0, default_headers=headers) as client,
-        contextlib.suppress(openai.APIError),  # which 1.106.12 may answer with in place of a stream
+        contextlib.suppress(openai.APIError),  # which 1.108.14 may answer with in place of a stream
         client.chat.completions.create(
             model="openai", messages=[{"role": "user", "content": name}], stream=True
         ) as stream,

@@ -102,6 +102,13 @@ def test_an_answer_has_the_form_of_the_recorded_one(path: str, whose: str, kind:
     assert (told[0], told[-1]) == (shapes[0], shapes[-1])
 
 
+def test_it_counts_tokens_as_anthropic_does() -> None:
+    """As many as an answer to the same messages says, in the field of Anthropic's API."""
+    asked = {"model": "m", "messages": [{"role": "user", "content": "How are you?"}]}
+    counted = ask("/v1/messages/count_tokens", **asked).json()
+    assert counted == {"input_tokens": ask("/v1/messages", **asked).json()["usage"]["input_tokens"]}
+
+
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages"])
 def test_an_answer_that_it_has_not_it_says(path: str) -> None:
     answer = ask(path, model="m", messages=[{"role": "user", "content": "[[demo answer=poem]]"}])

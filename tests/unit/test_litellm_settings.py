@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from infra.settings import Settings
 
-NEWEST = "ghcr.io/berriai/litellm:v1.106.12"
+NEWEST = "ghcr.io/berriai/litellm:v1.108.14"
 FILE = (PROJECT / "litellm/config.yaml").read_text()
 
 
@@ -99,14 +99,14 @@ def test_what_would_undo_a_guarantee_is_refused_with_the_reason(
         (["langfus"], "did you mean langfuse?", "set --path 'litellmSettings.callbacks[0]' langfuse"),
         (["mine.handler"], "names Python code", "rm --path 'litellmSettings.callbacks[0]'"),
         (["prometheus"], "metricsPort", "rm --path 'litellmSettings.callbacks[0]'"),
-        (["s3_v2"], "1.106.12 does", "rm --path 'litellmSettings.callbacks[0]'"),
+        (["s3_v2"], "1.108.14 does", "rm --path 'litellmSettings.callbacks[0]'"),
         ("langfuse", "must be a list", "set --path 'litellmSettings.callbacks[0]' NAME"),
     ],
 )
 def test_a_callback_that_is_not_there_is_refused(names: object, said: str, command: str) -> None:
     [(_, what, mend)] = problems(litellmSettings={"callbacks": names})
     assert said in what
-    assert mend == command or said == "1.106.12 does"
+    assert mend == command or said == "1.108.14 does"
 
 
 def test_a_callback_is_taken_when_its_variables_are_there() -> None:
@@ -130,7 +130,7 @@ def test_a_setting_of_the_router_is_one_that_the_release_knows() -> None:
     assert key == "routerSettings.num_retry"
     assert "did you mean num_retries?" in what
     [(_, what, _)] = problems(routerSettings={"enable_weighted_failover": True})
-    assert "LiteLLM 1.55.0 knows: 1.106.12 does" in what
+    assert "LiteLLM 1.55.0 knows: 1.108.14 does" in what
     assert problems(routerSettings={"enable_weighted_failover": True}, litellmImage=NEWEST) == []
     [(_, what, command)] = problems(routerSettings={"routing_strategy": "latency-based"})
     assert command == "set --path routerSettings.routing_strategy latency-based-routing"

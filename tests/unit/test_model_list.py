@@ -210,7 +210,7 @@ def test_a_model_that_an_older_litellm_does_not_know_comes_with_its_price(settin
     keys = {"OPENAI_API_KEY": "K1", "AZURE_API_KEY": "K2", "ANTHROPIC_API_KEY": "K3"}
     known = prices.load()["openai/gpt-6-luna"]
     assert known.costs["input_cost_per_token"] > 0
-    for image, fate in (("main-v1.55.0", "drop"), ("v1.106.12", "error")):
+    for image, fate in (("main-v1.55.0", "drop"), ("v1.108.14", "error")):
         made = settings(
             "dev", models=mine, litellmEnvironment=keys, litellmImage=f"a/litellm:{image}", refusedParameters=fate
         )

@@ -7,7 +7,7 @@ import pytest
 from infra.stack_config import validate
 from tests.stack_config import raw_config
 
-NEWEST = "ghcr.io/berriai/litellm:v1.106.12"
+NEWEST = "ghcr.io/berriai/litellm:v1.108.14"
 AZURE = {"model": "azure/east", "api_base": "https://n.example", "api_version": "1"}
 
 
@@ -64,10 +64,10 @@ def test_a_provider_that_only_a_newer_litellm_knows_is_named_with_that() -> None
     models = [{"name": "m", "model": "moonshot/kimi"}]
     [(key, what, command)] = problems(models)
     assert key == "models[0].model"
-    assert "LiteLLM 1.55.0 does not know: 1.106.12 does" in what
+    assert "LiteLLM 1.55.0 does not know: 1.108.14 does" in what
     assert command == f"set litellmImage {NEWEST}"
     assert not [it for it in problems(models, litellmImage=NEWEST) if it[0].endswith(".model")]
-    newer = "ghcr.io/berriai/litellm:v1.108.14"
+    newer = "ghcr.io/berriai/litellm:v1.110.2"
     assert problems([{"model_name": "m", "litellm_params": {"model": "brand-new/x"}}], litellmImage=newer) == []
 
 

@@ -49,7 +49,7 @@ def test_the_preview_has_a_line_for_each_model(settings: Callable[..., Settings]
     }
 
 
-@pytest.mark.parametrize(("image", "refused"), [("main-v1.55.0", "drop"), ("v1.106.12", "error")])
+@pytest.mark.parametrize(("image", "refused"), [("main-v1.55.0", "drop"), ("v1.108.14", "error")])
 def test_a_price_is_known_to_the_release_or_to_the_stack(
     settings: Callable[..., Settings], image: str, refused: str
 ) -> None:

@@ -109,7 +109,7 @@ def test_a_release_that_it_was_not_proven_with_is_left_alone(
     monkeypatch.setattr(importlib.metadata, "version", lambda _: "1.107.0")
     assert not streams.install(enabled=True)
     (line,) = caplog.messages
-    assert line == "Fast streams are off: not proven with LiteLLM 1.107.0, only with 1.55.0, 1.106.12."
+    assert line == "Fast streams are off: not proven with LiteLLM 1.107.0, only with 1.55.0, 1.106.12, 1.108.14."
 
 
 def test_turned_off_it_says_nothing(caplog: pytest.LogCaptureFixture) -> None:

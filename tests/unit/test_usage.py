@@ -36,7 +36,7 @@ def modules() -> Iterator[Any]:
 def event(modules: Any) -> Callable[..., Any]:
     """Make the event of what LiteLLM tells, with changes to it."""
 
-    def make(*, failed: bool = False, version: str = "1.106.12", told: Any = (), **exchange: Any) -> Any:
+    def make(*, failed: bool = False, version: str = "1.108.14", told: Any = (), **exchange: Any) -> Any:
         known = {"client": "app", "call_id": "call-1", "organization": "acme", "model": "fast", **exchange}
         kwargs = {
             "messages": [{"role": "user", "content": PROMPT}],
