@@ -39,7 +39,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Mapping
 
 DIMENSIONS = {"text-embedding-3-small": 1536, "text-embedding-3-large": 3072}
 OK, BAD_REQUEST, NOT_FOUND, INTERNAL_SERVER_ERROR = 200, 400, 404, 500
@@ -184,6 +184,49 @@ async def chat_completions(request: Request) -> Response:
     counts = [counted] if (body.get("stream_options") or {}).get("include_usage") else []
     chunks = [f"data: {json.dumps({**chunk, **head})}\n\n" for chunk in (first, *others, *counts)]
     return StreamingResponse(cut_short([*chunks, "data: [DONE]\n\n"], fault), media_type="text/event-stream")
+
+
+def changed(recorded: Any, by: Mapping[str, Any]) -> Any:  # noqa: ANN401 -- JSON
+    """What is recorded, with other texts in place of some of its own."""
+    if isinstance(recorded, dict):
+        return {name: changed(value, by) for name, value in recorded.items()}
+    if isinstance(recorded, list):
+        return [changed(each, by) for each in recorded]
+    return by.get(recorded, recorded) if isinstance(recorded, str) else recorded
+
+
+@app.post("/v1/responses")
+async def responses(request: Request) -> Response:
+    body = await request.json()
+    given = body.get("input", "")
+    messages = [{"content": given}] if isinstance(given, str) else [each for each in given if "content" in each]
+    asked = all_text(messages)
+    fault = await fault_for(request, body, asked)
+    if fault.status != OK:
+        return openai_error(fault)
+    recorded = ANSWERS["openai"]["responses"]
+    if fault.answer not in recorded:
+        return openai_error(fault.unknown_answer())
+    plain = recorded[PLAIN]
+    (part,) = plain["output"][0]["content"]
+    answer = answer_to(messages)
+    usage = {"input_tokens": tokens_in(asked), "output_tokens": tokens_in(answer)}
+    usage = {**plain["usage"], **usage, "total_tokens": sum(usage.values())}
+    by = {plain["id"]: request_id("resp_", body), plain["model"]: body.get("model", ""), part["text"]: answer}
+    if not body.get("stream"):
+        return JSONResponse({**changed(recorded[fault.answer], by), "usage": usage})
+
+    events = recorded[STREAM[fault.answer]]
+    if fault.answer == PLAIN:
+        first, *others = (event for event in events if event["type"].endswith(".delta"))
+        words = [{**first, "delta": word} for word in re.findall(r"\S+\s*", answer)]
+        place = events.index(first)
+        events = [*events[:place], *words, *events[place + 1 + len(others) :]]
+    *events, ended = changed(events, by)
+    ended["response"]["usage"] = usage
+    told = [{**event, "sequence_number": number} for number, event in enumerate([*events, ended])]
+    chunks = [f"event: {event['type']}\ndata: {json.dumps(event)}\n\n" for event in told]
+    return StreamingResponse(cut_short(chunks, fault), media_type="text/event-stream")
 
 
 @app.post("/v1/embeddings")

@@ -81,19 +81,22 @@ def streamed(path: str, **body: object) -> list[dict[str, Any]]:
     return [json.loads(each) for each in data if each != "[DONE]"]
 
 
+OPENAI, ANTHROPIC = provider.ANSWERS["openai"], provider.ANSWERS["anthropic"]
 FORMS = [
-    ("/v1/chat/completions", "openai", "plain"),
-    ("/v1/chat/completions", "openai", "tools"),
-    ("/v1/chat/completions", "openai", "refusal"),
-    ("/v1/messages", "anthropic", "plain"),
-    ("/v1/messages", "anthropic", "tools"),
+    ("/v1/chat/completions", OPENAI, "plain"),
+    ("/v1/chat/completions", OPENAI, "tools"),
+    ("/v1/chat/completions", OPENAI, "refusal"),
+    ("/v1/responses", OPENAI["responses"], "plain"),
+    ("/v1/responses", OPENAI["responses"], "tools"),
+    ("/v1/messages", ANTHROPIC, "plain"),
+    ("/v1/messages", ANTHROPIC, "tools"),
 ]
 
 
-@pytest.mark.parametrize(("path", "whose", "kind"), FORMS)
-def test_an_answer_has_the_form_of_the_recorded_one(path: str, whose: str, kind: str) -> None:
-    recorded = provider.ANSWERS[whose]
-    body = {"model": "m", "messages": [{"role": "user", "content": f"[[demo answer={kind}]] Good"}]}
+@pytest.mark.parametrize(("path", "recorded", "kind"), FORMS)
+def test_an_answer_has_the_form_of_the_recorded_one(path: str, recorded: dict[str, Any], kind: str) -> None:
+    messages = [{"role": "user", "content": f"[[demo answer={kind}]] Good"}]
+    body = {"model": "m", "messages": messages, "input": messages}
     assert shape(ask(path, **body).json()) == shape(recorded[kind])
     shapes = [shape(each) for each in recorded[provider.STREAM[kind]]]
     told = [shape(each) for each in streamed(path, **body)]
@@ -109,9 +112,23 @@ def test_it_counts_tokens_as_anthropic_does() -> None:
     assert counted == {"input_tokens": ask("/v1/messages", **asked).json()["usage"]["input_tokens"]}
 
 
-@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages"])
+def test_a_response_tells_its_text_in_words_and_whole() -> None:
+    """As OpenAI's Responses do: in pieces, then in each event that ends what they made, and with its usage."""
+    body = {"model": "gpt-4o", "input": "good morning"}
+    whole = ask("/v1/responses", **body).json()
+    text = whole["output"][0]["content"][0]["text"]
+    assert text.endswith("You said: good morning")
+    events = streamed("/v1/responses", **body)
+    assert "".join(event["delta"] for event in events if event["type"].endswith(".delta")) == text
+    assert [event["sequence_number"] for event in events] == [*range(len(events))]
+    last = events[-1]["response"]
+    assert (last["output"], last["model"], last["usage"]) == (whole["output"], "gpt-4o", whole["usage"])
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses", "/v1/messages"])
 def test_an_answer_that_it_has_not_it_says(path: str) -> None:
-    answer = ask(path, model="m", messages=[{"role": "user", "content": "[[demo answer=poem]]"}])
+    messages = [{"role": "user", "content": "[[demo answer=poem]]"}]
+    answer = ask(path, model="m", messages=messages, input=messages)
     assert answer.status_code == 400
     assert answer.json()["error"]["message"] == "The demo provider has no answer poem."
 
