@@ -32,7 +32,7 @@ from pulumi import automation
 from infra.images import stand_ins
 from infra.placement.services import stand_down
 from tests.stack_config import PROJECT, PROJECT_NAME, project_file
-from toolchain import tools
+from toolchain import images, tools
 from toolchain.__main__ import IMAGE_SETTINGS
 from toolchain.progress import Steps
 
@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from docker.models.containers import Container
     from docker.models.images import Image
     from docker.models.services import Service
+
+    from toolchain.recipes import Recipe
 
 REPLICAS = ("litellm-1", "litellm-2")
 PARTS = ("postgres", "demo", *REPLICAS, "edge")
@@ -291,6 +293,14 @@ def image_of(part: str) -> str:
     """The image that a new stack runs for a part of IMAGE_SETTINGS: the pinned one, or what stands in for it here."""
     reference = str(project_file()["config"][IMAGE_SETTINGS[part]]["default"])
     return stand_ins(PROJECT / ".images.yaml").get(reference, reference)
+
+
+def stand_in_for(recipe: Recipe, engine: docker.DockerClient, record: Path) -> str:
+    """An image by a name that no registry has. What the recipe builds stands in for it, by that record."""
+    reference = f"127.0.0.1:1/{recipe.part}:v{recipe.version}"
+    with Steps() as steps:
+        images.ensure(steps, engine, {recipe.part: reference}, stack="any", ask=None, record=record)
+    return reference
 
 
 @contextmanager

@@ -15,10 +15,9 @@ from benchmarks.containers import container, network
 from infra import gateway
 from infra.images import stand_ins
 from tests.stack_config import KEY, PROJECT
-from tests.stacks import free_port, image_of
+from tests.stacks import free_port, image_of, stand_in_for
 from toolchain import engine as engines
-from toolchain import images, recipes
-from toolchain.progress import Steps
+from toolchain import recipes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -186,11 +185,9 @@ def pair_of(release: str, folder: Path) -> Iterator[Pair]:
 def _image(engine: Any, release: str, folder: Path) -> str:
     if recipes.STAND_INS["litellm"].version == release:
         return image_of("litellm")
-    reference = f"127.0.0.1:1/litellm:v{release}"  # which no registry has: what is built here stands in for it
     record = folder / ".images.yaml"
-    with Steps() as steps:
-        images.ensure(steps, engine, {"litellm": reference}, stack="any", ask=None, record=record)
-    return stand_ins(record)[reference]
+    recipe = next(it for it in recipes.UPGRADES if it.version == release)
+    return stand_ins(record)[stand_in_for(recipe, engine, record)]
 
 
 def _await_ready(made: Gateway) -> None:

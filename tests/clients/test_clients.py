@@ -1,8 +1,8 @@
 """Each client as its users run it, with its own packages, against a stack.
 
 A folder here is a client: a program, and the versions that it was tried with. Not part of `make test`, as the
-packages are downloaded. GATEWAY_URL and GATEWAY_KEY name a stack that is up, with the demo provider; without them the
-tests bring up one of their own.
+packages are downloaded. GATEWAY_URL, GATEWAY_KEY and GATEWAY_RELEASE name a stack that is up, with the demo provider,
+and its LiteLLM; without them the tests bring up one of their own for each release.
 """
 
 from __future__ import annotations
@@ -18,13 +18,17 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.stack_config import PROJECT
-from tests.stacks import deployed, pulumi_tools
+from tests.stacks import deployed, pulumi_tools, stand_in_for
+from toolchain import recipes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from tests.stacks import Deployment
+
 FOLDER = Path(__file__).parent
 CLIENTS = sorted(program.name for program in FOLDER.iterdir() if program.is_dir() and program.name != "__pycache__")
+PINNED = recipes.STAND_INS["litellm"]
 SECONDS = 600
 """For its packages, most of it."""
 COMMANDS = {
@@ -47,14 +51,26 @@ def table() -> dict[str, tuple[str, set[str]]]:
     return {name: (version, set(re.split(r",\s+", operations))) for name, version, operations in rows}
 
 
-@pytest.fixture(scope="module")
-def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """Where the gateway is, and a key of it, as environment variables."""
+@pytest.fixture(scope="module", params=[PINNED, *recipes.UPGRADES], ids=lambda recipe: recipe.version)
+def gateway(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """Where the gateway is, a key of it, and its LiteLLM, as environment variables."""
+    recipe: recipes.Recipe = request.param
     if "GATEWAY_URL" in os.environ:
-        yield {name: os.environ[name] for name in ("GATEWAY_URL", "GATEWAY_KEY")}
+        if os.environ["GATEWAY_RELEASE"] != recipe.version:
+            pytest.skip("the stack that is named runs another release")
+        yield {}
         return
-    with pulumi_tools(), deployed(tmp_path_factory.mktemp("stack")) as made:
-        yield {"GATEWAY_URL": made.outputs["litellmUrl"], "GATEWAY_KEY": made.outputs["litellmApiKey"]}
+
+    def configure(made: Deployment) -> None:
+        if recipe != PINNED:
+            made.set(litellmImage=stand_in_for(recipe, made.engine, made.folder / ".images.yaml"))
+
+    with pulumi_tools(), deployed(tmp_path_factory.mktemp("stack"), configure) as made:
+        yield {
+            "GATEWAY_URL": made.outputs["litellmUrl"],
+            "GATEWAY_KEY": made.outputs["litellmApiKey"],
+            "GATEWAY_RELEASE": recipe.version,
+        }
 
 
 def test_the_documents_list_each_client() -> None:

@@ -15,9 +15,8 @@ from tests import paths
 from tests.boundary import answers_to_a_coding_agent, fuzz, listener, wrong_answers
 from tests.load import Bound
 from tests.runbooks import runbook
-from tests.stacks import REPLICAS
-from toolchain import images, recipes
-from toolchain.progress import Steps
+from tests.stacks import REPLICAS, stand_in_for
+from toolchain import recipes
 
 if TYPE_CHECKING:
     from openai.types.chat import ChatCompletionUserMessageParam
@@ -34,12 +33,7 @@ OF_THE_PROVIDER_ONLY = Bound(provider_may_fail=True, streams_may_break=True)
 
 @pytest.fixture
 def image(deployment: Deployment) -> str:
-    """An image by a name that no registry has: what is built here stands in for it."""
-    reference = f"127.0.0.1:1/litellm:v{UPGRADE.version}"
-    record = deployment.folder / ".images.yaml"
-    with Steps() as steps:
-        images.ensure(steps, deployment.engine, {"litellm": reference}, stack="any", ask=None, record=record)
-    return reference
+    return stand_in_for(UPGRADE, deployment.engine, deployment.folder / ".images.yaml")
 
 
 def test_litellm_is_upgraded_and_taken_back(deployment: Deployment, drill: Drill, image: str) -> None:

@@ -23,6 +23,18 @@ const { embedding } = await embed({ model: gateway.embedding("text-embedding-3-s
 assert.equal(embedding.length, 1536);
 console.log("embeddings ok");
 
+// Its default: OpenAI's Responses, which LiteLLM 1.55.0 does not have.
+const responses = { ...asked, model: gateway("gpt-4o") };
+if (process.env.GATEWAY_RELEASE === "1.55.0") {
+  await assert.rejects(generateText(responses), /since LiteLLM/);
+} else {
+  assert.match((await generateText(responses)).text, /You said: hello/);
+  text = "";
+  for await (const part of streamText(responses).textStream) text += part;
+  assert.match(text, /You said: hello/);
+}
+console.log("responses ok");
+
 await assert.rejects(generateText({ ...asked, model: gateway.chat("gpt4o") }), (error) => {
   assert.equal(error.statusCode, 404);
   return /gpt-4o/.test(error.message);
