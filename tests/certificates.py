@@ -66,7 +66,7 @@ def certify(  # noqa: PLR0913 -- all but two by name
         )
         .add_extension(
             x509.KeyUsage(
-                digital_signature=by is not None,
+                digital_signature=True,
                 key_cert_sign=by is None,
                 crl_sign=by is None,
                 content_commitment=False,
