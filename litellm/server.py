@@ -11,6 +11,7 @@ import sys
 import bedrock
 import deployments
 import endings
+import faithful
 import fetching
 import guard
 import streams
@@ -20,6 +21,7 @@ if __name__ == "__main__":
     bedrock.install()
     deployments.install()
     endings.install()
+    faithful.install()
     fetching.install()
     streams.install(enabled=os.environ.get("LLM_GATEWAY_FAST_STREAMS") == "true")
     guard.install()  # the outermost, so the last

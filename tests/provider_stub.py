@@ -163,7 +163,7 @@ def kind_of(body: dict[str, Any]) -> str:
     return next((kind for word, kind in BY_WORD.items() if word in asked), "plain")
 
 
-BY_WORD = {"refuse": "refusal", "think it over": "reasoning"}
+BY_WORD = {"refuse": "refusal", "think it over": "reasoning", "fill the context": "full", "take a break": "paused"}
 """Kinds of answers, by what the message says that asks for them."""
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import itertools
 import json
 import re
 from base64 import urlsafe_b64decode
@@ -51,6 +52,14 @@ TOOLS = [
         },
     }
 ]
+BUDGETED = ("budgeted", {"model": "anthropic/claude-sonnet-4-5"})
+"""A model of Anthropic that is told how many tokens it may think for."""
+ENDS = (
+    ("anthropic", "fill the context", "length"),
+    ("anthropic", "take a break", "pause_turn"),
+    ("bedrock", "fill the context", "length"),
+)
+"""Why answers end that end neither well nor at their limit, by what asks for one."""
 TOKEN = "ya29.the-token-that-was-exchanged"
 REGION = "eu-central-1"
 
@@ -214,6 +223,42 @@ def _half(client: httpx2.Client, row: Row) -> str:
     answer = client.post("/v1/chat/completions", json=body)
     ended = re.search(r'"finish_reason": ?"', answer.text) is not None
     return "" if '"error"' in answer.text and not ended else answer.text[:600]
+
+
+def changed(url: str, key: str, stub: str) -> list[str]:
+    """What of an answer's end, of blank messages and of limits is not what provider or caller said."""
+    with httpx2.Client(base_url=url, headers={"authorization": f"Bearer {key}"}, timeout=120) as client:
+
+        def sent(model: str, *contents: str, **body: Any) -> dict[str, Any]:
+            """What the provider got for messages of a user, an assistant, a user, and so on."""
+            roles = itertools.cycle(("user", "assistant"))
+            messages = [{"role": role, "content": text} for role, text in zip(roles, contents, strict=False)]
+            httpx2.get(f"{stub}/recorded")
+            client.post("/v1/chat/completions", json={"model": model, "messages": messages, **body})
+            (request,) = httpx2.get(f"{stub}/recorded").json()
+            return dict(json.loads(request["body"]))
+
+        def texts(*contents: str) -> list[str]:
+            return re.findall(r'"text": ?"([^"]*)"', json.dumps(sent("anthropic", *contents)["messages"]))
+
+        found = [
+            f"{model}: {words}: {ends}"
+            for model, words, reason in ENDS
+            for stream in (False, True)
+            if (ends := _ends(client, model, words, stream=stream)) != [reason]
+        ]
+        found += [f"{blank!r} became {got}" for blank in ("", " ") if (got := texts(blank)) != [blank]]
+        if (got := texts("one", "", "two")) != ["one", "two"]:
+            found.append(f"a blank answer became {got}")
+        model, _ = BUDGETED
+        most, least = (sent(model, "hello", **how)["max_tokens"] for how in ({}, {"reasoning_effort": "low"}))
+        return [*found, *([] if most == least else [f"{most} tokens became {least}"])]
+
+
+def _ends(client: httpx2.Client, model: str, words: str, *, stream: bool) -> list[str]:
+    body = {"model": model, "messages": [{"role": "user", "content": words}], "stream": stream}
+    answer = client.post("/v1/chat/completions", json=body)
+    return re.findall(r'"finish_reason": ?"(\w+)"', answer.text)
 
 
 def _vector(client: httpx2.Client, row: Row) -> str:

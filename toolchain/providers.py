@@ -85,15 +85,20 @@ COLUMNS = ("chat", "stream", "broken off", "tools", "reasoning", "embedding", "e
 OTHERWISE = """
 ## What callers are told otherwise than the provider said
 
-The gateway puts right what it can: the status of errors, and streams that are broken off. What is left:
+The gateway puts these right, the same on each release:
+
+- The status of errors, and streams that are broken off.
+- Why an answer ended. A full context is "length". A reason that LiteLLM would call "stop", though it does not say
+  that the answer is whole, is told as the provider has it: `pause_turn`.
+- A blank message, for which newer releases write a sentence of their own to Anthropic. It goes there as it came, and
+  is refused there.
+- `reasoning_effort` without `max_tokens`, at which newer releases leave older Claude models a tenth of what they may
+  write otherwise. It changes no limit.
+
+What is left:
 
 - 1.55.0 loses a refusal that is not streamed: the answer is empty. 1.108.14 has it in `provider_specific_fields`,
   where the app module finds it.
-- Newer releases turn Anthropic's `model_context_window_exceeded`, `pause_turn` and words that they do not know into
-  "stop"; 1.55.0 passes the word on. Seen with 1.108.7.
-- Newer releases put a sentence of their own in place of a blank message to Anthropic. Send none. Seen with 1.108.7.
-- Newer releases answer `reasoning_effort` without `max_tokens` in fewer tokens than the model has. Set both. Seen
-  with 1.108.7.
 - A page of HTML with status 200, as a proxy's sign-in, is a 400 or a 500 that quotes it.
 """
 AFTER = """

@@ -15,12 +15,11 @@ from pulumi import automation
 
 import app
 from infra import gateway
-from tests.provider_table import KEYS, ROWS, VECTOR, Secrets, asked
+from tests.provider_table import BUDGETED, KEYS, ROWS, VECTOR, Secrets, asked, changed
 from tests.stack_config import PROJECT
-from tests.stacks import deployed, free_port
+from tests.stacks import deployed, free_port, stand_in_for
 from tests.swarm.cluster import until
-from toolchain import images, recipes
-from toolchain.progress import Steps
+from toolchain import recipes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -75,7 +74,8 @@ def deployment(
             'litellmFiles["vertex.json"]': secrets.account,
         }
         shown = {"demo": "false", "replicas": "1", "routerSettings.num_retries": "0"}
-        for index, (name, parameters) in enumerate(entry for row in ROWS for entry in row.entries(own)):
+        entries = [entry for row in ROWS for entry in row.entries(own)]
+        for index, (name, parameters) in enumerate([*entries, BUDGETED]):
             shown[f"models[{index}].model_name"] = name
             shown |= {f"models[{index}].litellm_params.{key}": str(value) for key, value in parameters.items()}
         config = {
@@ -102,21 +102,15 @@ def test_each_provider_is_asked_as_the_page_says(
     monkeypatch.setenv("LITELLM_API_KEY", deployment.outputs["litellmApiKey"])
     for release in (recipes.STAND_INS["litellm"], *recipes.UPGRADES):
         if release != recipes.STAND_INS["litellm"]:
-            reference = f"127.0.0.1:1/litellm:v{release.version}"  # which no registry has
             record = deployment.folder / ".images.yaml"
-            with Steps() as steps:
-                images.ensure(steps, deployment.engine, {"litellm": reference}, stack="any", ask=None, record=record)
-            deployment.set(litellmImage=reference)
+            deployment.set(litellmImage=stand_in_for(release, deployment.engine, record))
             deployment.up()
-        wrong = asked(
-            deployment.outputs["litellmUrl"],
-            deployment.outputs["litellmApiKey"],
-            "http://{}:{}".format(*stub),
-            secrets,
-        )
+        gateway_ = deployment.outputs["litellmUrl"], deployment.outputs["litellmApiKey"], "http://{}:{}".format(*stub)
+        wrong = asked(*gateway_, secrets)
         told = {row.name: {*row.provider.otherwise.get(release.version, {})} for row in ROWS}
         assert {name: found for name, found in wrong.items() if found.keys() != told[name]} == {}
         for row in ROWS:
             if row.provider.embedding and "embedding" not in told[row.name]:
                 assert app.generate_embedding("hello", f"{row.name}-vectors").embedding == tuple(VECTOR), row.name
+        assert changed(*gateway_) == []
     app.close()

@@ -1,0 +1,76 @@
+"""LiteLLM translates; what it changes beyond that is put back, so that provider and caller hear what the other said.
+
+- Why an answer ended: what LiteLLM takes for "stop", though it does not say that the answer is whole, reaches the
+  caller as the provider's own word; a full context is "length".
+- A blank message, which Anthropic refuses: newer releases write a sentence of their own in its place.
+- How long an answer to `reasoning_effort` may be where the caller sets no limit: newer releases leave older Claude
+  models a tenth of what they may write otherwise.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Any
+
+OPENAIS = {"model_context_window_exceeded": "length", "refusal": "content_filter"}
+"""OpenAI's word for one of a provider's."""
+STOP = "stop"
+WHOLE = {STOP, "stop_sequence", "end_turn", "COMPLETE", "eos_token", "eos", "STOP", "FINISH_REASON_UNSPECIFIED"}
+"""The words of providers that do mean it."""
+
+
+class Made(int):
+    """A limit that LiteLLM made up."""
+
+
+def install() -> None:
+    """Put back what the release that runs changes."""
+    _put_back_reasons()
+    _put_back_blanks()
+    _put_back_limits()
+
+
+def _put_back_reasons() -> None:
+    known = importlib.import_module("litellm.litellm_core_utils.core_helpers").map_finish_reason
+
+    def map_finish_reason(finish_reason: Any) -> Any:
+        if finish_reason in OPENAIS:
+            return OPENAIS[finish_reason]
+        mapped = known(finish_reason)
+        return finish_reason if mapped == STOP and finish_reason not in WHOLE else mapped
+
+    for module in [*sys.modules.values()]:  # each that has imported it already, by its name
+        if getattr(module, known.__name__, None) is known:
+            setattr(module, known.__name__, map_finish_reason)
+
+
+def _put_back_blanks() -> None:
+    factory = importlib.import_module("litellm.litellm_core_utils.prompt_templates.factory")
+    if hasattr(factory, "_EMPTY_TEXT_PLACEHOLDER"):
+        factory._EMPTY_TEXT_PLACEHOLDER = ""  # noqa: SLF001
+        factory._sanitize_empty_text_content = lambda message: message  # noqa: SLF001
+
+
+def _put_back_limits() -> None:
+    config = importlib.import_module("litellm.llms.anthropic.chat.transformation").AnthropicConfig
+    if not hasattr(config, "update_optional_params_with_thinking_tokens"):
+        return
+    leave_room, transform = config.update_optional_params_with_thinking_tokens, config.transform_request
+
+    def update_optional_params_with_thinking_tokens(
+        self: Any, non_default_params: dict[str, Any], optional_params: dict[str, Any]
+    ) -> None:
+        before = optional_params.get("max_tokens")
+        leave_room(self, non_default_params=non_default_params, optional_params=optional_params)
+        if optional_params.get("max_tokens") != before:
+            optional_params["max_tokens"] = Made(optional_params["max_tokens"])
+
+    def transform_request(self: Any, model: str, messages: Any, optional_params: dict[str, Any], **rest: Any) -> Any:
+        made = optional_params.get("max_tokens")
+        if isinstance(made, Made):
+            optional_params = {**optional_params, "max_tokens": max(made, self.get_max_tokens_for_model(model))}
+        return transform(self, model=model, messages=messages, optional_params=optional_params, **rest)
+
+    config.update_optional_params_with_thinking_tokens = update_optional_params_with_thinking_tokens
+    config.transform_request = transform_request
