@@ -86,6 +86,8 @@ class Exchange:
     """Whether it asks for a stream."""
     left: bool = False
     """Whether its caller left before the end of the answer."""
+    given_up: bool = False
+    """Whether that was before the answer began, so that nobody was asked on for it."""
     told: set[str] = field(default_factory=set)
     """LiteLLM's ids of the answers that it has told of (usage.py)."""
     estimated: bool = False

@@ -10,6 +10,8 @@ import importlib
 import logging
 from typing import Any
 
+from answers import current
+
 LOG = logging.getLogger("litellm.deployments")
 UNAUTHORIZED = 401
 SECONDS = 60.0
@@ -19,6 +21,8 @@ SECONDS = 60.0
 def install() -> None:
     """Have LiteLLM repeat what a refused key failed at another deployment, or not at all where there is no other.
 
+    Nothing is repeated for a caller who has left.
+
     LiteLLM repeats as often as `AuthenticationErrorRetries` says. It notes each repeat by `Router.log_retry`, which
     1.55.0 and 1.108.14 both call before they choose again.
     """
@@ -27,6 +31,9 @@ def install() -> None:
     note = router.log_retry
 
     def log_retry(self: Any, kwargs: dict[str, Any], e: Exception) -> Any:
+        exchange = current.get()
+        if exchange is not None and exchange.given_up:
+            raise e
         if getattr(e, "status_code", None) == UNAUTHORIZED:
             metadata = kwargs.get("litellm_metadata") or kwargs.get("metadata") or {}
             refused = (metadata.get("model_info") or {}).get("id")

@@ -7,6 +7,7 @@ comes as JSON, form or query string, before LiteLLM sees it.
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import json
 import logging
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     Send = Callable[[Message], Awaitable[None]]
     App = Callable[[Scope, Receive, Send], Awaitable[None]]
     from release import Release
+    from usage import Totals
 
 LOG = logging.getLogger("litellm.guard")
 
@@ -49,6 +51,8 @@ AZURE = re.compile(r"/(?:openai/deployments|engines)/(.+?)/(?:chat/|audio/|image
 DROPPED_HEADERS = {b"cache-control", b"litellm_user_api_key", b"openai-organization"}
 """Read by LiteLLM as settings, beside its own prefix and the headers that carry a key."""
 DROPPED_PREFIXES = (b"x-litellm-", b"x-llm-", b"x-mcp-")
+GIVE_UP_SECONDS = 0.5
+"""After which LiteLLM is told again that nobody waits for an answer."""
 CLIENT, CALL = b"x-llm-gateway-client", b"x-llm-gateway-call"
 """Who asks, and the request's id. The edge sets both, and lets none of a caller's through."""
 ORGANIZATION = b"x-llm-organization"
@@ -59,8 +63,8 @@ LABEL = re.compile(rb"[A-Za-z0-9][A-Za-z0-9._:@/-]{0,99}")
 class Guard:
     """ASGI middleware that lets through what a client may ask, and mends what LiteLLM answers."""
 
-    def __init__(self, app: App, release: Release) -> None:
-        self.app, self.release = app, release
+    def __init__(self, app: App, release: Release, totals: Totals) -> None:
+        self.app, self.release, self.totals = app, release, totals
         self.room = room.of_this_replica()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -96,7 +100,7 @@ class Guard:
             return message
 
         try:
-            await self.app(scope, replay(body, watched), mender)
+            await self._answer(scope, body, watched, mender)
         except Exception as problem:
             if mender.started:
                 raise
@@ -104,7 +108,23 @@ class Guard:
             await mender.failed(problem)
         finally:
             if exchange.left:
-                await usage.left(exchange)
+                await usage.left(exchange, self.totals)
+
+    async def _answer(self, scope: Scope, body: bytes, receive: Receive, mender: Mender) -> None:
+        """Have LiteLLM answer. A caller who leaves before that begins ends it, and what it asked of a provider."""
+        answering = asyncio.ensure_future(self.app(scope, replay(body, receive), mender))
+        leaving = asyncio.ensure_future(disconnected(receive))
+        try:
+            await asyncio.wait((answering, leaving), return_when=asyncio.FIRST_COMPLETED)
+            if answering.done() or mender.started:
+                await answering
+            else:
+                mender.exchange.given_up = True
+        finally:
+            leaving.cancel()
+            while not answering.done():  # LiteLLM 1.55.0 takes the end of a call to Azure for a fault of Azure's
+                answering.cancel()
+                await asyncio.wait((answering,), timeout=GIVE_UP_SECONDS)
 
     async def _checked(
         self, scope: Scope, receive: Receive, held: AsyncExitStack, exchange: Exchange
@@ -298,15 +318,21 @@ def replay(body: bytes, receive: Receive | None) -> Receive:
     return again
 
 
+async def disconnected(receive: Receive) -> None:
+    """Wait until a caller has left, or has its answer."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
 def install() -> None:
     """Put the guard before LiteLLM's app. Raises where that is not possible, so that LiteLLM does not start."""
     release = releases.running()
     answers.watch()
     room.spare_the_count()
-    usage.install(release.models, release.version)
+    totals = usage.install(release.models, release.version)
     proxy = importlib.import_module("litellm.proxy.proxy_server")
     if hasattr(
         proxy, "ast"
     ):  # LiteLLM 1.55.0 reads a body as Python first: seconds for a large one, and another meaning
         proxy.ast = SimpleNamespace(literal_eval=release.loads)
-    proxy.app.add_middleware(Guard, release=release)
+    proxy.app.add_middleware(Guard, release=release, totals=totals)

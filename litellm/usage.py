@@ -84,6 +84,11 @@ class Totals:
         self.replica, self.models = replica, models
         self.counts: Counter[tuple[str, tuple[tuple[str, str], ...]]] = Counter()
 
+    def tell(self, event: Event) -> None:
+        """Write a line of an event at once - a pipe takes up to 4,096 bytes undivided - and count it."""
+        os.write(1, f"{json.dumps({'event': 'usage', **asdict(event)})}\n".encode())
+        self.add(event)
+
     def add(self, event: Event) -> None:
         """Count an event."""
         model = event.model if event.model in self.models() else OTHER
@@ -156,11 +161,6 @@ def _short(text: object) -> str | None:
     return str(text)[:LONGEST] if text else None
 
 
-def write(event: Event) -> None:
-    """Write a line at once: a pipe takes up to 4,096 bytes undivided."""
-    os.write(1, f"{json.dumps({'event': 'usage', **asdict(event)})}\n".encode())
-
-
 class Metrics:
     """ASGI middleware that tells the counters to whoever has the master key."""
 
@@ -180,10 +180,15 @@ class Metrics:
         await send({"type": "http.response.body", "body": body})
 
 
-async def left(exchange: Exchange) -> None:
-    """Have LiteLLM tell of a stream that its caller left, where it does not by itself: as of one that ended there."""
+async def left(exchange: Exchange, totals: Totals) -> None:
+    """Tell of an answer that its caller did not wait for, where LiteLLM does not by itself.
+
+    Of a stream as of one that ended there. Of what had not begun only that a provider was asked, who may bill it.
+    """
+    if exchange.given_up and exchange.asked:
+        totals.tell(event_of({}, exchange, failed=False, version=""))
     wrapper = exchange.wrapper
-    if wrapper is None or wrapper.sent_last_chunk:
+    if wrapper is None or wrapper.sent_last_chunk or exchange.given_up:
         return
     try:
         in_lane = getattr(wrapper, "report_left", None)
@@ -195,20 +200,18 @@ async def left(exchange: Exchange) -> None:
         LOG.exception("What a stream took whose caller left is not known")
 
 
-def install(models: Callable[[], Sequence[str]], version: str) -> None:
-    """Have LiteLLM tell of each answer. Raises where that is not possible, so that LiteLLM does not start."""
+def install(models: Callable[[], Sequence[str]], version: str) -> Totals:
+    """Have LiteLLM tell of each answer; return the counters. Raises where it cannot, so LiteLLM does not start."""
     litellm, proxy = importlib.import_module("litellm"), importlib.import_module("litellm.proxy.proxy_server")
     totals = Totals(replica=socket.gethostname(), models=models)
 
     def note(kwargs: Mapping[str, Any], *, failed: bool) -> None:
         exchange, call = current.get(), str(kwargs.get("litellm_call_id"))
-        if exchange is None or (call in exchange.told and not failed):
-            return  # LiteLLM 1.55.0 may tell of one answer twice
+        if exchange is None or exchange.given_up or (call in exchange.told and not failed):
+            return  # told of in `left`; and LiteLLM 1.55.0 may tell of one answer twice
         if not failed:
             exchange.told.add(call)
-        event = event_of(kwargs, exchange, failed=failed, version=version)
-        write(event)
-        totals.add(event)
+        totals.tell(event_of(kwargs, exchange, failed=failed, version=version))
 
     class Usage(importlib.import_module("litellm.integrations.custom_logger").CustomLogger):  # type: ignore[misc]
         async def async_log_success_event(self, kwargs: dict[str, Any], *_: Any, **__: Any) -> None:
@@ -225,6 +228,7 @@ def install(models: Callable[[], Sequence[str]], version: str) -> None:
         _note_streams(handler)
     else:
         _note_estimates(builder)
+    return totals
 
 
 def _note_streams(handler: Any) -> None:

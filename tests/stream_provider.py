@@ -18,6 +18,8 @@ PAUSE = b"pause"
 BREAK = b"break"
 """Instead of a piece: the connection is cut here."""
 ENDLESS = b"endless"
+MUTE = "mute"
+"""The message to which no answer begins."""
 """Instead of a piece: words without end."""
 BREAK_SECONDS = 1
 HEAD: dict[str, Any] = {
@@ -191,6 +193,10 @@ async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
                 refused.append(request["model"])
                 _send(writer, b"401 Unauthorized", {"error": {"message": "no such key", "code": "invalid_api_key"}})
                 continue
+            if name == MUTE:
+                await reader.read(1)
+                left.append(name)
+                return
             if not await stream(name, bool(request.get("stream_options")), reader, writer):
                 return
     except (asyncio.IncompleteReadError, ConnectionError):

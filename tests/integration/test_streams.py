@@ -15,7 +15,7 @@ from openai.lib.streaming.chat import ChatCompletionStreamState
 import app
 from tests.stack_config import KEY
 from tests.stream_gateways import Gateway, Pair, pair_of
-from tests.stream_provider import HEAD, STREAMS, USAGE
+from tests.stream_provider import HEAD, MUTE, STREAMS, USAGE
 from tests.swarm.cluster import until
 
 if TYPE_CHECKING:
@@ -231,6 +231,22 @@ def test_a_caller_who_leaves_ends_the_providers_stream(pair: Pair, way: str, nam
 
 
 @pytest.mark.parametrize("way", ["lane", "own"])
+@pytest.mark.parametrize("model", ["openai", "vllm", "azure"])
+@pytest.mark.parametrize("way", ["lane", "own"])
+def test_a_caller_who_leaves_before_the_answer_begins_ends_the_providers_work(
+    pair: Pair, way: str, model: str
+) -> None:
+    """Whether it asked for a stream or for one piece: nobody waits for the answer, and nobody should bill it."""
+    with OpenAI(base_url=getattr(pair, way).url, api_key=KEY, max_retries=0, timeout=1) as client:
+        for stream in (False, True):
+            before = pair.left()
+            with pytest.raises(openai.APITimeoutError):
+                client.chat.completions.create(
+                    model=model, messages=[{"role": "user", "content": MUTE}], stream=stream
+                )
+            until(lambda: pair.left() == before + 1, "the provider is left")  # noqa: B023 -- in this round
+
+
 @pytest.mark.parametrize(
     ("name", "status"), [("usage", "success"), ("a connection that breaks", "failure"), ("endless", "left")]
 )

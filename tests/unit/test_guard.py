@@ -57,7 +57,8 @@ class Replica:
             "loads": lambda body: json.loads(body.decode()),
             **changes,
         }
-        self.guard = programs["guard"].Guard(self.app, programs["release"].Release(**known))
+        totals = programs["usage"].Totals(replica="one", models=known["models"])
+        self.guard = programs["guard"].Guard(self.app, programs["release"].Release(**known), totals)
 
     async def app(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
         self.seen.append({**scope, "body": (await receive()).get("body")})
@@ -78,8 +79,9 @@ class Replica:
         headers: dict[bytes, bytes] | None = None,
         method: str = "POST",
         pieces: int = 1,
+        leaves: bool = False,
     ) -> tuple[int, str]:
-        """Status and text of the answer to a request."""
+        """Status and text of the answer to a request; the caller waits for it, or `leaves` before."""
         whole = body if isinstance(body, bytes) else json.dumps(body).encode()
         size = -(-len(whole) // pieces) or 1
         parts = [whole[start : start + size] for start in range(0, len(whole), size)] or [b""]
@@ -89,11 +91,19 @@ class Replica:
         ]
         sent: list[dict[str, Any]] = []
 
+        gone = asyncio.Event()
+
         async def receive() -> dict[str, Any]:
-            return given.pop(0) if given else {"type": "http.disconnect"}
+            if given:
+                return given.pop(0)
+            if not leaves:
+                await gone.wait()
+            return {"type": "http.disconnect"}
 
         async def send(message: dict[str, Any]) -> None:
             sent.append(message)
+            if message["type"] == "http.response.body" and not message.get("more_body"):
+                gone.set()
 
         scope = {
             "type": "http",
@@ -103,6 +113,8 @@ class Replica:
             "headers": list((headers or {}).items()),
         }
         asyncio.run(self.guard(scope, receive, send))
+        if not sent:
+            return 0, ""
         return sent[0]["status"], b"".join(it.get("body", b"") for it in sent[1:]).decode()
 
     def refused(self, *arguments: Any, **options: Any) -> dict[str, Any]:
@@ -436,18 +448,44 @@ def test_a_caller_has_left_who_is_gone_before_the_end_of_the_answer(
     """And not one who is gone after it. Whoever left is told of."""
     told: list[Any] = []
 
-    async def tell(exchange: Any) -> None:
+    async def tell(exchange: Any, _: Any) -> None:
         told.append(exchange)
 
     async def app(_: Any, receive: Any, send: Any) -> None:
         await receive()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
         if early:
             assert await receive() == {"type": "http.disconnect"}
-        await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b"{}"})
         assert await receive() == {"type": "http.disconnect"}
 
     replica.guard.app = app
     monkeypatch.setattr(programs["usage"], "left", tell)
-    replica.ask()
+    replica.ask(leaves=early)
     assert [exchange.left for exchange in told] == [True] * early
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_a_caller_who_leaves_before_the_answer_begins_ends_what_it_is_waited_for(
+    replica: Replica, programs: dict[str, Any], monkeypatch: pytest.MonkeyPatch, *, asked: bool
+) -> None:
+    """And if a provider was asked, a line says so, with tokens that nobody knows."""
+    told: list[Any] = []
+    ended: list[bool] = []
+
+    async def app(_: Any, receive: Any, send: Any) -> None:
+        await receive()
+        programs["answers"].current.get().asked = asked
+        try:
+            await asyncio.sleep(60)
+        finally:
+            ended.append(True)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    replica.guard.app = app
+    monkeypatch.setattr(replica.guard.totals, "tell", told.append)
+    assert replica.ask(leaves=True) == (0, "")
+    assert ended == [True]
+    assert [(event.status, event.model, event.total_tokens, event.cost) for event in told] == [
+        ("left", "gpt-4o", None, None)
+    ] * asked

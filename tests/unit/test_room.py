@@ -28,6 +28,8 @@ class Request:
         self.task = asyncio.create_task(replica.guard(scope, self.receive, self.send))
 
     async def receive(self) -> dict[str, Any]:
+        if not self.left:
+            await asyncio.Event().wait()  # for the answer
         part = self.parts[len(self.parts) - self.left]
         self.left -= 1
         return {"type": "http.request", "body": part, "more_body": bool(self.left)}

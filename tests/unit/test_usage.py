@@ -60,10 +60,14 @@ def event(modules: Any) -> Callable[..., Any]:
     return make
 
 
+def tell(modules: Any, event: Any) -> None:
+    modules["usage"].Totals(replica="one", models=list).tell(event)
+
+
 def test_a_line_has_these_fields_and_no_other(event: Callable[..., Any], modules: Any, capfd: Any) -> None:
     """None of which holds a prompt, an answer, a key or an error's text."""
     for each in (event(), event(failed=True)):
-        modules["usage"].write(each)
+        tell(modules, each)
         line = capfd.readouterr().out
         assert list(json.loads(line)) == ["event", *FIELDS]
         assert PROMPT not in line
@@ -75,7 +79,7 @@ def test_a_line_is_written_undivided_whatever_its_fields_are(
 ) -> None:
     """The longest that the gateway lets in, of characters that JSON writes longest."""
     longest = event(model="\u0001" * 500, organization="o" * 100, client="c" * 32, call_id="i" * 36)
-    modules["usage"].write(longest)
+    tell(modules, longest)
     line = capfd.readouterr().out
     assert line.count("\n") == 1
     assert len(line.encode()) <= PIPE_BYTES
@@ -172,12 +176,12 @@ def test_litellm_is_told_of_the_end_of_a_stream_that_is_left(
     modules: Any, stream: Stream, told: list[tuple[str, object]]
 ) -> None:
     """As if it had ended there: all of LiteLLM's callbacks, once. What goes wrong with that is no caller's matter."""
-    asyncio.run(modules["usage"].left(modules["answers"].Exchange(left=True, wrapper=stream)))
+    asyncio.run(modules["usage"].left(modules["answers"].Exchange(left=True, wrapper=stream), None))
     assert stream.told == told
 
 
 def test_who_leaves_before_a_stream_has_begun_leaves_nothing_to_tell(modules: Any) -> None:
-    asyncio.run(modules["usage"].left(modules["answers"].Exchange(left=True)))
+    asyncio.run(modules["usage"].left(modules["answers"].Exchange(left=True), None))
 
 
 @pytest.fixture
