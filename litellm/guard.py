@@ -109,6 +109,8 @@ class Guard:
         finally:
             if exchange.left:
                 await usage.left(exchange, self.totals)
+            # Contexts outlive a request, as that of a connection that is kept: a stream that they hold is not closed.
+            exchange.wrapper = None
 
     async def _answer(self, scope: Scope, body: bytes, receive: Receive, mender: Mender) -> None:
         """Have LiteLLM answer. A caller who leaves before that begins ends it, and what it asked of a provider."""

@@ -489,3 +489,16 @@ def test_a_caller_who_leaves_before_the_answer_begins_ends_what_it_is_waited_for
     assert [(event.status, event.model, event.total_tokens, event.cost) for event in told] == [
         ("left", "gpt-4o", None, None)
     ] * asked
+
+
+def test_nothing_of_a_request_holds_its_stream_when_it_is_over(replica: Replica, programs: dict[str, Any]) -> None:
+    """Its context may live on, and a stream that is held keeps its connection: after a thousand none is left."""
+    kept: list[Any] = []
+
+    def on_request() -> None:
+        kept.append(programs["answers"].current.get())
+        kept[0].wrapper = object()
+
+    replica.on_request = on_request
+    replica.ask()
+    assert kept[0].wrapper is None
