@@ -22,6 +22,7 @@ import docker
 import httpx2
 import openai
 import pytest
+import yaml
 from openai import OpenAI
 
 from infra import gateway
@@ -663,6 +664,18 @@ def test_metrics_are_on_a_loopback_port_of_their_own(deployment: Deployment) -> 
     metrics = httpx2.get(f"http://127.0.0.1:{port}/metrics").text
     assert 'haproxy_frontend_http_responses_total{proxy="gateway",code="2xx"}' in metrics
     assert "gateway" in httpx2.get(f"http://127.0.0.1:{port}/").text
+
+
+def test_the_alert_rules_name_metrics_that_there_are(deployment: Deployment) -> None:
+    """Prometheus takes a rule about a metric that nobody has, and never fires."""
+    port = deployment.stack.get_config("metricsPort").value
+    there = "".join(httpx2.get(f"http://127.0.0.1:{port}/metrics{path}").text for path in ("", "/usage"))
+    groups = yaml.safe_load((PROJECT / "monitoring/alerts.yaml").read_text(encoding="utf-8"))["groups"]
+    rules = [rule for group in groups for rule in group["rules"]]
+    named = {name for rule in rules for name in re.findall(r"\b(?:haproxy|llm_gateway)_\w+", rule["expr"])}
+    assert len(named) > 1
+    assert [name for name in named if f"# TYPE {name} " not in there] == []
+    assert [rule for rule in rules if not (PROJECT / rule["annotations"].get("runbook", "README.md")).exists()] == []
 
 
 def test_the_replicas_counters_are_in_one_place(client: Callable[..., OpenAI], deployment: Deployment) -> None:
