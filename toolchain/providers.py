@@ -151,7 +151,7 @@ authorities too if public providers are asked:
 ./pulumiw up
 ```
 
-`SSL_VERIFY=False` is refused: keys and prompts would go to whoever answers. Seen with LiteLLM 1.55.0 and
+`SSL_VERIFY=False` is refused: keys and prompts would go to anyone who answers. Seen with LiteLLM 1.55.0 and
 1.108.14, for every provider of this page.
 
 Python 3.13, as in the image of 1.108.14 that is built here, accepts only certificates as RFC 5280 has them: with the
@@ -272,7 +272,7 @@ def _section(prefix: str, provider: Provider) -> str:
         facts.insert(0, " ".join(f"`{name}` is {what}." for name, what in provider.files.items()))
     if provider.package:
         facts.append(
-            f"LiteLLM's image needs the Python package `{provider.package}`: `preview` warns where it lacks that."
+            f"LiteLLM's image needs the Python package `{provider.package}`: `preview` warns if it is missing."
         )
     text = textwrap.fill(
         " ".join(fact for fact in facts if fact), WIDTH, break_long_words=False, break_on_hyphens=False
