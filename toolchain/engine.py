@@ -38,6 +38,8 @@ USUAL_HOSTS = {
 UNREACHABLE = (OSError, docker.errors.DockerException)
 LOG = Path("/var/log/dockerd.log")
 CERTIFICATE_FILES = ("ca.pem", "cert.pem", "key.pem")
+REFUSED_CERTIFICATE = ("bad certificate", "EOF occurred in violation of protocol")
+"""In OpenSSL's words. By TLS 1.3 a client may find the connection closed before it reads why."""
 OLDEST_API = (1, 41)
 """That of Docker Engine 20.10, which the stack was first run on."""
 _PROVIDER = Path(__file__).with_name("docker-provider") / "shim/version.go"
@@ -268,8 +270,10 @@ def why_unreachable(host: str, stack: str, error: Exception) -> SetupError:
     """Say why no engine answers, and what a user who is not root can do."""
     if not host.startswith("unix://"):
         with_these = f" with the certificates in {folder}" if (folder := certificates(host)) else ""
+        refused = any(sign in str(error) for sign in REFUSED_CERTIFICATE)
+        doubt = ": it may not accept the client's certificate" if refused else ""
         return SetupError(
-            f"The Docker Engine at {host} does not answer: {error}",
+            f"The Docker Engine at {host} does not answer{doubt}: {error}",
             mend=f"see that `{docker_command(host)} version` answers{with_these}, or name another: "
             f"{_set_host(stack, '…')}",
         )

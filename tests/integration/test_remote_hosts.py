@@ -178,7 +178,7 @@ class Stranger:
     [
         Stranger(host=BY_TLS, why="lacks ca.pem, cert.pem, key.pem (DOCKER_CERT_PATH names another folder)"),
         Stranger(host=BY_TLS, certificates="of a stranger", why="unable to get local issuer certificate"),
-        Stranger(host=BY_TLS, certificates="by a stranger", why="bad certificate"),
+        Stranger(host=BY_TLS, certificates="by a stranger", why="it may not accept the client's certificate"),
         Stranger(host=BY_SSH, key="another_key", why=f"root@{ADDRESS}: Permission denied (publickey)"),
         Stranger(host=BY_SSH, known="strangers", why="Host key verification failed"),
     ],

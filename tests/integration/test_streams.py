@@ -230,7 +230,6 @@ def test_a_caller_who_leaves_ends_the_providers_stream(pair: Pair, way: str, nam
     until(lambda: pair.left() == before + 1, "the provider is left")
 
 
-@pytest.mark.parametrize("way", ["lane", "own"])
 @pytest.mark.parametrize("model", ["openai", "vllm", "azure"])
 @pytest.mark.parametrize("way", ["lane", "own"])
 def test_a_caller_who_leaves_before_the_answer_begins_ends_the_providers_work(
@@ -247,6 +246,7 @@ def test_a_caller_who_leaves_before_the_answer_begins_ends_the_providers_work(
             until(lambda: pair.left() == before + 1, "the provider is left")  # noqa: B023 -- in this round
 
 
+@pytest.mark.parametrize("way", ["lane", "own"])
 @pytest.mark.parametrize(
     ("name", "status"), [("usage", "success"), ("a connection that breaks", "failure"), ("endless", "left")]
 )

@@ -162,6 +162,20 @@ def test_an_engine_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     )
 
 
+@pytest.mark.parametrize(
+    ("error", "doubted"),
+    [
+        ("[SSL: TLSV13_ALERT_CERTIFICATE_REQUIRED] certificate required", False),
+        ("[SSL: SSLV3_ALERT_BAD_CERTIFICATE] sslv3 alert bad certificate", True),
+        ("EOF occurred in violation of protocol", True),
+    ],
+)
+def test_an_engine_that_ends_the_handshake_may_not_accept_the_certificate(error: str, *, doubted: bool) -> None:
+    why = engine.why_unreachable("tcp://gateway.example:2376", "dev", OSError(error)).why
+    assert why.endswith(error)
+    assert ("it may not accept the client's certificate" in why) == doubted
+
+
 def test_certificates_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DOCKER_CERT_PATH", str(tmp_path))
     (tmp_path / "ca.pem").touch()
