@@ -422,7 +422,13 @@ def test_destroy_leaves_nothing_behind(swarm: Cluster, deployment: Deployment) -
         lambda: swarm.nodes[0].client.volumes.list(filters=label),
     ]
     assert all(kind() for kind in kinds)
-    deployment.stack.destroy(show_secrets=False, on_output=print)
+    try:
+        deployment.stack.destroy(show_secrets=False, on_output=print)
+    except automation.CommandError as error:  # of a lead that changed, as docs/machines.md has it
+        if "node lost leader status" not in str(error):
+            raise
+        client = swarm.leader().client
+        deployment.stack.destroy(show_secrets=False, on_output=print)
     assert [kind() for kind in kinds] == [[]] * len(kinds)
     for node in swarm.nodes:
         assert node.client.containers.list(all=True, filters=label) == []
