@@ -187,7 +187,8 @@ def _image(engine: Any, release: str, folder: Path) -> str:
         return image_of("litellm")
     record = folder / ".images.yaml"
     recipe = next(it for it in recipes.UPGRADES if it.version == release)
-    return stand_ins(record)[stand_in_for(recipe, engine, record)]
+    reference = stand_in_for(recipe, engine, record)
+    return stand_ins(record)[reference]
 
 
 def _await_ready(made: Gateway) -> None:
