@@ -107,6 +107,16 @@ def tokens_in(text: str) -> int:
     return len(text.split())
 
 
+def words_of(answer: str) -> list[str]:
+    """An answer in the pieces of a stream."""
+    return re.findall(r"\S+\s*", answer)
+
+
+def named(events: list[dict[str, Any]]) -> list[str]:
+    """Server-sent events by their type, as Anthropic and OpenAI's Responses have them."""
+    return [f"event: {event['type']}\ndata: {json.dumps(event)}\n\n" for event in events]
+
+
 def request_id(prefix: str, body: dict[str, Any]) -> str:
     return prefix + hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:24]
 
@@ -178,7 +188,7 @@ async def chat_completions(request: Request) -> Response:
     first, *others, counted = recorded[STREAM[fault.answer]]
     if fault.answer == PLAIN:
         (choice,), end = others[0]["choices"], others[-1]
-        words = [{**choice, "delta": {"content": word}} for word in re.findall(r"\S+\s*", answer)]
+        words = [{**choice, "delta": {"content": word}} for word in words_of(answer)]
         others = [*({**others[0], "choices": [each]} for each in words), end]
         counted = {**counted, "usage": {**counted["usage"], **usage}}
     counts = [counted] if (body.get("stream_options") or {}).get("include_usage") else []
@@ -219,14 +229,13 @@ async def responses(request: Request) -> Response:
     events = recorded[STREAM[fault.answer]]
     if fault.answer == PLAIN:
         first, *others = (event for event in events if event["type"].endswith(".delta"))
-        words = [{**first, "delta": word} for word in re.findall(r"\S+\s*", answer)]
+        words = [{**first, "delta": word} for word in words_of(answer)]
         place = events.index(first)
         events = [*events[:place], *words, *events[place + 1 + len(others) :]]
     *events, ended = changed(events, by)
     ended["response"]["usage"] = usage
     told = [{**event, "sequence_number": number} for number, event in enumerate([*events, ended])]
-    chunks = [f"event: {event['type']}\ndata: {json.dumps(event)}\n\n" for event in told]
-    return StreamingResponse(cut_short(chunks, fault), media_type="text/event-stream")
+    return StreamingResponse(cut_short(named(told), fault), media_type="text/event-stream")
 
 
 @app.post("/v1/embeddings")
@@ -355,7 +364,7 @@ async def anthropic_messages(request: Request) -> Response:
     if fault.answer == PLAIN:
         by_type = {event["type"]: event for event in events}
         piece = by_type["content_block_delta"]
-        words = [{**piece, "delta": {**piece["delta"], "text": word}} for word in re.findall(r"\S+\s*", answer)]
+        words = [{**piece, "delta": {**piece["delta"], "text": word}} for word in words_of(answer)]
         started, ended = by_type["message_start"], by_type["message_delta"]
         by_type["message_start"] = {
             **started,
@@ -366,8 +375,7 @@ async def anthropic_messages(request: Request) -> Response:
         place = order.index("content_block_stop")
         events = [*(by_type[kind] for kind in order[:place]), *words, *(by_type[kind] for kind in order[place:])]
     events = [{**event, "message": {**event["message"], **head}} if "message" in event else event for event in events]
-    chunks = [f"event: {event['type']}\ndata: {json.dumps(event)}\n\n" for event in events]
-    return StreamingResponse(cut_short(chunks, fault), media_type="text/event-stream")
+    return StreamingResponse(cut_short(named(events), fault), media_type="text/event-stream")
 
 
 @app.get("/health")

@@ -185,10 +185,12 @@ async def left(exchange: Exchange, totals: Totals) -> None:
 
     Of a stream as of one that ended there. Of what had not begun only that a provider was asked, who may bill it.
     """
-    if exchange.given_up and exchange.asked and not exchange.told:
-        totals.tell(event_of({}, exchange, failed=False, version=""))
+    if exchange.given_up:
+        if exchange.asked and not exchange.told:
+            totals.tell(event_of({}, exchange, failed=False, version=""))
+        return
     wrapper = exchange.wrapper
-    if wrapper is None or wrapper.sent_last_chunk or exchange.given_up:
+    if wrapper is None or wrapper.sent_last_chunk:
         return
     try:
         in_lane = getattr(wrapper, "report_left", None)
