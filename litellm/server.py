@@ -5,6 +5,7 @@ Usage: python3 server.py LITELLM_ARGS…
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 
@@ -25,5 +26,7 @@ if __name__ == "__main__":
     fetching.install()
     streams.install(enabled=os.environ.get("LLM_GATEWAY_FAST_STREAMS") == "true")
     guard.install()  # the outermost, so the last
+    # What is imported stays. To look through it for garbage stops every request for 0.1 s, of 1.108.14 for 0.5 s.
+    gc.freeze()
     sys.argv[0] = "litellm"
     run_server()

@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from tests.stacks import Deployment
 
 WAIT_SECONDS = HealthCheck(command=()).start_seconds
+SHORT_WAIT_SECONDS = 30
+"""In place of that, where a replica is never healthy."""
+CHECK = "http_health_check(PORT, LIVELINESS)"
+"""How the stack's program says which check the replicas have."""
 CHAT = {"model": "gpt-4o", "messages": [{"role": "user", "content": "hello"}]}
 FAILING = [{"role": "user", "content": "[[demo status=500]]"}]
 UNAUTHORIZED = 401
@@ -144,7 +148,7 @@ def broken_image(deployment: Deployment) -> Iterator[Callable[[str], str]]:
             "an image that never gets healthy",
             "import time\nprint('idle', flush=True)\ntime.sleep(9999)",
             "idle",
-            f"was not healthy after {WAIT_SECONDS} s",
+            f"was not healthy after {SHORT_WAIT_SECONDS} s",
         ),
     ],
 )
@@ -163,6 +167,11 @@ def test_a_broken_image_stops_at_the_first_replica(  # noqa: PLR0913, PLR0917 --
     """
     official = str(project_file()["config"]["litellmImage"]["default"])
     second = deployment.container("litellm-2").id
+    program_of_the_stack = deployment.folder / "infra/gateway.py"
+    as_it_is = program_of_the_stack.read_text()
+    hasty = as_it_is.replace(CHECK, f"__import__('dataclasses').replace({CHECK}, start_seconds={SHORT_WAIT_SECONDS})")
+    assert hasty != as_it_is
+    program_of_the_stack.write_text(hasty)
     deployment.set(litellmImage=broken_image(program))
     with drill(what, NOTHING_FAILS):
         try:
@@ -174,6 +183,7 @@ def test_a_broken_image_stops_at_the_first_replica(  # noqa: PLR0913, PLR0917 --
             assert line in str(caught.value)
             assert deployment.container("litellm-2").id == second
         finally:
+            program_of_the_stack.write_text(as_it_is)
             deployment.set(litellmImage=official)
             deployment.up()
 
@@ -232,47 +242,59 @@ def test_a_rotation_of_the_master_key_that_stops_halfway(
     assert all(failure.startswith("status 500") for failure in load.report.beside)
 
 
-def test_a_clients_key_is_rotated(deployment: Deployment, drill: Drill) -> None:
-    """Old and new open the gateway until the old one is retired."""
-    with drill("rotation of a client's key", NOTHING_FAILS) as load:
+def test_a_clients_key_and_the_passwords_of_postgres_are_rotated(deployment: Deployment, drill: Drill) -> None:
+    """Old and new open the gateway and the app's database until the old ones are retired; nothing restarts.
+
+    The superuser's password is replaced at once.
+    """
+    before = ids(deployment)
+    superuser = {"user": "postgres", "dbname": "postgres"}
+    old_url, old_password = deployment.outputs["databaseUrl"], deployment.secret("postgres-password")
+    with drill("rotation of a client's key and of Postgres' passwords", NOTHING_FAILS) as load:
         old = load.key
-        deployment.set_path("secretVersions.clientKeys.app", 2)
+        for name in ("clientKeys.app", "postgresPassword", "databasePassword"):
+            deployment.set_path(f"secretVersions.{name}", 2)
         deployment.up()
-        new = deployment.outputs["litellmApiKey"]
+        new, url = deployment.outputs["litellmApiKey"], deployment.outputs["databaseUrl"]
         assert new != old
+        assert url != old_url
         assert status(deployment, old) == status(deployment, new) == httpx2.codes.OK
+        assert opens(old_url)
+        assert opens(url)
+        assert opens(url, **superuser, password=deployment.secret("postgres-password"))
+        assert not opens(url, **superuser, password=old_password)
         load.key = new
         load.await_successes(round(load.rate))
-        deployment.set_path("retirePrevious.clientKeys.app", 1)
+        for name in ("clientKeys.app", "databasePassword"):
+            deployment.set_path(f"retirePrevious.{name}", 1)
         deployment.up()
         assert (status(deployment, old), status(deployment, new)) == (UNAUTHORIZED, httpx2.codes.OK)
-
-
-def test_a_providers_key_is_rotated(deployment: Deployment, drill: Drill) -> None:
-    """Every replica has the new one, and none the old one."""
-    serve_ours(deployment, key="the-first-key")
-    with drill("rotation of a provider's key", NOTHING_FAILS):
-        serve_ours(deployment, key="the-second-key")
-    for part in ("litellm-1", "litellm-2"):
-        secrets = deployment.read(part, "sh", "-c", "cat /run/secrets/*")
-        assert "the-second-key" in secrets
-        assert "the-first-key" not in secrets
+        assert not opens(old_url)
+        assert opens(url)
+    assert changed(deployment, before) == set()
 
 
 def test_a_wrong_provider_key_fails_what_needs_it_and_nothing_else(deployment: Deployment, drill: Drill) -> None:
-    """Its model's callers learn that the provider refused; the others notice nothing; the right key mends it."""
-    wrong = "[[demo status=401]]"
+    """Its model's callers learn that the provider refused; the others notice nothing.
+
+    The right key takes its place on every replica.
+    """
+    wrong, right = "[[demo status=401]]", "the-right-key"
     serve_ours(deployment, key=wrong)
     body: dict[str, object] = {**CHAT, "model": "ours"}
-    with drill("a wrong provider key", NOTHING_FAILS) as load:
+    with drill("a wrong provider key, and the right one", NOTHING_FAILS) as load:
         for _ in range(20):
             load.send_also("/v1/chat/completions", body)
             load.await_successes(2)
         with pytest.raises(AuthenticationError) as caught:
             deployment.client.post("/chat/completions", body=body, cast_to=object)
-        serve_ours(deployment, key="the-right-key")
+        serve_ours(deployment, key=right)
         for _ in range(ENOUGH_FOR_EACH):
             assert deployment.client.post("/chat/completions", body=body, cast_to=object)
+    for part in ("litellm-1", "litellm-2"):
+        secrets = deployment.read(part, "sh", "-c", "cat /run/secrets/*")
+        assert right in secrets
+        assert wrong not in secrets
     assert all(each.startswith("status 401") for each in load.report.beside)
     assert "Incorrect API key" in str(caught.value)
     assert wrong not in str(caught.value)
@@ -326,35 +348,6 @@ def opens(url: str, **changes: Any) -> bool:
             return False
         raise
     return True
-
-
-def test_the_superusers_password_is_rotated(deployment: Deployment, drill: Drill) -> None:
-    """The new one opens the server, the old one no longer; neither Postgres nor anything else restarts."""
-    before = ids(deployment)
-    url, superuser = deployment.outputs["databaseUrl"], {"user": "postgres", "dbname": "postgres"}
-    old = deployment.secret("postgres-password")
-    with drill("rotation of the superuser's password", NOTHING_FAILS):
-        deployment.set_path("secretVersions.postgresPassword", 2)
-        deployment.up()
-    assert opens(url, **superuser, password=deployment.secret("postgres-password"))
-    assert not opens(url, **superuser, password=old)
-    assert changed(deployment, before) == set()
-
-
-def test_the_apps_database_password_is_rotated(deployment: Deployment, drill: Drill) -> None:
-    """Two login roles take turns: the old URL opens the database until it is retired."""
-    old = deployment.outputs["databaseUrl"]
-    with drill("rotation of the app's database password", NOTHING_FAILS):
-        deployment.set_path("secretVersions.databasePassword", 2)
-        deployment.up()
-        new = deployment.outputs["databaseUrl"]
-        assert new != old
-        assert opens(old)
-        assert opens(new)
-        deployment.set_path("retirePrevious.databasePassword", 1)
-        deployment.up()
-        assert not opens(old)
-        assert opens(new)
 
 
 def test_the_salt_key_cannot_change_once_litellm_has_a_database(deployment: Deployment, drill: Drill) -> None:

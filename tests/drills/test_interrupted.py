@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import random
 import signal
 import time
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from tests.drills.conftest import Drill
     from tests.stacks import Deployment
 
+KILLS = int(os.environ.get("KILLS", "3"))
+"""Of an `up`, at each part. Each takes half a minute: `make drill NAME=killed KILLS=20` when there is time."""
 EDGE_IS_MADE_AGAIN = Bound(gap_seconds=120)
 """One that an `up` was about to replace is away until the next `up`."""
 UP = ("up", "--yes", "--skip-preview", "--non-interactive")
@@ -87,7 +90,6 @@ def interrupted(  # noqa: PLR0913 -- all by name
     part: str,
     setting: str,
     values: Sequence[object],
-    kills: int,
     bound: Bound,
     urls: Sequence[str] = (),
 ) -> None:
@@ -105,10 +107,10 @@ def interrupted(  # noqa: PLR0913 -- all by name
     found = dict.fromkeys(FOUND, 0)
     killed, longest = 0, 0.0
     with (
-        drill(f"`up` killed {kills} times at {part}", bound) as load,
+        drill(f"`up` killed {KILLS} times at {part}", bound) as load,
         Writer(deployment.outputs["databaseUrl"], *urls) as writer,
     ):
-        while killed < kills:
+        while killed < KILLS:
             deployment.set(**{setting: next(value)})
             when = after(chance.uniform(0, longest)) if longest else as_soon_as_replaced(deployment, part)
             load.report.broken = started = time.monotonic()
@@ -140,7 +142,6 @@ def test_an_up_that_is_killed_at_the_replicas_is_mended_by_the_next(deployment: 
         part="litellm-1",
         setting="drainSeconds",
         values=(61, 62),
-        kills=6,
         bound=NOTHING_FAILS,
     )
 
@@ -154,7 +155,6 @@ def test_an_up_that_is_killed_at_postgres_is_mended_by_the_next(deployment: Depl
         part="postgres",
         setting="postgresPort",
         values=(second, first),
-        kills=7,
         bound=NOTHING_FAILS,
         urls=[deployment.outputs["databaseUrl"].replace(first, second)],
     )
@@ -168,7 +168,6 @@ def test_an_up_that_is_killed_at_the_edge_is_mended_by_the_next(deployment: Depl
         part="edge",
         setting="metricsPort",
         values=(free_port(), free_port()),
-        kills=7,
         bound=EDGE_IS_MADE_AGAIN,
     )
 

@@ -51,8 +51,11 @@ def ask(deployment: Deployment) -> str | None:
     return answer.choices[0].message.content
 
 
-def test_a_stack_moves_to_a_swarm_and_back_with_its_data(swarm: Cluster, tmp_path: Path) -> None:
-    """One `up` each; what ran before is gone, and never do two Postgres servers have the volume."""
+def test_a_stack_moves_to_a_swarm_and_back_and_to_another_machine(swarm: Cluster, tmp_path: Path) -> None:
+    """One `up` each; what ran before is gone, and never do two Postgres servers have the volume.
+
+    On another engine it has the same key and the same rows, and the stack on the first one goes on.
+    """
     engine = swarm.nodes[0].client
     have_images(swarm, swarm.nodes[0])
     with deployed(tmp_path, lambda made: place_on_one_host(swarm, made), host=swarm.nodes[0].host) as made:
@@ -94,29 +97,25 @@ def test_a_stack_moves_to_a_swarm_and_back_with_its_data(swarm: Cluster, tmp_pat
         }
         made.up(expect_no_changes=True)
         made.refresh(expect_no_changes=True)
+        move_to_another_machine(swarm, made, str(tmp_path / "saved.dump"))
 
 
-def test_a_stack_moves_to_another_machine(swarm: Cluster, tmp_path: Path) -> None:
-    """The same key and the same rows on another engine; the stack on the first one goes on."""
+def move_to_another_machine(swarm: Cluster, made: Deployment, backup: str) -> None:
     here, there = swarm.nodes[:2]
-    have_images(swarm, here)
     have_images(swarm, there)
-    with deployed(tmp_path, lambda made: place_on_one_host(swarm, made), host=here.host) as made:
-        add(made, "moved")
-        new = f"{made.name}-new"
-        hosts = {"OLD_HOST": here.host, "NEW_HOST": there.host, "ADDRESS": there.address}
-        backup = str(tmp_path / "saved.dump")
-        with runbook("another-machine", made, NEW_STACK=new, BACKUP=backup, **hosts) as book:
-            book.run("up --stack")
-            book.run("llmctl backup")
-            assert "moved" in book.run("llmctl org list")
-            url = book.type('./pulumiw stack output --stack "$NEW_STACK" litellmUrl')[1].strip()
-            assert url.startswith(f"http://{there.address}:")
-            with OpenAI(base_url=f"{url}/v1", api_key=made.outputs["litellmApiKey"]) as client:
-                assert client.models.list().data
-            book.run("destroy")
-        of_new: dict[str, Any] = {"label": f"{LABEL}.stack={new}"}
-        assert there.client.containers.list(all=True, filters=of_new) == []
-        assert there.client.volumes.list(filters=of_new) == []
-        assert ask(made)
-        made.up(expect_no_changes=True)
+    new = f"{made.name}-new"
+    hosts = {"OLD_HOST": here.host, "NEW_HOST": there.host, "ADDRESS": there.address}
+    with runbook("another-machine", made, NEW_STACK=new, BACKUP=backup, **hosts) as book:
+        book.run("up --stack")
+        book.run("llmctl backup")
+        assert "on a Swarm" in book.run("llmctl org list")
+        url = book.type('./pulumiw stack output --stack "$NEW_STACK" litellmUrl')[1].strip()
+        assert url.startswith(f"http://{there.address}:")
+        with OpenAI(base_url=f"{url}/v1", api_key=made.outputs["litellmApiKey"]) as client:
+            assert client.models.list().data
+        book.run("destroy")
+    of_new: dict[str, Any] = {"label": f"{LABEL}.stack={new}"}
+    assert there.client.containers.list(all=True, filters=of_new) == []
+    assert there.client.volumes.list(filters=of_new) == []
+    assert ask(made)
+    made.up(expect_no_changes=True)

@@ -221,14 +221,22 @@ def test_secrets_are_files_for_their_process_alone(swarm: Cluster, deployment: D
         assert container.attrs["HostConfig"]["ReadonlyRootfs"] == (part != "postgres")
 
 
-def test_a_changed_model_list_reaches_every_replica(swarm: Cluster, deployment: Deployment, drill: Drill) -> None:
-    add_model(deployment, "llama3.1")
-    with drill("Swarm: a changed model list, 3 replicas", NOTHING_FAILS):
+def test_a_changed_model_list_and_a_providers_key_reach_every_replica(
+    swarm: Cluster, deployment: Deployment, drill: Drill
+) -> None:
+    add_model(deployment, "ours", key="the-first-key")
+    with drill("Swarm: a changed model list, and then a provider's key, 3 replicas", NOTHING_FAILS):
         started = time.monotonic()
         deployment.up()
         print(f"\n{REPLICAS} replicas updated in {time.monotonic() - started:.1f} s")
-    answer = deployment.client.chat.completions.create(model="llama3.1", messages=[{"role": "user", "content": "hi"}])
-    assert answer.choices[0].message.content
+        answer = deployment.client.chat.completions.create(model="ours", messages=[{"role": "user", "content": "hi"}])
+        assert answer.choices[0].message.content
+        add_model(deployment, "ours", key="the-second-key")
+        deployment.up()
+    for container in containers(swarm, deployment, "litellm"):
+        secrets = output(container, "sh", "-c", "cat /run/secrets/*")
+        assert "the-second-key" in secrets
+        assert "the-first-key" not in secrets
 
 
 @pytest.fixture
@@ -269,12 +277,39 @@ def test_a_broken_image_is_rolled_back(
     deployment.up(expect_no_changes=True)
 
 
-def test_the_master_key_is_rotated(swarm: Cluster, deployment: Deployment, drill: Drill) -> None:
-    """Replicas with the new key come up beside those with the old one, which then go."""
-    old = deployment.secret("master-key")
-    with drill("Swarm: rotation of the master key", NOTHING_FAILS):
-        deployment.set_path("secretVersions.masterKey", 2)
+def test_secrets_are_rotated(swarm: Cluster, deployment: Deployment, drill: Drill) -> None:
+    """All at once, and then what was kept of the old ones is retired.
+
+    Replicas with the new master key come up beside those with the old one, which then go. Old and new keys of a
+    client open every node's edge, and the app's database takes both passwords, until the old ones are retired. The
+    superuser's password is replaced at once. Postgres does not restart.
+    """
+    everywhere = len(swarm.nodes)
+    old = {name: deployment.secret(name) for name in ("master-key", "postgres-password")}
+    old_url, postgres = deployment.outputs["databaseUrl"], service(swarm, deployment, "postgres").attrs["Version"]
+    with drill("Swarm: rotation of every secret", NOTHING_FAILS) as load:
+        old_key = load.key
+        for name in ("masterKey", "clientKeys.app", "postgresPassword", "databasePassword"):
+            deployment.set_path(f"secretVersions.{name}", 2)
         deployment.up()
+        new_key, url = deployment.outputs["litellmApiKey"], deployment.outputs["databaseUrl"]
+        assert new_key != old_key
+        for key in (old_key, new_key):
+            assert status(swarm, deployment, key) == [httpx2.codes.OK] * everywhere
+        assert opens(url)
+        assert opens(old_url)
+        load.key = new_key
+        load.await_successes(round(load.rate))
+        for name in ("clientKeys.app", "databasePassword"):
+            deployment.set_path(f"retirePrevious.{name}", 1)
+        deployment.up()
+    assert status(swarm, deployment, old_key) == [UNAUTHORIZED] * everywhere
+    assert status(swarm, deployment, new_key) == [httpx2.codes.OK] * everywhere
+    assert not opens(old_url)
+    assert opens(url, **SUPERUSER, password=deployment.secret("postgres-password"))
+    assert not opens(url, **SUPERUSER, password=old["postgres-password"])
+    assert service(swarm, deployment, "postgres").attrs["Version"] == postgres
+
     assert service(swarm, deployment, "litellm").name == f"{PROJECT_NAME}-{deployment.name}-litellm-g2"
     new = deployment.secret("master-key")
     ask = (
@@ -284,58 +319,9 @@ def test_the_master_key_is_rotated(swarm: Cluster, deployment: Deployment, drill
         "print(c.getresponse().status)\n"
     )
     for container in containers(swarm, deployment, "litellm"):
-        assert [output(container, "python3", "-c", ask, key).split() for key in (new, old)] == [["200"], ["401"]]
-    assert status(swarm, deployment, new) == [UNAUTHORIZED] * len(swarm.nodes)  # never at the edge
-
-
-def test_a_clients_key_is_rotated(swarm: Cluster, deployment: Deployment, drill: Drill) -> None:
-    """Old and new open every node's edge until the old one is retired."""
-    everywhere = len(swarm.nodes)
-    with drill("Swarm: rotation of a client's key", NOTHING_FAILS) as load:
-        old = load.key
-        deployment.set_path("secretVersions.clientKeys.app", 2)
-        deployment.up()
-        new = deployment.outputs["litellmApiKey"]
-        assert new != old
-        assert status(swarm, deployment, old) == status(swarm, deployment, new) == [httpx2.codes.OK] * everywhere
-        load.key = new
-        load.await_successes(round(load.rate))
-        deployment.set_path("retirePrevious.clientKeys.app", 1)
-        deployment.up()
-    assert status(swarm, deployment, old) == [UNAUTHORIZED] * everywhere
-    assert status(swarm, deployment, new) == [httpx2.codes.OK] * everywhere
-
-
-def test_a_providers_key_is_rotated(swarm: Cluster, deployment: Deployment, drill: Drill) -> None:
-    add_model(deployment, "ours", key="the-first-key")
-    deployment.forget("models[1]")
-    deployment.up()
-    with drill("Swarm: rotation of a provider's key", NOTHING_FAILS):
-        add_model(deployment, "ours", key="the-second-key")
-        deployment.up()
-    for container in containers(swarm, deployment, "litellm"):
-        secrets = output(container, "sh", "-c", "cat /run/secrets/*")
-        assert "the-second-key" in secrets
-        assert "the-first-key" not in secrets
-
-
-def test_the_passwords_of_postgres_are_rotated(swarm: Cluster, deployment: Deployment, drill: Drill) -> None:
-    """The superuser's at once, the app's by two roles that take turns; Postgres does not restart."""
-    before = service(swarm, deployment, "postgres").attrs["Version"]
-    old_url, old = deployment.outputs["databaseUrl"], deployment.secret("postgres-password")
-    with drill("Swarm: rotation of Postgres' passwords", NOTHING_FAILS):
-        deployment.set_path("secretVersions.postgresPassword", 2)
-        deployment.set_path("secretVersions.databasePassword", 2)
-        deployment.up()
-        url = deployment.outputs["databaseUrl"]
-        assert opens(url)
-        assert opens(old_url)
-        deployment.set_path("retirePrevious.databasePassword", 1)
-        deployment.up()
-    assert not opens(old_url)
-    assert opens(url, **SUPERUSER, password=deployment.secret("postgres-password"))
-    assert not opens(url, **SUPERUSER, password=old)
-    assert service(swarm, deployment, "postgres").attrs["Version"] == before
+        answered = [output(container, "python3", "-c", ask, key).split() for key in (new, old["master-key"])]
+        assert answered == [["200"], ["401"]]
+    assert status(swarm, deployment, new) == [UNAUTHORIZED] * everywhere  # never at the edge
 
 
 def test_more_and_fewer_replicas(swarm: Cluster, deployment: Deployment, drill: Drill) -> None:
