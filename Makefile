@@ -18,8 +18,9 @@ STACK  ?= dev
 PYTHON ?= $(shell test -x $(BIN)/python && echo $(BIN)/python || echo python3)
 BIN    := .venv/bin
 PYTEST  = $(BIN)/pytest
-## Two at a time. Drills have the machine to themselves.
+## Two at a time; tests of one file share a stack.
 LANES   = -n 2
+FILES   = $(LANES) --dist loadfile
 
 .PHONY: help up down purge push environment prepare check check-deploy integration drill bench test forget-coverage \
         test-swarm swarm-at-rest swarm-under-load coverage ci test-runbooks test-clients docs findings locks retirements
@@ -57,10 +58,10 @@ check-deploy: environment
 	$(BIN)/pytest tests/deploy --stack $(STACK) $(if $(SPEND),--spend)
 
 integration: prepare
-	$(PYTEST) $(LANES) --dist loadfile tests/toolchain tests/integration --ignore=tests/integration/test_runbooks.py
+	$(PYTEST) $(FILES) tests/toolchain tests/integration --ignore=tests/integration/test_runbooks.py
 
 drill: prepare
-	$(BIN)/pytest tests/drills $(if $(NAME),-k "$(NAME)")
+	$(BIN)/pytest $(FILES) tests/drills $(if $(NAME),-k "$(NAME)")
 
 bench: prepare
 	@$(BIN)/python -m benchmarks $(if $(ONLY),--only $(ONLY)) $(if $(NAME),--name "$(NAME)") $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(RECORD),--record)

@@ -19,14 +19,16 @@ if TYPE_CHECKING:
 
     import httpx2
 
-    from tests.load import Bound, Report
+    from tests.load import Bound
     from tests.stacks import Deployment
 
     Drill = Callable[[str, Bound], AbstractContextManager[Load]]
 
 FAILURES_SHOWN = 5
 CHARACTERS_SHOWN = 400
-ROWS = pytest.StashKey[list[tuple[str, "Bound", "Report"]]]()
+COLUMNS = ("drill", "bound", "requests", "failed", "in flight", "streams cut", "longest gap s", "recovery s")
+ROW = "drill"
+"""The property of a test's report that has a row of the table, and what was beyond the bound."""
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -58,31 +60,37 @@ def drill(
 
     What became of the requests goes into the table.
     """
-    rows = request.config.stash.setdefault(ROWS, [])
 
     @contextmanager
     def run(name: str, bound: Bound) -> Iterator[Load]:
         load = Load(deployment.outputs["litellmUrl"], deployment.outputs["litellmApiKey"], transport=transport)
-        rows.append((name, bound, load.report))
-        with load.running():
-            load.report.broken = time.monotonic()
-            yield load
-            load.await_successes(round(load.rate))
-        assert load.report.beyond(bound) == []
+        report = load.report
+        try:
+            with load.running():
+                report.broken = time.monotonic()
+                yield load
+                load.await_successes(round(load.rate))
+        finally:
+            counts = (report.sent, len(report.failures), len(report.in_flight), len(report.cut))
+            row = (name, str(bound), *map(str, counts), f"{report.longest_gap:.2f}", f"{report.recovery:.2f}")
+            beyond = [each[:CHARACTERS_SHOWN] for each in report.beyond(bound)[:FAILURES_SHOWN]]
+            request.node.user_properties.append((ROW, (row, beyond)))
+        assert report.beyond(bound) == []
 
     return run
 
 
-def pytest_terminal_summary(config: pytest.Config) -> None:
-    rows = config.stash.get(ROWS, [])
-    columns = ("drill", "bound", "requests", "failed", "in flight", "streams cut", "longest gap s", "recovery s")
-    table = Table(*columns, title="Drills")
-    for name, bound, report in rows:
-        counts = (report.sent, len(report.failures), len(report.in_flight), len(report.cut))
-        table.add_row(name, str(bound), *map(str, counts), f"{report.longest_gap:.2f}", f"{report.recovery:.2f}")
-    if rows:
-        console = Console(width=140)
-        console.print(table)
-        for name, bound, report in rows:
-            for beyond in report.beyond(bound)[:FAILURES_SHOWN]:
-                console.print(f"{name}: {beyond[:CHARACTERS_SHOWN]}", markup=False)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print the rows of all drills, whichever process ran them."""
+    ended = [it for outcome in ("passed", "failed") for it in terminalreporter.getreports(outcome)]
+    rows = [value for it in ended if it.when == "call" for name, value in it.user_properties if name == ROW]
+    if not rows:
+        return
+    table = Table(*COLUMNS, title="Drills")
+    for row, _ in rows:
+        table.add_row(*row)
+    console = Console(width=140)
+    console.print(table)
+    for row, beyond in rows:
+        for each in beyond:
+            console.print(f"{row[0]}: {each}", markup=False)
