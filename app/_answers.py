@@ -22,10 +22,10 @@ from app._errors import (
     RequestRejectedError,
     TimedOutError,
 )
-from app._gateway import GATEWAY_MEND, KEY_MEND, why
 from app._http import LIMITS
 from app._settings import Settings
 from app._types import ToolCall, Usage
+from app._unreachable import GATEWAY_MEND, KEY_MEND, why
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -1,13 +1,13 @@
 """What is known of each model beside what LiteLLM needs: told to callers by `GET /v1/models`, and in the preview.
 
-`llmctl models --verbose` shows it too (app/_tables.py).
+`llmctl models --verbose` shows it too (console/tables.py).
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from app import _tables
+from console import tables
 from infra import prices, providers, retirements
 from infra.litellm_environment import REFERENCE
 
@@ -52,7 +52,7 @@ def table(listed: Sequence[Mapping[str, Any]], left_out: Sequence[LeftOut], rele
     """A line for each model of a list, and for each that is left out of it; what a release has of its own counts."""
     rows = [HEAD, *map(_row, listed)]
     rows += [(it.name, it.provider, f"{' and '.join(it.variables)} missing", "", "", "") for it in left_out]
-    return "\n".join((f"models, with LiteLLM {release.version}:", *_tables.aligned(rows)))
+    return "\n".join((f"models, with LiteLLM {release.version}:", *tables.aligned(rows)))
 
 
 def _row(entry: Mapping[str, Any]) -> tuple[str, ...]:
@@ -68,7 +68,7 @@ def _row(entry: Mapping[str, Any]) -> tuple[str, ...]:
         info["owned_by"],
         _key(info["owned_by"], parameters),
         cost,
-        "; ".join(_tables.fates(info.get("refuses", {}))),
+        "; ".join(tables.fates(info.get("refuses", {}))),
         str(info.get("shutdown_date", "")),
     )
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 import yaml
 
-from app.cli import cli
+from console.cli import cli
 from infra.settings import Settings, is_secret
 from infra.stack_config import adapter, set_command
 from toolchain import providers, releases_page
@@ -109,7 +109,7 @@ def command_line() -> str:
     """The page of llmctl."""
     parts = [
         "# llmctl",
-        GENERATED.format("app/cli.py"),
+        GENERATED.format("console/cli.py"),
         ABOUT_LLMCTL,
         *(_command(path, command) for path, command in commands()),
     ]

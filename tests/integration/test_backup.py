@@ -23,9 +23,10 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from app import _restore, organizations
-from app._backup import Content
-from app._postgres_programs import CONTAINER_LABEL, BackupError
+from app import organizations
+from console import restore
+from console.backup import Content
+from console.postgres_programs import CONTAINER_LABEL, BackupError
 from tests import documents
 from tests.runbooks import Shell
 from tests.stack_config import PROJECT
@@ -239,9 +240,9 @@ def test_a_damaged_or_cut_file_changes_nothing(deployment: Deployment) -> None:
 def test_a_row_too_few_is_found(deployment: Deployment) -> None:
     url = deployment.outputs["databaseUrl"]
     rows = len(everything(url)["organizations"])
-    _restore._count(url, Content({"public.organizations": rows}, 2))
+    restore._count(url, Content({"public.organizations": rows}, 2))
     with pytest.raises(BackupError, match=f"public.organizations has {rows} rows .* and {rows + 1} in"):
-        _restore._count(url, Content({"public.organizations": rows + 1}, 2))
+        restore._count(url, Content({"public.organizations": rows + 1}, 2))
 
 
 def test_a_newer_schema_is_refused_and_an_older_one_is_brought_up_to_date(
@@ -472,15 +473,15 @@ def test_no_other_restore_begins_before_the_names_have_changed(
     deployment: Deployment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not at the last moment either, as it would drop the database that is about to take the name."""
-    file, url, switch = saved(), deployment.outputs["databaseUrl"], _restore._switch
+    file, url, switch = saved(), deployment.outputs["databaseUrl"], restore._switch
     others: list[str] = []
 
     def with_another(*arguments: Any, **names: Any) -> None:
         others.append(refused(file))
         switch(*arguments, **names)
 
-    monkeypatch.setattr(_restore, "_switch", with_another)
-    _restore.restore(url, file, PROJECT / "migrations", confirm=lambda _: True, report=lambda _: None)
+    monkeypatch.setattr(restore, "_switch", with_another)
+    restore.restore(url, file, PROJECT / "migrations", confirm=lambda _: True, report=lambda _: None)
     (said,) = others
     assert "another restore of app is running" in said
 
@@ -490,16 +491,16 @@ def test_a_restore_that_has_lost_its_lock_changes_no_name(
 ) -> None:
     """Another one may have begun since, and have dropped the database that is about to take the name."""
     file, url, here = saved(), deployment.outputs["databaseUrl"], databases(deployment)
-    before, count = everything(url), _restore._count
+    before, count = everything(url), restore._count
 
     def without_lock(*arguments: Any) -> None:
         count(*arguments)
         ended = "SELECT pg_terminate_backend(pid) FROM pg_locks JOIN pg_database d ON d.oid = database"
         as_superuser(deployment, f"{ended} WHERE locktype = 'advisory' AND datname = 'postgres'")
 
-    monkeypatch.setattr(_restore, "_count", without_lock)
+    monkeypatch.setattr(restore, "_count", without_lock)
     with pytest.raises(BackupError, match=r"keeps other restores out has ended.*database app is as it was"):
-        _restore.restore(url, file, PROJECT / "migrations", confirm=lambda _: True, report=lambda _: None)
+        restore.restore(url, file, PROJECT / "migrations", confirm=lambda _: True, report=lambda _: None)
     assert everything(url) == before
     assert databases(deployment) == here
 

@@ -9,7 +9,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from app import _doctor, _status
+from console import doctor, status
 from infra import postgres
 
 if TYPE_CHECKING:
@@ -62,13 +62,13 @@ def test_doctor_and_status_say_what_another_c_library_wants(
     """The indexes of its texts, in an order that is not the server's any more."""
     with deployment.database() as connection:
         with of_another_c_library(superuser, "app"):
-            found = _doctor.collation(connection)
+            found = doctor.collation(connection)
             assert found is not None
             assert found.status == "warning"
             assert found.mend == "docs/runbooks/another-c-library.md"
-            assert [wrong for wrong in _status.read().wrong if found.detail in wrong]
-        assert _status.read().wrong == ()
-        found = _doctor.collation(connection)
+            assert [wrong for wrong in status.read().wrong if found.detail in wrong]
+        assert status.read().wrong == ()
+        found = doctor.collation(connection)
         assert found is not None
         assert found.status == "ok"
 

@@ -15,7 +15,7 @@ import psycopg
 import pytest
 from pulumi import automation
 
-from app import _status
+from console.status import read
 from infra.gateway import PROGRAMS
 from infra.placement.engine import LABEL
 from tests.engines import needs_an_engine_of_its_own
@@ -192,7 +192,7 @@ def test_status_shows_every_node_and_what_the_edge_of_its_own_has_counted(
     monkeypatch.setenv("LITELLM_URL", deployment.outputs["litellmUrl"])
     monkeypatch.setenv("LITELLM_API_KEY", deployment.outputs["litellmApiKey"])
     assert status(swarm, deployment, deployment.outputs["litellmApiKey"]) == [httpx2.codes.OK] * len(swarm.nodes)
-    found = _status.read()
+    found = read()
     assert (found.wrong, found.stack) == ((), deployment.name)
     by_kind = {kind: {part.name: part for part in found.parts if part.kind == kind} for kind in ("edge", "litellm")}
     assert sorted(by_kind["edge"]) == [f"edge@{node.name}" for node in swarm.nodes]

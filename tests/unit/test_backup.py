@@ -15,9 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from app import _backup, _restore, cli
-from app._postgres_programs import PROGRAMS, BackupError, Programs, Server, programs_for
-from app._programs import reason
+from console import backup, cli, restore
+from console.postgres_programs import PROGRAMS, BackupError, Programs, Server, programs_for
+from console.programs import reason
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,8 +40,8 @@ def silent(_line: str) -> None:
     """Report to nobody."""
 
 
-def restored(file: Path, folder: Path) -> _restore.Restored:
-    return _restore.restore(NOWHERE, file, folder, confirm=lambda _name: True, report=silent)
+def restored(file: Path, folder: Path) -> restore.Restored:
+    return restore.restore(NOWHERE, file, folder, confirm=lambda _name: True, report=silent)
 
 
 @pytest.fixture
@@ -57,24 +57,24 @@ def test_a_file_that_exists_is_never_written_over(tmp_path: Path, there: str) ->
     """It is refused before the database is asked."""
     (tmp_path / there).write_text("precious")
     with pytest.raises(ValueError, match=f"{there} exists"):
-        _backup.backup(NOWHERE, tmp_path / "x.dump", report=silent)
+        backup.backup(NOWHERE, tmp_path / "x.dump", report=silent)
     assert [(each.name, each.read_text()) for each in tmp_path.iterdir()] == [(there, "precious")]
 
 
 @pytest.mark.parametrize("name", ["a\nb", "a\\b"])
 def test_a_name_that_sha256sum_could_not_check_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(ValueError, match="cannot be named"):
-        _backup.backup(NOWHERE, tmp_path / name, report=silent)
+        backup.backup(NOWHERE, tmp_path / name, report=silent)
 
 
 def test_a_new_file_is_private_from_the_start(tmp_path: Path) -> None:
     before = os.umask(0)
     try:
-        with _backup._new_file(tmp_path / "x") as stream:
+        with backup._new_file(tmp_path / "x") as stream:
             assert stat.S_IMODE(os.fstat(stream.fileno()).st_mode) == 0o600
     finally:
         os.umask(before)
-    with pytest.raises(FileExistsError), _backup._new_file(tmp_path / "x"):
+    with pytest.raises(FileExistsError), backup._new_file(tmp_path / "x"):
         pass
 
 
@@ -103,7 +103,7 @@ def test_a_backup_has_its_name_only_when_it_is_whole(tmp_path: Path, *, links: b
     before = sys.getprofile()
     sys.setprofile(look)  # at the begin and the end of each call
     try:
-        _backup._give_name(partial, file, "0" * 64)
+        backup._give_name(partial, file, "0" * 64)
     finally:
         sys.setprofile(before)
     whole = ("an archive", f"{'0' * 64}  x.dump\n")
@@ -116,16 +116,16 @@ def test_a_file_that_comes_to_be_meanwhile_is_not_written_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not at the last moment either: when the backup is complete, and its checksum is being written."""
-    file, partial, to_disk = tmp_path / "x.dump", tmp_path / "x.dump.partial", _backup._to_disk
+    file, partial, to_disk = tmp_path / "x.dump", tmp_path / "x.dump.partial", backup._to_disk
     partial.write_text("an archive")
 
     def with_another(stream: IO[bytes]) -> None:
         file.write_text("precious")
         to_disk(stream)
 
-    monkeypatch.setattr(_backup, "_to_disk", with_another)
-    with pytest.raises(BackupError, match=r"x\.dump has come to be in the meantime"), _backup.file_errors(file):
-        _backup._give_name(partial, file, "0" * 64)
+    monkeypatch.setattr(backup, "_to_disk", with_another)
+    with pytest.raises(BackupError, match=r"x\.dump has come to be in the meantime"), backup.file_errors(file):
+        backup._give_name(partial, file, "0" * 64)
     assert {each.name: each.read_text() for each in tmp_path.iterdir()} == {
         "x.dump": "precious",
         "x.dump.partial": "an archive",
@@ -136,7 +136,7 @@ def test_a_file_that_comes_to_be_meanwhile_is_not_written_over(
 def test_a_backup_that_gets_no_name_leaves_nothing_under_it(tmp_path: Path) -> None:
     """Nor a checksum, which would refuse the next one of that name."""
     with pytest.raises(FileNotFoundError):
-        _backup._give_name(tmp_path / "gone.partial", tmp_path / "x.dump", "0" * 64)
+        backup._give_name(tmp_path / "gone.partial", tmp_path / "x.dump", "0" * 64)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -160,7 +160,7 @@ def test_a_file_or_folder_that_cannot_be_used_is_named(tmp_path: Path, folder: P
     with pytest.raises(BackupError, match=r"none\.dump: No such file"):
         restored(tmp_path / "none.dump", folder)
     with pytest.raises(BackupError, match="cannot be used"):
-        _backup.backup(NOWHERE, tmp_path, report=silent)
+        backup.backup(NOWHERE, tmp_path, report=silent)
 
 
 def test_rows_are_counted_as_they_stand_in_the_archive() -> None:
@@ -184,7 +184,7 @@ COPY public.no_columns  FROM stdin;
 \\.
 SELECT pg_catalog.setval('public.s', 7, true);
 """
-    content = _backup.read_content(printed.splitlines(keepends=True))
+    content = backup.read_content(printed.splitlines(keepends=True))
     assert content.rows == {
         "public.schema_migrations": 3,
         'public."a ""b"" (c) FROM stdin; d"': 2,
@@ -198,7 +198,7 @@ SELECT pg_catalog.setval('public.s', 7, true);
 @given(st.lists(st.binary(max_size=20).filter(lambda row: b"\n" not in row and row != b"\\."), max_size=20))
 def test_any_row_counts_once(rows: list[bytes]) -> None:
     printed = [b"COPY public.t (a) FROM stdin;\n", *(row + b"\n" for row in rows), b"\\.\n"]
-    assert _backup.read_content(printed).rows == {"public.t": len(rows)}
+    assert backup.read_content(printed).rows == {"public.t": len(rows)}
 
 
 def test_a_program_that_is_missing_or_of_another_version_is_told(
@@ -237,8 +237,8 @@ def test_a_lock_is_held_as_long_as_its_session_answers(
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     programs = Programs(where="here", prefix=(), connection="", admin="")
     lost = pytest.raises(BackupError, match="the session that keeps other restores out has ended")
-    with _restore._only_one(programs, "app") as lock, nullcontext() if held else lost:
-        _restore._refuse_unlocked(lock)
+    with restore._only_one(programs, "app") as lock, nullcontext() if held else lost:
+        restore._refuse_unlocked(lock)
 
 
 def test_the_reason_of_a_failure_has_no_rows_in_it() -> None:
@@ -276,7 +276,7 @@ def postgres(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (programs / program).write_text(f"#!/bin/sh\necho '{program} (PostgreSQL) 17.2'\n")
         (programs / program).chmod(0o755)
     monkeypatch.setenv("PATH", str(programs))
-    for module in (_backup, _restore):
+    for module in (backup, restore):
         monkeypatch.setattr(module, "server_at", lambda _: SERVER)
     return programs / "pg_restore"
 
@@ -307,7 +307,7 @@ def backups(folder: Path) -> list[str]:
 @pytest.mark.parametrize("keep", [1, 3, 5, 6, 99])
 def test_of_the_older_backups_as_many_stay_as_are_wanted(nights: Path, keep: int) -> None:
     """With the new one, which is one of them; another database's stay, and what a person has named."""
-    made = _backup.backup(NOWHERE, nights, keep=keep, report=silent)
+    made = backup.backup(NOWHERE, nights, keep=keep, report=silent)
     older = [*NIGHTS, made.file.name][-keep:]
     assert backups(nights) == sorted([*older, *NOT_ITS_OWN])
     assert [each.name for each in made.removed] == [name for name in NIGHTS if name not in older]
@@ -318,7 +318,7 @@ def test_the_new_backup_stays_whatever_the_clock_was(nights: Path) -> None:
     for name in NIGHTS:
         for suffix in ("", ".sha256"):
             (nights / f"{name}{suffix}").rename(nights / f"{name.replace('2026', '2999')}{suffix}")
-    made = _backup.backup(NOWHERE, nights, keep=1, report=silent)
+    made = backup.backup(NOWHERE, nights, keep=1, report=silent)
     assert backups(nights) == sorted([made.file.name, *NOT_ITS_OWN])
 
 
@@ -327,7 +327,7 @@ def test_no_backup_goes_for_one_that_is_not_whole(postgres: Path, nights: Path, 
     """Neither for one that was not written to its end, nor for one that cannot be read back."""
     (postgres.parent / fails).write_text(f"#!/bin/sh\necho '{fails} (PostgreSQL) 17.2'\n[ $1 = --version ]\n")
     with pytest.raises(BackupError, match=fails):
-        _backup.backup(NOWHERE, nights, keep=1, report=silent)
+        backup.backup(NOWHERE, nights, keep=1, report=silent)
     assert backups(nights) == sorted([*NIGHTS, *NOT_ITS_OWN])
 
 
@@ -336,8 +336,8 @@ def test_what_a_killed_backup_has_left_goes(nights: Path) -> None:
     """And not what another one is writing."""
     left, writing = (nights / f"app-20261106T0{hour}0000Z.dump.partial" for hour in (3, 4))
     left.write_text("half an archi")
-    with _backup._new_file(writing):
-        _backup.backup(NOWHERE, nights, keep=9, report=silent)
+    with backup._new_file(writing):
+        backup.backup(NOWHERE, nights, keep=9, report=silent)
         assert (left.exists(), writing.exists()) == (False, True)
 
 

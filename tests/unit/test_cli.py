@@ -15,8 +15,9 @@ import psycopg
 import pytest
 from typer.testing import CliRunner
 
-from app import DatabaseUnavailableError, StreamInterruptedError, _http, cli, migrations, organizations
+from app import DatabaseUnavailableError, StreamInterruptedError, _http, migrations, organizations
 from app._shared import Shared
+from console import cli
 from tests.unit.test_app import KEY, chunk, completion, error, sse
 
 if TYPE_CHECKING:

@@ -162,7 +162,7 @@ def test_a_second_run_says_that_it_waits(
 def test_an_installed_package_has_its_migrations(tmp_path: Path) -> None:
     """As it is built for an index, without a clone beside it."""
     source = tmp_path / "source"
-    for name in ("app", "migrations"):
+    for name in ("app", "console", "migrations"):
         shutil.copytree(PROJECT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "LICENSE"):
         shutil.copy(PROJECT / name, source)
@@ -173,11 +173,11 @@ def test_an_installed_package_has_its_migrations(tmp_path: Path) -> None:
     (wheel,) = tmp_path.glob("*.whl")
     shutil.unpack_archive(wheel, installed, "zip")
     look = (
-        "from app import cli, migrations; "
+        "from app import migrations; from console import cli; "
         "print(cli.__file__, *(each.file for each in migrations.read(cli.FOLDER)), sep='\\n')"
     )
     asked = subprocess.run(
         [sys.executable, "-c", look], cwd=installed, check=True, capture_output=True, text=True
     ).stdout.splitlines()
-    assert asked[0] == str(installed / "app/cli.py")
+    assert asked[0] == str(installed / "console/cli.py")
     assert asked[1:] == sorted(file.name for file in (PROJECT / "migrations").glob("*.sql"))

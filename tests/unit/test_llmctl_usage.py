@@ -12,8 +12,9 @@ from uuid import UUID
 import pytest
 from typer.testing import CliRunner
 
-from app import DatabaseUnavailableError, _engine, _usage, cli, organizations
-from app._programs import ProgramError
+from app import DatabaseUnavailableError, organizations
+from console import cli, containers, usage
+from console.programs import ProgramError
 from tests.stack_config import KEY
 
 if TYPE_CHECKING:
@@ -56,8 +57,8 @@ FAILED = {
 UNPRICED = {"cost": None, "answered_by": "llama", "provider": "ollama"}
 
 
-def rows(*lines: str, by: tuple[str, ...] = ("client",), since: datetime | None = None) -> list[_usage.Row]:
-    return list(_usage.of_lines(lines, by, since).rows)
+def rows(*lines: str, by: tuple[str, ...] = ("client",), since: datetime | None = None) -> list[usage.Row]:
+    return list(usage.of_lines(lines, by, since).rows)
 
 
 def llmctl(*arguments: str, stdin: str = "") -> Result:
@@ -89,7 +90,7 @@ def test_calls_are_added_up_by_what_was_asked_for() -> None:
 def test_lines_that_are_not_whole_are_told_of() -> None:
     """Of a collector that cuts them off, or of a version with other fields. Text before and after a line is none."""
     lines = [f"litellm-1 | {line()} (stdout)", line(call_id="2")[:200], '{"event": "usage", "time": "2026-11-29"}']
-    used = _usage.of_lines(lines, ["client"], None)
+    used = usage.of_lines(lines, ["client"], None)
     assert [row.calls for row in used.rows] == [1]
     assert used.unseen == ("2 lines that are not whole",)
 
@@ -119,7 +120,7 @@ def test_what_is_estimated_is_told_apart() -> None:
 
 def test_what_has_no_price_is_unknown_and_never_free() -> None:
     """The models that lack one are named, as the provider calls them."""
-    used = _usage.of_lines([line(**UNPRICED)], ["client"], None)
+    used = usage.of_lines([line(**UNPRICED)], ["client"], None)
     assert (used.rows[0].cost, used.rows[0].unpriced_tokens, used.without_price) == (None, 12, ("ollama/llama",))
     shown = llmctl("-", stdin=line(**UNPRICED))
     assert shown.stdout.splitlines()[-1].split()[-1] == "unknown"
@@ -146,7 +147,7 @@ def test_answers_whose_tokens_nobody_counted_are_told_of() -> None:
     ],
 )
 def test_a_time_is_said_in_several_ways(text: str, time: datetime) -> None:
-    assert _usage.moment(text, now=NOW) == time
+    assert usage.moment(text, now=NOW) == time
 
 
 def test_what_was_before_that_time_does_not_count() -> None:
@@ -198,14 +199,14 @@ def stack(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[list[str]]:
         "look": "",
     }
     parts = (
-        _engine.Part(name="edge", kind=_engine.EDGE, logs=("logs", "edge"), **known),
-        _engine.Part(name="litellm-1", kind=_engine.REPLICA, logs=("logs", "one"), **known),
-        _engine.Part(
-            name="litellm-g1.2@far", kind=_engine.REPLICA, logs=("service", "logs", "--raw", "two"), **known
+        containers.Part(name="edge", kind=containers.EDGE, logs=("logs", "edge"), **known),
+        containers.Part(name="litellm-1", kind=containers.REPLICA, logs=("logs", "one"), **known),
+        containers.Part(
+            name="litellm-g1.2@far", kind=containers.REPLICA, logs=("service", "logs", "--raw", "two"), **known
         ),
     )
-    made = _engine.Stack(name="dev", parts=parts, short=(), unseen="")
-    monkeypatch.setattr(_usage, "found", lambda *_, **__: (made, None))
+    made = containers.Stack(name="dev", parts=parts, short=(), unseen="")
+    monkeypatch.setattr(usage, "found", lambda *_, **__: (made, None))
     asked: list[list[str]] = []
 
     def output(command: list[str], **_: Any) -> str:
@@ -215,7 +216,7 @@ def stack(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[list[str]]:
         said = f"2026-11-29T09:00:00.5Z a provider said: {line(call_id='2')}"
         return f"2026-11-29T08:00:00.5Z started\n{said}\n2026-11-29T10:00:00.123456789Z {line()}\n"
 
-    monkeypatch.setattr(_engine, "output", output)
+    monkeypatch.setattr(containers, "output", output)
     return asked
 
 
@@ -239,7 +240,7 @@ def test_where_no_stack_is_seen_the_command_fails_and_says_what_to_do(monkeypatc
         return None, None
 
     monkeypatch.setenv("LITELLM_API_KEY", KEY)
-    monkeypatch.setattr(_usage, "found", none)
+    monkeypatch.setattr(usage, "found", none)
     failed = llmctl()
     assert (failed.exit_code, failed.stdout) == (1, "")
     assert failed.stderr == "llmctl: what runs: no edge publishes port 4000 (name another engine by DOCKER_HOST)\n"

@@ -14,7 +14,8 @@ import pytest
 from typer.testing import CliRunner
 
 import app
-from app import _edge, _engine, _screen, _status, cli
+from console import cli, containers, edge_statistics, screen
+from console.status import read
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -163,8 +164,8 @@ def engine(gateway: Gateway, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     folder = tmp_path / "bin"
     folder.mkdir()
     monkeypatch.setenv("PATH", str(folder))
-    _engine._images.cache_clear()
-    _engine.postgres_version.cache_clear()
+    containers._images.cache_clear()
+    containers.postgres_version.cache_clear()
     made = Engine(folder)
     made.runs(stack(gateway))
     names = ("haproxy:3.0", "litellm:main-v1.55.0", "litellm:main-v1.55.0", "postgres:17")
@@ -194,7 +195,7 @@ def llmctl(*arguments: str) -> Any:
 
 def test_a_stack_that_is_well_is_shown_whole(gateway: Gateway, engine: Engine) -> None:
     """Each part with its health, image and requests, each client, the models, and every program's version."""
-    status = _status.read()
+    status = read()
     assert (status.wrong, status.unseen) == ((), ())
     assert (status.stack, status.edge, status.url) == ("dev", "edge", f"http://127.0.0.1:{gateway.port}")
     assert status.models == ("claude-3-5-sonnet", "gpt-4o")
@@ -203,13 +204,13 @@ def test_a_stack_that_is_well_is_shown_whole(gateway: Gateway, engine: Engine) -
     assert list(parts) == ["edge", "litellm-1", "litellm-2", "postgres"]
     assert {part.state for part in status.parts} == {"healthy"}
     assert parts["litellm-2"].image == "litellm:main-v1.55.0"
-    assert parts["edge"].traffic == _edge.Traffic(requests=17, failed=2, active=2, queued=0)
-    assert parts["litellm-1"].traffic == _edge.Traffic(requests=11, failed=5, active=2, queued=0)
-    assert parts["litellm-2"].traffic == _edge.Traffic(requests=9, failed=3, active=0, queued=0)
+    assert parts["edge"].traffic == edge_statistics.Traffic(requests=17, failed=2, active=2, queued=0)
+    assert parts["litellm-1"].traffic == edge_statistics.Traffic(requests=11, failed=5, active=2, queued=0)
+    assert parts["litellm-2"].traffic == edge_statistics.Traffic(requests=9, failed=3, active=0, queued=0)
     assert parts["postgres"].traffic is None
     assert status.clients == (
-        _edge.Client("app", requests=12, failed=2, refused=0),
-        _edge.Client("batch", requests=5, failed=0, refused=2),
+        edge_statistics.Client("app", requests=12, failed=2, refused=0),
+        edge_statistics.Client("batch", requests=5, failed=0, refused=2),
     )
     since = status.counted_since
     assert since is not None
@@ -218,7 +219,7 @@ def test_a_stack_that_is_well_is_shown_whole(gateway: Gateway, engine: Engine) -
 
 def test_the_key_stands_in_no_command(engine: Engine) -> None:
     """A command line can be read by everybody on the machine."""
-    _status.read()
+    read()
     assert "exec --interactive" in engine.calls
     assert KEY not in engine.calls
 
@@ -261,16 +262,14 @@ def test_a_part_that_the_engine_has_yet_to_ask_is_wrong_if_it_was_started_again(
 def test_a_replica_that_does_not_answer_the_edge_is_wrong(engine: Engine) -> None:
     """Whatever the engine says of its health: callers are not sent to it."""
     engine.on(f"exec --interactive {IDS[0]}", STATISTICS)
-    assert [line.split(" (")[0] for line in _status.read().wrong] == [
-        "litellm-2: healthy, but does not answer the edge"
-    ]
+    assert [line.split(" (")[0] for line in read().wrong] == ["litellm-2: healthy, but does not answer the edge"]
 
 
 def test_only_replicas_have_requests_of_replicas(gateway: Gateway, engine: Engine) -> None:
     """Another part may have got the address of a replica that is gone."""
     containers = [*stack(gateway)[:2], container("postgres", "postgres", 2)]
     engine.runs(containers)
-    assert [part.traffic is None for part in _status.read().parts] == [False, False, True]
+    assert [part.traffic is None for part in read().parts] == [False, False, True]
 
 
 def test_a_stopped_edge_is_found_by_the_port_that_it_would_publish(gateway: Gateway, engine: Engine) -> None:
@@ -278,7 +277,7 @@ def test_a_stopped_edge_is_found_by_the_port_that_it_would_publish(gateway: Gate
     containers = stack(gateway)
     containers[0]["State"] |= {"Status": "exited", "Running": False, "FinishedAt": "2026-11-25T13:00:00Z"}
     engine.runs(containers)
-    status = _status.read()
+    status = read()
     assert [line.split(":")[0] for line in status.wrong] == ["gateway", "edge"]
     assert status.unseen == ("requests: no edge runs on this engine",)
     assert [part.traffic for part in status.parts] == [None] * 4
@@ -307,27 +306,27 @@ def test_a_gateway_that_does_not_serve_is_wrong(
 ) -> None:
     """It is told what of it, and the parts are shown all the same."""
     gateway.models = ()
-    assert _status.read().wrong[0].startswith("models: none is served")
+    assert read().wrong[0].startswith("models: none is served")
     gateway.key = "another"
-    assert _status.read().wrong[0].startswith("key: the gateway refuses it with status 401")
+    assert read().wrong[0].startswith("key: the gateway refuses it with status 401")
     gateway.ready = 503
-    assert _status.read().wrong == ("gateway: it answers with status 503 (./pulumiw up --refresh)",)
+    assert read().wrong == ("gateway: it answers with status 503 (./pulumiw up --refresh)",)
     gateway.ready, gateway.key, gateway.models = 200, KEY, ("no model",)
-    assert _status.read().wrong[0].startswith("gateway: what answers at")
-    assert len(_status.read().parts) == 4
+    assert read().wrong[0].startswith("gateway: what answers at")
+    assert len(read().parts) == 4
     monkeypatch.setenv("LITELLM_URL", "http://127.0.0.1:9")
-    status = _status.read()
+    status = read()
     assert status.wrong == ("gateway: nothing answers at http://127.0.0.1:9 (./pulumiw up --refresh)",)
     assert "no edge on the engine that `docker` asks publishes port 9 (if it runs on another" in status.unseen[0]
     monkeypatch.setenv("LITELLM_API_KEY", "")
     with pytest.raises(app.NotConfiguredError):
-        _status.read()
+        read()
 
 
 def test_another_stack_with_the_same_port_is_not_shown(engine: Engine) -> None:
     """As where LITELLM_URL names another machine: its edge does not know the key, which the gateway accepts."""
     engine.on(f"exec --interactive {IDS[0]}", ALL_UP.replace("found=yes", "found=no"))
-    status = _status.read()
+    status = read()
     assert (status.stack, status.parts, status.wrong) == (None, (), ())
     assert "another stack than http://127.0.0.1" in status.unseen[0]
 
@@ -349,15 +348,15 @@ def _questions(engine: Engine, monkeypatch: pytest.MonkeyPatch, gateway: Gateway
         return ALL_UP
 
     with monkeypatch.context() as patch:
-        patch.setattr(_edge, "output", answer)
-        assert _status.read().stack == "dev"
+        patch.setattr(edge_statistics, "output", answer)
+        assert read().stack == "dev"
     return asked[0]
 
 
 @pytest.mark.parametrize("answer", ["", "Unknown command: @1\n", "# pxname,svname,\n"])
 def test_an_edge_that_answers_otherwise_leaves_the_rest(engine: Engine, answer: str) -> None:
     engine.on(f"exec --interactive {IDS[0]}", answer)
-    status = _status.read()
+    status = read()
     assert (status.wrong, len(status.parts), status.edge) == ((), 4, None)
     assert status.unseen == ("requests: edge was asked, and what runs there does not answer as HAProxy",)
 
@@ -368,15 +367,15 @@ def test_what_goes_away_while_it_is_looked_at_is_left_out(gateway: Gateway, engi
         engine.on(f"inspect --type=container {each['Id']}", [each])
     engine.on(f"inspect --type=container {' '.join(IDS)}", f"Error: No such container: {IDS[2]}\n", code=1)
     engine.on(f"inspect --type=container {IDS[2]}", f"Error: No such container: {IDS[2]}\n", code=1)
-    assert [part.name for part in _status.read().parts] == ["edge", "litellm-1", "postgres"]
+    assert [part.name for part in read().parts] == ["edge", "litellm-1", "postgres"]
     engine.on("inspect --type=container", "error during connect: EOF\n", code=1)
-    assert "error during connect" in _status.read().unseen[0]
+    assert "error during connect" in read().unseen[0]
 
 
 def test_versions_that_cannot_be_read_are_not_seen(engine: Engine) -> None:
     engine.on(f"exec {IDS[3]} psql", "Error: container is paused\n", code=1)
     engine.on("inspect --type=image", "Error: No such image\n", code=1)
-    status = _status.read()
+    status = read()
     assert "the version of PostgreSQL: docker failed" in status.unseen[0]
     assert status.parts[0].image == "sha256:0"
 
@@ -414,10 +413,10 @@ def swarm(gateway: Gateway, engine: Engine) -> Engine:
         task("litellm-g1", "two", "172.20.0.6", slot=2, state="starting"),
     ]
     of_edge = container("edge.one", "edge", 0)
-    of_edge["Config"]["Labels"][_engine.OF_A_TASK] = "edge-on-one"
+    of_edge["Config"]["Labels"][containers.OF_A_TASK] = "edge-on-one"
     of_edge["HostConfig"]["PortBindings"]["4000/tcp"] = [{"HostIp": "", "HostPort": str(gateway.port)}]
     left = container("edge.before", "edge", 1, Status="exited")
-    left["Config"]["Labels"][_engine.OF_A_TASK] = "edge-before"
+    left["Config"]["Labels"][containers.OF_A_TASK] = "edge-before"
     engine.runs([of_edge, left])
     listed = [
         {"Name": "llm-infrastructure-dev-edge", "Mode": "global", "Replicas": "2/2"},
@@ -434,11 +433,11 @@ def swarm(gateway: Gateway, engine: Engine) -> Engine:
 
 def test_a_swarm_is_shown_task_by_task(swarm: Engine) -> None:
     """With each task's node, what its services lack, and the statistics of the edge on the engine that is asked."""
-    status = _status.read()
+    status = read()
     parts = {part.name: part for part in status.parts}
     assert list(parts) == ["edge@one", "edge@two", "litellm-g1.1@one", "litellm-g1.2@two"]
     assert parts["litellm-g1.1@one"].image == "registry:5000/litellm-g1:1"
-    assert parts["litellm-g1.1@one"].traffic == _edge.Traffic(requests=11, failed=5, active=2, queued=0)
+    assert parts["litellm-g1.1@one"].traffic == edge_statistics.Traffic(requests=11, failed=5, active=2, queued=0)
     assert (parts["edge@one"].traffic is None, parts["edge@two"].traffic) == (False, None)
     look = "docker service ps --no-trunc llm-infrastructure-dev-litellm-g1"
     assert status.wrong == (f"litellm-g1: 1 of 2 run ({look})", f"litellm-g1.2@two: starting ({look})")
@@ -448,16 +447,16 @@ def test_a_swarm_is_shown_task_by_task(swarm: Engine) -> None:
 
 def test_on_a_node_that_is_no_manager_its_own_tasks_are_shown(swarm: Engine) -> None:
     swarm.on("service ls", NO_MANAGER, code=1)
-    status = _status.read()
+    status = read()
     assert [part.name for part in status.parts] == ["edge.one"]
     assert status.unseen[0].startswith("only the tasks of this node, as docker failed")
 
 
 def test_a_manager_that_fails_is_told(swarm: Engine) -> None:
     swarm.on("service ls", "Error response from daemon: rpc error: context deadline exceeded\n", code=1)
-    assert "context deadline exceeded" in _status.read().unseen[0]
+    assert "context deadline exceeded" in read().unseen[0]
     swarm.on("service ls", "")
-    assert "no edge on the engine that `docker` asks publishes port" in _status.read().unseen[0]
+    assert "no edge on the engine that `docker` asks publishes port" in read().unseen[0]
 
 
 def test_what_is_no_terminal_gets_plain_text(engine: Engine) -> None:
@@ -497,7 +496,7 @@ def test_watching_goes_on_when_something_fails_and_ends_by_an_interrupt(
         except StopIteration:
             raise KeyboardInterrupt from None
 
-    monkeypatch.setattr(_screen, "sleep", step)
+    monkeypatch.setattr(screen, "sleep", step)
     done = llmctl("--watch", "--every", "0.5", *options)
     assert done.exit_code == 0
     if options:
@@ -516,7 +515,7 @@ def test_who_says_how_often_to_look_watches(engine: Engine, monkeypatch: pytest.
         waited.append(seconds)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(_screen, "sleep", stop)
+    monkeypatch.setattr(screen, "sleep", stop)
     for arguments in (["--watch"], ["--every", "0.5"], ["--watch", "--every", "0.5"]):
         assert llmctl(*arguments).exit_code == 0
     assert waited == [cli.LOOK_SECONDS, 0.5, 0.5]
@@ -526,9 +525,9 @@ def test_on_a_terminal_a_watch_stays_in_its_place(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
-    with _screen.Screen(live=True) as screen:
+    with screen.Screen(live=True) as terminal:
         for _ in range(2):
-            screen.show(_status.read())
+            terminal.show(read())
     printed = capsys.readouterr().out
     assert "all is well" in printed
     assert "\x1b[1A" in printed  # back up over the first
@@ -537,7 +536,7 @@ def test_on_a_terminal_a_watch_stays_in_its_place(
 def test_a_status_is_a_document(engine: Engine) -> None:
     """`--json` has every field, under the names of the classes."""
     document = json.loads(llmctl("--json").stdout)
-    assert document == json.loads(json.dumps(asdict(_status.read()), default=str)) | {
+    assert document == json.loads(json.dumps(asdict(read()), default=str)) | {
         name: document[name] for name in ("at", "counted_since")
     }
 

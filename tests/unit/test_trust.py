@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import app
-from app import _gateway
+from console import gateway_report
 from tests.certificates import certify
 from tests.unit.test_app import HELLO, completion, face
 
@@ -90,7 +90,7 @@ def test_a_private_authority_is_trusted_by_all_that_asks(
     if scheme == "https":
         monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
     assert face.chat(HELLO).content == "hi"
-    assert _gateway.ask(app.Settings.load()).models == ("gpt-4o",)
+    assert gateway_report.ask(app.Settings.load()).models == ("gpt-4o",)
 
 
 def test_what_is_not_trusted_is_told(face: Face, address: str, scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,8 +99,8 @@ def test_what_is_not_trusted_is_told(face: Face, address: str, scheme: str, monk
     said = "is not trusted" if scheme == "https" else "has no TLS"
     with pytest.raises(app.GatewayUnreachableError, match=said):
         face.chat(HELLO)
-    with pytest.raises(_gateway.GatewayError, match=said) as caught:
-        _gateway.ask(app.Settings.load())
+    with pytest.raises(gateway_report.GatewayError, match=said) as caught:
+        gateway_report.ask(app.Settings.load())
     assert ("SSL_CERT_FILE" in caught.value.mend) is (scheme == "https")
 
 
@@ -108,8 +108,8 @@ def test_what_is_not_trusted_is_told(face: Face, address: str, scheme: str, monk
 def test_a_gateway_that_has_tls_now_is_told(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """As after `tlsCertificate` was set, where LITELLM_URL still says http."""
     monkeypatch.setenv("LITELLM_URL", f"http://{address}")
-    with pytest.raises(_gateway.GatewayError, match="ended the connection without an answer") as caught:
-        _gateway.ask(app.Settings.load())
+    with pytest.raises(gateway_report.GatewayError, match="ended the connection without an answer") as caught:
+        gateway_report.ask(app.Settings.load())
     assert "https://" in caught.value.mend
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
-from app._programs import output
+from console.programs import output
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

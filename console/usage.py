@@ -13,11 +13,12 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from app import _engine, organizations
+from app import organizations
 from app._errors import LLMError
-from app._programs import ProgramError
 from app._settings import Settings
-from app._status import found
+from console import containers
+from console.programs import ProgramError
+from console.status import found
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -155,9 +156,9 @@ def of_logs(by: Sequence[str], since: datetime | None) -> Usage:
     lines: list[str] = []
     logs: list[Log] = []
     for part in stack.parts:
-        if part.kind == _engine.REPLICA:
+        if part.kind == containers.REPLICA:
             try:
-                written = _engine.log(part)
+                written = containers.log(part)
             except ProgramError as error:
                 unseen.append(f"the log of {part.name}: {error}")
                 continue

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from app._engine import LABEL, POSTGRES
-from app._programs import ProgramError, output, reason
+from console.containers import LABEL, POSTGRES
+from console.programs import ProgramError, output, reason
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

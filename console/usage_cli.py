@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from app._programs import ProgramError
-from app._tables import print_table, say
+from console.programs import ProgramError
+from console.tables import print_table, say
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from app._usage import Row, Usage
+    from console.usage import Row, Usage
 
 By = StrEnum("By", ["client", "org", "model", "day"])
 BY = [By.client, By.model]
@@ -47,14 +47,14 @@ def usage(
     The lines of the replicas are read from the engine that `docker` asks, which DOCKER_HOST names. Those of a replica
     that was replaced are gone with it.
     """
-    from app import _usage  # noqa: PLC0415
+    from console import usage  # noqa: PLC0415
 
     if as_json and as_csv:
         raise typer.BadParameter("--json and --csv exclude each other")
     groups = list(dict.fromkeys(each.value for each in by or BY))
-    start = _usage.moment(since, now=datetime.now(UTC)) if since else None
+    start = usage.moment(since, now=datetime.now(UTC)) if since else None
     try:
-        used = _usage.of_lines(_lines(files), groups, start) if files else _usage.of_logs(groups, start)
+        used = usage.of_lines(_lines(files), groups, start) if files else usage.of_logs(groups, start)
     except ProgramError as error:
         say(f"llmctl: {error}")
         raise typer.Exit(1) from None
@@ -77,7 +77,7 @@ def _lines(files: Sequence[Path]) -> Iterator[str]:
 
 
 def _print_csv(rows: Sequence[Row], groups: Sequence[str]) -> None:
-    from app._usage import Row  # noqa: PLC0415
+    from console.usage import Row  # noqa: PLC0415
 
     numbers = [each.name for each in dataclasses.fields(Row) if each.name != "group"]
     writer = csv.writer(sys.stdout, lineterminator="\n")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ssl
 import time
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
@@ -13,15 +12,13 @@ import httpx2
 from app import _http
 from app._deadline import until
 from app._errors import GatewayRefusedKeyError, GatewayUnreachableError
+from app._unreachable import GATEWAY_MEND, KEY_MEND, why
 
 if TYPE_CHECKING:
     from app._settings import Settings
 
 SECONDS = 10.0
 READINESS = "/health/readiness"
-# Not `make up`, which is for stack dev, and this may be the gateway of another one.
-GATEWAY_MEND = "./pulumiw up --refresh"
-KEY_MEND = "take LITELLM_API_KEY from .env, or: ./pulumiw stack output litellmApiKey --show-secrets"
 MODELS_MEND = "./pulumiw config set --secret openaiApiKey …"
 ENDING_MEND = "./pulumiw preview, which names the command for another model"
 
@@ -150,29 +147,3 @@ def _ending(model: dict[str, Any]) -> Ending:
         successor=model.get("successor"),
         replaces=model.get("replaces"),
     )
-
-
-def why(error: httpx2.HTTPError, url: str) -> tuple[str, str]:
-    """What is wrong where no answer came from `url`, and what mends it."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, ssl.SSLCertVerificationError):
-            return (
-                f"the certificate of {url} is not trusted ({cause.verify_message})",
-                "name the file of its authority in SSL_CERT_FILE",
-            )
-        if isinstance(cause, ssl.SSLError):
-            return f"what answers at {url} has no TLS", "check LITELLM_URL: http:// or https://"
-        cause = cause.__cause__ or cause.__context__
-    match error:
-        case httpx2.ConnectTimeout():
-            return f"no connection to {url} in time", GATEWAY_MEND
-        case httpx2.ConnectError():
-            return f"nothing answers at {url}", GATEWAY_MEND
-        case httpx2.TimeoutException():
-            return f"{url} did not answer in time", GATEWAY_MEND
-        case _:
-            return (
-                f"what listens at {url} ended the connection without an answer",
-                "check LITELLM_URL: it begins with https:// where the gateway has TLS",
-            )

@@ -9,7 +9,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from app import _status
+from console import status
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -18,19 +18,19 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
-    from app._edge import Client
-    from app._status import Status
+    from console.edge_statistics import Client
+    from console.status import Status
 
 COLUMNS = 10_000
 """The width of what is no terminal: nothing is wrapped or cut off."""
 AGES = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
 
 
-def watch(seconds: float, show: Callable[[Status], None]) -> None:
+def repeat(seconds: float, show: Callable[[Status], None]) -> None:
     """Look every so many seconds until Ctrl-C."""
     try:
         while True:
-            show(_status.read())
+            show(status.read())
             sleep(seconds)
     except KeyboardInterrupt:
         pass

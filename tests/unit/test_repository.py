@@ -1,4 +1,4 @@
-"""The house: what holds for every file that git keeps."""
+"""The repository: what holds for every file that git keeps."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_no_secret_is_in_a_file(files: list[str]) -> None:
 
 
 @pytest.mark.parametrize("quote", ["", '"'])
-@pytest.mark.parametrize("file", ["README.md", "Makefile", "app/cli.py", "tests/load.py", "Pulumi.dev.yaml", ".env"])
+@pytest.mark.parametrize("file", ["README.md", "Makefile", "app/aio.py", "tests/load.py", "Pulumi.dev.yaml", ".env"])
 @pytest.mark.parametrize("prefix", ["sk-", "sk-proj-", "sk-ant-api03-"])
 def test_a_key_is_found(tmp_path: Path, file: str, prefix: str, quote: str) -> None:
     """A provider's or the gateway's, wherever it was pasted into a file that is otherwise as it is."""

@@ -14,14 +14,14 @@ from typing import IO, TYPE_CHECKING
 from rich.console import Console
 from rich.progress import DownloadColumn, Progress, TextColumn, TimeElapsedColumn, TransferSpeedColumn
 
-from app._postgres_programs import BackupError, programs_for, server_at
+from console.postgres_programs import BackupError, programs_for, server_at
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
     from io import FileIO
     from pathlib import Path
 
-    from app._postgres_programs import Programs, Server
+    from console.postgres_programs import Programs, Server
 
 CHUNK_BYTES = 1 << 20
 ROWS_BETWEEN_REPORTS = 10_000

@@ -11,8 +11,9 @@ import psycopg
 
 from app import migrations, organizations
 from app._errors import LLMError
-from app._gateway import ENDING_MEND, KEY_MEND, MODELS_MEND, SECONDS, GatewayError, ask
 from app._settings import Settings
+from app._unreachable import KEY_MEND
+from console.gateway_report import ENDING_MEND, MODELS_MEND, SECONDS, GatewayError, ask
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

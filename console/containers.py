@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from app._programs import ProgramError, output
+from console.programs import ProgramError, output
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from app._edge import Traffic
+    from console.edge_statistics import Traffic
 
 LABEL = "llm-infrastructure"
 OF_A_TASK = "com.docker.swarm.task.id"

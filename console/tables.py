@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from app._gateway import Gateway
     from app.organizations import Organization
+    from console.gateway_report import Gateway
 
 WORDS = {"drop": "leaves out", "error": "refuses"}
 """What becomes of the parameters that a model's provider refuses, by the stack's word for it."""

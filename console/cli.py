@@ -16,15 +16,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from app._tables import of_models, of_organizations, print_table, say, told
-from app._usage_cli import usage
+import app
+from console.tables import of_models, of_organizations, print_table, say, told
+from console.usage_cli import usage
 
 if TYPE_CHECKING:
-    from app._gateway import Gateway
     from app.organizations import Organization
+    from console.gateway_report import Gateway
 
-INSTALLED = Path(__file__).parent / "_migrations"
-FOLDER = INSTALLED if INSTALLED.is_dir() else Path(__file__).parent.parent / "migrations"
+CLIENT = Path(app.__file__).parent
+INSTALLED = CLIENT / "_migrations"
+FOLDER = INSTALLED if INSTALLED.is_dir() else CLIENT.parent / "migrations"
 LOOK_SECONDS = 2
 HELP = {"help_option_names": ["-h", "--help"]}
 cli = typer.Typer(
@@ -65,8 +67,6 @@ def chat(
     as_json: AsJson = False,
 ) -> None:
     """Ask a model:  llmctl chat "hello"."""
-    import app  # noqa: PLC0415
-
     question = _text(prompt)
     messages = [app.ChatMessage("system", system)] if system else []
     messages.append(app.ChatMessage("user", question))
@@ -101,8 +101,6 @@ def embed(
     as_json: AsJson = False,
 ) -> None:
     """Print a text's vector, a number a line:  llmctl embed "hello"."""
-    import app  # noqa: PLC0415
-
     given = _text(text)
     result = app.generate_embedding(given, model) if model else app.generate_embedding(given)
     print(_json(result) if as_json else "\n".join(map(str, result.embedding)))
@@ -236,9 +234,9 @@ def backup(
 
     A folder for --keep holds the backups of one stack: those of another one's database may have the same names.
     """
-    from app import _backup  # noqa: PLC0415
+    from console import backup  # noqa: PLC0415
 
-    made = _backup.backup(_database_url(), file or Path(), keep=keep, report=say)
+    made = backup.backup(_database_url(), file or Path(), keep=keep, report=say)
     print(_json(made) if as_json else made.file)
 
 
@@ -255,7 +253,7 @@ def restore(
 
     Prints the name under which the present one is kept.
     """
-    from app import _restore  # noqa: PLC0415
+    from console import restore  # noqa: PLC0415
 
     if not yes and not sys.stdin.isatty():
         raise typer.BadParameter("without a terminal to ask on, say --yes")
@@ -267,7 +265,7 @@ def restore(
         print("Type the database's name to go on: ", end="", file=sys.stderr, flush=True)
         return sys.stdin.readline().strip() == database
 
-    done = _restore.restore(_database_url(), file, folder, confirm=typed, report=say)
+    done = restore.restore(_database_url(), file, folder, confirm=typed, report=say)
     print(_json(done) if as_json else done.kept)
 
 
@@ -285,18 +283,19 @@ def status(
     Ends with 1 when something is down. Changes nothing, and no provider is asked. What runs is known to the engine
     that `docker` asks, which DOCKER_HOST names.
     """
-    from app import _screen, _status  # noqa: PLC0415
+    from console.screen import Screen, repeat  # noqa: PLC0415
+    from console.status import Status, read  # noqa: PLC0415
 
-    def print_json(found: _status.Status) -> None:
+    def print_json(found: Status) -> None:
         print(_json(found), flush=True)
 
     watch = watch or every is not None
-    with _screen.Screen(live=watch and not as_json) as screen:
+    with Screen(live=watch and not as_json) as screen:
         show = print_json if as_json else screen.show
         if watch:
-            _screen.watch(every or LOOK_SECONDS, show)
+            repeat(every or LOOK_SECONDS, show)
             return
-        found = _status.read()
+        found = read()
         show(found)
     if found.wrong:
         raise typer.Exit(1)
@@ -305,12 +304,12 @@ def status(
 @cli.command()
 def doctor(folder: Folder = FOLDER, as_json: AsJson = False) -> None:
     """Check settings, gateway and database, changing nothing:  llmctl doctor."""
-    from app import _doctor  # noqa: PLC0415
+    from console import doctor  # noqa: PLC0415
 
     findings = []
     marks = {"ok": "[green]OK[/]     ", "warning": "[yellow]WARNING[/]", "failure": "[red]FAILURE[/]"}
     console = Console(highlight=False, soft_wrap=True)
-    for finding in _doctor.examine(folder):
+    for finding in doctor.examine(folder):
         findings.append(finding)
         if not as_json:
             console.print(marks[finding.status], end=" ")
@@ -334,9 +333,10 @@ def _text(given: str | None) -> str:
 
 
 def _served() -> Gateway:
-    from app import Settings, _gateway  # noqa: PLC0415
+    from app import Settings  # noqa: PLC0415
+    from console import gateway_report  # noqa: PLC0415
 
-    return _gateway.accepted(Settings.load())
+    return gateway_report.accepted(Settings.load())
 
 
 def _check_models(model: str | None, fallback: str | None, *, no_fallback: bool, force: bool) -> None:
@@ -395,6 +395,6 @@ def _expected(error: Exception) -> bool:
     import psycopg  # noqa: PLC0415
 
     from app import LLMError, migrations  # noqa: PLC0415
-    from app._postgres_programs import BackupError  # noqa: PLC0415
+    from console.postgres_programs import BackupError  # noqa: PLC0415
 
     return isinstance(error, (LLMError, BackupError, migrations.MigrationError, psycopg.Error))

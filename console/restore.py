@@ -22,17 +22,17 @@ import psycopg
 from psycopg.conninfo import make_conninfo
 
 from app import migrations
-from app._backup import backups_in, beside, content_of, file_errors, shown_progress
-from app._postgres_programs import BackupError, connected, one_line, programs_for, server_at
-from app._programs import reason
+from console.backup import backups_in, beside, content_of, file_errors, shown_progress
+from console.postgres_programs import BackupError, connected, one_line, programs_for, server_at
+from console.programs import reason
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from io import FileIO
     from pathlib import Path
 
-    from app._backup import Content
-    from app._postgres_programs import Programs, Server
+    from console.backup import Content
+    from console.postgres_programs import Programs, Server
 
 POLL_SECONDS = 0.2
 

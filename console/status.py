@@ -12,18 +12,19 @@ from typing import TYPE_CHECKING
 
 import psycopg
 
-from app import _engine
-from app._doctor import collation
-from app._edge import Client, Statistics, statistics
 from app._errors import LLMError
-from app._gateway import KEY_MEND, MODELS_MEND, GatewayError, ask
-from app._programs import ProgramError
 from app._settings import Settings
+from app._unreachable import KEY_MEND
+from console import containers
+from console.doctor import collation
+from console.edge_statistics import Client, Statistics, statistics
+from console.gateway_report import MODELS_MEND, GatewayError, ask
+from console.programs import ProgramError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from app._gateway import Gateway
+    from console.gateway_report import Gateway
 
 
 DATABASE_SECONDS = 2
@@ -40,7 +41,7 @@ class Status:
     models: tuple[str, ...]
     versions: Mapping[str, str]
     """By program: LiteLLM, HAProxy, PostgreSQL."""
-    parts: tuple[_engine.Part, ...]
+    parts: tuple[containers.Part, ...]
     clients: tuple[Client, ...]
     edge: str | None
     """The edge that has counted what is shown; on a Swarm each has counted its own."""
@@ -114,14 +115,14 @@ def _sorting(settings: Settings) -> list[str]:
 
 def found(
     port: int, key: str, unseen: list[str], *, other_than: str
-) -> tuple[_engine.Stack | None, Statistics | None]:
+) -> tuple[containers.Stack | None, Statistics | None]:
     """The stack whose edge publishes the gateway's port, and what that edge has counted.
 
     `other_than` is the address at which the key is good, where that is known: an edge with the same port that does
     not know the key is another one. What cannot be seen is added to `unseen`.
     """
     try:
-        stacks = _engine.stacks(port)
+        stacks = containers.stacks(port)
     except (ProgramError, ValueError) as error:
         unseen.append(f"what runs, and its requests: {error}")
         return None, None
@@ -139,7 +140,7 @@ def found(
     return None, None
 
 
-def _counted(edge: _engine.Part | None, key: str) -> tuple[Statistics | None, str]:
+def _counted(edge: containers.Part | None, key: str) -> tuple[Statistics | None, str]:
     """The statistics of an edge, or why there are none."""
     if edge is None or edge.container is None:
         return None, "requests: no edge runs on this engine"
@@ -149,11 +150,11 @@ def _counted(edge: _engine.Part | None, key: str) -> tuple[Statistics | None, st
         return None, f"requests: {edge.name} was asked, and {error}"
 
 
-def _with_traffic(part: _engine.Part, edge: _engine.Part | None, counted: Statistics) -> _engine.Part:
+def _with_traffic(part: containers.Part, edge: containers.Part | None, counted: Statistics) -> containers.Part:
     """A part with what the edge has counted of it, and says of it."""
     if part == edge:
         return replace(part, traffic=counted.traffic)
-    if part.kind != _engine.REPLICA:  # which may have the address of a replica that is gone
+    if part.kind != containers.REPLICA:  # which may have the address of a replica that is gone
         return part
     address = next((each for each in part.addresses if each in counted.replicas), "")
     part = replace(part, traffic=counted.replicas.get(address))
@@ -163,7 +164,7 @@ def _with_traffic(part: _engine.Part, edge: _engine.Part | None, counted: Statis
 
 
 def _versions(
-    gateway: Gateway | None, stack: _engine.Stack | None, counted: Statistics | None, unseen: list[str]
+    gateway: Gateway | None, stack: containers.Stack | None, counted: Statistics | None, unseen: list[str]
 ) -> Iterator[tuple[str, str]]:
     """Each program and its version, where it can be told."""
     if gateway is not None and gateway.version:
@@ -171,8 +172,8 @@ def _versions(
     if counted is not None:
         yield "HAProxy", counted.version
     for part in stack.parts if stack else ():
-        if part.kind == _engine.POSTGRES and part.up and part.container:
+        if part.kind == containers.POSTGRES and part.up and part.container:
             try:
-                yield "PostgreSQL", _engine.postgres_version(part.container)
+                yield "PostgreSQL", containers.postgres_version(part.container)
             except ProgramError as error:
                 unseen.append(f"the version of PostgreSQL: {error}")
