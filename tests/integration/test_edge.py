@@ -666,16 +666,61 @@ def test_metrics_are_on_a_loopback_port_of_their_own(deployment: Deployment) -> 
     assert "gateway" in httpx2.get(f"http://127.0.0.1:{port}/").text
 
 
-def test_the_alert_rules_name_metrics_that_there_are(deployment: Deployment) -> None:
-    """Prometheus takes a rule about a metric that nobody has, and never fires."""
+def test_alert_rules_and_the_dashboard_query_metrics_that_exist(
+    client: Callable[..., OpenAI], deployment: Deployment, provider: Provider
+) -> None:
+    """Each metric, label and value: Prometheus accepts a query about others, and finds nothing."""
+    provider.acknowledged.release(ROUND_TRIPS)
+    unpriced = client().chat.completions.create(
+        model="own", messages=[{"role": "user", "content": "hello"}], stream=True
+    )
+    assert list(unpriced)
+    with pytest.raises(openai.InternalServerError):
+        ask(client(), "[[demo status=500]]")
+    ask(client())
     port = deployment.stack.get_config("metricsPort").value
-    there = "".join(httpx2.get(f"http://127.0.0.1:{port}/metrics{path}").text for path in ("", "/usage"))
+
+    def samples() -> list[tuple[str, dict[str, str]]]:
+        pages = [httpx2.get(f"http://127.0.0.1:{port}/metrics{path}").text for path in ("", "/usage")]
+        lines = re.findall(r"^(\w+)\{(.*)\} \S+$", "\n".join(pages), re.MULTILINE)
+        return [(name, dict(re.findall(r'(\w+)="([^"]*)"', labels))) for name, labels in lines]
+
+    usage = re.findall(r'"(llm_gateway_\w+_total)"', (PROJECT / "litellm/usage.py").read_text(encoding="utf-8"))
+    until(lambda: set(usage) <= {name for name, _ in samples()}, "each counter of usage has counted")
     groups = yaml.safe_load((PROJECT / "monitoring/alerts.yaml").read_text(encoding="utf-8"))["groups"]
     rules = [rule for group in groups for rule in group["rules"]]
-    named = {name for rule in rules for name in re.findall(r"\b(?:haproxy|llm_gateway)_\w+", rule["expr"])}
-    assert len(named) > 1
-    assert [name for name in named if f"# TYPE {name} " not in there] == []
+    board = json.loads((PROJECT / "monitoring/dashboard.json").read_text(encoding="utf-8"))
+    queries = [rule["expr"] for rule in rules]
+    queries += [target["expr"] for panel in board["panels"] for target in panel.get("targets", [])]
+    queries += [variable["query"] for variable in board["templating"]["list"] if variable["type"] == "query"]
+    there = samples()
+    assert len(queries) > len(rules) > 0
+    assert [query for query in queries if missing(query, there)] == []
     assert [rule for rule in rules if not (PROJECT / rule["annotations"].get("runbook", "README.md")).exists()] == []
+
+
+def missing(query: str, samples: list[tuple[str, dict[str, str]]]) -> set[str]:
+    """What of a query in PromQL is not among some samples: a metric with such labels, or a label to group by."""
+    of_prometheus = {"job", "instance"}
+    lost = set()
+    groups = {label.strip() for each in re.findall(r"\bby \(([^)]*)\)", query) for label in each.split(",")}
+    for name, selector in re.findall(r"\b((?:haproxy|llm_gateway)_\w+)(?:\{([^}]*)\})?", query):
+        wanted = {
+            label: ".*" if value.startswith("$") else value if operator == "=~" else re.escape(value)
+            for label, operator, value in re.findall(r'(\w+)(=~?)"([^"]*)"', selector)
+            if label not in of_prometheus
+        }
+        found = [
+            labels
+            for metric, labels in samples
+            if metric == name
+            and all(label in labels and re.fullmatch(value, labels[label]) for label, value in wanted.items())
+        ]
+        if not found:
+            lost.add(name)
+        elif not groups - of_prometheus <= set.intersection(*map(set, found)):
+            lost.add(f"{name} by {groups}")
+    return lost
 
 
 def test_the_replicas_counters_are_in_one_place(client: Callable[..., OpenAI], deployment: Deployment) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import subprocess
 import sys
 import time
@@ -150,3 +152,27 @@ def test_the_script_answers_from_the_nearest_paragraphs(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.count("Paragraph four.") == 2
     assert sum(paragraph in done.stdout for paragraph in paragraphs) == 3
+
+
+def test_the_examples_in_the_documents_run_as_they_are(tmp_path: Path) -> None:
+    """All of docs/app.md as one program; its question about the weather has the demo provider call a function."""
+    document = (PROJECT / "docs/app.md").read_text(encoding="utf-8")
+    program = "\n".join(re.findall(r"^```python\n(.*?)^```", document, re.MULTILINE | re.DOTALL))
+    program, changes = re.subn("What is the weather in Paris.", "[[demo answer=tools]]", program)
+    assert changes == 1
+    (tmp_path / "program.py").write_text(program)
+    (tmp_path / "photo.png").write_bytes(b"any picture")
+    done = subprocess.run(
+        [sys.executable, "program.py"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(PROJECT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count("You said: What is the capital of France?") == 4
+    assert "You said: What is in this picture?" in done.stdout
+    assert "gpt-4o False\n" in done.stdout
+    assert 'get_weather {"city": "Paris"}\n' in done.stdout
+    assert done.stdout.count("1536 (") == 2
