@@ -6,6 +6,7 @@
 # make test-swarm   the stack on a Swarm of three machines (NAME=… for some)
 # make test-runbooks   each command of the runbooks is typed, in about ten minutes (NAME=… for some)
 # make test-clients   clients of other languages ask a stack (NAME=… for some)
+# make test-upgrade   a stack of the last release is taken to this tree under load
 # make findings   whether the surprises in findings/ are still so (NAME=… for one)
 # make bench   measure everything side by side (ONLY=client, gateway, streams, deploy or growth; NAME=… for some rows of
 #              streams or growth; RECORD=1 for the docs)
@@ -22,7 +23,7 @@ PYTEST  = $(BIN)/pytest
 LANES   = -n 2
 
 .PHONY: help up down purge push environment prepare check check-deploy integration drill bench test forget-coverage \
-        test-swarm swarm-at-rest swarm-under-load coverage ci test-runbooks test-clients docs findings locks retirements
+        test-swarm swarm-at-rest swarm-under-load coverage ci test-runbooks test-clients test-upgrade docs findings locks retirements
 help:
 	@sed -n 's/^# //p' Makefile
 
@@ -94,6 +95,10 @@ test-runbooks: prepare
 
 test-clients: prepare
 	$(BIN)/pytest tests/clients $(if $(NAME),-k "$(NAME)")
+
+## Before each release.
+test-upgrade: prepare
+	$(BIN)/pytest tests/release/test_former_release.py
 
 docs: environment
 	@$(BIN)/python -m toolchain.reference
