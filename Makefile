@@ -7,6 +7,7 @@
 # make test-runbooks   each command of the runbooks is typed, in about ten minutes (NAME=… for some)
 # make test-clients   clients of other languages ask a stack (NAME=… for some)
 # make test-engines   the stack on the Docker Engines that people have (NAME=… for some)
+# make test-official   make up downloads all from official addresses, on hosts of the test's own
 # make test-upgrade   a stack of the last release is taken to this tree under load
 # make findings   whether the surprises in findings/ are still so (NAME=… for one)
 # make bench   measure everything side by side (ONLY=client, gateway, streams, deploy or growth; NAME=… for some rows of
@@ -24,7 +25,7 @@ PYTEST  = $(BIN)/pytest
 LANES   = -n 2
 
 .PHONY: help up down purge push environment prepare check check-deploy integration drill bench test forget-coverage \
-        test-swarm swarm-at-rest swarm-under-load coverage ci test-runbooks test-clients test-engines test-upgrade docs findings locks retirements
+        test-swarm swarm-at-rest swarm-under-load coverage ci test-runbooks test-clients test-engines test-official test-upgrade docs findings locks retirements
 help:
 	@sed -n 's/^# //p' Makefile
 
@@ -100,6 +101,9 @@ test-clients: prepare
 ## Before each release.
 test-engines: prepare
 	$(BIN)/pytest -rA tests/release/test_engines.py $(if $(NAME),-k "$(NAME)")
+
+test-official: prepare
+	$(BIN)/pytest tests/release/test_official.py
 
 test-upgrade: prepare
 	$(BIN)/pytest tests/release/test_former_release.py
