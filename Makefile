@@ -8,6 +8,7 @@
 # make test-clients   clients of other languages ask a stack (NAME=… for some)
 # make test-engines   the stack on the Docker Engines that people have (NAME=… for some)
 # make test-official   make up downloads all from official addresses, on hosts of the test's own
+# make test-pythons   the environment and the unit tests with each Python of this machine, 3.11 or newer
 # make test-upgrade   a stack of the last release is taken to this tree under load
 # make findings   whether the surprises in findings/ are still so (NAME=… for one)
 # make bench   measure everything side by side (ONLY=client, gateway, streams, deploy or growth; NAME=… for some rows of
@@ -25,7 +26,7 @@ PYTEST  = $(BIN)/pytest
 LANES   = -n 2
 
 .PHONY: help up down purge push environment prepare check check-deploy integration drill bench test forget-coverage \
-        test-swarm swarm-at-rest swarm-under-load coverage ci test-runbooks test-clients test-engines test-official test-upgrade docs findings locks retirements
+        test-swarm swarm-at-rest swarm-under-load coverage ci test-runbooks test-clients test-engines test-official test-pythons test-upgrade docs findings locks retirements
 help:
 	@sed -n 's/^# //p' Makefile
 
@@ -104,6 +105,9 @@ test-engines: prepare
 
 test-official: prepare
 	$(BIN)/pytest tests/release/test_official.py
+
+test-pythons: environment
+	$(BIN)/pytest tests/release/test_pythons.py
 
 test-upgrade: prepare
 	$(BIN)/pytest tests/release/test_former_release.py

@@ -5,9 +5,8 @@ docs/upgrade.md has what was seen, and when.
 
 from __future__ import annotations
 
-import os
-import subprocess
 import time
+from contextlib import ExitStack, contextmanager
 from secrets import token_hex
 from typing import TYPE_CHECKING
 
@@ -16,21 +15,17 @@ import pytest
 from tests.drills.test_changes import changed, ids
 from tests.drills.test_faults import Writer, all_there
 from tests.load import NOTHING_FAILS, Bound, Load
-from tests.release.releases import released, unreleased
+from tests.release.releases import OPERATOR, git, released, repository, unreleased
 from tests.runbooks import Runbook, runbook
-from tests.stack_config import PROJECT
-from tests.stacks import Deployment, copy_files
+from tests.stacks import Deployment
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
 FORMER = released()[0]
-OPERATOR = {
-    f"GIT_{role}_{what}": value
-    for role in ("AUTHOR", "COMMITTER")
-    for what, value in {"NAME": "operator", "EMAIL": "operator@example.org"}.items()
-}
+PROVIDER = "provider"
+MODELS = ("gpt-4o", "claude-3-5-sonnet", "text-embedding-3-small")
 WITHOUT_AN_EDGE = Bound(gap_seconds=15)
 """What the drill of a killed edge allows. One host has one, and no port is held by two."""
 ANNOUNCED = {"postgres": "replaces the container of Postgres", "edge": "replaces the container of the edge"}
@@ -42,22 +37,10 @@ pytestmark = [
 ]
 
 
-def git(folder: Path, *arguments: str) -> str:
-    return subprocess.run(
-        ["git", *arguments], cwd=folder, env={**os.environ, **OPERATOR}, check=True, stdout=subprocess.PIPE, text=True
-    ).stdout.strip()
-
-
 @pytest.fixture
 def upstream(tmp_path: Path) -> Path:
     """What operators clone, with this tree as the tip of its branch `main`."""
-    folder = tmp_path / "upstream"
-    git(tmp_path, "clone", "--quiet", "--no-checkout", str(PROJECT), str(folder))
-    git(folder, "branch", "--move", "--force", "main")
-    copy_files(folder)
-    git(folder, "add", "--all")
-    git(folder, "commit", "--quiet", "--allow-empty", "--message=This tree")
-    return folder
+    return repository(tmp_path / "upstream")
 
 
 @pytest.fixture
@@ -69,6 +52,10 @@ def deployment(tmp_path: Path, upstream: Path) -> Iterator[Deployment]:
         git(folder, "checkout", "--quiet", "-B", "main", FORMER.commit)
 
     made = Deployment(tmp_path, f"test-{token_hex(4)}", lay=clone)
+    for number, model in enumerate(MODELS):
+        made.set_path(f"models[{number}].name", model)
+        made.set_path(f"models[{number}].model", f"openai/{model}")
+        made.set_path(f"models[{number}].apiBase", f"http://{PROVIDER}:8080/v1")
     git(made.folder, "add", f"Pulumi.{made.name}.yaml")
     git(made.folder, "commit", "--quiet", "--message=A stack")
     try:
@@ -77,12 +64,39 @@ def deployment(tmp_path: Path, upstream: Path) -> Iterator[Deployment]:
         made.destroy()
 
 
+@contextmanager
+def provider_outside(deployment: Deployment) -> Iterator[None]:
+    """A provider that is no part of the stack, as real ones: the demo provider changes with the project's version."""
+    demo = deployment.container("demo")
+    [network] = demo.attrs["NetworkSettings"]["Networks"]
+    program, _ = demo.get_archive("/app/provider.py")
+    made = deployment.engine.containers.create(
+        deployment.image("demo"),
+        name=f"{deployment.name}-{PROVIDER}",
+        entrypoint=["python3", "/app/provider.py"],
+        command=["8080"],
+        network=network,
+    )
+    try:
+        made.put_archive("/app", b"".join(program))
+        deployment.engine.networks.get(network).disconnect(made)
+        deployment.engine.networks.get(network).connect(made, aliases=[PROVIDER])
+        made.start()
+        yield
+    finally:
+        made.remove(force=True)
+
+
 def test_the_former_release_is_upgraded_under_load(deployment: Deployment) -> None:
     """Callers notice what CHANGELOG.md names and nothing else, all data are there, and so is the way back."""
     former = git(deployment.folder, "rev-parse", "HEAD")
-    with runbook("upgrade-this-project", deployment, **OPERATOR, VERSION="origin/main", FORMER=former) as book:
+    with (
+        runbook("upgrade-this-project", deployment, **OPERATOR, VERSION="origin/main", FORMER=former) as book,
+        ExitStack() as beside,
+    ):
         del book.environment["PYTHON"]  # each tree makes the environment that it wants
         typed(book, 'make up STACK="$PULUMI_STACK"')
+        beside.enter_context(provider_outside(deployment))
         typed(book, ".venv/bin/llmctl org create acme --model gpt-4o")
         before, secrets = ids(deployment), deployment.secrets()
         url, key = deployment.outputs["litellmUrl"], deployment.outputs["litellmApiKey"]
