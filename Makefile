@@ -6,6 +6,10 @@
 # make test-swarm   the stack on a Swarm of three machines (NAME=… for some)
 # make test-runbooks   each command of the runbooks is typed, in about ten minutes (NAME=… for some)
 # make test-clients   clients of other languages ask a stack (NAME=… for some)
+# make test-engines   the stack on the Docker Engines that people have (NAME=… for some)
+# make test-official   make up downloads all from official addresses, on hosts of the test's own
+# make test-pythons   the environment and the unit tests with each Python of this machine, 3.11 or newer
+# make test-upgrade   a stack of the last release is taken to this tree under load
 # make findings   whether the surprises in findings/ are still so (NAME=… for one)
 # make bench   measure everything side by side (ONLY=client, gateway, streams, deploy or growth; NAME=… for some rows of
 #              streams or growth; RECORD=1 for the docs)
@@ -23,7 +27,7 @@ LANES   = -n 2
 FILES   = $(LANES) --dist loadfile
 
 .PHONY: help up down purge push environment prepare check check-deploy integration drill bench test forget-coverage \
-        test-swarm swarm-at-rest swarm-under-load coverage ci test-runbooks test-clients docs findings locks retirements
+        test-swarm swarm-at-rest swarm-under-load coverage ci test-runbooks test-clients test-engines test-official test-pythons test-upgrade docs findings locks retirements
 help:
 	@sed -n 's/^# //p' Makefile
 
@@ -95,6 +99,19 @@ test-runbooks: prepare
 
 test-clients: prepare
 	$(BIN)/pytest tests/clients $(if $(NAME),-k "$(NAME)")
+
+## Before each release.
+test-engines: prepare
+	$(BIN)/pytest -rA tests/release/test_engines.py $(if $(NAME),-k "$(NAME)")
+
+test-official: prepare
+	$(BIN)/pytest tests/release/test_official.py
+
+test-pythons: environment
+	$(BIN)/pytest tests/release/test_pythons.py
+
+test-upgrade: prepare
+	$(BIN)/pytest tests/release/test_former_release.py
 
 docs: environment
 	@$(BIN)/python -m toolchain.reference

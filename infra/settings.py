@@ -32,7 +32,7 @@ from infra.edge import REPLICA_SLOTS
 from infra.placement.cluster import CONSTRAINT
 from infra.workload import LAST_PORT, LOOPBACK
 from toolchain.engine import lacks_certificates
-from toolchain.releases import moves, replaced_litellm
+from toolchain.releases import moves, replaced_litellm, unfit
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -79,6 +79,12 @@ def _image(reference: str) -> str:
 
 def _litellm_image(reference: str) -> str:
     if why := replaced_litellm(reference):
+        raise ValueError(why)
+    return reference
+
+
+def _debian_image(reference: str) -> str:
+    if why := unfit(reference):
         raise ValueError(why)
     return reference
 
@@ -189,6 +195,7 @@ HostName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-
 VolumeName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_.-]{0,62}$")]
 Image = Annotated[str, AfterValidator(_image)]
 LiteLLMImage = Annotated[Image, AfterValidator(_litellm_image)]
+DebianImage = Annotated[Image, AfterValidator(_debian_image)]
 Origin = Annotated[str, StringConstraints(pattern=r"^(\*|https?://[a-z0-9]([a-z0-9.-]*[a-z0-9])?(:\d{1,5})?)$")]
 Port = Annotated[int, Field(ge=1, le=LAST_PORT)]
 MemoryMb = Annotated[int, Field(ge=64, le=1024 * 1024)]
@@ -294,8 +301,8 @@ class Settings(_Frozen):
     cors_origins: tuple[Origin, ...] = Field(examples=["--path 'corsOrigins[0]' https://app.example"])
 
     litellm_image: LiteLLMImage = Field(examples=["ghcr.io/berriai/litellm:main-v1.55.0"])
-    postgres_image: Image = Field(examples=["postgres:17"])
-    haproxy_image: Image = Field(examples=["haproxy:3.0"])
+    postgres_image: DebianImage = Field(examples=["postgres:17"])
+    haproxy_image: DebianImage = Field(examples=["haproxy:3.0"])
     image_registry: Annotated[Registry | None, Optional] = Field(examples=["registry.example:5000"])
     constraints: tuple[Constraint, ...] = Field(examples=["--path 'constraints[0]' 'node.labels.llm == true'"])
     postgres_volume: VolumeName = Field(examples=["postgres-18-data"])

@@ -75,11 +75,36 @@ def kill_tree(pid: int) -> None:
             os.kill(each, signal.SIGKILL)
 
 
+def copy_files(folder: Path) -> None:
+    """Copy the files of the project that git knows, and those that it would, as they are."""
+    files = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=PROJECT,
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout.split("\0")
+    for file in filter(None, files):
+        if (PROJECT / file).is_file():
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(PROJECT / file, folder / file)
+
+
+def copy_project(folder: Path) -> None:
+    """Have the project in a folder, with the images and the Python environment that it has here."""
+    copy_files(folder)
+    if (PROJECT / ".images.yaml").is_file():
+        shutil.copy2(PROJECT / ".images.yaml", folder)
+    (folder / ".venv").symlink_to(PROJECT / ".venv")
+
+
 class Deployment:
     """One stack of a copy of the project, driven as an operator or another program would."""
 
-    def __init__(self, folder: Path, name: str, *, host: str | None = None) -> None:
-        """`host` is a Docker Engine other than the machine's usual one."""
+    def __init__(
+        self, folder: Path, name: str, *, host: str | None = None, lay: Callable[[Path], None] | None = None
+    ) -> None:
+        """`host` is a Docker Engine other than the machine's usual one; `lay` fills the project's folder."""
         self.name = name
         self.folder = folder / "project"
         self.environment = {
@@ -90,18 +115,7 @@ class Deployment:
         self.of_stack: dict[str, Any] = {"label": f"{PROJECT_NAME}.stack={name}"}
         self.state = folder / "state"
         self.state.mkdir()
-        files = subprocess.run(
-            ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-            cwd=PROJECT,
-            check=True,
-            capture_output=True,
-            text=True,
-        ).stdout.split("\0")
-        for file in filter(None, [*files, ".images.yaml"]):
-            if (PROJECT / file).is_file():
-                (self.folder / file).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(PROJECT / file, self.folder / file)
-        (self.folder / ".venv").symlink_to(PROJECT / ".venv")
+        (lay or copy_project)(self.folder)
         # As dev is when it is new: what the user has set there, secrets among it, is no business of a test.
         settings = {f"{PROJECT_NAME}:demo": True, f"{PROJECT_NAME}:protectData": False}
         (self.folder / f"Pulumi.{name}.yaml").write_text(yaml.safe_dump({"config": settings}))

@@ -19,7 +19,7 @@ import yaml
 from console.cli import cli
 from infra.settings import Settings, is_secret
 from infra.stack_config import adapter, set_command
-from toolchain import providers, releases_page
+from toolchain import official_images, providers, releases_page
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -50,6 +50,7 @@ def pages() -> dict[Path, str]:
         PROJECT / "docs/cli.md": command_line(),
         PROJECT / "docs/providers.md": providers.page(),
         releases_page.FILE: releases_page.page(),
+        official_images.FILE: official_images.page(),
     }
 
 

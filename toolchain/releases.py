@@ -15,6 +15,14 @@ REPLACED_DIGESTS = {release: tuple(it.get("digests", ())) for release, it in TAB
 MOVING = re.compile(r"(^|[-_.])(latest|lts)([-_.]|$)|^\D*$", re.IGNORECASE)
 """Tags that mean another image from day to day, as `latest`, `main-stable` and `lts-alpine3.22` do."""
 
+UNFIT = {
+    re.compile(r"[:.-]alpine", re.IGNORECASE): "is built on Alpine",
+    re.compile(
+        r"^(dhi\.io|cgr\.dev)/|(^|[/:-])(distroless|hardened|bitnami\w*)([/:-]|$)", re.IGNORECASE
+    ): "is hardened, or another maker's",
+}
+"""Images of Postgres and HAProxy by their names that are others than those of Debian, and what they are."""
+
 
 def moves(tag: str) -> bool:
     """Whether a tag names no release."""
@@ -32,3 +40,15 @@ def replaced_litellm(reference: str) -> str | None:
             "(docs/upgrade.md), and where this one ran, rotate every key that it could read"
         )
     return None
+
+
+def unfit(reference: str) -> str | None:
+    """Why an image of Postgres or HAProxy cannot work: its users, its shell and its C library are others."""
+    name = reference.partition("@")[0]
+    what = next((what for pattern, what in UNFIT.items() if pattern.search(name)), None)
+    if what is None:
+        return None
+    return (
+        f"{what}, and the stack uses what the official images on Debian have: bash, their user ids, their order of "
+        "texts (images/README.md). Take the official image of the same version, as postgres:17 or haproxy:3.0"
+    )

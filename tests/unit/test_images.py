@@ -87,7 +87,7 @@ Acquire::https "";
         ("postgres", "postgres:17-bookworm"),
         ("postgres", f"postgres:17@sha256:{'0' * 64}"),
         ("haproxy", "haproxy:3.0"),
-        ("haproxy", "registry.example/library/haproxy:3.0-alpine"),
+        ("haproxy", "registry.example/library/haproxy:3.0-trixie"),
     ],
 )
 def test_a_stand_in_for_what_it_is(part: str, reference: str) -> None:

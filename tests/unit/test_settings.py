@@ -123,6 +123,15 @@ def test_staging_and_prod_need_a_provider_key_or_a_local_model(stack: str) -> No
             )
         ),
         ({"haproxyImage": "haproxy@sha256:abc"}, "haproxyImage", "is not an image reference"),
+        ({"haproxyImage": "haproxy:3.0-alpine3.22"}, "haproxyImage", "is built on Alpine, and the stack uses"),
+        ({"postgresImage": "registry.example:5000/postgres:17.9-alpine"}, "postgresImage", "is built on Alpine"),
+        (
+            {"postgresImage": "dhi.io/postgres:17"},
+            "postgresImage",
+            "is hardened, or another maker's, and the stack uses",
+        ),
+        ({"postgresImage": "bitnami/postgresql:17"}, "postgresImage", "is hardened"),
+        ({"haproxyImage": "registry.example/hardened/haproxy:3.2"}, "haproxyImage", "is hardened"),
         ({"dockerHost": "ssh://deploy@staging.example"}, "bindAddress", "nothing reaches it from here"),
         ({"dockerHost": "tcp://10.0.0.5:2375"}, "dockerHost", "is reached by TLS only"),
         ({"dockerHost": "ssh://deploy:word@staging.example"}, "dockerHost", "has a password, which would be shown"),

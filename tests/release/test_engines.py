@@ -1,0 +1,79 @@
+"""The stack on the engines that people have, each in a network of its own: `make test-engines`, before each release.
+
+docs/machines.md has what was seen, and when.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+import docker
+import pytest
+
+from tests.drills.test_changes import serve_ours
+from tests.engines import Daemon, needs_an_engine_of_its_own, own_network
+from tests.release.engines import ENGINES
+from tests.stack_config import PROJECT_NAME
+from tests.stacks import Deployment, deployed, image_of
+from toolchain import engine
+from toolchain.__main__ import IMAGE_SETTINGS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+pytestmark = [
+    needs_an_engine_of_its_own,
+    pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="other engines are packages of Debian"),
+    pytest.mark.timeout(3600),  # an engine may have to be built
+]
+
+
+@pytest.fixture(params=ENGINES)
+def daemon(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Daemon]:
+    """An engine with the stack's images."""
+    kind = ENGINES[request.param]
+    if kind.moby and shutil.which("go") is None:
+        pytest.skip("this engine is built from the Go module proxy, and Go is not installed")
+    for folder in reversed(kind.programs()):
+        monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
+    daemon = Daemon()
+    with own_network():
+        try:
+            daemon.start()
+            with closing(docker.from_env()) as usual, closing(engine.connect(daemon.host)) as own:
+                print(f"\n{engine.look_at(own).name}")
+                assert f"(API {kind.api}, " in engine.look_at(own).name
+                assert ("containerd image store" in engine.look_at(own).name) == kind.containerd_store
+                for image in map(image_of, IMAGE_SETTINGS):
+                    own.images.load(usual.images.get(image).save(named=True))  # type: ignore[arg-type]  # a stream
+            yield daemon
+        finally:
+            daemon.remove()
+
+
+def test_a_stack_lives_on_the_engine(daemon: Daemon, tmp_path: Path) -> None:
+    """Up, no change, refresh, another model, a killed `up` and the next, and its end, of which nothing is left."""
+    with deployed(tmp_path, host=daemon.host) as stack:
+        stack.up(expect_no_changes=True)
+        stack.refresh(expect_no_changes=True)
+        serve_ours(stack, key="sk-ours")
+        assert "ours" in {model.id for model in stack.client.models.list()}
+        old = stack.container("litellm-1").id
+        stack.set(drainSeconds=31)
+        stack.killed_up(when=lambda: replaced(stack, old))
+        mended = stack.pulumi("up", "--refresh", "--yes", "--skip-preview")
+        assert mended.returncode == 0, mended.stdout
+        stack.up(expect_no_changes=True)
+        gone = stack.pulumi("destroy", "--yes", "--skip-preview")
+        assert gone.returncode == 0, gone.stdout
+        assert stack.leftovers() == []
+
+
+def replaced(stack: Deployment, container: str | None) -> bool:
+    """Whether the first replica has another container."""
+    name = f"{PROJECT_NAME}-{stack.name}-litellm-1"
+    return any(each.name == name and each.id != container for each in stack.containers())

@@ -1,0 +1,31 @@
+"""Releases are found by the headings of CHANGELOG.md."""
+
+from __future__ import annotations
+
+import tomllib
+
+import pytest
+
+from tests.release.releases import Release, released, unreleased
+from tests.stack_config import PROJECT
+
+
+def test_the_version_is_that_of_the_next_release() -> None:
+    """And each version has one heading."""
+    version, said = unreleased()
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert version == project["version"]
+    assert "\n- " in said
+    versions = [version, *(release.version for release in released())]
+    assert len(set(versions)) == len(versions) > 1
+
+
+@pytest.mark.parametrize("release", released(), ids=lambda it: it.version)
+def test_the_commit_of_a_release_is_there(release: Release) -> None:
+    if "shallow" in release.missing:
+        pytest.skip(release.missing)
+    assert not release.missing
+
+
+def test_a_commit_that_is_not_there_is_told() -> None:
+    assert "does not have" in Release(version="9.9.9", commit="0" * 40).missing
