@@ -20,7 +20,7 @@ import httpx2
 
 from app._deadline import within
 from app._errors import NotConfiguredError
-from app._shared import PerLoop, Shared
+from app._made_once import PerLoop, Shared
 from app._types import DEFAULT_TIMEOUT_SECONDS
 
 if TYPE_CHECKING:

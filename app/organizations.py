@@ -15,8 +15,8 @@ from psycopg_pool import ConnectionPool, PoolTimeout
 
 from app._deadline import is_over, within
 from app._errors import DatabaseUnavailableError, OrganizationNotFoundError
+from app._made_once import PerLoop, Shared
 from app._settings import Settings
-from app._shared import PerLoop, Shared
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel
 
 from benchmarks.containers import LABELS
+from engine.system_path import which
 from tests.stacks import image_of
-from toolchain.machine import CACHE, which
+from toolchain.operating_system import CACHE
 from toolchain.recipes import recipe_hash
 
 if TYPE_CHECKING:

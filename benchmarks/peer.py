@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from benchmarks.caller import Target, settle
+from engine.system_path import which
 from infra.workload import LOOPBACK
 from tests.stacks import free_port
-from toolchain.machine import CACHE, which
+from toolchain.operating_system import CACHE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pulumi
 
 from infra import gateway
+from infra.settings import REPLICA_SLOTS
 from infra.workload import LIVE, LOOPBACK, HealthCheck, Live, Placement, Port, Workload
 
 if TYPE_CHECKING:
@@ -34,8 +35,6 @@ USER_ID = 99
 """That of `haproxy` in HAProxy's image."""
 NODE_LABEL = "edge"
 """On a cluster: that of the nodes which let callers in."""
-REPLICA_SLOTS = 16
-"""How many replicas the edge can tell apart; settings allow no more."""
 REPLICA_CONNECTIONS = 1000
 """How many requests a replica has at most, streams among them: as many connections as OpenAI's SDK, by which LiteLLM
 asks providers, opens."""

@@ -27,12 +27,10 @@ from pydantic import (
 )
 from pydantic.alias_generators import to_camel
 
+from engine.allowed_images import moves, replaced_litellm, unfit
+from engine.certificates import lacks_certificates
 from infra import litellm_environment, prices, providers, retirements
-from infra.edge import REPLICA_SLOTS
-from infra.placement.cluster import CONSTRAINT
 from infra.workload import LAST_PORT, LOOPBACK
-from toolchain.engine import lacks_certificates
-from toolchain.releases import moves, replaced_litellm, unfit
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -53,6 +51,10 @@ MODEL = r"^[a-z0-9_-]+/.+$"
 """LiteLLM's name of a model: its provider's prefix, and the provider's own name."""
 NUMBERS = re.compile(r"weight|order|rpm|tpm|temperature|top_p|\w*(cost|timeout|retries|tokens)\w*")
 """Entries of litellm_params that are numbers. Pulumi keeps one with a decimal point as text."""
+REPLICA_SLOTS = 16
+"""How many replicas the edge can tell apart."""
+CONSTRAINT = re.compile(r"(?P<key>[a-zA-Z][\w.-]*)\s*(?P<operator>==|!=)\s*(?P<value>\S+)")
+"""A placement constraint, as Docker has it."""
 IMAGE = re.compile(
     r"([a-z0-9]+([.-][a-z0-9]+)*(:\d+)?/)?[a-z0-9]+([._-]+[a-z0-9]+)*(/[a-z0-9]+([._-]+[a-z0-9]+)*)*"
     r"(:(?P<tag>\w[\w.-]{0,127}))?(@(?P<digest>sha256:[0-9a-f]{64}))?"

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING
 import pulumi
 import yaml
 
+from engine.image_names import stand_ins
 from infra import demo, edge, gateway, litellm_environment, model_list, providers
 from infra.demo import DemoProvider, DemoProviderArgs
 from infra.edge import Edge, EdgeArgs
 from infra.gateway import Gateway, GatewayArgs
-from infra.images import stand_ins
 from infra.migration import Migrations
 from infra.placement.docker import DockerHost
-from infra.placement.engine import check_engine
+from infra.placement.engine_placement import check_engine
 from infra.placement.swarm import Swarm
 from infra.postgres import Postgres, PostgresArgs, SaltKeyGuard
 from infra.secrets import RotatingSecret

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from toolchain import engine
-from toolchain.machine import which
+from engine.system_path import which
+from toolchain import engine_setup
 from toolchain.progress import Steps
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class Daemon:
     def start(self, *options: str) -> None:
         """Start it, in the network of the thread that calls."""
         with Steps().step("Start an engine") as step:
-            engine.start(step, self.host, *self.options, *options, log=self.log)
+            engine_setup.start(step, self.host, *self.options, *options, log=self.log)
 
     def end(self) -> None:
         if self.pid_file.exists():

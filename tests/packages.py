@@ -6,7 +6,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from toolchain.machine import CACHE, exclusive, update_package_lists
+from toolchain.operating_system import CACHE, exclusive, update_package_lists
 from toolchain.progress import CommandError
 
 if TYPE_CHECKING:

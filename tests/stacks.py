@@ -29,7 +29,7 @@ import yaml
 from openai import OpenAI
 from pulumi import automation
 
-from infra.images import stand_ins
+from engine.image_names import stand_ins
 from infra.placement.services import stand_down
 from tests.stack_config import PROJECT, PROJECT_NAME, project_file
 from toolchain import images, tools

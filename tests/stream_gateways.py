@@ -12,11 +12,11 @@ import httpx2
 import yaml
 
 from benchmarks.containers import container, network
+from engine.connection import connect
+from engine.image_names import stand_ins
 from infra import gateway
-from infra.images import stand_ins
 from tests.stack_config import KEY, PROJECT
 from tests.stacks import free_port, image_of, stand_in_for
-from toolchain import engine as engines
 from toolchain import recipes
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ class Pair:
 @contextlib.contextmanager
 def pair_of(release: str, folder: Path) -> Iterator[Pair]:
     """Start both ways of a release; `folder` is for the record of its image."""
-    engine = engines.connect("")
+    engine = connect("")
     with contextlib.ExitStack() as stack:
         stack.callback(engine.close)
         image = _image(engine, release, folder)

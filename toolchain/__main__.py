@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from engine.allowed_images import replaced_litellm
 from infra.workload import LAST_PORT, LOOPBACK
-from toolchain import engine, images, machine, registry, tools
+from toolchain import engine_setup, images, operating_system, registry, tools
 from toolchain import purge as take_away
 from toolchain.progress import CommandError, SetupError, Step, Steps
-from toolchain.releases import replaced_litellm
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -104,7 +104,7 @@ def _malformed(path: Path, why: str) -> SetupError:
 
 def prepare(steps: Steps, config: StackConfig) -> None:
     """Make sure of the engine, the Pulumi tools and the images that a stack names."""
-    client = engine.ensure(steps, config["dockerHost"], config.stack)
+    client = engine_setup.ensure(steps, config["dockerHost"], config.stack)
     tools.ensure(steps)
     _ensure_images(steps, client, config)
 
@@ -133,7 +133,7 @@ def push(steps: Steps, stack: str) -> None:
             f"stack {stack} names no registry to push to",
             mend=f"./pulumiw config set --stack {stack} imageRegistry HOST:PORT",
         )
-    client = engine.ensure(steps, config["dockerHost"], config.stack)
+    client = engine_setup.ensure(steps, config["dockerHost"], config.stack)
     have = _having(steps, client, stack)
     for image in registry.push(steps, client, config.images, config["imageRegistry"], have=have):
         print(image)
@@ -143,7 +143,9 @@ def up(steps: Steps, stack: str) -> None:
     """Bring the stack up, which writes `.env` (toolchain/pulumi.py), and say how to go on."""
     try:
         config = StackConfig(stack)
-        client = engine.ensure(steps, config["dockerHost"], config.stack)  # known before minutes go into the tools
+        client = engine_setup.ensure(
+            steps, config["dockerHost"], config.stack
+        )  # known before minutes go into the tools
     except SetupError as error:
         if PULUMI_COMMAND in error.mend:
             _select(steps, stack)
@@ -195,7 +197,7 @@ def _select(steps: Steps, stack: str) -> None:
 def _pulumi(step: Step, stack: str, *arguments: str) -> str:
     """Run Pulumi for a stack, after any other run of this kind for it. Raises SetupError."""
     try:
-        with machine.exclusive(f"stack-{stack}", step):
+        with operating_system.exclusive(f"stack-{stack}", step):
             return step.run([PULUMI, *arguments])
     except CommandError as error:
         if NO_STACK in error.output:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-from infra.images import ImageRecordError, stand_ins
+from engine.image_names import ImageRecordError, stand_ins
 from toolchain.progress import SetupError
 
 if TYPE_CHECKING:

@@ -2,7 +2,7 @@
 
 A stand-in is built from Debian and PyPI packages, from a recipe in `images/`, on networks without an image registry.
 Its tag is the project's own and holds a hash of the recipe. Which image stands in for which is recorded in
-`.images.yaml`, which the program reads (`infra.images`).
+`.images.yaml`, which the program reads (`engine.image_names`).
 """
 
 from __future__ import annotations
@@ -22,17 +22,11 @@ from typing import TYPE_CHECKING, TypeVar
 import docker
 import requests
 
+from engine.connection import is_present
+from engine.system_path import environment, which
 from toolchain import image_record, recipes
-from toolchain.engine import is_present
-from toolchain.machine import (
-    CACHE,
-    can_install,
-    environment,
-    exclusive,
-    install,
-    which,
-)
 from toolchain.mirrors import apt_settings, index_targets, package_sources
+from toolchain.operating_system import CACHE, can_install, exclusive, install
 from toolchain.progress import LINES_SHOWN_ON_FAILURE, CommandError, SetupError
 
 if TYPE_CHECKING:

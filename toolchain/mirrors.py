@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from toolchain.machine import update_package_lists, which
+from engine.system_path import which
+from toolchain.operating_system import update_package_lists
 
 if TYPE_CHECKING:
     from toolchain.progress import Step

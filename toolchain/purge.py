@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import docker
 
-from toolchain import engine, environment_file, image_record, machine
+from engine.connection import UNREACHABLE, connect
+from toolchain import environment_file, image_record, operating_system
 from toolchain.progress import SetupError
 from toolchain.pulumi import own_folder, state_folder
 
@@ -54,7 +55,7 @@ def purge(steps: Steps, *, project: str, stack: str, host: str, pulumi: Callable
         return
     with steps.step("Images, tools and passphrase") as step:
         _clear_images(step, host)
-        shutil.rmtree(machine.CACHE, ignore_errors=True)
+        shutil.rmtree(operating_system.CACHE, ignore_errors=True)
         shutil.rmtree(own_folder(), ignore_errors=True)
     steps.console.print(f"Nothing is left but the project itself: rm -r {PROJECT}", markup=False)
 
@@ -95,9 +96,9 @@ def _clear_engine(step: Step, host: str, state: dict[str, Any]) -> None:
         return
     label = f"{guard['label']}={guard['identity']}"
     try:
-        with closing(engine.connect(host)) as client:
+        with closing(connect(host)) as client:
             _remove_labelled(step, client, {"label": label})
-    except engine.UNREACHABLE as error:
+    except UNREACHABLE as error:
         raise SetupError(f"not all could be removed from {host}: {error}", mend="the same command again") from error
 
 
@@ -140,7 +141,7 @@ def _clear_images(step: Step, host: str) -> None:
     record = image_record.read()
     if not record:
         return
-    with closing(engine.connect(host)) as client:
+    with closing(connect(host)) as client:
         for name in record.values():
             try:
                 client.images.remove(name)

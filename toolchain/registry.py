@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import docker
 
-from infra.images import in_registry
+from engine.image_names import in_registry
 from toolchain import image_record, images
 from toolchain.progress import SetupError
 

@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from engine.allowed_images import TABLE
 from infra import prices, providers
-from toolchain.releases import TABLE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from toolchain import machine
+from toolchain import operating_system
 from toolchain.download import CHECKSUMS, DownloadError, UnreachableError, fetch, read
 from toolchain.progress import CommandError, SetupError
 
@@ -354,7 +354,11 @@ def _made_whole(folder: Path) -> Iterator[Path]:
 @contextmanager
 def _scratch(steps: Steps) -> Iterator[Path]:
     """Let one run at a time make tools, in a folder that is gone afterwards, however it ends."""
-    with steps.step("Pulumi's tools") as step, machine.exclusive("tools", step), machine.terminable():
+    with (
+        steps.step("Pulumi's tools") as step,
+        operating_system.exclusive("tools", step),
+        operating_system.terminable(),
+    ):
         for left in _cache().glob("making-*"):  # by a run that was killed
             shutil.rmtree(left, ignore_errors=True)
         folder = Path(tempfile.mkdtemp(prefix="making-", dir=_cache()))
@@ -379,6 +383,6 @@ def _platform() -> tuple[str, str]:
 
 
 def _cache() -> Path:
-    folder = machine.CACHE / "tools"
+    folder = operating_system.CACHE / "tools"
     folder.mkdir(parents=True, exist_ok=True)
     return folder.resolve()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,13 +9,12 @@ from typing import TYPE_CHECKING, Any
 import docker
 import pulumi
 
-from toolchain.engine import UNREACHABLE, connect, docker_command
+from engine.certificates import docker_command
+from engine.connection import UNREACHABLE, connect
+from infra.settings import CONSTRAINT
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-
-CONSTRAINT = re.compile(r"(?P<key>[a-zA-Z][\w.-]*)\s*(?P<operator>==|!=)\s*(?P<value>\S+)")
-"""A placement constraint, as Docker has it."""
 
 
 @dataclass(frozen=True, kw_only=True)

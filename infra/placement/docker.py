@@ -12,7 +12,8 @@ import docker
 import pulumi
 import pulumi_docker
 
-from infra.placement.engine import (
+from engine.connection import connect
+from infra.placement.engine_placement import (
     HEALTH_SECONDS,
     LOG_FILES,
     LOG_SIZE,
@@ -25,7 +26,6 @@ from infra.placement.health import Healthy
 from infra.placement.live_files import LiveFiles
 from infra.placement.services import stand_part_down
 from infra.workload import LIVE, SECRETS, Replica, Workload
-from toolchain.engine import connect
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

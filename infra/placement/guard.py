@@ -8,8 +8,8 @@ from typing import Any
 import pulumi
 from pulumi.dynamic import CheckFailure, CheckResult, Resource
 
+from engine.connection import UNREACHABLE, connect
 from infra.secrets import GuardProvider
-from toolchain.engine import UNREACHABLE, connect
 
 MOVE = (
     "To move the stack, make another one there and restore the data: `llmctl backup`, `./pulumiw stack init NAME` "

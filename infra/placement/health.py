@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import docker
 from pulumi.dynamic import CreateResult, DiffResult, Resource, ResourceProvider, UpdateResult
 
-from toolchain.engine import UNREACHABLE, connect
+from engine.connection import UNREACHABLE, connect
 
 if TYPE_CHECKING:
     import pulumi

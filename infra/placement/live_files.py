@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import docker
 from pulumi.dynamic import CreateResult, DiffResult, Resource, ResourceProvider, UpdateResult
 
+from engine.connection import connect
 from infra.placement.health import await_health
 from infra.workload import LIVE
-from toolchain.engine import connect
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -13,9 +13,10 @@ import pulumi
 import requests
 from pulumi.dynamic import CreateResult, DiffResult, Resource, ResourceProvider, UpdateResult
 
-from infra.placement.engine import LABEL, is_ours
+from engine.connection import connect
+from engine.labels import LABEL
+from infra.placement.engine_placement import is_ours
 from infra.placement.health import LAST_LINES, POLL_SECONDS
-from toolchain.engine import connect
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

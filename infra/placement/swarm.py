@@ -18,9 +18,10 @@ import docker
 import pulumi
 import pulumi_docker
 
-from infra.images import in_registry
+from engine.connection import UNREACHABLE, connect, is_present
+from engine.image_names import in_registry
 from infra.placement.cluster import Cluster
-from infra.placement.engine import (
+from infra.placement.engine_placement import (
     HEALTH_SECONDS,
     LOG_FILES,
     LOG_SIZE,
@@ -32,7 +33,6 @@ from infra.placement.engine import (
 )
 from infra.placement.services import Converged, stand_down
 from infra.workload import LIVE, MEBIBYTE, SECRETS, Replica, Workload
-from toolchain.engine import UNREACHABLE, connect, is_present
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from infra.placement.engine import LABEL
+from engine.labels import LABEL
 from infra.workload import LIVE, SECRETS
 from tests.deploy.stack import DeployedStack, Instance, Part, clear
 

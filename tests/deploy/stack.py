@@ -12,14 +12,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from psycopg.conninfo import conninfo_to_dict
 
+from engine.certificates import docker_command
+from engine.connection import UNREACHABLE, connect
+from engine.labels import LABEL
 from infra import demo, edge, postgres
-from infra.placement.engine import LABEL
 from infra.settings import Settings
 from infra.stack_config import STRUCTURED, report, set_command, validate
 from infra.workload import LOOPBACK, MEBIBYTE, Port
 from tests.deploy.leaks import Secret
 from tests.stack_config import PROJECT, PROJECT_NAME
-from toolchain.engine import UNREACHABLE, connect, docker_command
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

@@ -10,8 +10,8 @@ import docker
 import pulumi
 import requests
 
+from engine.labels import LABEL
 from infra.placement.cluster import Cluster, Node
-from infra.placement.engine import LABEL
 from infra.placement.swarm import CONFIG_MODE, SECRET_MODE
 from infra.workload import LIVE, SECRETS
 from tests.deploy.stack import DeployedStack, Instance, Part, StackError, clear

@@ -9,8 +9,8 @@ import psycopg
 import pytest
 
 from app import migrations
+from engine.labels import LABEL
 from infra.migration import FOLDER
-from infra.placement.engine import LABEL
 from infra.postgres import APP_DATABASE, LITELLM_DATABASE, SUPERUSER
 from tests.deploy.stack import VOLUME
 

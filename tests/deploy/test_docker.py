@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from infra.placement.engine import HEALTH_SECONDS, LABEL, LOG_FILES, LOG_SIZE
+from engine.labels import LABEL
+from infra.placement.engine_placement import HEALTH_SECONDS, LOG_FILES, LOG_SIZE
 from infra.placement.health import POLL_SECONDS
 from tests.deploy.test_containers import processes
 

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import docker
 import pytest
 
+from engine.labels import LABEL
 from infra import edge
-from infra.placement.engine import LABEL, LOG_FILES, LOG_SIZE
+from infra.placement.engine_placement import LOG_FILES, LOG_SIZE
 from infra.placement.swarm import CONFIG_MODE, RESERVED_SHARE, SECRET_MODE
 from tests.deploy.test_containers import CONFIGS, processes
 from tests.deploy.test_secrets import expect_no_secret

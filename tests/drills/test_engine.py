@@ -11,12 +11,12 @@ import docker
 import psycopg
 import pytest
 
+from engine.connection import connect
 from infra.workload import MEBIBYTE
 from tests.drills.test_faults import Writer, all_there
 from tests.engines import Daemon, needs_an_engine_of_its_own, own_network
 from tests.load import NOTHING_FAILS, Bound
 from tests.stacks import PARTS, deployed, image_of
-from toolchain import engine
 from toolchain.__main__ import IMAGE_SETTINGS
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def daemon() -> Iterator[Daemon]:
     with own_network():
         try:
             daemon.start()
-            with closing(docker.from_env()) as usual, closing(engine.connect(daemon.host)) as own:
+            with closing(docker.from_env()) as usual, closing(connect(daemon.host)) as own:
                 for image in map(image_of, IMAGE_SETTINGS):
                     own.images.load(usual.images.get(image).save(named=True))  # type: ignore[arg-type]  # a stream
             yield daemon

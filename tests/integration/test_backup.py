@@ -32,7 +32,7 @@ from tests.runbooks import Shell
 from tests.stack_config import PROJECT
 from tests.stacks import LLMCTL, POLL_SECONDS, deployed, free_port, kill_tree
 from toolchain import environment_file
-from toolchain.machine import CACHE
+from toolchain.operating_system import CACHE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

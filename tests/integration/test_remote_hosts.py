@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING
 import docker
 import pytest
 
+from engine.certificates import CERTIFICATE_FILES
+from engine.connection import DEFAULT_HOST
 from tests.certificates import certify
 from tests.engines import needs_an_engine_of_its_own
 from tests.packages import unpacked
 from tests.stacks import Deployment, image_of
 from tests.swarm.cluster import DIES_WITH_THIS_THREAD, NETWORK, Node, cluster, until
 from toolchain.__main__ import IMAGE_SETTINGS
-from toolchain.engine import CERTIFICATE_FILES, DEFAULT_HOST
 from toolchain.progress import Steps
 
 if TYPE_CHECKING:

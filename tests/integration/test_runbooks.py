@@ -25,7 +25,7 @@ from tests.drills.test_changes import serve_ours, status_of_replica
 from tests.runbooks import Shell, runbook
 from tests.stack_config import PROJECT_NAME
 from tests.stacks import PARTS, REPLICAS, Deployment, free_port
-from toolchain.machine import CACHE
+from toolchain.operating_system import CACHE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -21,9 +21,10 @@ import docker
 import httpx2
 import yaml
 
+from engine.connection import UNREACHABLE, connect
+from engine.system_path import environment, which
 from tests.engines import own_network
-from toolchain import engine
-from toolchain.machine import CACHE, environment, exclusive, update_package_lists, which
+from toolchain.operating_system import CACHE, exclusive, update_package_lists
 from toolchain.progress import CommandError, Steps
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def until(condition: Callable[[], T | None], what: str, *, within: float = WITHI
         try:
             if result := condition():
                 return result
-        except engine.UNREACHABLE as failure:
+        except UNREACHABLE as failure:
             error = failure
         if time.monotonic() > deadline:
             raise TimeoutError(f"{what}: not within {within} s") from error
@@ -116,7 +117,7 @@ class Node:
     @cached_property
     def client(self) -> docker.DockerClient:
         """A client of its engine, good until the node stops."""
-        return engine.connect(self.host)
+        return connect(self.host)
 
     @cached_property
     def id(self) -> str:
@@ -153,7 +154,7 @@ class Node:
     def await_engine(self) -> None:
         def answers() -> bool:
             assert self.runs, self.log.read_text()
-            engine.connect(self.host).close()
+            connect(self.host).close()
             return True
 
         until(answers, f"the engine of {self.name} answers")
@@ -229,7 +230,7 @@ class Cluster:
         def elected() -> Node | None:
             for asked in filter(lambda node: node.runs, self.nodes):
                 with (
-                    suppress(*engine.UNREACHABLE),  # as a worker, or a manager that has no leader
+                    suppress(*UNREACHABLE),  # as a worker, or a manager that has no leader
                     closing(docker.DockerClient(asked.host, timeout=LEADER_SECONDS)) as client,
                 ):
                     for each in client.nodes.list(filters={"role": "manager"}):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import httpx2
 import pytest
 
-from infra.images import in_registry
+from engine.image_names import in_registry
 from tests.drills.conftest import _pulumi_tools, drill, pytest_terminal_summary
 from tests.stacks import image_of
 from tests.swarm.cluster import cluster

@@ -11,7 +11,8 @@ import httpx2
 import pytest
 from pulumi import automation
 
-from infra.placement.engine import LABEL
+from engine.connection import DEFAULT_HOST
+from engine.labels import LABEL
 from infra.placement.services import await_convergence
 from infra.workload import MEBIBYTE
 from tests.certificates import certify
@@ -21,7 +22,6 @@ from tests.stack_config import PROJECT_NAME
 from tests.stacks import deployed
 from tests.swarm.cluster import until
 from tests.swarm.conftest import place_on
-from toolchain.engine import DEFAULT_HOST
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import psycopg
 import pytest
 
-from infra.images import in_registry
+from engine.image_names import in_registry
 from tests.engines import needs_an_engine_of_its_own
 from tests.stacks import deployed, image_of
 from tests.swarm.cluster import until

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from openai import OpenAI
 
-from infra.images import in_registry
-from infra.placement.engine import LABEL
+from engine.image_names import in_registry
+from engine.labels import LABEL
 from tests.engines import needs_an_engine_of_its_own
 from tests.runbooks import runbook
 from tests.stack_config import PROJECT_NAME

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from infra.images import in_registry
+from engine.image_names import in_registry
 from tests.engines import needs_an_engine_of_its_own
 from tests.stack_config import project_file
 from tests.stacks import Deployment, free_port, image_of

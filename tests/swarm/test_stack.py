@@ -16,8 +16,8 @@ import pytest
 from pulumi import automation
 
 from console.status import read
+from engine.labels import LABEL
 from infra.gateway import PROGRAMS
-from infra.placement.engine import LABEL
 from tests.engines import needs_an_engine_of_its_own
 from tests.load import IN_FLIGHT_MAY_FAIL, NOTHING_FAILS
 from tests.stack_config import PROJECT_NAME

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from engine.connection import connect
 from tests.engines import Daemon, needs_an_engine_of_its_own, own_network
-from toolchain import engine
+from toolchain import engine_setup
 from toolchain.progress import Steps
 
 if TYPE_CHECKING:
@@ -34,14 +35,15 @@ def daemon() -> Iterator[Daemon]:
 def test_an_engine_outlives_the_program_that_started_it(daemon: Daemon) -> None:
     """A script that starts an engine ends, with nothing of it held open; the engine answers on."""
     program = (
-        "import sys; from pathlib import Path; from toolchain import engine; from toolchain.progress import Steps\n"
-        "with Steps().step('Start') as step: engine.start(step, *sys.argv[2:], log=Path(sys.argv[1]))"
+        "import sys; from pathlib import Path; from toolchain import engine_setup\n"
+        "from toolchain.progress import Steps\n"
+        "with Steps().step('Start') as step: engine_setup.start(step, *sys.argv[2:], log=Path(sys.argv[1]))"
     )
     arguments = [str(daemon.log), daemon.host, *daemon.options]
     # Returns when both streams are closed, which they are not while a daemon has them.
     started = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, check=True, timeout=90)
     assert started.stdout == b""
-    with closing(engine.connect(daemon.host)) as client:
+    with closing(connect(daemon.host)) as client:
         assert client.info()["DockerRootDir"] in " ".join(daemon.options)
     assert os.getsid(daemon.pid) == daemon.pid
     assert Path(f"/proc/{daemon.pid}/fd/0").readlink() == Path("/dev/null")
@@ -54,5 +56,5 @@ def test_an_engine_that_answers_is_not_started_again(daemon: Daemon) -> None:
     first = daemon.pid
     daemon.start()
     assert daemon.pid == first
-    with closing(engine.ensure(Steps(), daemon.host, "any")) as client:
+    with closing(engine_setup.ensure(Steps(), daemon.host, "any")) as client:
         assert client.ping()

@@ -25,11 +25,11 @@ import pytest
 from psycopg.conninfo import make_conninfo
 from rich.console import Console
 
+from engine.connection import is_present
+from engine.image_names import stand_ins
 from infra import edge, gateway, postgres
-from infra.images import stand_ins
 from infra.workload import SECRETS, http_health_check
 from toolchain import images, recipes
-from toolchain.engine import is_present
 from toolchain.progress import SetupError, Steps
 
 if TYPE_CHECKING:
@@ -526,9 +526,9 @@ def test_a_build_that_is_killed_leaves_nothing_running(tmp_path: Path, other_rec
     script = other_recipe.parent / "base/build.sh"
     script.write_text(f"#!/bin/sh\nmkdir $3 && mount -t tmpfs {nap} $3 && touch {tmp_path}/begun && sleep {nap}\n")
     program = (
-        "import sys, docker\nfrom pathlib import Path\nfrom toolchain import images, machine, recipes\n"
+        "import sys, docker\nfrom pathlib import Path\nfrom toolchain import images, operating_system, recipes\n"
         "from toolchain.progress import Steps\n"
-        "recipes.RECIPES, images.CACHE, machine.CACHE = Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[2])\n"
+        "recipes.RECIPES, images.CACHE, operating_system.CACHE = map(Path, (*sys.argv[1:3], sys.argv[2]))\n"
         "engine = docker.DockerClient(base_url='unix:///var/run/docker.sock')\n"
         "images.ensure(Steps(), engine, {'haproxy': sys.argv[3]}, stack='any', ask=None,"
         " record=Path(sys.argv[2]) / 'record')"

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from toolchain import machine, pulumi, tools
+from toolchain import operating_system, pulumi, tools
 from toolchain.progress import SetupError, Steps
 
 PROJECT = pulumi.PROJECT
@@ -48,7 +48,7 @@ class User:
         self.home = home
         self.own = home / ".local/state/llm-infrastructure"
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("PULUMI_", "XDG_"))}
-        self.environment = {**kept, "HOME": str(home), "XDG_CACHE_HOME": str(machine.CACHE.parent)}
+        self.environment = {**kept, "HOME": str(home), "XDG_CACHE_HOME": str(operating_system.CACHE.parent)}
         (home / ".pulumi").mkdir(parents=True)
         plugins = Path(os.environ.get("PULUMI_HOME") or Path.home() / ".pulumi") / "plugins"
         if plugins.exists():

@@ -27,7 +27,7 @@ from hypothesis import strategies as st
 
 import app
 from app import _answers, _http, _requests, _settings, _types, aio, organizations
-from app._shared import PerLoop, Shared
+from app._made_once import PerLoop, Shared
 from tests.faces import FACES, Face
 from tests.stack_config import PROJECT
 

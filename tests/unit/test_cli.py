@@ -16,7 +16,7 @@ import pytest
 from typer.testing import CliRunner
 
 from app import DatabaseUnavailableError, StreamInterruptedError, _http, migrations, organizations
-from app._shared import Shared
+from app._made_once import Shared
 from console import cli
 from tests.unit.test_app import KEY, chunk, completion, error, sse
 

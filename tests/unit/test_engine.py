@@ -16,8 +16,11 @@ import docker
 import pulumi
 import pytest
 
-from infra.placement import engine as placement
-from toolchain import engine
+from engine import connection, unreachable
+from engine.certificates import CERTIFICATE_FILES
+from engine.inspection import look_at
+from infra.placement import engine_placement
+from toolchain import engine_setup
 from toolchain.progress import SetupError, Steps
 
 if TYPE_CHECKING:
@@ -29,7 +32,7 @@ if TYPE_CHECKING:
 def environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """The machine that runs the tests may have an engine of any kind."""
     monkeypatch.delenv("DOCKER_HOST", raising=False)
-    monkeypatch.setattr(engine, "USUAL_HOSTS", {})
+    monkeypatch.setattr(unreachable, "USUAL_HOSTS", {})
     monkeypatch.delenv("DOCKER_CONFIG", raising=False)
     monkeypatch.setenv("HOME", "/nowhere")  # whose contexts of `docker` are no business of a test
 
@@ -43,7 +46,7 @@ def listener(tmp_path: Path) -> Iterator[socket.socket]:
 
 def failure(host: str) -> SetupError:
     with pytest.raises(SetupError) as raised:
-        engine.ensure(Steps(), host, "staging")
+        engine_setup.ensure(Steps(), host, "staging")
     return raised.value
 
 
@@ -65,7 +68,7 @@ def test_two_names_of_one_engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     (tmp_path / "var").mkdir()
     (tmp_path / "var/run").symlink_to(tmp_path / "run")
     monkeypatch.setenv("DOCKER_HOST", other.format(tmp_path))
-    engine._check_environment(one.format(tmp_path), "dev")
+    engine_setup._check_environment(one.format(tmp_path), "dev")
 
 
 def test_no_socket(tmp_path: Path) -> None:
@@ -78,8 +81,8 @@ def test_no_socket(tmp_path: Path) -> None:
 def test_another_engine_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A user with an engine of their own, as a rootless one, is told how to use it."""
     rootless = f"unix://{tmp_path}/rootless.sock"
-    monkeypatch.setattr(engine, "USUAL_HOSTS", {rootless: "rootless", "unix:///gone.sock": "colima"})
-    monkeypatch.setattr(engine, "_answers", lambda host: host == rootless)
+    monkeypatch.setattr(unreachable, "USUAL_HOSTS", {rootless: "rootless", "unix:///gone.sock": "colima"})
+    monkeypatch.setattr(unreachable, "answers", lambda host: host == rootless)
     error = failure(f"unix://{tmp_path}/docker.sock")
     assert error.mend == f"to use rootless: ./pulumiw config set --stack staging dockerHost {rootless}"
 
@@ -96,8 +99,8 @@ def test_the_engines_that_dockers_contexts_name_are_offered(tmp_path: Path, monk
         meta.parent.mkdir(parents=True)
         meta.write_text(json.dumps({"Name": name, "Metadata": {}, "Endpoints": {"docker": {"Host": host}}}))
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setattr(engine, "USUAL_HOSTS", {hosts["same"]: "colima"})
-    monkeypatch.setattr(engine, "_answers", lambda host: host in hosts.values())
+    monkeypatch.setattr(unreachable, "USUAL_HOSTS", {hosts["same"]: "colima"})
+    monkeypatch.setattr(unreachable, "answers", lambda host: host in hosts.values())
     error = failure(f"unix://{tmp_path}/docker.sock")
     assert sorted(error.mend.split("\n    or, ")) == [
         f"to use Docker's context mine: ./pulumiw config set --stack staging dockerHost {hosts['mine']}",
@@ -115,8 +118,8 @@ def test_nothing_listens(tmp_path: Path, listener: socket.socket) -> None:
 
 def test_not_an_engine(tmp_path: Path, listener: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
     """Something else that listens is not taken for an engine, and none is started beside it."""
-    monkeypatch.setattr(engine, "DEFAULT_HOST", f"unix://{tmp_path}/docker.sock")
-    monkeypatch.setattr(engine, "can_install", lambda: True)
+    monkeypatch.setattr(connection, "DEFAULT_HOST", f"unix://{tmp_path}/docker.sock")
+    monkeypatch.setattr(engine_setup, "can_install", lambda: True)
 
     def hang_up() -> None:
         for _ in range(2):
@@ -144,7 +147,7 @@ def test_permission_denied(
     user = pwd.getpwuid(os.geteuid()).pw_name
     entry = grp.struct_group((group, "x", 1, [member.format(user=user) for member in members]))
     monkeypatch.setattr(grp, "getgrgid", lambda _: entry)
-    error = engine._permission_denied(tmp_path)
+    error = unreachable._permission_denied(tmp_path)
     assert error.why == f"{user} may not use the Docker Engine: {tmp_path} is for the group {group}"
     assert error.mend == mend.format(user=user)
 
@@ -152,7 +155,7 @@ def test_permission_denied(
 def test_an_engine_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An engine on another machine is never started: what went wrong is said, and how to look."""
     monkeypatch.setenv("DOCKER_CERT_PATH", str(tmp_path))
-    for file in engine.CERTIFICATE_FILES:
+    for file in CERTIFICATE_FILES:
         (tmp_path / file).touch()
     error = failure("tcp://127.0.0.1:1")
     assert "tcp://127.0.0.1:1 does not answer" in error.why
@@ -171,7 +174,7 @@ def test_an_engine_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     ],
 )
 def test_an_engine_that_ends_the_handshake_may_not_accept_the_certificate(error: str, *, doubted: bool) -> None:
-    why = engine.why_unreachable("tcp://gateway.example:2376", "dev", OSError(error)).why
+    why = unreachable.why_unreachable("tcp://gateway.example:2376", "dev", OSError(error)).why
     assert why.endswith(error)
     assert ("it may not accept the client's certificate" in why) == doubted
 
@@ -217,9 +220,9 @@ def test_a_daemon_that_does_not_come_up(
     daemon.write_text(f"#!/bin/sh\necho $$ >{tmp_path}/pid\n{script}\n")
     daemon.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    monkeypatch.setattr(engine, "START_SECONDS", 1)
+    monkeypatch.setattr(engine_setup, "START_SECONDS", 1)
     with Steps().step("start") as step, pytest.raises(SetupError) as raised:
-        engine.start(step, f"unix://{tmp_path}/docker.sock", "--wrong", log=tmp_path / "log")
+        engine_setup.start(step, f"unix://{tmp_path}/docker.sock", "--wrong", log=tmp_path / "log")
     assert raised.value.why.startswith(why)
     assert raised.value.why.endswith("no such option: --wrong")
     with pytest.raises(ProcessLookupError):
@@ -233,7 +236,7 @@ def test_a_service_that_does_not_come_up(tmp_path: Path, monkeypatch: pytest.Mon
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     with Steps().step("start") as step, pytest.raises(SetupError, match="no space left on device") as raised:
-        engine._start_by_systemd(step)
+        engine_setup._start_by_systemd(step)
     assert raised.value.tried == ("systemctl start docker.service",)
 
 
@@ -267,7 +270,7 @@ CONTAINERD = {"DriverStatus": [["driver-type", "io.containerd.snapshotter.v1"]],
 )
 def test_what_an_engine_is(version: Mapping[str, object], info: Mapping[str, object], name: str) -> None:
     """Its version, the API versions that it takes, and what about it decides how the stack runs."""
-    found = engine.look_at(cast("docker.DockerClient", FakeEngine(version, info)))
+    found = look_at(cast("docker.DockerClient", FakeEngine(version, info)))
     assert found.name == name
     assert not found.refused
 
@@ -275,7 +278,7 @@ def test_what_an_engine_is(version: Mapping[str, object], info: Mapping[str, obj
 def test_an_engine_that_is_too_old_is_refused() -> None:
     """An engine older than 20.10 is refused, with the oldest that can be used."""
     old = FakeEngine({"Version": "19.03.15", "ApiVersion": "1.40"}, {})
-    found = engine.look_at(cast("docker.DockerClient", old))
+    found = look_at(cast("docker.DockerClient", old))
     assert "1.41 is needed: Docker Engine 20.10 or newer" in found.refused
 
 
@@ -289,7 +292,7 @@ def test_an_engine_that_is_too_old_is_refused() -> None:
 )
 def test_what_was_never_tried_is_said(version: Mapping[str, object], info: Mapping[str, object], doubt: str) -> None:
     """An engine that this project was not run on, or that cannot keep its limits, gets a warning and no refusal."""
-    found = engine.look_at(cast("docker.DockerClient", FakeEngine(version, info)))
+    found = look_at(cast("docker.DockerClient", FakeEngine(version, info)))
     assert not found.refused
     assert len(found.doubts) == 1
     assert doubt in found.doubts[0]
@@ -308,6 +311,6 @@ def test_an_image_that_was_built_here_and_is_gone_is_refused(
     found = FakeEngine({}, {})
     monkeypatch.setattr(found, "images", _NoImages(), raising=False)
     monkeypatch.setattr(found, "close", lambda: None, raising=False)
-    monkeypatch.setattr(placement, "connect", lambda _: found)
+    monkeypatch.setattr(engine_placement, "connect", lambda _: found)
     with pytest.raises(pulumi.RunError, match=r"make up STACK=") if built else nullcontext():
-        placement.check_engine("unix:///var/run/docker.sock", built)
+        engine_placement.check_engine("unix:///var/run/docker.sock", built)

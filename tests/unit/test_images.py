@@ -12,8 +12,8 @@ import docker
 import pytest
 from rich.console import Console
 
-from infra.images import ImageRecordError, in_registry, stand_ins
-from toolchain import image_record, images, machine
+from engine.image_names import ImageRecordError, in_registry, stand_ins
+from toolchain import image_record, images, operating_system
 from toolchain.mirrors import apt_settings, package_sources
 from toolchain.progress import SetupError, Steps
 from toolchain.recipes import STAND_INS, UPGRADES, Recipe, recipe_for, recipe_hash
@@ -232,7 +232,7 @@ def test_a_pull_that_fails_is_one_line(tmp_path: Path) -> None:
 
 def test_one_build_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A workspace is one build's own, is empty whatever a killed one left, and is gone afterwards."""
-    monkeypatch.setattr(machine, "CACHE", tmp_path)
+    monkeypatch.setattr(operating_system, "CACHE", tmp_path)
     monkeypatch.setattr(images, "CACHE", tmp_path)
     left = tmp_path / "images/base/root/etc"
     left.mkdir(parents=True)

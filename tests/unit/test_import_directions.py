@@ -12,15 +12,20 @@ import pytest
 from tests.stack_config import PROJECT
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
 BELOW: dict[str, set[str]] = {
     "app": set(),
     "console": {"app"},
+    "engine": set(),
+    "infra": {"app", "console", "engine"},
+    # It documents what infra reads, and renews its tables; the program needs no tool that made it.
+    "toolchain": {"app", "console", "engine", "infra"},
 }
 """The project's own packages that each may import, at the top of a module or in a function."""
 CLIENT = ("app", "app.aio", "app.migrations", "app.organizations", "app._client", "app._settings")
+CONFIG = ("infra.settings", "infra.stack_config")
 OPERATORS = {"console", "docker", "infra", "pulumi", "rich", "typer"}
 
 
@@ -50,7 +55,20 @@ def test_a_package_imports_only_those_below_it(package: str) -> None:
 
 def test_the_client_loads_nothing_of_an_operator() -> None:
     """A backend that imports `app`, either face, the organizations or the migrations, pays for that alone."""
-    look = f"import {', '.join(CLIENT)}, sys; print(*{{name.partition('.')[0] for name in sys.modules}})"
-    loaded = subprocess.run([sys.executable, "-c", look], cwd=PROJECT, check=True, capture_output=True, text=True)
-    assert {"httpx2", "psycopg"} <= set(loaded.stdout.split())
-    assert OPERATORS & set(loaded.stdout.split()) == set()
+    loaded = loaded_by(CLIENT)
+    assert {"httpx2", "psycopg"} <= loaded
+    assert OPERATORS & loaded == set()
+
+
+def test_a_config_key_is_read_without_a_docker_client() -> None:
+    """Nor is a part of the stack loaded by the settings that it is built from."""
+    loaded = loaded_by(CONFIG)
+    assert "pydantic" in loaded
+    assert {"docker", "pulumi_docker", "requests", "rich", "toolchain"} & loaded == set()
+
+
+def loaded_by(modules: Sequence[str]) -> set[str]:
+    """The packages that an interpreter has loaded after it imported modules."""
+    look = f"import {', '.join(modules)}, sys; print(*{{name.partition('.')[0] for name in sys.modules}})"
+    done = subprocess.run([sys.executable, "-c", look], cwd=PROJECT, check=True, capture_output=True, text=True)
+    return set(done.stdout.split())

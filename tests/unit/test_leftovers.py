@@ -11,11 +11,10 @@ import pulumi
 import pytest
 import requests
 
+from engine.labels import LABEL
 from infra.placement import docker as docker_placement
-from infra.placement import engine as engine_placement
-from infra.placement import swarm
+from infra.placement import engine_placement, swarm
 from infra.placement.docker import DockerHost
-from infra.placement.engine import LABEL
 from infra.placement.swarm import Swarm
 
 if TYPE_CHECKING:

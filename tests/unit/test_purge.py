@@ -12,7 +12,7 @@ import pytest
 import requests
 from rich.console import Console
 
-from toolchain import engine, image_record, machine, purge
+from toolchain import image_record, operating_system, purge
 from toolchain.progress import SetupError, Steps
 
 if TYPE_CHECKING:
@@ -86,12 +86,12 @@ class Machine:
         self.env.write_text("MINE=1\nLITELLM_URL=http://localhost:4000\nLITELLM_API_KEY=sk-1\n")
         monkeypatch.setenv("XDG_STATE_HOME", str(folder / "state"))
         monkeypatch.delenv("PULUMI_BACKEND_URL", raising=False)
-        monkeypatch.setattr(machine, "CACHE", self.cache)
+        monkeypatch.setattr(operating_system, "CACHE", self.cache)
         monkeypatch.setattr(image_record, "RECORD", self.record)
         monkeypatch.setattr(image_record, "read", lambda: IMAGES)
         monkeypatch.setattr(purge, "ENVIRONMENT_FILE", self.env)
         monkeypatch.setattr(purge, "_asked", self._asked)
-        monkeypatch.setattr(engine, "connect", lambda _: self.engine)
+        monkeypatch.setattr(purge, "connect", lambda _: self.engine)
         self._patch = monkeypatch
 
     def _asked(self, *arguments: str) -> Any:
@@ -172,7 +172,7 @@ def test_an_engine_that_fails_costs_no_state(here: Machine, monkeypatch: pytest.
     def gone(_: str) -> None:
         raise docker.errors.DockerException("no engine")
 
-    monkeypatch.setattr(engine, "connect", gone)
+    monkeypatch.setattr(purge, "connect", gone)
     with pytest.raises(SetupError, match="not all could be removed"):
         here.purge()
     assert "stack" not in here.pulumi

@@ -9,8 +9,8 @@ import docker
 import pulumi
 import pytest
 
+from engine.labels import LABEL
 from infra.placement import services
-from infra.placement.engine import LABEL
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from infra.workload import LAST_PORT
 from toolchain import __main__ as set_up
-from toolchain import engine, machine, tools
+from toolchain import engine_setup, operating_system, tools
 from toolchain.progress import CommandError, SetupError, Step, Steps
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class Config(set_up.StackConfig):
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "CACHE", tmp_path)
+    monkeypatch.setattr(operating_system, "CACHE", tmp_path)
 
 
 @pytest.fixture
@@ -234,13 +234,13 @@ def test_two_runs_for_a_stack_take_turns() -> None:
     ended: list[str] = []
 
     def first() -> None:
-        with steps.step("first") as step, machine.exclusive("stack-dev", step):
+        with steps.step("first") as step, operating_system.exclusive("stack-dev", step):
             held.set()
             go_on.wait()
             ended.append("first")
 
     def second() -> None:
-        with steps.step("second") as step, machine.exclusive("stack-dev", step):
+        with steps.step("second") as step, operating_system.exclusive("stack-dev", step):
             ended.append("second")
 
     threads = [threading.Thread(target=first), threading.Thread(target=second)]
@@ -272,7 +272,7 @@ def test_an_engine_out_of_reach_is_told_at_once(
     def unreachable(*_: object) -> None:
         raise SetupError("no engine", mend=mend)
 
-    monkeypatch.setattr(engine, "ensure", unreachable)
+    monkeypatch.setattr(engine_setup, "ensure", unreachable)
     monkeypatch.setattr(set_up, "_select", lambda _, stack: stacks.append(stack))
     monkeypatch.setattr(tools, "ensure", lambda _: pytest.fail("tools were made"))
     with pytest.raises(SetupError, match="no engine"):

@@ -12,7 +12,7 @@ from pulumi.runtime import mocks, rpc
 
 from infra import stack
 from infra.placement.docker import waves
-from infra.placement.engine import EnginePlacement
+from infra.placement.engine_placement import EnginePlacement
 from infra.settings import postgres_major_version
 from infra.stack import build
 from tests.stack_config import KEY, OTHER_KEY, PROJECT_NAME

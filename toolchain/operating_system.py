@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import fcntl
 import os
-import shutil
 import signal
 import threading
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from engine.system_path import environment, which
 from toolchain.progress import CommandError, SetupError
 
 if TYPE_CHECKING:
@@ -21,16 +21,6 @@ if TYPE_CHECKING:
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llm-infrastructure"
 DPKG_LOCK_SECONDS = 300
 """How long another package manager, as one that upgrades unattended, may hold the lock."""
-
-
-def environment(**more: str) -> dict[str, str]:
-    """The environment for programs of the system, whose folders root need not have on PATH, as after `su`."""
-    return {**os.environ, "PATH": f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin", **more}
-
-
-def which(program: str) -> str | None:
-    """Where a program of the system is."""
-    return shutil.which(program, path=environment()["PATH"])
 
 
 def can_install() -> bool:

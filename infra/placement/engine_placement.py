@@ -14,9 +14,13 @@ import docker
 import pulumi
 import pulumi_docker
 
-from infra.images import stand_ins
+from engine.certificates import certificates
+from engine.connection import UNREACHABLE, connect, is_present
+from engine.image_names import stand_ins
+from engine.inspection import look_at
+from engine.labels import LABEL
+from engine.unreachable import why_unreachable
 from infra.placement.guard import EngineGuard
-from toolchain.engine import UNREACHABLE, certificates, connect, is_present, look_at, why_unreachable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -26,7 +30,6 @@ if TYPE_CHECKING:
 
     Hook = Callable[[pulumi.ResourceHookArgs], None]
 
-LABEL = "llm-infrastructure"
 PROVIDER = "engine"
 """The name of the provider that makes what a stack has on its engine."""
 HEALTH_SECONDS = 5

@@ -1,0 +1,32 @@
+"""The certificates by which an engine is reached by TLS. It loads no Docker client, which takes its time."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+CERTIFICATE_FILES = ("ca.pem", "cert.pem", "key.pem")
+
+
+def certificates(host: str) -> str | None:
+    """The folder with the certificates for an engine that is reached by TLS: Docker's own convention."""
+    if not host.startswith("tcp://"):
+        return None
+    return os.environ.get("DOCKER_CERT_PATH") or str(Path.home() / ".docker")
+
+
+def lacks_certificates(host: str) -> str | None:
+    """Why an engine that is reached by TLS cannot be: which certificates are missing."""
+    folder = certificates(host)
+    missing = [file for file in CERTIFICATE_FILES if folder and not Path(folder, file).is_file()]
+    if not missing:
+        return None
+    return (
+        f"it is reached by TLS only, as plain tcp would send every secret in clear, and {folder} lacks "
+        f"{', '.join(missing)} (DOCKER_CERT_PATH names another folder)"
+    )
+
+
+def docker_command(host: str) -> str:
+    """The docker command for an engine, as a person types it."""
+    return f"docker {'--tlsverify ' if certificates(host) else ''}--host {host}"
