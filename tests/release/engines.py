@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -30,6 +31,10 @@ class Engine:
     api: str
     """The versions of the API that it takes, as `make up` says them."""
     containerd_store: bool = False
+    options: tuple[str, ...] = ()
+    """dockerd's own."""
+    variables: tuple[tuple[str, str], ...] = ()
+    """Of its environment."""
 
     def programs(self) -> list[Path]:
         """The folders to put in front of PATH."""
@@ -44,12 +49,20 @@ ENGINES = {
     "Debian 12": Engine(api="1.12 to 1.41"),
     "Debian 13": Engine(debian="trixie", api="1.24 to 1.45"),
     "Debian testing": Engine(debian="testing", api="1.24 to 1.51"),
+    "Debian testing, as 29.0": Engine(
+        debian="testing",
+        api="1.44 to 1.51",
+        containerd_store=True,
+        options=("--feature=containerd-snapshotter=true",),
+        variables=(("DOCKER_MIN_API_VERSION", "1.44"),),
+    ),
     "29.0": Engine(debian="testing", moby="v2.0.0-beta.1", api="1.44 to 1.52", containerd_store=True),
     "newest": Engine(debian="testing", moby="v2.0.0-beta.24", api="1.40 to 1.56", containerd_store=True),
 }
 """Engine 29.0 to 29.2 take no API before 1.44; the module's beta of 2025-10-31 is 29.0's last but for its name."""
 
 
+@cache
 def _of_debian(suite: str) -> Path:
     """The newest packages of a release of Debian, unpacked and not installed, from the mirrors of this machine."""
     with Steps() as steps, steps.step(f"Get the engine of Debian {suite}") as step, exclusive("engines", step):
@@ -89,6 +102,7 @@ def _apt(folder: Path, suite: str, sources: list[str]) -> list[str]:
     return ["apt-get", "--quiet", *(f"--option={name}={value}" for name, value in settings.items())]
 
 
+@cache
 def _built(version: str) -> Path:
     """An engine built from the Go module proxy, which takes minutes once."""
     with Steps() as steps, steps.step(f"Build {MOBY} {version}") as step, exclusive("engines", step):

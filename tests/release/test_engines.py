@@ -40,7 +40,9 @@ def daemon(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
         pytest.skip("this engine is built from the Go module proxy, and Go is not installed")
     for folder in reversed(kind.programs()):
         monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
-    daemon = Daemon()
+    for name, value in kind.variables:
+        monkeypatch.setenv(name, value)
+    daemon = Daemon(*kind.options)
     with own_network():
         try:
             daemon.start()

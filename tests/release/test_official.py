@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from tests.release.engines import Engine
     from tests.release.official import Hosts
 
 REPOSITORIES = {
@@ -46,8 +47,16 @@ PLUGIN_LIST = f"/releases/plugins/pulumi-docker_{tools.DOCKER_VERSION}_checksums
 pytestmark = [needs_an_engine_of_its_own, pytest.mark.timeout(3600)]
 
 
+@pytest.fixture(params=["Debian 12", "Debian testing, as 29.0"])
+def kind(request: pytest.FixtureRequest) -> Engine:
+    """An engine of either store of images."""
+    chosen = ENGINES[request.param]
+    chosen.programs()  # while the network is there that they come from
+    return chosen
+
+
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[Hosts]:
+def server(tmp_path: Path, kind: Engine) -> Iterator[Hosts]:
     """What users download from. Pulumi's programs are those that were built here, in the archives of a release."""
     with Steps() as steps:
         real = tools.ensure(steps)
@@ -59,18 +68,20 @@ def server(tmp_path: Path) -> Iterator[Hosts]:
         yield made
 
 
-@pytest.fixture(params=["Debian 12", "newest"])
-def daemon(request: pytest.FixtureRequest, server: Hosts, monkeypatch: pytest.MonkeyPatch) -> Iterator[Daemon]:
-    """An engine without images, which knows the proxy and its authority: by one store of images, and by the other."""
+@pytest.fixture
+def daemon(kind: Engine, server: Hosts, monkeypatch: pytest.MonkeyPatch) -> Iterator[Daemon]:
+    """An engine without images, which knows the proxy and its authority."""
     bundle = server.folder / "authority.pem"
     bundle.write_text(server.authority.certificate_pem)
     monkeypatch.setenv("HTTPS_PROXY", server.proxy)
     monkeypatch.setenv("NO_PROXY", "localhost,127.0.0.1")
     monkeypatch.setenv("SSL_CERT_FILE", str(bundle))
     before = os.environ["PATH"]
-    for folder in reversed(ENGINES[request.param].programs()):
+    for folder in reversed(kind.programs()):
         monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
-    daemon = Daemon()
+    for name, value in kind.variables:
+        monkeypatch.setenv(name, value)
+    daemon = Daemon(*kind.options)
     try:
         daemon.start()
         monkeypatch.setenv("PATH", before)
