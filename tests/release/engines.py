@@ -11,7 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from toolchain import mirrors
-from toolchain.machine import CACHE, exclusive
+from toolchain.operating_system import CACHE, exclusive
 from toolchain.progress import Steps
 
 KEYS = "/usr/share/keyrings/debian-archive-keyring.gpg"

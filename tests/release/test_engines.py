@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING
 import docker
 import pytest
 
+from engine.connection import connect
+from engine.inspection import look_at
 from tests.drills.test_changes import serve_ours
 from tests.engines import Daemon, needs_an_engine_of_its_own, own_network
 from tests.release.engines import ENGINES
 from tests.stack_config import PROJECT_NAME
 from tests.stacks import Deployment, deployed, image_of
-from toolchain import engine
 from toolchain.__main__ import IMAGE_SETTINGS
 
 if TYPE_CHECKING:
@@ -46,10 +47,10 @@ def daemon(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
     with own_network():
         try:
             daemon.start()
-            with closing(docker.from_env()) as usual, closing(engine.connect(daemon.host)) as own:
-                print(f"\n{engine.look_at(own).name}")
-                assert f"(API {kind.api}, " in engine.look_at(own).name
-                assert ("containerd image store" in engine.look_at(own).name) == kind.containerd_store
+            with closing(docker.from_env()) as usual, closing(connect(daemon.host)) as own:
+                print(f"\n{look_at(own).name}")
+                assert f"(API {kind.api}, " in look_at(own).name
+                assert ("containerd image store" in look_at(own).name) == kind.containerd_store
                 for image in map(image_of, IMAGE_SETTINGS):
                     own.images.load(usual.images.get(image).save(named=True))  # type: ignore[arg-type]  # a stream
             yield daemon

@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING
 import docker
 import pytest
 
-from infra.images import stand_ins
+from engine.connection import connect
+from engine.image_names import stand_ins
 from tests.engines import Daemon, needs_an_engine_of_its_own, own_network
 from tests.release.engines import ENGINES
 from tests.release.official import hosts
 from tests.stack_config import project_file
 from tests.stacks import Deployment, image_of
-from toolchain import engine, tools
+from toolchain import tools
 from toolchain.__main__ import IMAGE_SETTINGS
 from toolchain.progress import Steps
 
@@ -154,7 +155,7 @@ def test_the_official_way_is_walked(server: Hosts, daemon: Daemon, tmp_path: Pat
         assert (user.plugins / f"resource-docker-v{tools.DOCKER_VERSION}" / tools.DOCKER_FILE).exists()
         statuses = {status for _, path, status in server.asked if path.startswith("/v2/")}
         assert statuses == {200, 401, 429}
-        with closing(engine.connect(daemon.host)) as own:
+        with closing(connect(daemon.host)) as own:
             for part, digest in digests.items():
                 reference = str(project_file()["config"][IMAGE_SETTINGS[part]]["default"])
                 [pulled] = own.images.get(reference).attrs["RepoDigests"]
