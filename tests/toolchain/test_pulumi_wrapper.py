@@ -56,7 +56,8 @@ class User:
 
     def clone(self, name: str = "clone") -> Clone:
         folder = self.home / name
-        shutil.copytree(PROJECT / "toolchain", folder / "toolchain")
+        for package in ("engine", "toolchain"):
+            shutil.copytree(PROJECT / package, folder / package)
         (folder / ".venv").symlink_to(pulumi.VIRTUAL_ENVIRONMENT)
         (folder / "Pulumi.yaml").write_text(
             "name: trivial\nruntime:\n  name: python\n  options:\n    virtualenv: .venv\n"
