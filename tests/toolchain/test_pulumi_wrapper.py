@@ -59,9 +59,7 @@ class User:
         for package in ("engine", "toolchain"):
             shutil.copytree(PROJECT / package, folder / package)
         (folder / ".venv").symlink_to(pulumi.VIRTUAL_ENVIRONMENT)
-        (folder / "Pulumi.yaml").write_text(
-            "name: trivial\nruntime:\n  name: python\n  options:\n    virtualenv: .venv\n"
-        )
+        (folder / "Pulumi.yaml").write_text("name: trivial\nruntime: {name: python, options: {virtualenv: .venv}}\n")
         (folder / "Pulumi.dev.yaml").write_text(CONFIG)
         (folder / "__main__.py").write_text(PROGRAM)
         return Clone(folder, self.environment)
