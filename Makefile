@@ -1,22 +1,22 @@
 # make up      everything: tools, images, engine, stack        make down    destroy the stack
 # make purge   the stack with its data, and with the last one tools, images and passphrase; asks for its name
 # make test    all tests on one host, drills too               make check   fast enough for every commit
-# make drill   break things under load (NAME=… for some)        make check-deploy    ask a stack that is up
+# make drill   break things under load (NAME=… for some)        make check-deploy    check a running stack
 # make ci      make test and make test-swarm, in the shortest order
 # make test-swarm   the stack on a Swarm of three machines (NAME=… for some)
-# make test-runbooks   each command of the runbooks is typed, in about ten minutes (NAME=… for some)
-# make test-clients   clients of other languages ask a stack (NAME=… for some)
+# make test-runbooks   run each command of the runbooks, in about ten minutes (NAME=… for some)
+# make test-clients   clients of other languages call a stack (NAME=… for some)
 # make test-engines   the stack on the Docker Engines that people have (NAME=… for some)
 # make test-official   make up downloads all from official addresses, on hosts of the test's own
 # make test-pythons   the environment and the unit tests with each Python of this machine, 3.11 or newer
 # make test-upgrade   a stack of the last release is taken to this tree under load
-# make findings   whether the surprises in findings/ are still so (NAME=… for one)
+# make findings   check that the surprises in findings/ are still there (NAME=… for one)
 # make bench   measure everything side by side (ONLY=client, gateway, streams, deploy or growth; NAME=… for some rows of
 #              streams or growth; RECORD=1 for the docs)
 # make push    fill the registry that a stack's config names (imageRegistry)
-# make retirements   renew what is known of models, their ends and prices, from LiteLLM's newest price list
-# make locks   lock the Python packages anew, after a change of pyproject.toml (UPGRADE=1 takes the newest)
-# make docs    write the reference pages of docs/ anew, after a change of Pulumi.yaml or of llmctl
+# make retirements   update the models' shutdown dates and prices from LiteLLM's newest price list
+# make locks   update the locks of Python packages, after a change of pyproject.toml (UPGRADE=1 takes the newest)
+# make docs    generate the reference pages of docs/, after a change of Pulumi.yaml or of llmctl
 # STACK=staging with any of them for another stack
 STACK  ?= dev
 PYTHON ?= $(shell test -x $(BIN)/python && echo $(BIN)/python || echo python3)

@@ -32,7 +32,7 @@ ABOUT_CONFIGURATION = """
 Every key of the stack config. A key is set for the stack that is selected, or that `--stack` or the variable
 `PULUMI_STACK` names, and takes effect with the next `./pulumiw up`; `./pulumiw config rm KEY` gives its default back.
 Secret keys are set with `--secret` only. Whatever does not fit is refused by `./pulumiw preview`, all of it at once,
-with the command that mends it. What is not here stands in [litellm/config.yaml](../litellm/config.yaml), in LiteLLM's
+with the command that fixes it. What is not here is in [litellm/config.yaml](../litellm/config.yaml), in LiteLLM's
 own form.
 """
 ABOUT_LLMCTL = """
