@@ -61,7 +61,7 @@ def chat_completion_for_org(
 ) -> ChatCompletionResult:
     """Ask the organization's model, unless the options name one; its fallback model, once, where that may help.
 
-    The rule stands in docs/decisions/0005-when-to-fall-back.md. One deadline covers the organization's read from the
+    The rule is in docs/decisions/0005-when-to-fall-back.md. One deadline covers the organization's read from the
     database and both. Raises LLMError: FallbackFailedError when both failed, OrganizationNotFoundError,
     DatabaseUnavailableError, and those of `chat_completion`.
     """

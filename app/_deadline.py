@@ -1,7 +1,7 @@
 """By when a call must be done: one point in time, which every wait on the way to its answer heeds.
 
-Clients know times for each read or connect alone, and any number of those may follow each other. So whoever waits -
-for the database, a connection, or bytes (app/_http.py) - asks here how long it may.
+Clients have timeouts for each read or connect alone, and any number of those may follow each other. So every wait for
+the database, a connection, or bytes (app/_http.py) asks here how long it may take.
 """
 
 from __future__ import annotations

@@ -366,7 +366,7 @@ def ask_for_organization(
 def should_fall_back(error: LLMError, *, model: str, fallback: str | None) -> bool:
     """Whether asking `fallback` may help after `model` failed with `error`.
 
-    The table and its reasons stand in docs/decisions/0005-when-to-fall-back.md.
+    The table and its reasons are in docs/decisions/0005-when-to-fall-back.md.
     """
     if fallback is None or fallback == model:
         return False

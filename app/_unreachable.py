@@ -12,7 +12,7 @@ KEY_MEND = "take LITELLM_API_KEY from .env, or: ./pulumiw stack output litellmAp
 
 
 def why(error: httpx2.HTTPError, url: str) -> tuple[str, str]:
-    """What is wrong where no answer came from `url`, and what mends it."""
+    """What is wrong where no answer came from `url`, and what fixes it."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, ssl.SSLCertVerificationError):

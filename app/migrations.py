@@ -322,7 +322,7 @@ def _refuse_transaction_control(migration: Migration) -> None:
 
 
 def _refuse_nameless_index(migration: Migration) -> None:
-    """Postgres names it anew each time, and so what a failed run has left behind cannot be told from others'."""
+    """Postgres gives it a new name each time, so what a failed run left behind cannot be told from others'."""
     if not migration.in_transaction and NAMELESS_INDEX.search(COMMENT.sub(" ", migration.sql)):
         raise MigrationError(
             f"{migration.file}: give the index a name: CREATE INDEX CONCURRENTLY IF NOT EXISTS NAME ON …"
@@ -342,7 +342,7 @@ def _refuse_invalid_index(connection: psycopg.Connection, migration: Migration) 
 
 
 def _names(text: str, identifier: str) -> bool:
-    """Whether an identifier stands in SQL, as a word of its own or as one that Postgres cuts to it."""
+    """Whether an identifier is in SQL, as a word of its own or as one that Postgres cuts to it."""
     name = identifier.lower()
     words = re.findall(rf"(?<![\w$]){re.escape(name)}[\w$]*", text.lower())
     return any(word.encode()[:LONGEST_NAME_BYTES].decode(errors="ignore") == name for word in words)

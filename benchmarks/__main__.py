@@ -47,7 +47,7 @@ WITH_NAMES = ("streams", "growth")
 """Those whose parts can be measured by themselves."""
 NAMES = {"litellm": "LiteLLM", "postgres": "PostgreSQL", "haproxy": "HAProxy"}
 STAND_IN = " (built here)"
-"""Of an image that stands in for the official one."""
+"""Of an image that replaces the official one."""
 WIDTH = 160
 """Of tables that go to a file."""
 

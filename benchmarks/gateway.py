@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 REPLICAS = (1, 2, 4)
 CONCURRENT = (1, 4, 16, 64, 256)
 SECONDS = 1.0
-"""How long callers of a gateway ask anew, in each round and at each point."""
+"""How long callers ask a gateway, in each round and at each point."""
 TARGETS_AT, TIMES = 16, 3
 """Requests at once where the targets are, and how often a round measures there: one pause of a gateway decides a
 second's p99."""

@@ -92,7 +92,9 @@ class Kind:
     def configure(self, made: Deployment) -> None:
         image = str(project_file()["config"]["litellmImage"]["default"])
         if self.is_newest:
-            image = f"127.0.0.1:1/litellm:v{NEWEST.version}"  # a name that no registry has: what is built stands in
+            image = (
+                f"127.0.0.1:1/litellm:v{NEWEST.version}"  # a name that no registry has: what is built here is used
+            )
             with Steps() as steps:
                 record = made.folder / ".images.yaml"
                 images.ensure(steps, made.engine, {"litellm": image}, stack="any", ask=None, record=record)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 CHUNK_BYTES = 1 << 20
 ROWS_BETWEEN_REPORTS = 10_000
 LOCK_WAIT = "60s"
-"""How long a backup waits for whoever changes a table's schema."""
+"""How long a backup waits for anyone who changes a table's schema."""
 IDENTIFIER = rb'(?:"(?:[^"]|"")+"|[a-z_][a-z0-9_$]*)'
 COPY = re.compile(rb"COPY (?P<table>%b\.%b) (?:\((?P<columns>.*)\))? FROM stdin;\n" % (IDENTIFIER, IDENTIFIER))
 END_OF_COPY = b"\\.\n"

@@ -1,4 +1,4 @@
-"""`llmctl doctor`: what is right, doubtful or wrong, and the command that mends it. Changes nothing."""
+"""`llmctl doctor`: what is right, doubtful or wrong, and the command that fixes it. Changes nothing."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Finding:
     status: Literal["ok", "warning", "failure"]
     detail: str
     mend: str = ""
-    """The command or step that mends it; empty where nothing is to be mended."""
+    """The command or step that fixes it; empty where nothing is to be fixed."""
 
 
 def examine(folder: Path) -> Iterator[Finding]:

@@ -1,6 +1,6 @@
 """What the edge has counted: HAProxy's own statistics, asked through its master in its container.
 
-Each reload starts another worker, whose counters of replicas begin at zero. Those of clients stand in a table that
+Each reload starts another worker, whose counters of replicas begin at zero. Those of clients are in a table that
 the workers hand on (edge/haproxy.cfg), and begin at zero with the container.
 """
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 SECONDS = 10.0
 FRONTEND = "gateway"
 REPLICA = "replica"
-# As edge/reload.sh asks; the address of the master stands in its own command. Questions come on standard input, as a
+# As edge/reload.sh asks; the address of the master is in its own command. Questions come on standard input, as a
 # command line can be read by all.
 ASK = r"""
 mapfile -d '' -t words </proc/1/cmdline

@@ -1,4 +1,4 @@
-"""What the gateway says of itself to whoever asks, without a model being asked."""
+"""What the gateway says of itself to anyone who asks, without a model being asked."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class GatewayError(Exception):
     def __init__(self, message: str, mend: str) -> None:
         super().__init__(message)
         self.mend = mend
-        """The command or step that mends it."""
+        """The command or step that fixes it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,7 +59,7 @@ FROM pg_database, aclexplode(coalesce(datacl, acldefault('d', datdba))) WHERE da
 """
 DROP = 'DROP DATABASE IF EXISTS :"new" WITH (FORCE);'
 # The settings come last, as one of them may forbid to write. Those that are lists are stored as they are written.
-# The first renaming locks out whoever wants to connect, then waits up to 5 s for the sessions to be gone.
+# The first renaming locks out anyone who wants to connect, then waits up to 5 s for the sessions to be gone.
 SWITCH = r"""
 BEGIN;
 SELECT format('ALTER %s SET %I TO %s',
@@ -102,8 +102,8 @@ def restore(
 ) -> Restored:
     """Put what `file` holds in the place of the database at `url`, and keep the present one under another name.
 
-    Of a folder it is the newest backup of this database. `folder` has the migrations: what the file lacks is applied,
-    and a file with one that `folder` lacks is refused.
+    Of a folder it is the newest backup of this database. `folder` has the migrations: what the file does not have is
+    applied, and a file with one that `folder` does not have is refused.
     `confirm` is asked once, with the database's name, before anything is made; `report` gets a line for each step.
     Sessions in the database are ended at the last moment.
 

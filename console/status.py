@@ -48,7 +48,7 @@ class Status:
     counted_since: datetime | None
     """Since when, replicas and all; clients since the edge's container came to be."""
     wrong: tuple[str, ...]
-    """What of the stack is down, each with the command that looks closer or mends it."""
+    """What of the stack is down, each with the command that looks closer or fixes it."""
     unseen: tuple[str, ...]
     """What could not be seen, and why."""
 

@@ -1,4 +1,4 @@
-"""Which image stands in for which: the record that the set-up writes and the program reads.
+"""Which image replaces which: the record that the set-up writes and the program reads.
 
 Where an image can neither be pulled nor be found on the engine, the set-up builds one from Debian and PyPI packages
 and says so in `.images.yaml`. The program then runs that one, with a warning.
@@ -40,7 +40,7 @@ def stand_ins(path: Path) -> dict[str, str]:
 
 
 def in_registry(reference: str, registry: str) -> str:
-    """The name of an image in a registry of one's own: `ghcr.io/berriai/litellm:1` is REGISTRY/berriai/litellm:1.
+    """The name of an image in a registry of your own: `ghcr.io/berriai/litellm:1` is REGISTRY/berriai/litellm:1.
 
     What names a digest gets it as its tag, `sha256-…`: the image is filled in under another manifest, and its own
     digest there is another one.

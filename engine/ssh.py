@@ -1,6 +1,6 @@
 """An engine on another machine, reached by the user's own ssh, as the docker command and the Docker provider do it.
 
-docker-py's way to do so starts ssh anew for each request, waits for it without end, leaves it running, and cannot
+docker-py's way to do so starts a new ssh for each request, waits for it without end, leaves it running, and cannot
 tell why it failed.
 """
 

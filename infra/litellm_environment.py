@@ -88,7 +88,7 @@ def refusal(name: str, text: str = "") -> str | None:
 
 
 def must_be_encrypted(key: str, name: str, value: object) -> bool:
-    """Whether a variable or file may only stand in the stack config as a secret; `key` is what it stands in."""
+    """Whether a variable or file may be in the stack config only as a secret; `key` is where it is."""
     text = str(value)
     if key == "litellmFiles":
         return "PRIVATE KEY" in text or "BEGIN CERTIFICATE" not in text

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Problem:
-    """What is wrong with a key of the stack config, and the command that mends it (without `pulumi config`)."""
+    """What is wrong with a key of the stack config, and the command that fixes it (without `pulumi config`)."""
 
     key: str
     what: str

@@ -34,7 +34,7 @@ class Provider:
     key: str | None = None
     """The variable that its API key is taken from where an entry names none."""
     key_or: tuple[str, ...] = ()
-    """Entries of litellm_params that stand in for the key."""
+    """Entries of litellm_params that replace the key."""
     variables: Mapping[str, str] = field(default_factory=dict)
     """Other variables, each with what to put there."""
     files: Mapping[str, str] = field(default_factory=dict)
@@ -157,7 +157,7 @@ def load() -> Table:
 
 
 def lacking(image: str, config: Mapping[str, Any]) -> dict[str, str]:
-    """What of a LiteLLM config needs a Python package that the image lacks which is built here in place of `image`.
+    """What of a LiteLLM config needs a Python package that the image built here in place of `image` does not have.
 
     By what needs it: the name of a model or a callback. Empty where none is built for that release.
     """

@@ -22,7 +22,7 @@ MOST_IN_FLIGHT = 64
 """On a machine that cannot keep the rate up, requests wait here and do not pile up in the gateway."""
 TIMEOUT_SECONDS = 60
 CONNECT_SECONDS = 5
-"""A machine without power refuses no connection: whoever has another to ask gives it up."""
+"""A machine without power refuses no connection: anyone who has another to ask gives it up."""
 STREAM_ENDED = "data: [DONE]"
 MESSAGES = [{"role": "user", "content": "hello"}]
 MIX = (
@@ -122,7 +122,7 @@ class Load:
         rate: float = REQUESTS_PER_SECOND,
         transport: Callable[[], httpx2.AsyncBaseTransport] | None = None,
     ) -> None:
-        """`key` may be assigned anew while the load runs, as a client does whose key was rotated.
+        """`key` may be assigned again while the load runs, as a client does whose key was rotated.
 
         `transport` makes what connects, in place of HTTP to the URL's own address.
         """

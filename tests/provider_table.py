@@ -293,7 +293,7 @@ def _keys(row: Row, recorded: list[dict[str, Any]], secrets: Secrets) -> str:
 
 
 def _authorized(row: Row, request: dict[str, Any], secrets: Secrets) -> str:
-    """What is wrong with what one request is let in by."""
+    """What is wrong with the credentials of one request."""
     headers = {name.lower(): value for name, value in request["headers"].items()}
     sent = headers.get("authorization", "")
     if row.prefix == "bedrock":

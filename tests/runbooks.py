@@ -1,4 +1,4 @@
-"""Runbooks as whoever is woken up goes through them: their own commands, in order, typed in a stack's project."""
+"""Runbooks as anyone who is woken up goes through them: their own commands, in order, typed in a stack's project."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from tests.stacks import Deployment
 
 OF_THE_SHELL = ("LITELLM_URL", "LITELLM_API_KEY", "DATABASE_URL", "STACK")
-"""Whoever types has them from `.env`, or not at all."""
+"""Anyone who types has them from `.env`, or not at all."""
 
 
 class Shell:
-    """A shell in a stack's project, as the list of runbooks has whoever types set it up."""
+    """A shell in a stack's project, as the list of runbooks has anyone who types set it up."""
 
     def __init__(self, deployment: Deployment, **variables: str) -> None:
         self._folder = deployment.folder
@@ -29,7 +29,7 @@ class Shell:
             **deployment.environment,
             "PULUMI_STACK": deployment.name,
             "PULUMI_SKIP_CONFIRMATIONS": "true",
-            # The copy of the project has a virtual environment already, which is not to be made anew for its place.
+            # The copy of the project has a virtual environment already, which is not to be recreated for its place.
             "PYTHON": "true",
             **variables,
         }

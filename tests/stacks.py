@@ -304,13 +304,13 @@ class Deployment:
 
 
 def image_of(part: str) -> str:
-    """The image that a new stack runs for a part of IMAGE_SETTINGS: the pinned one, or what stands in for it here."""
+    """The image that a new stack runs for a part of IMAGE_SETTINGS: the pinned one, or what replaces it here."""
     reference = str(project_file()["config"][IMAGE_SETTINGS[part]]["default"])
     return stand_ins(PROJECT / ".images.yaml").get(reference, reference)
 
 
 def stand_in_for(recipe: Recipe, engine: docker.DockerClient, record: Path) -> str:
-    """An image by a name that no registry has. What the recipe builds stands in for it, by that record."""
+    """An image by a name that no registry has. What the recipe builds replaces it, by that record."""
     reference = f"127.0.0.1:1/{recipe.part}:v{recipe.version}"
     with Steps() as steps:
         images.ensure(steps, engine, {recipe.part: reference}, stack="any", ask=None, record=record)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from toolchain.progress import Step
 
 STALL_SECONDS = 30.0
-"""How long a download that has begun may stand still."""
+"""How long a download that has begun may stall."""
 CHECKSUMS = {40: "sha1", 64: "sha256"}
 """What Pulumi lists its plugins and its CLI by, told from the length."""
 

@@ -21,8 +21,8 @@ LINES_SHOWN_ON_FAILURE = 20
 
 
 def fingerprint() -> str:
-    """What the environment is made from, so that a change of any of it makes it anew."""
-    import tomllib  # noqa: PLC0415 -- an older Python lacks it, and is to be told so by main
+    """What the environment is made from, so that a change of any of it recreates it."""
+    import tomllib  # noqa: PLC0415 -- an older Python does not have it, and is to be told so by main
 
     digest = hashlib.sha256(sys.version.encode())
     digest.update(str(ENVIRONMENT).encode())

@@ -1,4 +1,4 @@
-"""The record of which image stands in for which, in `.images.yaml`: `make up` writes it, the program reads it."""
+"""The record of which image replaces which, in `.images.yaml`: `make up` writes it, the program reads it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ HEADER = """\
 
 
 def read(record: Path = RECORD) -> dict[str, str]:
-    """Return which image stands in for which, by the image that is stood in for. Raises SetupError."""
+    """Return which image replaces which, by the image that is replaced. Raises SetupError."""
     try:
         return stand_ins(record)
     except ImageRecordError as error:
@@ -32,7 +32,7 @@ def read(record: Path = RECORD) -> dict[str, str]:
 
 
 def write(record: Path, chosen: Mapping[str, str]) -> None:
-    """Record which image stands in for which, for the references in `chosen`; leave the others as they are."""
+    """Record which image replaces which, for the references in `chosen`; leave the others as they are."""
     folder = os.open(record.parent, os.O_RDONLY)
     try:
         fcntl.flock(folder, fcntl.LOCK_EX)

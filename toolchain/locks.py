@@ -1,4 +1,4 @@
-"""Lock the Python packages of the project anew: `make locks`.
+"""Lock the Python packages of the project again: `make locks`.
 
 `requirements.lock` is the one lock. Its versions are written into pyproject.toml too, where `uv sync` looks for them:
 uv's own lock file would hold the addresses of one package index.

@@ -116,7 +116,7 @@ def written(version: str, content: Mapping[str, Any], today: str) -> str:
 
 
 def renew(version: str, newest: Mapping[str, Any]) -> None:
-    """Write the file anew from the newest list."""
+    """Rewrite the file from the newest list."""
     of_releases = {it.version: price_list(it.version)[1] for it in providers.load().releases}
     text = written(version, made(newest, of_releases), str(datetime.now(UTC).date()))
     prices.FILE.write_text(text, encoding="utf-8")

@@ -2,7 +2,7 @@
 
 Without any setting it keeps the state and the passphrase of its secrets in the user's own state folder,
 `${XDG_STATE_HOME:-~/.local/state}/llm-infrastructure`. `PULUMI_BACKEND_URL` puts the state elsewhere, and
-`PULUMI_CONFIG_PASSPHRASE` or `PULUMI_CONFIG_PASSPHRASE_FILE` set a passphrase of one's own. Who has the state and
+`PULUMI_CONFIG_PASSPHRASE` or `PULUMI_CONFIG_PASSPHRASE_FILE` set a passphrase of your own. Who has the state and
 the passphrase has every secret of the stack; who loses one of them has lost those that were generated.
 """
 
@@ -69,7 +69,7 @@ def environment(tools: Path) -> dict[str, str]:
         (own / "state").mkdir(mode=0o700, exist_ok=True)
         env["PULUMI_BACKEND_URL"] = (own / "state").as_uri()
         if not {"PULUMI_CONFIG_PASSPHRASE", "PULUMI_CONFIG_PASSPHRASE_FILE"} & env.keys():
-            # Not for a state elsewhere: whoever shares that shares its passphrase too.
+            # Not for a state elsewhere: anyone who shares that shares its passphrase too.
             env["PULUMI_CONFIG_PASSPHRASE_FILE"] = str(_passphrase_file(own))
     return env
 
@@ -135,7 +135,7 @@ def _is_command(arguments: Sequence[str], names: set[str]) -> bool:
 
 
 def _write_environment_file(tools: Path, variables: Mapping[str, str], arguments: Sequence[str]) -> None:
-    """Have `.env` follow the stack, whoever brought it up: its address may be another one now, or its keys."""
+    """Have `.env` follow the stack, no matter who brought it up: its address may be another one now, or its keys."""
     selecting = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     selecting.add_argument("-s", "--stack")
     stack = selecting.parse_known_args(arguments)[0].stack
@@ -152,7 +152,7 @@ def _write_environment_file(tools: Path, variables: Mapping[str, str], arguments
 
 
 def _say_how_to_select(tools: Path, variables: Mapping[str, str]) -> None:
-    """Where no stack is selected, say how one comes to be: Pulumi names commands of its own, that a clone lacks."""
+    """Where no stack is selected, say how one is created: Pulumi names commands that a clone is missing."""
     asked = subprocess.run(
         [tools / "pulumi", "stack", "--show-name", "--non-interactive"],
         cwd=PROJECT,
@@ -231,7 +231,7 @@ def _handled(handlers: Mapping[signal.Signals, Callable[[int, FrameType | None],
 def _config_files_kept(folder: Path) -> Iterator[None]:
     """Take back what Pulumi does to the config files of stacks beside what it is told.
 
-    It adds a salt as soon as it needs one. The same salt stands in the state, and
+    It adds a salt as soon as it needs one. The same salt is in the state, and
     PULUMI_FALLBACK_TO_STATE_SECRETS_MANAGER has Pulumi read it there. So a clone stays clean after `up`. In a config
     file with secrets of its own the salt stays. And with a stack it removes the file, which may be the project's.
     """

@@ -1,7 +1,7 @@
-"""A registry of one's own, for a Swarm whose nodes cannot fetch images from where they are.
+"""A registry of your own, for a Swarm whose nodes cannot fetch images from where they are.
 
 It is filled from the stack's engine, under the names that the program will run. The nodes have no login, which would
-stand in the state: a registry is asked as they ask it, without one, for all but the push itself.
+be in the state: a registry is asked as they ask it, without one, for all but the push itself.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def fill(
     *,
     have: Callable[[Mapping[str, str]], Mapping[str, str]],
 ) -> None:
-    """Push those of the parts' images that a registry lacks; the engine needs no others. Raises SetupError."""
+    """Push those of the parts' images that a registry is missing; the engine needs no others. Raises SetupError."""
     stand_ins = image_record.read()
     lacking = {}
     with steps.step(f"Ask {registry} for the images"):

@@ -72,7 +72,7 @@ def _full_name(model: str, provider: str) -> str:
 
 
 def main() -> None:
-    """Write the file anew, and say what is other than before."""
+    """Rewrite the file, and say what has changed."""
     text = retirements.FILE.read_text(encoding="utf-8")
     before: dict[str, Any] = yaml.safe_load(text)
     version, listed = prices.price_list()

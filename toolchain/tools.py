@@ -182,7 +182,7 @@ def _installed_docker_provider() -> dict[str, Path] | None:
 
 
 class _Maker:
-    """Downloads and builds what one run of `ensure` lacks; `scratch` is a folder that others remove."""
+    """Downloads and builds what one run of `ensure` does not have; `scratch` is a folder that others remove."""
 
     def __init__(self, steps: Steps, scratch: Path) -> None:
         self._steps = steps

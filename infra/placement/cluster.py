@@ -44,7 +44,7 @@ class Cluster:
     """The nodes of the Swarm that an engine manages."""
 
     def __init__(self, host: str) -> None:
-        """Ask the engine at `host`. Raises RunError, with the command that mends it, unless it manages a Swarm."""
+        """Ask the engine at `host`. Raises RunError, with the command that fixes it, unless it manages a Swarm."""
         self.host = host
         try:
             with closing(connect(host)) as engine:

@@ -40,9 +40,9 @@ LOG_FILES = "3"
 
 
 def check_engine(host: str, built: Mapping[str, str]) -> None:
-    """Refuse an engine that does not answer, is too old or lacks an image, and warn of one that was not tried.
+    """Refuse an engine that does not answer, is too old or is missing an image, and warn of one that was not tried.
 
-    `built` are the images that were built here, by the reference that each stands in for. Raises RunError.
+    `built` are the images that were built here, by the reference that each replaces. Raises RunError.
     """
     try:
         with closing(connect(host)) as engine:

@@ -119,7 +119,7 @@ class LiveFiles(Resource, module="live_files", name="LiveFiles"):
         start_seconds: int,
         opts: pulumi.ResourceOptions | None = None,
     ) -> None:
-        """`container` is its id: another container gets the files anew."""
+        """`container` is its id: another container gets the files again."""
         props = {
             "host": host,
             "container": container,

@@ -161,7 +161,7 @@ def stand_down(engine: docker.DockerClient, service: str) -> None:
 
 def _post(engine: docker.DockerClient, path: str, data: object) -> None:
     api: Any = engine.api
-    api._raise_for_status(api.post(api._url(path), json=data))  # noqa: SLF001 -- docker-py would build the spec anew
+    api._raise_for_status(api.post(api._url(path), json=data))  # noqa: SLF001 -- docker-py would build the spec again
 
 
 def await_end(engine: docker.DockerClient, service: str) -> None:

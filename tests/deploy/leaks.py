@@ -1,4 +1,4 @@
-"""A stack's secrets, and the forms in which one of them may stand in a text."""
+"""A stack's secrets, and the forms in which one of them may be in a text."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 SHORTEST = 8
 """The fewest characters of a value, or of a line of it, that is searched for. A shorter one, as the `none` or `EMPTY`
-that a server without keys is given, is no secret, and stands in many texts by chance."""
+that a server without keys is given, is no secret, and is in many texts by chance."""
 
 
 @dataclass(frozen=True, kw_only=True)

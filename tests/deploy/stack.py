@@ -96,7 +96,7 @@ class StackConfig:
     name: str
     settings: Settings
     secrets: Mapping[str, str] = field(repr=False)
-    """What of it is secret, as it stands in the config, by key."""
+    """What of it is secret, as it is in the config, by key."""
 
 
 def read_config(name: str) -> StackConfig:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def expect_no_secret(stack: DeployedStack, place: str, text: str, *, clear: str) -> None:
-    """Fail for each real value of the stack's secrets that stands in a text; `clear` says how to clear the place."""
+    """Fail for each real value of the stack's secrets that is in a text; `clear` says how to clear the place."""
     assert stack.secrets, "the state has no secret at all: nothing was looked for"
     found = {secret.name: secret.renew for secret in leaked(stack.secrets, text)}
     advice = "".join(f"\n  {name}: {renew}" for name, renew in found.items())

@@ -95,7 +95,7 @@ def test_a_changed_model_list_reaches_every_replica(deployment: Deployment, dril
 
 
 def test_a_config_that_litellm_refuses_stops_at_the_first_replica(deployment: Deployment, drill: Drill) -> None:
-    """The `up` fails in seconds and shows why; the other replica goes on serving; the next good `up` mends it."""
+    """The `up` fails in seconds and shows why; the other replica goes on serving; the next good `up` fixes it."""
     config = deployment.folder / "litellm/config.yaml"
     good = config.read_text()
     second = deployment.container("litellm-2").id
@@ -163,7 +163,7 @@ def test_a_broken_image_stops_at_the_first_replica(  # noqa: PLR0913, PLR0917 --
 ) -> None:
     """The `up` fails and says which container, why, with its last lines; the other replica goes on serving.
 
-    One that ends is not waited for any longer. The next good `up` mends all.
+    One that ends is not waited for any longer. The next good `up` fixes all.
     """
     official = str(project_file()["config"]["litellmImage"]["default"])
     second = deployment.container("litellm-2").id
@@ -224,7 +224,7 @@ def test_the_master_key_is_rotated(deployment: Deployment, drill: Drill) -> None
 def test_a_rotation_of_the_master_key_that_stops_halfway(
     deployment: Deployment, drill: Drill, broken_image: Callable[[str], str]
 ) -> None:
-    """The replicas with the old one go on serving, whatever a provider answers meanwhile; the next `up` mends all."""
+    """The replicas with the old one go on serving, whatever a provider answers meanwhile; the next `up` fixes all."""
     official = str(project_file()["config"]["litellmImage"]["default"])
     deployment.set(litellmImage=broken_image("raise SystemExit('no such thing')"))
     deployment.set_path("secretVersions.masterKey", 3)
@@ -340,7 +340,7 @@ def test_secrets_are_rotated_by_values_of_ones_own(deployment: Deployment, drill
 
 
 def opens(url: str, **changes: Any) -> bool:
-    """Whether a database takes a password; anything else that stands in the way is an error."""
+    """Whether a database takes a password; anything else that is in the way is an error."""
     try:
         psycopg.connect(url, connect_timeout=10, **changes).close()
     except psycopg.OperationalError as error:

@@ -1,4 +1,4 @@
-"""An `up` that is killed, whenever that is, and two at once: the next `up` mends all, and nothing is lost."""
+"""An `up` that is killed, whenever that is, and two at once: the next `up` fixes all, and nothing is lost."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def killed_up(deployment: Deployment, when: Callable[[], bool]) -> bool:
 
 
 def mending_up(deployment: Deployment) -> str:
-    """What an `up` says that mends all."""
+    """What an `up` says that fixes all."""
     with begun_up(deployment) as process:
         while True:
             try:
@@ -93,7 +93,7 @@ def interrupted(  # noqa: PLR0913 -- all by name
     bound: Bound,
     urls: Sequence[str] = (),
 ) -> None:
-    """Kill an `up` that replaces a part by another value of a setting, again and again; the next one mends it.
+    """Kill an `up` that replaces a part by another value of a setting, again and again; the next one fixes it.
 
     The first when it has just made a container, the others at random moments of the time that the longest `up` took.
     Each must say what it found, orphan nothing and lose no acknowledged row. `urls` are where else the database may

@@ -575,7 +575,7 @@ def external(deployment: Deployment, tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_a_server_of_ones_own_is_backed_up_and_restored_with_local_programs(
     external: Container, tmp_path: Path
 ) -> None:
-    """Its role needs CREATEDB, and is told so before anything is made. No other server is taken for it."""
+    """Its role needs CREATEDB, and is told so before anything is made. No other server is mistaken for it."""
     url = os.environ["DATABASE_URL"]
     assert llmctl("migrate", "up").returncode == 0
     with psycopg.connect(url, autocommit=True) as connection:

@@ -394,7 +394,7 @@ def test_a_body_of_unknown_length_is_answered(deployment: Deployment, trusting: 
 def test_a_body_of_unknown_length_that_grows_too_large_is_refused(
     deployment: Deployment, trusting: ssl.SSLContext
 ) -> None:
-    """By the edge, and no more of it goes to a replica than one that is let in may have."""
+    """By the edge, and no more of it goes to a replica than an accepted one may have."""
     sent = at_replicas(deployment, "bytes_in_total")
     answer = in_parts(deployment, trusting, 5 * MAX_BODY_MB * 1_000_000)
     assert answer.status_code == 413
@@ -532,7 +532,7 @@ def test_a_caller_who_leaves_before_the_answer_is_waited_for_no_longer(
 def test_as_many_streams_as_there_is_room_for_and_no_more(
     client: Callable[..., OpenAI], deployment: Deployment, provider: Provider
 ) -> None:
-    """None of those is refused or cut. Whoever comes then is refused at once, told when to ask again."""
+    """None of those is refused or cut. A later one is refused at once, and told when to ask again."""
     room = REPLICA_CONNECTIONS * len(REPLICAS)
 
     def stream() -> int:

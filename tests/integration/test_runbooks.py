@@ -332,7 +332,7 @@ def test_another_c_library(deployment: Deployment, tmp_path: Path) -> None:
 
 
 def test_gateway_down(deployment: Deployment) -> None:
-    """A replica is stopped and the edge is gone: what is to be looked at shows it, and one `up` mends it."""
+    """A replica is stopped and the edge is gone: what is to be looked at shows it, and one `up` fixes it."""
     deployment.container("litellm-1").stop()
     deployment.container("edge").remove(force=True)
     with runbook("gateway-down", deployment) as book:
@@ -370,7 +370,7 @@ def test_provider_down(deployment: Deployment) -> None:
 
 
 def test_killed_up(deployment: Deployment) -> None:
-    """Killed on this machine, which the next `up` mends, and on another one, whose lock has to be taken away."""
+    """Killed on this machine, which the next `up` fixes, and on another one, whose lock has to be taken away."""
     with runbook("killed-up", deployment) as book:
         killed_at_a_replica(deployment, drain_seconds=31)
         assert "A run of Pulumi was killed here" in book.run("./pulumiw up")
@@ -454,7 +454,7 @@ def test_close_a_network(deployment: Deployment) -> None:
 
 
 def test_lost_passphrase(deployment: Deployment, tmp_path: Path) -> None:
-    """The stack is made anew, with the rows that it had, by a passphrase that was not there before."""
+    """The stack is recreated, with the rows that it had, by a passphrase that was not there before."""
     own = tmp_path / ".local/state/llm-infrastructure"
     own.mkdir(parents=True)
     (own / "state").symlink_to(deployment.state)

@@ -165,7 +165,7 @@ def test_the_apps_role_has_no_other_database_and_no_privilege(deployment: Deploy
 
 
 def test_a_broken_migration_fails_the_up_and_leaves_the_schema_as_it_was(deployment: Deployment) -> None:
-    """The `up` names the file and the error; the gateway goes on; the next `up`, with the file mended, succeeds."""
+    """The `up` names the file and the error; the gateway goes on; the next `up`, with the file fixed, succeeds."""
     broken = deployment.folder / "migrations/0003_budgets.sql"
     broken.write_text("CREATE TABLE budgets (id int);\nALTER TABLE nowhere ADD COLUMN x int;\n")
     with pytest.raises(automation.CommandError) as caught:
@@ -182,7 +182,7 @@ def test_a_broken_migration_fails_the_up_and_leaves_the_schema_as_it_was(deploym
 
 
 def test_a_volume_that_is_gone_is_made_again(deployment: Deployment) -> None:
-    """Whoever removes the data by hand gets an empty database with its roles and schema, not a broken stack."""
+    """Anyone who removes the data by hand gets an empty database with its roles and schema, not a broken stack."""
     volume = deployment.container("postgres").attrs["Mounts"][0]["Name"]
     deployment.container("postgres").remove(force=True)
     deployment.engine.volumes.get(volume).remove()

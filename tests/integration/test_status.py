@@ -107,7 +107,7 @@ def test_counts_grow_by_the_requests_that_are_sent(deployment: Deployment) -> No
 
 
 def test_what_clients_asked_is_known_through_a_reload(deployment: Deployment) -> None:
-    """The counters of replicas begin anew, and it is said since when they count."""
+    """The counters of replicas start again, and it is said since when they count."""
     ask(deployment, HELLO)
     before = await_well()
     reload = ["bash", edge.RELOAD, edge.SERVERS_STATE, str(edge.MASTER_PORT)]

@@ -354,7 +354,7 @@ def a_key_in_a_log(faults: Faults) -> None:
 def test_each_fault_is_found_with_advice_and_nothing_else(
     swarm: Cluster, deployment: Deployment, nodes: list[str]
 ) -> None:
-    """All at a time, each found by other checks; the last test here, for the stack is not mended."""
+    """All at a time, each found by other checks; the last test here, for the stack is not fixed."""
     faults = Faults(swarm, deployment)
     with ExitStack() as undone:
         undone.enter_context(a_drained_edge_node(faults))

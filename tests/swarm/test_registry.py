@@ -1,4 +1,4 @@
-"""On a network without an image registry, one of one's own is filled by a word, and used."""
+"""On a network without an image registry, one of your own is filled by a word, and used."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_the_preview_asks_for_a_push_and_finds_what_that_pushed(swarm: Cluster, 
 
 
 def test_one_command_brings_a_closed_cluster_up(swarm: Cluster, deployment: Deployment) -> None:
-    """It pushes what the registry lacks, and runs that; a second time that is nothing, and nothing changes."""
+    """It pushes what the registry is missing, and runs that; a second time that is nothing, and nothing changes."""
     deployment.set(replicas=1)
     # The project's own would make a virtual environment for this copy of it.
     (deployment.folder / "pulumiw").write_text('#!/bin/sh\nexec .venv/bin/python -m toolchain.pulumi "$@"\n')
@@ -116,7 +116,7 @@ def test_a_registry_must_be_named_to_be_filled(deployment: Deployment) -> None:
     ],
 )
 def test_a_registry_that_cannot_be_used(swarm: Cluster, address: str, why: str, mend: str) -> None:
-    """The engine's own reason is told, with what mends it, and the same whether it is to be pushed to or asked."""
+    """The engine's own reason is told, with what fixes it, and the same whether it is to be pushed to or asked."""
     wanted = {"haproxy": str(project_file()["config"]["haproxyImage"]["default"])}
     with ExitStack() as stack:
         if address == IS_PLAIN:

@@ -112,7 +112,7 @@ def status(swarm: Cluster, deployment: Deployment, key: str) -> list[int]:
 
 
 def opens(url: str, **changes: str) -> bool:
-    """Whether the database takes a password; anything else that stands in the way is an error."""
+    """Whether the database takes a password; anything else that is in the way is an error."""
     try:
         psycopg.connect(url, connect_timeout=10, **changes).close()  # type: ignore[arg-type]  # options are texts
     except psycopg.OperationalError as error:
@@ -258,7 +258,7 @@ def broken_image(swarm: Cluster, deployment: Deployment) -> str:
 def test_a_broken_image_is_rolled_back(
     swarm: Cluster, deployment: Deployment, drill: Drill, broken_image: str
 ) -> None:
-    """The `up` fails with the reason, the node and the last lines; it does so again; the next good one mends it."""
+    """The `up` fails with the reason, the node and the last lines; it does so again; the next good one fixes it."""
     before = service(swarm, deployment, "litellm").attrs["Spec"]["TaskTemplate"]["ContainerSpec"]["Image"]
     with drill("Swarm: a broken image, rolled back", NOTHING_FAILS):
         deployment.set(litellmImage=broken_image)
@@ -368,7 +368,7 @@ def test_a_machine_that_is_lost_takes_only_what_was_in_flight(
     subprocess.run(
         ["docker", "--host", swarm.leader().host, "service", "update", "--force", "--quiet", name], check=True
     )
-    assert node in nodes_of(swarm, deployment, "litellm")  # spread anew: it has one to lose
+    assert node in nodes_of(swarm, deployment, "litellm")  # spread again: it has one to lose
     with drill(f"Swarm: {what} is lost", IN_FLIGHT_MAY_FAIL) as load:
         started = time.monotonic()
         node.kill()

@@ -1,4 +1,4 @@
-"""The Docker provider that is built where the official one is not to be had: what of pulumi-docker it understands."""
+"""The Docker provider that is built where the official one is not available: what of pulumi-docker it understands."""
 
 from __future__ import annotations
 

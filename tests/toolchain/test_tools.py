@@ -235,7 +235,7 @@ def test_archive_that_is_not_listed(machine: Machine, host: DownloadHost) -> Non
 
 
 def test_truncated_archive_leaves_nothing(machine: Machine, host: DownloadHost) -> None:
-    """An archive that the release lists but that lacks a file of the CLI is not used in part."""
+    """An archive that the release lists but that does not have a file of the CLI is not used in part."""
     host.files[CLI_ARCHIVE] = archive({"pulumi/pulumi": "#!/bin/sh\n"})
     host.files[CLI_CHECKSUMS] = listing("sha256", CLI_ARCHIVE, host.files[CLI_ARCHIVE])
 

@@ -352,7 +352,7 @@ def database(table: Organizations, monkeypatch: pytest.MonkeyPatch) -> Callable[
 
 
 def findings() -> dict[str, str]:
-    """What the doctor finds to be other than well, with what mends it."""
+    """What the doctor finds to be other than well, with what fixes it."""
     done = llmctl("doctor", "--json")
     found = json.loads(done.stdout)
     assert done.exit_code == int("failure" in {each["status"] for each in found})

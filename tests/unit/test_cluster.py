@@ -1,4 +1,4 @@
-"""A Swarm that a stack cannot run on is refused with what it lacks, and what mends that."""
+"""A Swarm that a stack cannot run on is refused with what it does not have, and what fixes that."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ def relative(path: Path) -> str:
 
 @pytest.mark.parametrize("path", reference.pages(), ids=relative)
 def test_reference_pages_are_those_that_would_be_written(path: Path) -> None:
-    """Whoever changes Pulumi.yaml or llmctl's help writes the pages anew."""
+    """Anyone who changes Pulumi.yaml or llmctl's help generates the pages again."""
     assert path.read_text(encoding="utf-8") == reference.pages()[path], f"{relative(path)} is stale: make docs"
 
 

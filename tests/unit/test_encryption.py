@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     ],
 )
 def test_a_secret_in_clear_is_refused(key: str, value: object, named: list[str]) -> None:
-    """A secret that was set without --secret stands in a file in clear: the program says so and does not use it."""
+    """A secret that was set without --secret is in a file in clear: the program says so and does not use it."""
     found = validate(raw_config("dev", **{key: value}), secret=set())[1]
     assert [problem.key for problem in found if "not encrypted" in problem.what] == named
     assert "is not encrypted" in found[0].what

@@ -88,7 +88,7 @@ def test_another_engine_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_the_engines_that_dockers_contexts_name_are_offered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the names that their user gave them. One on another machine is not taken for one of this."""
+    """By the names that their user gave them. One on another machine is not mistaken for one of this."""
     hosts = {
         "mine": f"unix://{tmp_path}/mine.sock",
         "far": "ssh://far.example",
@@ -117,7 +117,7 @@ def test_nothing_listens(tmp_path: Path, listener: socket.socket) -> None:
 
 
 def test_not_an_engine(tmp_path: Path, listener: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Something else that listens is not taken for an engine, and none is started beside it."""
+    """Something else that listens is not mistaken for an engine, and none is started beside it."""
     monkeypatch.setattr(connection, "DEFAULT_HOST", f"unix://{tmp_path}/docker.sock")
     monkeypatch.setattr(engine_setup, "can_install", lambda: True)
 

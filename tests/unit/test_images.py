@@ -195,7 +195,7 @@ def test_a_record_that_is_none(tmp_path: Path, content: str) -> None:
 
 
 def test_an_emptied_record(tmp_path: Path) -> None:
-    """A record whose lines were all removed says that nothing stands in."""
+    """A record whose lines were all removed says that nothing is replaced."""
     record = tmp_path / ".images.yaml"
     record.write_text(image_record.HEADER)
     assert stand_ins(record) == {}

@@ -22,7 +22,7 @@ def secret(value: str) -> Secret:
 
 @given(value=SECRETS, before=AROUND, after=AROUND)
 def test_a_secret_is_found_in_each_form(value: str, before: str, after: str) -> None:
-    """As it is, in JSON, in a URL, and in base64 of anything that it stands in."""
+    """As it is, in JSON, in a URL, and in base64 of anything that it is in."""
     text = before + value + after
     for written in (
         text,
@@ -42,7 +42,7 @@ def test_each_line_of_a_private_key_is_a_secret() -> None:
 
 @pytest.mark.parametrize("value", ["", "none", "EMPTY"])
 def test_what_is_too_short_to_be_a_secret_is_not_looked_for(value: str) -> None:
-    """The placeholder of a server that wants no key stands in many texts."""
+    """The placeholder of a server that wants no key is in many texts."""
     assert forms(value) == set()
 
 

@@ -137,7 +137,7 @@ def test_a_setting_of_the_router_is_one_that_the_release_knows() -> None:
 
 
 def test_variables_files_and_keys_are_as_in_models() -> None:
-    """Named variables must be there, files too, and no key may stand in clear; all is said at once."""
+    """Named variables must be there, files too, and no key may be in clear; all is said at once."""
     cache = {"type": "redis", "host": "os.environ/REDIS_HOST", "password": "hunter"}
     found = problems(
         litellmSettings={"cache": True, "cache_params": cache, "callbacks_file": "/run/secrets/files/x.json"},

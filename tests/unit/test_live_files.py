@@ -104,7 +104,7 @@ def test_files_take_the_place_of_those_in_use(loaded: Callable[..., dict[str, An
 
 
 def test_only_their_owner_may_read_them(loaded: Callable[..., dict[str, Any]]) -> None:
-    """Some are keys; the owner is whoever the container runs as."""
+    """Some are keys; the owner is the user that the container runs as."""
     container = Container(current=None)
     loaded(container)
     modes = {name.removeprefix(LIVE): (entry.mode, entry.uid, entry.gid) for name, entry in container.archive.items()}

@@ -74,7 +74,7 @@ def test_a_model_whose_provider_has_no_key_is_left_out_by_name(settings: Callabl
 def test_a_model_of_the_file_on_a_server_that_wants_no_key_stays_as_it_is(
     settings: Callable[..., Settings], stack: str, key: dict[str, str]
 ) -> None:
-    """With the demo provider and without: it is no provider that lacks a key."""
+    """With the demo provider and without: it does not count as a provider without a key."""
     config = yaml.safe_load(FILE)
     parameters = {"model": "ollama/llama3.1", "api_base": "http://gpu:11434", **key}
     config["model_list"].append({"model_name": "llama", "litellm_params": parameters})

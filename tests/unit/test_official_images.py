@@ -45,7 +45,7 @@ def interface(part: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("official", STOOD_IN_FOR, **BY_IMAGE)
 def test_a_stand_in_has_the_interface_of_what_it_stands_in_for(official: dict[str, Any]) -> None:
-    """Each difference stands in the table with its reason, and none stands there that is none."""
+    """Each difference is in the table with its reason, and nothing else is."""
     own, differs = interface(official["part"]), set()
     for field in FIELDS:
         if own.get(field) != official.get(field):

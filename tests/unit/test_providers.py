@@ -32,7 +32,7 @@ LISTED = list(page.listed())
 
 
 class Config:
-    """A stack config that commands change, as Pulumi does: which of it is encrypted, and which stands in clear."""
+    """A stack config that commands change, as Pulumi does: which of it is encrypted, and which is in clear."""
 
     def __init__(self) -> None:
         self.values: dict[str, Any] = {

@@ -130,7 +130,7 @@ def test_nothing_goes_without_the_name(here: Machine, typed: str) -> None:
 
 
 def test_with_the_last_stack_all_goes(here: Machine) -> None:
-    """The lines of `.env` that are one's own stay, and so does an image that something else runs."""
+    """The lines of `.env` that are your own stay, and so does an image that something else runs."""
     here.purge()
     assert here.pulumi == ["state", "destroy", "stack"]
     assert here.engine.gone == [

@@ -1,4 +1,4 @@
-"""Which images a registry of one's own gets, and what is said when it cannot be used."""
+"""Which images a registry of your own gets, and what is said when it cannot be used."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_a_registry_gets_what_it_lacks() -> None:
     ],
 )
 def test_a_push_that_fails(says: str, mend: str) -> None:
-    """The engine's reason is in the error, and what mends it."""
+    """The engine's reason is in the error, and what fixes it."""
     with pytest.raises(SetupError) as caught:
         push(Engine(set(), push_says=says))
     assert says in caught.value.why

@@ -48,7 +48,7 @@ def files() -> list[str]:
 
 
 def test_a_module_has_at_most_400_lines(files: list[str]) -> None:
-    """Or its reason stands in `LONG`, and goes with it."""
+    """Or its reason is in `LONG`, and goes with it."""
     lines = {file: len((PROJECT / file).read_text().splitlines()) for file in files if file.endswith(".py")}
     assert {file for file, count in lines.items() if count > MOST_LINES} == LONG.keys()
 

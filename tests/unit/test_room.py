@@ -57,7 +57,7 @@ class Holding(Replica):
 
 @pytest.mark.parametrize("announced", [True, False])
 def test_large_bodies_wait_for_room_and_small_ones_pass(programs: dict[str, Any], *, announced: bool) -> None:
-    """Unread, but for the beginning of one whose length is not told; whoever came first goes first."""
+    """Unread, but for the beginning of one whose length is not told; anyone who came first goes first."""
 
     async def ask() -> None:
         replica = Holding(programs)

@@ -1,4 +1,4 @@
-"""Services of a Swarm: how it is told that one runs as declared, or why it will not; a manager stands in."""
+"""Services of a Swarm: how it is told that one runs as declared, or why it will not; with a fake manager."""
 
 from __future__ import annotations
 
@@ -254,5 +254,5 @@ def test_a_service_whose_part_moves_to_one_host(
     manager = managed((service(), [task("a", "complete")]))
     manager.controls = controls
     inputs = {"name": "edge", "labels": [{**LABELS[0], "value": identity}, LABELS[1]]}
-    services.stand_part_down(manager, inputs)  # type: ignore[arg-type]  # it stands in
+    services.stand_part_down(manager, inputs)  # type: ignore[arg-type]  # a fake
     assert len(manager.posted) == posted

@@ -97,7 +97,7 @@ def test_what_make_up_needs_must_be_plain_text(config_file: Path, value: str) ->
 
 
 def test_a_release_that_an_attacker_published_is_not_even_pulled(config_file: Path) -> None:
-    """Nor pushed: whoever reads a team's own registry takes what is in it for good."""
+    """Nor pushed: anyone who reads a team's own registry takes what is in it for good."""
     config_file.write_text("config:\n  llm-infrastructure:litellmImage: ghcr.io/berriai/litellm:v1.107.0\n")
     with pytest.raises(SetupError, match=r"litellmImage is LiteLLM 1\.107\.0, which an attacker published") as raised:
         set_up.StackConfig("dev")
@@ -216,7 +216,7 @@ class FailingStep(Step):
 def test_what_pulumi_says_becomes_a_next_step(
     monkeypatch: pytest.MonkeyPatch, printed: str, why: str, mend: str
 ) -> None:
-    """A stack that is not there and one that another run changes are told from what is to be mended."""
+    """A stack that is not there and one that another run changes are told from what is to be fixed."""
     monkeypatch.setattr(FailingStep, "printed", printed)
     steps = quiet()
     step = FailingStep(steps._progress, "pulumi")
@@ -266,7 +266,7 @@ def test_two_runs_for_a_stack_take_turns() -> None:
 def test_an_engine_out_of_reach_is_told_at_once(
     monkeypatch: pytest.MonkeyPatch, mend: str, selected: list[str]
 ) -> None:
-    """No minute goes into tools before, unless the command that mends it needs them and the stack."""
+    """No minute goes into tools before, unless the command that fixes it needs them and the stack."""
     stacks: list[str] = []
 
     def unreachable(*_: object) -> None:

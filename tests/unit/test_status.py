@@ -142,7 +142,7 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *_: object) -> None:
-        """Nothing: what is asked stands in the tests."""
+        """Nothing: what is asked is in the tests."""
 
 
 @pytest.fixture

@@ -307,7 +307,7 @@ def test_networks_that_services_use_keep_their_encryption(registered: Callable[.
 
 
 def test_images_are_named_by_digest(registered: Callable[..., Services]) -> None:
-    """In a registry of one's own, if there is one."""
+    """In a registry of your own, if there is one."""
     assert "@sha256:of-" in registered().specs()["edge"]["image"]
     image = registered(imageRegistry=REGISTRY, postgresImage="mirror.example/team/postgres:17.2").specs()["postgres"][
         "image"
