@@ -155,10 +155,20 @@ class _Handler(BaseHTTPRequestHandler):
         self.host = self.path.rpartition(":")[0]
         self.send_response(200)
         self.end_headers()
-        self.connection = self.server.context(self.host).wrap_socket(self.connection, server_side=True)
+        context = self.server.context(self.host)
+        self.connection = context.wrap_socket(self.connection, server_side=True, do_handshake_on_connect=False)
+        try:
+            self.connection.do_handshake()
+        except OSError:  # of who does not trust the authority, or tries the port
+            self.close_connection = True
+            return
         self.rfile = self.connection.makefile("rb")
         self.wfile = self.connection.makefile("wb", buffering=0)
         self.close_connection = False
+
+    def finish(self) -> None:
+        super().finish()
+        self.connection.close()
 
     def do_GET(self) -> None:
         path = urlsplit(self.path).path

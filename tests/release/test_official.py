@@ -45,6 +45,9 @@ CLI_LIST = f"/releases/sdk/pulumi-{tools.CLI_VERSION}-checksums.txt"
 PLUGIN = f"/releases/plugins/pulumi-resource-docker-v{tools.DOCKER_VERSION}-{SYSTEM}-{PROCESSOR}.tar.gz"
 PLUGIN_LIST = f"/releases/plugins/pulumi-docker_{tools.DOCKER_VERSION}_checksums.txt"
 
+RATE_LIMITED = {False: "toomanyrequests: You have reached your pull rate limit.", True: "429 Too Many Requests"}
+"""What an engine says of it; with containerd's store not in the registry's words."""
+
 pytestmark = [needs_an_engine_of_its_own, pytest.mark.timeout(3600)]
 
 
@@ -130,7 +133,7 @@ class User:
         return done
 
 
-def test_the_official_way_is_walked(server: Hosts, daemon: Daemon, tmp_path: Path) -> None:
+def test_the_official_way_is_walked(server: Hosts, kind: Engine, daemon: Daemon, tmp_path: Path) -> None:
     """One command, from nothing to an answer; a registry that is asked too often says so before anything changes."""
     with closing(docker.from_env()) as usual:
         digests = {part: server.fill(usual, image_of(part), *REPOSITORIES[part]) for part in IMAGE_SETTINGS}
@@ -141,7 +144,7 @@ def test_the_official_way_is_walked(server: Hosts, daemon: Daemon, tmp_path: Pat
         server.limited = True
         refused = user.make("up")
         assert refused.returncode == 1
-        assert "toomanyrequests: You have reached your pull rate limit." in refused.stderr
+        assert RATE_LIMITED[kind.containerd_store] in refused.stderr
         assert "what you can do" in refused.stderr
         assert stack.leftovers() == []
 
