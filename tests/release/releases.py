@@ -60,7 +60,8 @@ def unreleased() -> tuple[str, str]:
 def repository(folder: Path) -> Path:
     """Make a repository with the project's history, and the tree as it is here as the tip of its branch `main`."""
     git(folder.parent, "clone", "--quiet", "--no-checkout", str(PROJECT), str(folder))
-    git(folder, "branch", "--move", "--force", "main")
+    git(folder, "update-ref", "refs/heads/main", "HEAD")  # a clone may be on another branch, or on none
+    git(folder, "symbolic-ref", "HEAD", "refs/heads/main")
     copy_files(folder)
     git(folder, "add", "--all")
     git(folder, "commit", "--quiet", "--allow-empty", "--message=This tree")
