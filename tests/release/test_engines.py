@@ -68,8 +68,9 @@ def test_a_stack_lives_on_the_engine(daemon: Daemon, tmp_path: Path) -> None:
         old = stack.container("litellm-1").id
         stack.set(drainSeconds=31)
         stack.killed_up(when=lambda: replaced(stack, old))
-        mended = stack.pulumi("up", "--refresh", "--yes", "--skip-preview")
-        assert mended.returncode == 0, mended.stdout
+        with stack.begin("up", "--refresh", "--yes", "--skip-preview", "--non-interactive") as mending:
+            said, _ = mending.communicate()
+        assert mending.returncode == 0, said
         stack.up(expect_no_changes=True)
         gone = stack.pulumi("destroy", "--yes", "--skip-preview")
         assert gone.returncode == 0, gone.stdout
