@@ -2,17 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from tests.drills.conftest import _pulumi_tools
 
-import pytest
-
-from tests.stacks import pulumi_tools
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _pulumi_tools() -> Iterator[None]:
-    with pulumi_tools():
-        yield
+__all__ = ["_pulumi_tools"]

@@ -16,10 +16,10 @@ import pytest
 from engine.connection import connect
 from engine.inspection import look_at
 from tests.drills.test_changes import serve_ours
+from tests.drills.test_interrupted import as_soon_as_replaced
 from tests.engines import Daemon, needs_an_engine_of_its_own, own_network
 from tests.release.engines import ENGINES
-from tests.stack_config import PROJECT_NAME
-from tests.stacks import Deployment, deployed, image_of
+from tests.stacks import deployed, image_of
 from toolchain.__main__ import IMAGE_SETTINGS
 
 if TYPE_CHECKING:
@@ -65,9 +65,8 @@ def test_a_stack_lives_on_the_engine(daemon: Daemon, tmp_path: Path) -> None:
         stack.refresh(expect_no_changes=True)
         serve_ours(stack, key="sk-ours")
         assert "ours" in {model.id for model in stack.client.models.list()}
-        old = stack.container("litellm-1").id
         stack.set(drainSeconds=31)
-        stack.killed_up(when=lambda: replaced(stack, old))
+        stack.killed_up(when=as_soon_as_replaced(stack, "litellm-1"))
         with stack.begin("up", "--refresh", "--yes", "--skip-preview", "--non-interactive") as mending:
             said, _ = mending.communicate()
         assert mending.returncode == 0, said
@@ -75,9 +74,3 @@ def test_a_stack_lives_on_the_engine(daemon: Daemon, tmp_path: Path) -> None:
         gone = stack.pulumi("destroy", "--yes", "--skip-preview")
         assert gone.returncode == 0, gone.stdout
         assert stack.leftovers() == []
-
-
-def replaced(stack: Deployment, container: str | None) -> bool:
-    """Whether the first replica has another container."""
-    name = f"{PROJECT_NAME}-{stack.name}-litellm-1"
-    return any(each.name == name and each.id != container for each in stack.containers())
