@@ -13,7 +13,7 @@ import yaml
 from benchmarks.containers import database_server, new_database
 from benchmarks.deploy import MODEL, asked_of, failed, pulumi_up, seconds_of, under_load
 from benchmarks.measure import Readings
-from tests.load import REQUESTS_PER_SECOND, Load
+from tests.load import Load
 from tests.stack_config import PROJECT_NAME
 from tests.stacks import deployed
 
@@ -34,6 +34,7 @@ MEMORY_MB = 768
 """Twice what an idle replica has: sixteen fit into a small machine."""
 DRAIN_SECONDS = 30
 BASE_REPLICAS = 1
+REQUESTS_PER_SECOND = 50
 KIBIBYTE = 1024
 
 STACK = "this stack"
@@ -65,7 +66,7 @@ def grow(made: Deployment, readings: Readings, what: str, count: int) -> None:
 def replace_all(made: Deployment, readings: Readings, count: int) -> None:
     """Have so many replicas serve another model, under load; the time of the `up`, and what failed meanwhile."""
     target = asked_of(made, "gpt-4o")
-    seen = Load(target.url, made.outputs["litellmApiKey"])
+    seen = Load(target.url, made.outputs["litellmApiKey"], rate=REQUESTS_PER_SECOND)
     set_models(made, [{**MODEL, "name": f"model-of-{count}"}])
     with under_load(target, seen):
         readings.add(f"{REPLACED}, by replicas", STACK, count, seconds_of(lambda: pulumi_up(made)))

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 FORMER = released()[0]
 PROVIDER = "provider"
+REQUESTS_PER_SECOND = 25
 MODELS = ("gpt-4o", "claude-3-5-sonnet", "text-embedding-3-small")
 WITHOUT_AN_EDGE = Bound(gap_seconds=15)
 """What the drill of a killed edge allows. One host has one, and no port is held by two."""
@@ -100,7 +101,7 @@ def test_the_former_release_is_upgraded_under_load(deployment: Deployment) -> No
         typed(book, ".venv/bin/llmctl org create acme --model gpt-4o")
         before, secrets = ids(deployment), deployment.secrets()
         url, key = deployment.outputs["litellmUrl"], deployment.outputs["litellmApiKey"]
-        load = Load(url, key)
+        load = Load(url, key, rate=REQUESTS_PER_SECOND)
         with load.running(), Writer(deployment.outputs["databaseUrl"]) as writer:
             assert former in book.run("llmctl backup")
             book.run("git merge")
@@ -121,7 +122,7 @@ def test_the_former_release_is_upgraded_under_load(deployment: Deployment) -> No
         assert "acme" in typed(book, ".venv/bin/llmctl org list")
         typed(book, "./pulumiw up --expect-no-changes")
 
-        back = Load(url, key)
+        back = Load(url, key, rate=REQUESTS_PER_SECOND)
         with back.running():
             back.report.broken = time.monotonic()
             book.run("git checkout")
