@@ -45,6 +45,8 @@ CA_BUNDLES = (
 PROXIES = ("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
 REGISTRY_SECONDS = 30
 """How long a registry may take to say anything. The engine tries longer where packets are dropped."""
+TOO_MANY = re.compile(r"toomanyrequests|too many requests|\b429\b", re.IGNORECASE)
+"""How an engine says that a registry is there and wants to be asked later: in its words, or by the status."""
 ENGINE_FAILURES = (docker.errors.DockerException, requests.RequestException)
 
 
@@ -99,6 +101,10 @@ class _Supply:
         failures = self._pull(set(missing.values()))
         unavailable = {part: reference for part, reference in missing.items() if reference in failures}
         tried = [f"pull {reference}: {why}" for reference, why in failures.items()]
+        if limited := [reference for reference, why in failures.items() if TOO_MANY.search(why)]:
+            why = f"The registry of {', '.join(limited)} allows no more pulls for now"
+            log_in = "wait, or log in (docker login), and run it again"
+            raise SetupError(why, tried=tried, mend=f"{log_in}\n    or {_elsewhere(unavailable, self._stack)}")
         try:
             return {**missing, **self._stand_ins(unavailable)}
         except _NotBuiltError as error:

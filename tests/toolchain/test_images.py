@@ -560,16 +560,17 @@ def sha256(content: bytes) -> str:
 
 @contextmanager
 def registry(blobs: Mapping[str, bytes], manifests: Mapping[str, bytes]) -> Iterator[str]:
-    """An image registry with one repository, as far as a pull needs one."""
+    """An image registry with one repository, as far as a pull needs one; without any, it has had too many pulls."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             key = self.path.rpartition("/")[2]
             content = b"{}" if self.path == "/v2/" else manifests.get(key) or blobs.get(key)
-            if content is None:
+            if content is None and manifests:
                 self.send_error(404)
                 return
-            self.send_response(200)
+            self.send_response(429 if content is None else 200)
+            content = content or json.dumps({"errors": [TOO_MANY_REQUESTS]}).encode()
             self.send_header("Content-Length", str(len(content)))
             if "/manifests/" in self.path:
                 self.send_header("Content-Type", MANIFEST)
@@ -593,6 +594,7 @@ def registry(blobs: Mapping[str, bytes], manifests: Mapping[str, bytes]) -> Iter
             thread.join()
 
 
+TOO_MANY_REQUESTS = {"code": "TOOMANYREQUESTS", "message": "You have reached your pull rate limit."}
 MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 
 
@@ -627,3 +629,15 @@ def test_what_a_registry_has_is_pulled(engine: docker.DockerClient, tmp_path: Pa
             assert stand_ins(record) == {}
         finally:
             engine.images.remove(sha256(config), force=True)
+
+
+def test_a_registry_that_wants_to_be_asked_later_is_not_replaced(engine: docker.DockerClient, tmp_path: Path) -> None:
+    """Its image can be had: a stand-in for it would stay for good."""
+    record = tmp_path / ".images.yaml"
+    with registry({}, {}) as host, pytest.raises(SetupError, match="no more pulls for now") as caught:
+        images.ensure(
+            Steps(), engine, {"postgres": f"{host}/postgres:17"}, stack="any", ask=pytest.fail, record=record
+        )
+    assert "docker login" in str(caught.value)
+    assert TOO_MANY_REQUESTS["message"] in str(caught.value)
+    assert not record.exists()
