@@ -9,17 +9,10 @@ from urllib.parse import quote
 import psycopg
 import pulumi
 from psycopg import sql
-from pulumi.dynamic import (
-    CheckFailure,
-    CheckResult,
-    CreateResult,
-    DiffResult,
-    Resource,
-    ResourceProvider,
-    UpdateResult,
-)
+from pulumi.dynamic import CheckFailure, CheckResult, Resource
 
-from infra.secrets import Constant, GuardProvider, RotatingSecret
+from infra.deploy_step import DeployStep, GuardProvider
+from infra.secrets import Constant, RotatingSecret
 from infra.workload import LOOPBACK, SECRETS, HealthCheck, Placement, Port, Workload
 
 if TYPE_CHECKING:
@@ -173,19 +166,11 @@ def _logins(props: dict[str, Any], olds: dict[str, Any]) -> tuple[str, str]:
     return (has_last, other) if is_set else (other, has_last)
 
 
-class _RolesProvider(ResourceProvider):
-    serialize_as_secret_always = False
+class _RolesProvider(DeployStep):
+    id = "roles"
+    inputs = ROLES_INPUTS
 
-    def create(self, props: dict[str, Any]) -> CreateResult:
-        return CreateResult("roles", self._apply(props, {}))
-
-    def diff(self, id: str, olds: dict[str, Any], news: dict[str, Any]) -> DiffResult:  # noqa: A002, ARG002
-        return DiffResult(changes=any(olds.get(name) != news.get(name) for name in ROLES_INPUTS))
-
-    def update(self, id: str, olds: dict[str, Any], news: dict[str, Any]) -> UpdateResult:  # noqa: A002, ARG002
-        return UpdateResult(self._apply(news, olds))
-
-    def _apply(self, props: dict[str, Any], olds: dict[str, Any]) -> dict[str, Any]:
+    def run(self, props: dict[str, Any], olds: dict[str, Any]) -> dict[str, Any]:
         login, other = _logins(props, olds)
         with _connect_as_superuser(props, olds) as connection:
             _set_password(connection, SUPERUSER, props["superuser_password"])

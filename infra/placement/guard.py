@@ -9,7 +9,7 @@ import pulumi
 from pulumi.dynamic import CheckFailure, CheckResult, Resource
 
 from engine.connection import UNREACHABLE, connect
-from infra.secrets import GuardProvider
+from infra.deploy_step import GuardProvider
 
 MOVE = (
     "To move the stack, make another one there and restore the data: `llmctl backup`, `./pulumiw stack init NAME` "

@@ -9,9 +9,10 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import docker
-from pulumi.dynamic import CreateResult, DiffResult, Resource, ResourceProvider, UpdateResult
+from pulumi.dynamic import Resource
 
 from engine.connection import connect
+from infra.deploy_step import DeployStep
 from infra.placement.health import await_health
 from infra.workload import LIVE
 
@@ -23,25 +24,16 @@ if TYPE_CHECKING:
 
     from infra.workload import Live
 
-INPUTS = ("container", "files", "check", "reload")
 CLEAR = f"rm -rf {LIVE}/next"
 SWITCH = f"cd {LIVE} && rm -rf old && if [ -d current ]; then mv current old; fi && mv next current"
 SWITCH_BACK = f"cd {LIVE} && rm -rf next && mv current next && mv old current"
 
 
-class _Provider(ResourceProvider):
-    serialize_as_secret_always = False
+class _Provider(DeployStep):
+    id = "live-files"
+    inputs = ("container", "files", "check", "reload")
 
-    def create(self, props: dict[str, Any]) -> CreateResult:
-        return CreateResult("live-files", self._apply(props))
-
-    def diff(self, id: str, olds: dict[str, Any], news: dict[str, Any]) -> DiffResult:  # noqa: A002, ARG002
-        return DiffResult(changes=any(olds.get(name) != news.get(name) for name in INPUTS))
-
-    def update(self, id: str, olds: dict[str, Any], news: dict[str, Any]) -> UpdateResult:  # noqa: A002, ARG002
-        return UpdateResult(self._apply(news))
-
-    def _apply(self, props: dict[str, Any]) -> dict[str, Any]:
+    def run(self, props: dict[str, Any], olds: dict[str, Any]) -> dict[str, Any]:  # noqa: ARG002
         with closing(connect(props["host"])) as engine:
             try:
                 container = engine.containers.get(props["container"])

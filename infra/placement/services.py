@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 import docker
 import pulumi
 import requests
-from pulumi.dynamic import CreateResult, DiffResult, Resource, ResourceProvider, UpdateResult
+from pulumi.dynamic import Resource
 
 from engine.connection import connect
 from engine.labels import LABEL
+from infra.deploy_step import DeployStep
 from infra.placement.engine_placement import is_ours
 from infra.placement.health import LAST_LINES, POLL_SECONDS
 
@@ -178,27 +179,17 @@ def await_end(engine: docker.DockerClient, service: str) -> None:
         time.sleep(POLL_SECONDS)
 
 
-class _Provider(ResourceProvider):
-    serialize_as_secret_always = False
-
-    def create(self, props: dict[str, Any]) -> CreateResult:
-        return CreateResult("converged", self._await(props))
-
-    def diff(self, id: str, olds: dict[str, Any], news: dict[str, Any]) -> DiffResult:  # noqa: A002, ARG002
-        another = olds.get("service") != news.get("service")
-        changes = another or olds.get("spec") != news.get("spec")
-        # The service that another one takes the place of is stood down when the other one runs.
-        return DiffResult(changes=changes, replaces=["service"] if another else [])
-
-    def update(self, id: str, olds: dict[str, Any], news: dict[str, Any]) -> UpdateResult:  # noqa: A002, ARG002
-        return UpdateResult(self._await(news))
+class _Provider(DeployStep):
+    id = "converged"
+    inputs = ("service", "spec")
+    replacing = ("service",)  # the former service is stood down once the new one runs
 
     def delete(self, id: str, props: dict[str, Any]) -> None:  # noqa: A002, ARG002
         # The provider gives up a service that takes as long to end as it may, and does not wait for other nodes.
         with closing(connect(props["host"])) as engine, suppress(docker.errors.NotFound):
             stand_down(engine, props["service"])
 
-    def _await(self, props: dict[str, Any]) -> dict[str, Any]:
+    def run(self, props: dict[str, Any], olds: dict[str, Any]) -> dict[str, Any]:  # noqa: ARG002
         with closing(connect(props["host"])) as engine:
             try:
                 instance = await_convergence(engine, props["service"], props["seconds"])
