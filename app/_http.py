@@ -20,7 +20,7 @@ import httpx2
 
 from app._deadline import within
 from app._errors import NotConfiguredError
-from app._made_once import PerLoop, Shared
+from app._made_once import PerLoop, PerProcess
 from app._types import DEFAULT_TIMEOUT_SECONDS
 
 if TYPE_CHECKING:
@@ -228,7 +228,7 @@ class AsyncPool(httpx2.AsyncClient):
         await self.aclose()
 
 
-shared = Shared(Pool)
+shared = PerProcess(Pool)
 per_loop = PerLoop(AsyncPool, httpx2.AsyncClient.aclose)
 
 

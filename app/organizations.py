@@ -15,7 +15,7 @@ from psycopg_pool import ConnectionPool, PoolTimeout
 
 from app._deadline import is_over, within
 from app._errors import DatabaseUnavailableError, OrganizationNotFoundError
-from app._made_once import PerLoop, Shared
+from app._made_once import PerLoop, PerProcess
 from app._settings import Settings
 
 if TYPE_CHECKING:
@@ -248,5 +248,5 @@ class _AsyncPool:
             await self._idle.pop().close()
 
 
-_pool = Shared(_open_pool)
+_pool = PerProcess(_open_pool)
 _async_pools = PerLoop(_AsyncPool, _AsyncPool.close)

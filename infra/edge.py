@@ -14,7 +14,7 @@ import pulumi
 
 from infra import gateway
 from infra.settings import REPLICA_SLOTS
-from infra.workload import LIVE, LOOPBACK, HealthCheck, Live, Placement, Port, Workload
+from infra.workload import LIVE, LOOPBACK, HealthCheck, LiveFilesArgs, Placement, Port, Workload
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -199,7 +199,7 @@ class Edge(pulumi.ComponentResource):
                     *("haproxy", "-W", "-db", "-S", f"{LOOPBACK}:{MASTER_PORT}", "-f", config),
                 ),
                 files={START: args.start, RELOAD: args.reload},
-                live=Live(
+                live=LiveFilesArgs(
                     files={
                         CONFIG: args.config,
                         BODIES: args.bodies,

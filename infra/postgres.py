@@ -12,7 +12,7 @@ from psycopg import sql
 from pulumi.dynamic import CheckFailure, CheckResult, Resource
 
 from infra.deploy_step import DeployStep, GuardProvider
-from infra.secrets import Constant, RotatingSecret
+from infra.secrets import ImmutableValue, RotatingSecret
 from infra.workload import LOOPBACK, SECRETS, HealthCheck, Placement, Port, Workload
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class PostgresArgs:
 class Postgres(pulumi.ComponentResource):
     """A Postgres server with a volume that outlives it, one database for the app and one for LiteLLM.
 
-    Creates: the workload `postgres`, its volume, `RotatingSecret`, `Constant`, `DatabaseRoles`.
+    Creates: the workload `postgres`, its volume, `RotatingSecret`, `ImmutableValue`, `DatabaseRoles`.
     Type token: `llm-infrastructure:postgres:Postgres`.
     """
 
@@ -84,7 +84,7 @@ class Postgres(pulumi.ComponentResource):
     ) -> None:
         super().__init__("llm-infrastructure:postgres:Postgres", name, {}, opts)
         child = pulumi.ResourceOptions(parent=self)
-        version = Constant(
+        version = ImmutableValue(
             f"{name}-major-version",
             args.major_version,
             of=args.volume,

@@ -106,8 +106,8 @@ class _ConstantProvider(GuardProvider):
         return CheckResult({**news, "values": {**values, of: value}}, failures)
 
 
-class Constant(Resource, module="secrets", name="Constant"):
-    """A value for each of several things, which may not change: a preview that changes one fails with `refusal`.
+class ImmutableValue(Resource, module="secrets", name="Constant"):  # as states name it
+    """A value for each of several things that must not change: a preview that changes one fails with `refusal`.
 
     Creates: nothing outside the state. Type token: `pulumi-python:dynamic/secrets:Constant`.
     """

@@ -30,7 +30,7 @@ from openai import OpenAI
 from pulumi import automation
 
 from engine.image_names import stand_ins
-from infra.placement.services import stand_down
+from infra.placement.swarm_services import stand_down
 from tests.stack_config import PROJECT, PROJECT_NAME, project_file
 from toolchain import images, tools
 from toolchain.__main__ import IMAGE_SETTINGS

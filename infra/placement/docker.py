@@ -24,7 +24,7 @@ from infra.placement.engine_placement import (
 )
 from infra.placement.health import Healthy
 from infra.placement.live_files import LiveFiles
-from infra.placement.services import stand_part_down
+from infra.placement.swarm_services import stand_part_down
 from infra.workload import LIVE, SECRETS, Replica, Workload
 
 if TYPE_CHECKING:

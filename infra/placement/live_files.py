@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import pulumi
     from docker.models.containers import Container
 
-    from infra.workload import Live
+    from infra.workload import LiveFilesArgs
 
 CLEAR = f"rm -rf {LIVE}/next"
 SWITCH = f"cd {LIVE} && rm -rf old && if [ -d current ]; then mv current old; fi && mv next current"
@@ -107,7 +107,7 @@ class LiveFiles(Resource, module="live_files", name="LiveFiles"):
         *,
         host: str,
         container: pulumi.Output[str],
-        live: Live,
+        live: LiveFilesArgs,
         start_seconds: int,
         opts: pulumi.ResourceOptions | None = None,
     ) -> None:

@@ -31,7 +31,7 @@ from infra.placement.engine_placement import (
     is_ours,
     stands_alone,
 )
-from infra.placement.services import Converged, stand_down
+from infra.placement.swarm_services import Converged, stand_down
 from infra.workload import LIVE, MEBIBYTE, SECRETS, Replica, Workload
 
 if TYPE_CHECKING:

@@ -27,7 +27,7 @@ from hypothesis import strategies as st
 
 import app
 from app import _answers, _http, _requests, _settings, _types, aio, organizations
-from app._made_once import PerLoop, Shared
+from app._made_once import PerLoop, PerProcess
 from tests.faces import FACES, Face
 from tests.stack_config import PROJECT
 
@@ -104,7 +104,7 @@ def gateway(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Gateway:
     monkeypatch.setenv("LITELLM_URL", "http://gateway.test:4000")
     monkeypatch.setenv("LITELLM_API_KEY", KEY)
     transport = httpx2.MockTransport(made)
-    monkeypatch.setattr(_http, "shared", Shared(lambda: _http.Pool(transport)))
+    monkeypatch.setattr(_http, "shared", PerProcess(lambda: _http.Pool(transport)))
     monkeypatch.setattr(_http, "per_loop", PerLoop(lambda: _http.AsyncPool(transport), httpx2.AsyncClient.aclose))
 
     async def found(_id: object) -> organizations.Organization:
@@ -693,7 +693,7 @@ def test_threads_that_start_at_once_share_one_pool() -> None:
         made.append(object())
         return made[-1]
 
-    shared = Shared(make)
+    shared = PerProcess(make)
 
     def get(_: int) -> object:
         together.wait()

@@ -16,7 +16,7 @@ import pytest
 from typer.testing import CliRunner
 
 from app import DatabaseUnavailableError, StreamInterruptedError, _http, migrations, organizations
-from app._made_once import Shared
+from app._made_once import PerProcess
 from console import cli
 from tests.unit.test_app import KEY, chunk, completion, error, sse
 
@@ -66,7 +66,7 @@ def gateway(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Gateway:
     }.items():
         monkeypatch.setenv(variable, value)
     transport = httpx2.MockTransport(made)
-    monkeypatch.setattr(_http, "shared", Shared(lambda: _http.Pool(transport)))
+    monkeypatch.setattr(_http, "shared", PerProcess(lambda: _http.Pool(transport)))
     return made
 
 
