@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import tarfile
 import time
 from contextlib import closing
@@ -13,7 +14,7 @@ from pulumi.dynamic import Resource
 
 from engine.connection import connect
 from infra.deploy_step import DeployStep
-from infra.placement.health import await_health
+from infra.placement.health import POLL_SECONDS, await_health
 from infra.workload import LIVE
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 CLEAR = f"rm -rf {LIVE}/next"
 SWITCH = f"cd {LIVE} && rm -rf old && if [ -d current ]; then mv current old; fi && mv next current"
+USER = 'echo "$(id -u) $(id -g)"'
+TRIES = 3
 SWITCH_BACK = f"cd {LIVE} && rm -rf next && mv current next && mv old current"
 
 
@@ -48,8 +51,7 @@ def _load(container: Container, files: Mapping[str, str], *, check: Sequence[str
     """Put files beside those in use, check them, put them in their place, and have them taken up."""
     started = _succeeds(container, ["test", "-d", f"{LIVE}/current"])
     _run(container, ["sh", "-c", CLEAR])
-    owner = tuple(int(_run(container, ["id", option])) for option in ("-u", "-g"))
-    container.put_archive("/", _archive(files, owner))
+    container.put_archive("/", _archive(files, _user(container)))
     _run(container, check, folder=f"{LIVE}/next")
     _run(container, ["sh", "-c", SWITCH])
     if started:
@@ -58,6 +60,23 @@ def _load(container: Container, files: Mapping[str, str], *, check: Sequence[str
         except RuntimeError:
             _run(container, ["sh", "-c", SWITCH_BACK])
             raise
+
+
+def _user(container: Container) -> tuple[int, int]:
+    """The ids of the user and the group that a container runs as.
+
+    Under load an engine has ended a command with 0 and passed on nothing of what it printed.
+    """
+    for _ in range(TRIES):
+        printed = _run(container, ["sh", "-c", USER])
+        if re.fullmatch(r"\d+ \d+", printed):
+            user, group = map(int, printed.split())
+            return user, group
+        time.sleep(POLL_SECONDS)
+    raise RuntimeError(
+        f"{container.name} did not say which user it runs as, and goes on with the files it has: `{USER}` in it "
+        f"printed {printed!r}, {TRIES} times. Run `up` again; if that does not help, look at the engine's own log."
+    )
 
 
 def _archive(files: Mapping[str, str], owner: tuple[int, ...]) -> bytes:
