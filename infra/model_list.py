@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,9 +87,16 @@ def lacking(entry: Mapping[str, Any], variables: Collection[str]) -> tuple[str, 
     return tuple(dict.fromkeys(name for name in named_variables(entry) if name not in variables))
 
 
+@cache
+def parsed(text: str) -> Mapping[str, Any]:
+    """The content of `litellm/config.yaml`, from its text. A preview needs it three times: do not change it."""
+    content: Mapping[str, Any] = yaml.safe_load(text)
+    return content
+
+
 def check(text: str) -> None:
     """Look for keys in the file of that text. Raises RunError for one that stands there in clear."""
-    for model in yaml.safe_load(text).get("model_list") or ():
+    for model in parsed(text).get("model_list") or ():
         if any(in_clear("", model)):
             raise pulumi.RunError(
                 f"litellm/config.yaml: a key of {model['model_name']} stands there in clear, for all to read: take a "
@@ -104,7 +112,7 @@ def render(text: str, settings: Settings, *, demo_url: str, today: date | None =
     `today` decides which models have ended; it is the present day in UTC unless given.
     """
     config: dict[str, Any] = litellm_settings.laid_over(
-        yaml.safe_load(text), {key: getattr(settings, section) for key, section in litellm_settings.SECTIONS.items()}
+        parsed(text), {key: getattr(settings, section) for key, section in litellm_settings.SECTIONS.items()}
     )
     variables = {*settings.variables, *key_variables(settings.models, settings.model_keys)}
     release = providers.load().release(settings.litellm_image)

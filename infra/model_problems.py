@@ -6,7 +6,6 @@ import re
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-import yaml
 from pydantic.alias_generators import to_camel
 
 from infra import litellm_environment, model_list, providers
@@ -130,7 +129,7 @@ def _nothing_served(values: Mapping[str, Any]) -> Iterator[Problem]:
     if values.get("demo") is not False:
         return
     model_keys = values.get("model_keys", {})
-    config = yaml.safe_load(model_list.FILE.read_text(encoding="utf-8"))
+    config = model_list.parsed(model_list.FILE.read_text(encoding="utf-8"))
     variables = {
         *litellm_environment.variables(values),
         *model_list.key_variables(values["models"], model_keys),

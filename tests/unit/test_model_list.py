@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import date
 from typing import TYPE_CHECKING, Any
+from unittest.mock import Mock, call
 
 import pulumi
 import pytest
@@ -15,6 +16,7 @@ from tests.stack_config import PROJECT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from infra.settings import Settings
 
@@ -231,6 +233,23 @@ def test_a_model_that_an_older_litellm_does_not_know_comes_with_its_price(settin
         }
         assert models["dear"]["input_cost_per_token"] == 1
         assert "output_cost_per_token" not in models["dear"]
+
+
+def test_a_preview_parses_the_file_once(
+    settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It is the slowest file to read, and what a preview makes of it leaves the parsed content as it was."""
+    text = f"# of this test\n{FILE}"
+    file = tmp_path / "config.yaml"
+    file.write_text(text)
+    monkeypatch.setattr(model_list, "FILE", file)
+    load = Mock(wraps=yaml.safe_load)
+    monkeypatch.setattr(yaml, "safe_load", load)
+    chosen = settings("staging", anthropicApiKey="sk-ant-1")
+    model_list.check(text)
+    model_list.render(text, chosen, demo_url=DEMO, today=TODAY)
+    assert load.mock_calls.count(call(text)) == 1
+    assert model_list.parsed(text) == load(text)
 
 
 def test_a_key_that_stands_in_the_file_is_refused_without_being_shown() -> None:
