@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from secrets import token_hex
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import httpx2
 import psycopg
@@ -17,7 +17,7 @@ from infra.gateway import PROGRAMS
 from infra.workload import HealthCheck
 from tests.load import NOTHING_FAILS
 from tests.stack_config import PROJECT_NAME, project_file
-from tests.stacks import PARTS, RESTART_SECONDS
+from tests.stacks import PARTS, RESTART_SECONDS, opens
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -337,17 +337,6 @@ def test_secrets_are_rotated_by_values_of_ones_own(deployment: Deployment, drill
         assert status_of_replica(deployment, part, before["master-key.value"]) == UNAUTHORIZED
     assert status(deployment, own["clientKeys.app"]) == httpx2.codes.OK
     assert status(deployment, before["client-key-app.value"]) == UNAUTHORIZED
-
-
-def opens(url: str, **changes: Any) -> bool:
-    """Whether a database takes a password; anything else that is in the way is an error."""
-    try:
-        psycopg.connect(url, connect_timeout=10, **changes).close()
-    except psycopg.OperationalError as error:
-        if "password authentication failed" in str(error) or "not permitted to log in" in str(error):
-            return False
-        raise
-    return True
 
 
 def test_the_salt_key_cannot_change_once_litellm_has_a_database(deployment: Deployment, drill: Drill) -> None:
