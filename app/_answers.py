@@ -25,7 +25,7 @@ from app._errors import (
 from app._http import LIMITS
 from app._settings import Settings
 from app._types import ToolCall, Usage
-from app._unreachable import GATEWAY_MEND, KEY_MEND, why
+from app._unreachable import GATEWAY_FIX, KEY_FIX, why
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -210,11 +210,11 @@ def by_answer(error: object, status: int | None, headers: Mapping[str, str], mod
     status = _status(status or code, said)
     request_id = headers.get(REQUEST_ID_HEADER)
     if status in KEY_REFUSED and "litellm." not in said:
-        return GatewayRefusedKeyError(f"the gateway refused LITELLM_API_KEY: {KEY_MEND}")
+        return GatewayRefusedKeyError(f"the gateway refused LITELLM_API_KEY: {KEY_FIX}")
     if BUDGET_EXCEEDED in (told.get("type"), code):
         return GatewayRefusedKeyError("what LITELLM_API_KEY may spend is used up: raise its budget")
     if code == NO_REPLICA:
-        return GatewayUnreachableError(f"no replica of the gateway answers: see `llmctl status`, then {GATEWAY_MEND}")
+        return GatewayUnreachableError(f"no replica of the gateway answers: see `llmctl status`, then {GATEWAY_FIX}")
     kind, message = BY_STATUS.get(status, OTHERS)
     if status in TOLD_BY_TEXT:
         kind, message = next(((kind, told) for text, kind, told in BY_TEXT if text in said), (kind, message))

@@ -7,8 +7,8 @@ import ssl
 import httpx2
 
 # Not `make up`, which is for stack dev, and this may be the gateway of another one.
-GATEWAY_MEND = "./pulumiw up --refresh"
-KEY_MEND = "take LITELLM_API_KEY from .env, or: ./pulumiw stack output litellmApiKey --show-secrets"
+GATEWAY_FIX = "./pulumiw up --refresh"
+KEY_FIX = "take LITELLM_API_KEY from .env, or: ./pulumiw stack output litellmApiKey --show-secrets"
 
 
 def why(error: httpx2.HTTPError, url: str) -> tuple[str, str]:
@@ -25,11 +25,11 @@ def why(error: httpx2.HTTPError, url: str) -> tuple[str, str]:
         cause = cause.__cause__ or cause.__context__
     match error:
         case httpx2.ConnectTimeout():
-            return f"no connection to {url} in time", GATEWAY_MEND
+            return f"no connection to {url} in time", GATEWAY_FIX
         case httpx2.ConnectError():
-            return f"nothing answers at {url}", GATEWAY_MEND
+            return f"nothing answers at {url}", GATEWAY_FIX
         case httpx2.TimeoutException():
-            return f"{url} did not answer in time", GATEWAY_MEND
+            return f"{url} did not answer in time", GATEWAY_FIX
         case _:
             return (
                 f"what listens at {url} ended the connection without an answer",

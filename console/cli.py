@@ -314,8 +314,8 @@ def doctor(folder: Folder = FOLDER, as_json: AsJson = False) -> None:
         if not as_json:
             console.print(marks[finding.status], end=" ")
             console.print(f"{finding.check}: {finding.detail}", markup=False)
-            if finding.mend:
-                console.print(f"          {finding.mend}", markup=False)
+            if finding.fix:
+                console.print(f"          {finding.fix}", markup=False)
     if as_json:
         print(json.dumps([dataclasses.asdict(finding) for finding in findings]))
     if any(finding.status == "failure" for finding in findings):

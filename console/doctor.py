@@ -12,8 +12,8 @@ import psycopg
 from app import migrations, organizations
 from app._errors import LLMError
 from app._settings import Settings
-from app._unreachable import KEY_MEND
-from console.gateway_report import ENDING_MEND, MODELS_MEND, SECONDS, GatewayError, ask
+from app._unreachable import KEY_FIX
+from console.gateway_report import ENDING_FIX, MODELS_FIX, SECONDS, GatewayError, ask
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 PROJECT = Path(__file__).parent.parent
 WITH_COLLATION_VERSIONS = 150000
 """The first PostgreSQL that keeps the version of the C library for each database."""
-VERSION_MEND = "./pulumiw up, unless litellmImage of the stack config names that one"
+VERSION_FIX = "./pulumiw up, unless litellmImage of the stack config names that one"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class Finding:
     check: str
     status: Literal["ok", "warning", "failure"]
     detail: str
-    mend: str = ""
+    fix: str = ""
     """The command or step that fixes it; empty where nothing is to be fixed."""
 
 
@@ -54,12 +54,12 @@ def _gateway(settings: Settings, served: set[str]) -> Iterator[Finding]:
     try:
         gateway = ask(settings)
     except GatewayError as error:
-        yield Finding("gateway", "failure", str(error), error.mend)
+        yield Finding("gateway", "failure", str(error), error.fix)
         return
     yield Finding("gateway", "ok", "it answers")
     yield _version(gateway.version)
     if gateway.refused is not None:
-        yield Finding("key", "failure", f"the gateway refuses it with status {gateway.refused}", KEY_MEND)
+        yield Finding("key", "failure", f"the gateway refuses it with status {gateway.refused}", KEY_FIX)
         return
     yield Finding("key", "ok", "the gateway accepts it")
     served.update(gateway.models)
@@ -68,12 +68,12 @@ def _gateway(settings: Settings, served: set[str]) -> Iterator[Finding]:
         for name, ending in gateway.endings.items():
             detail = f"{name}: {ending}"
             yield (
-                Finding("models", "warning", detail, ENDING_MEND)
+                Finding("models", "warning", detail, ENDING_FIX)
                 if ending.noticed
                 else Finding("models", "ok", detail)
             )
     else:
-        yield Finding("models", "failure", "none is served", MODELS_MEND)
+        yield Finding("models", "failure", "none is served", MODELS_FIX)
 
 
 def _version(found: str) -> Finding:
@@ -84,7 +84,7 @@ def _version(found: str) -> Finding:
         )
     if pin is None or pin[1] == found:
         return Finding("version", "ok", f"LiteLLM {found}")
-    return Finding("version", "warning", f"LiteLLM {found} runs and Pulumi.yaml pins {pin[1]}", VERSION_MEND)
+    return Finding("version", "warning", f"LiteLLM {found} runs and Pulumi.yaml pins {pin[1]}", VERSION_FIX)
 
 
 def _project_file() -> str:

@@ -12,23 +12,23 @@ import httpx2
 from app import _http
 from app._deadline import until
 from app._errors import GatewayRefusedKeyError, GatewayUnreachableError
-from app._unreachable import GATEWAY_MEND, KEY_MEND, why
+from app._unreachable import GATEWAY_FIX, KEY_FIX, why
 
 if TYPE_CHECKING:
     from app._settings import Settings
 
 SECONDS = 10.0
 READINESS = "/health/readiness"
-MODELS_MEND = "./pulumiw config set --secret openaiApiKey …"
-ENDING_MEND = "./pulumiw preview, which names the command for another model"
+MODELS_FIX = "./pulumiw config set --secret openaiApiKey …"
+ENDING_FIX = "./pulumiw preview, which names the command for another model"
 
 
 class GatewayError(Exception):
     """What is wrong with the gateway as a whole. The message is one line."""
 
-    def __init__(self, message: str, mend: str) -> None:
+    def __init__(self, message: str, fix: str) -> None:
         super().__init__(message)
-        self.mend = mend
+        self.fix = fix
         """The command or step that fixes it."""
 
 
@@ -95,7 +95,7 @@ def ask(settings: Settings) -> Gateway:
         with until(time.monotonic() + SECONDS):
             ready = client.get(root + READINESS)
             if ready.status_code != httpx2.codes.OK:
-                raise GatewayError(f"it answers with status {ready.status_code}", GATEWAY_MEND)
+                raise GatewayError(f"it answers with status {ready.status_code}", GATEWAY_FIX)
             headers = {"Authorization": f"Bearer {settings.required_api_key()}"}
             listed = client.get(f"{settings.base_url}/models", headers=headers)
     except httpx2.HTTPError as error:
@@ -120,9 +120,9 @@ def accepted(settings: Settings) -> Gateway:
     try:
         gateway = ask(settings)
     except GatewayError as error:
-        raise GatewayUnreachableError(f"{error}: {error.mend}") from None
+        raise GatewayUnreachableError(f"{error}: {error.fix}") from None
     if gateway.refused is not None:
-        raise GatewayRefusedKeyError(f"the gateway refused LITELLM_API_KEY: {KEY_MEND}")
+        raise GatewayRefusedKeyError(f"the gateway refused LITELLM_API_KEY: {KEY_FIX}")
     return gateway
 
 

@@ -75,7 +75,7 @@ def variables(values: Mapping[str, Any]) -> dict[str, SecretStr]:
     return dict(sorted({**values.get("litellm_environment", {}), **named}.items()))
 
 
-def mend(variable: str) -> str:
+def set_arguments(variable: str) -> str:
     """What sets a variable, after `pulumi config set`."""
     if variable.lower() in NAMED:
         return f"--secret {to_camel(variable.lower())} …"

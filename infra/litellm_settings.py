@@ -125,7 +125,7 @@ def _missing(place: str, value: object, variables: Collection[str]) -> Iterator[
     for name in dict.fromkeys(named_variables(value)):
         if name not in variables and not refusal(name):
             what = f"names the variable {name}, which is not set"
-            yield Problem(place, what, f"set {litellm_environment.mend(name)}")
+            yield Problem(place, what, f"set {litellm_environment.set_arguments(name)}")
 
 
 def _router_setting(place: str, name: str, value: object, release: providers.Release) -> Iterator[Problem]:
@@ -159,12 +159,12 @@ def _callbacks(
             near = providers.near(name, release.callbacks)
             hint = f"; did you mean {near}?" if near else ""
             known = f": {newest.version} does" if name in newest.callbacks else hint
-            mend = f"set --path '{entry}' {near}" if near else f"rm --path '{entry}'"
-            yield Problem(entry, f"{name} is no callback that LiteLLM {release.version} knows{known}", mend)
+            fix = f"set --path '{entry}' {near}" if near else f"rm --path '{entry}'"
+            yield Problem(entry, f"{name} is no callback that LiteLLM {release.version} knows{known}", fix)
         for variable in needs.variables:
             if variable not in variables:
                 what = f"{name} needs the variable {variable}, which is not set"
-                yield Problem(entry, what, f"set {litellm_environment.mend(variable)}")
+                yield Problem(entry, what, f"set {litellm_environment.set_arguments(variable)}")
 
 
 def _others(settings: Mapping[str, Any], variables: Collection[str]) -> Iterator[Problem]:

@@ -82,7 +82,7 @@ def entries(
     return [_with_key(entry) for entry in (*listed, *added)]
 
 
-def lacking(entry: Mapping[str, Any], variables: Collection[str]) -> tuple[str, ...]:
+def missing_variables(entry: Mapping[str, Any], variables: Collection[str]) -> tuple[str, ...]:
     """The variables that an entry names and that are not there."""
     return tuple(dict.fromkeys(name for name in named_variables(entry) if name not in variables))
 
@@ -120,7 +120,7 @@ def render(text: str, settings: Settings, *, demo_url: str, today: date | None =
     left_out: list[LeftOut] = []
     for listed in entries(config, settings.models, settings.model_keys):
         entry = _told_to(release, listed)
-        missing = lacking(entry, variables)
+        missing = missing_variables(entry, variables)
         provider = providers.load().of(entry["litellm_params"]["model"])
         if not missing:
             models.append(entry)

@@ -135,7 +135,7 @@ def _nothing_served(values: Mapping[str, Any]) -> Iterator[Problem]:
         *model_list.key_variables(values["models"], model_keys),
     }
     listed = model_list.entries(config, values["models"], model_keys)
-    if any(not model_list.lacking(entry, variables) for entry in listed):
+    if any(not model_list.missing_variables(entry, variables) for entry in listed):
         return
     what = "nothing can answer: no provider key and no local model is set"
     for field in litellm_environment.NAMED:

@@ -286,7 +286,7 @@ class RetirePrevious(_Frozen):
 
 
 class Settings(_Frozen):
-    """The whole stack config. Each field's example is what the command that mends it shows."""
+    """The whole stack config. Each field's example is what the command that fixes it shows."""
 
     docker_host: Annotated[str, AfterValidator(_docker_host)] = Field(examples=["unix:///var/run/docker.sock"])
     bind_address: IPv4Address = Field(examples=[LOOPBACK])

@@ -305,7 +305,9 @@ def _doubts(settings: Settings, models: ModelList) -> Iterator[str]:
     """What a preview warns of: models that are not served, will not work, or end; limits that are not exact."""
     yield from map(_left_out, models.left_out)
     if settings.litellm_image in stand_ins(IMAGE_CHOICES):
-        for name, package in providers.lacking(settings.litellm_image, yaml.safe_load(models.config)).items():
+        for name, package in providers.missing_packages(
+            settings.litellm_image, yaml.safe_load(models.config)
+        ).items():
             yield (
                 f"{name} will not work: it needs the Python package {package}, which the official image of LiteLLM "
                 "has and the one that was built on this machine has not."
@@ -328,7 +330,7 @@ def _left_out(model: LeftOut) -> str:
     """What the preview says of a model that is not served."""
     missing = " and ".join(model.variables)
     commands = " && ".join(
-        f"./pulumiw config set --stack {pulumi.get_stack()} {litellm_environment.mend(each)}"
+        f"./pulumiw config set --stack {pulumi.get_stack()} {litellm_environment.set_arguments(each)}"
         for each in model.variables
     )
     return f"{model.name} is left out: {missing} {'is' if len(model.variables) == 1 else 'are'} not set ({commands})"

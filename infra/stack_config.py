@@ -126,7 +126,7 @@ def _in_clear(key: str, place: Place) -> Problem:
 
 
 def report(problems: list[Problem], stack: str) -> str:
-    """All problems, each with the whole command that mends it."""
+    """All problems, each with the whole command that fixes it."""
     count = "a problem" if len(problems) == 1 else f"{len(problems)} problems"
     lines = [f"The configuration of stack {stack} has {count}; nothing was changed."]
     for problem in problems:

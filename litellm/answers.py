@@ -99,7 +99,7 @@ class Exchange:
 current: ContextVar[Exchange | None] = ContextVar("exchange", default=None)
 
 
-class Mender:
+class Rewriter:
     """The way back: passes answers on as they are, but for errors that a client could not read."""
 
     def __init__(
@@ -127,7 +127,7 @@ class Mender:
         elif self.start is not None and message["type"] == "http.response.body":
             self.held += message.get("body", b"")
             if not message.get("more_body"):
-                await (self._mended if self.start["status"] >= BAD_REQUEST else self._listed)(self.start)
+                await (self._rewritten if self.start["status"] >= BAD_REQUEST else self._listed)(self.start)
             return
         elif self.stream and message["type"] == "http.response.body":
             message = self._event(message)
@@ -137,7 +137,7 @@ class Mender:
         """Answer for LiteLLM, which raised in place of an answer."""
         self.exchange.error, self.held = problem, b'{"error": {"message": "The gateway failed."}}'
         status = getattr(problem, "status_code", FAILED)
-        await self._mended({"status": status if isinstance(status, int) else FAILED, "headers": []})
+        await self._rewritten({"status": status if isinstance(status, int) else FAILED, "headers": []})
 
     def _event(self, message: Message) -> Message:
         """An Anthropic stream ends with message_stop, or with an error that its SDKs raise."""
@@ -163,7 +163,7 @@ class Mender:
         content["data"] = [{**model, **told.get(model["id"], {})} for model in models]
         await answer(self.send, start["status"], content, others(start["headers"]))
 
-    async def _mended(self, start: Message) -> None:
+    async def _rewritten(self, start: Message) -> None:
         status: int = start["status"]
         try:
             content = json.loads(self.held)

@@ -339,7 +339,7 @@ class OpenAIDialect:
             response=stream.response,
         )
 
-    def mend(self, delta: dict[str, Any]) -> None:
+    def repair(self, delta: dict[str, Any]) -> None:
         """Change what LiteLLM changes."""
 
 
@@ -361,7 +361,7 @@ class HandlerDialect:
         """What LiteLLM's own way takes."""
         return self._handler.chunk_parser(event)
 
-    def mend(self, delta: dict[str, Any]) -> None:
+    def repair(self, delta: dict[str, Any]) -> None:
         """Change what LiteLLM changes."""
         if "reasoning" in delta:
             delta["reasoning_content"] = delta.pop("reasoning")
@@ -452,19 +452,19 @@ class Lane:
             raise self.dialect.error(event)
         choices = event.get("choices") or ()
         for choice in choices:
-            self._mend(choice)
+            self._repair(choice)
         if choices:
             self._end_repetition(choices[0]["delta"])
         self.answer.add(event)
         event.pop("usage", None)  # sent at the end, to who asked for it
         return self._event(event) if choices else None
 
-    def _mend(self, choice: dict[str, Any]) -> None:
+    def _repair(self, choice: dict[str, Any]) -> None:
         """What OpenAI's protocol says and not each provider does."""
         delta = choice.get("delta")
         if delta is None:
             delta = choice["delta"] = {}
-        self.dialect.mend(delta)
+        self.dialect.repair(delta)
         if choice.get("index", 0) in self.answer.ends:
             delta.pop("role", None)  # the SDK would add "assistant" to "assistant"
         else:

@@ -78,7 +78,7 @@ def ensure(  # noqa: PLR0913 -- the options are keyword-only
     try:
         image_record.write(record, {wanted[part]: image for part, image in chosen.items()})
     except OSError as error:
-        raise SetupError(f"{record} cannot be written: {error}", mend=f"ls -ld {record.parent}") from error
+        raise SetupError(f"{record} cannot be written: {error}", fix=f"ls -ld {record.parent}") from error
     return {part: chosen[part] for part in wanted}
 
 
@@ -102,7 +102,7 @@ class _Supply:
         try:
             return {**missing, **self._stand_ins(unavailable)}
         except _NotBuiltError as error:
-            raise SetupError(str(error), tried=tried, mend=_elsewhere(unavailable, self._stack)) from error
+            raise SetupError(str(error), tried=tried, fix=_elsewhere(unavailable, self._stack)) from error
 
     def _pull(self, references: Iterable[str]) -> dict[str, str]:
         """Pull images; return why, for those that could not be."""

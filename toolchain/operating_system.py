@@ -39,7 +39,7 @@ def install(steps: Steps, *packages: str) -> None:
         except CommandError as error:
             raise SetupError(
                 f"{', '.join(packages)} could not be installed: {error}",
-                mend=f"{' '.join(command)}, and mend what it complains about",
+                fix=f"{' '.join(command)}, and fix what it complains about",
             ) from error
 
 

@@ -38,7 +38,7 @@ def purge(steps: Steps, *, project: str, stack: str, host: str, pulumi: Callable
     steps.console.print(NOTICE.format(stack=stack, host=host), markup=False)
     if steps.read("Type the stack's name to go on: ") != stack:
         raise SetupError(
-            f"that is not the name of stack {stack}: nothing was changed", mend="type the name as it stands here"
+            f"that is not the name of stack {stack}: nothing was changed", fix="type the name as it stands here"
         )
     if (state := _exported(stack)) is not None:
         with steps.step(f"pulumi destroy, stack {stack}") as step:
@@ -68,7 +68,7 @@ def _asked(*arguments: str) -> Any:  # noqa: ANN401 -- what Pulumi answers
         return json.loads(asked.stdout)
     if "no stack named" in asked.stderr:
         return None
-    raise SetupError(f"Pulumi cannot be asked: {asked.stderr.strip()}", mend="mend that, then the same command again")
+    raise SetupError(f"Pulumi cannot be asked: {asked.stderr.strip()}", fix="fix that, then the same command again")
 
 
 def _exported(stack: str) -> dict[str, Any] | None:
@@ -99,7 +99,7 @@ def _clear_engine(step: Step, host: str, state: dict[str, Any]) -> None:
         with closing(connect(host)) as client:
             _remove_labelled(step, client, {"label": label})
     except UNREACHABLE as error:
-        raise SetupError(f"not all could be removed from {host}: {error}", mend="the same command again") from error
+        raise SetupError(f"not all could be removed from {host}: {error}", fix="the same command again") from error
 
 
 def _remove_labelled(step: Step, client: docker.DockerClient, label: dict[str, Any]) -> None:

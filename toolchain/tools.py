@@ -270,7 +270,7 @@ class _Maker:
                 f"{module.title} is to be built, which takes {module.disk_gb} GB of disk for some minutes; "
                 f"{free_gb:.1f} GB are free in {_cache()}",
                 tried=tried,
-                mend="free some room there, or set XDG_CACHE_HOME to a folder on a larger disk",
+                fix="free some room there, or set XDG_CACHE_HOME to a folder on a larger disk",
             )
         try:
             with self._steps.step(f"{module.title}: build with Go") as step, _made_whole(folder) as making:
@@ -280,7 +280,7 @@ class _Maker:
             raise SetupError(
                 f"{module.title} could be neither found nor downloaded nor built",
                 tried=[*tried, f"build: {error}"],
-                mend=f"let this machine reach {self._url}, or a mirror of it that PULUMI_DOWNLOAD_URL names; or "
+                fix=f"let this machine reach {self._url}, or a mirror of it that PULUMI_DOWNLOAD_URL names; or "
                 f"install Go {needed} or newer from https://go.dev/dl (Go 1.21 or newer fetches that itself unless "
                 f"GOTOOLCHAIN forbids it) and see that the Go module proxy answers; or install {module.instead}",
             ) from error

@@ -352,13 +352,13 @@ class Swarm(EnginePlacement):
                     return _Image(name=name, platforms=[])
                 why = getattr(error, "explanation", None) or error
         if self._registry:
-            mend = f"make push STACK={pulumi.get_stack()}, which fills it"
+            fix = f"make push STACK={pulumi.get_stack()}, which fills it"
         else:
-            mend = (
+            fix = (
                 f"./pulumiw config set --stack {pulumi.get_stack()} imageRegistry HOST:PORT, then make push fills it"
             )
         raise pulumi.RunError(
-            f"The nodes of the Swarm cannot get the image {name}: {why}. Nothing was changed.\n  {mend}"
+            f"The nodes of the Swarm cannot get the image {name}: {why}. Nothing was changed.\n  {fix}"
         )
 
     def _free_service(self, args: pulumi.ResourceHookArgs) -> None:

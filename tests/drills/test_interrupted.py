@@ -115,7 +115,7 @@ def interrupted(  # noqa: PLR0913 -- all by name
     assert all_there(deployment, writer)
 
 
-def test_an_up_that_is_killed_at_the_replicas_is_mended_by_the_next(deployment: Deployment, drill: Drill) -> None:
+def test_an_up_that_is_killed_at_the_replicas_is_fixed_by_the_next(deployment: Deployment, drill: Drill) -> None:
     """Callers notice nothing of it."""
     interrupted(
         deployment,
@@ -127,7 +127,7 @@ def test_an_up_that_is_killed_at_the_replicas_is_mended_by_the_next(deployment: 
     )
 
 
-def test_an_up_that_is_killed_at_postgres_is_mended_by_the_next(deployment: Deployment, drill: Drill) -> None:
+def test_an_up_that_is_killed_at_postgres_is_fixed_by_the_next(deployment: Deployment, drill: Drill) -> None:
     """Never do two servers have the volume; callers notice nothing of it."""
     first, second = str(deployment.stack.get_config("postgresPort").value), str(free_port())
     interrupted(
@@ -141,7 +141,7 @@ def test_an_up_that_is_killed_at_postgres_is_mended_by_the_next(deployment: Depl
     )
 
 
-def test_an_up_that_is_killed_at_the_edge_is_mended_by_the_next(deployment: Deployment, drill: Drill) -> None:
+def test_an_up_that_is_killed_at_the_edge_is_fixed_by_the_next(deployment: Deployment, drill: Drill) -> None:
     """There may be no edge until then."""
     interrupted(
         deployment,

@@ -272,9 +272,7 @@ def test_llmctl_fails_in_one_line_without_a_traceback(monkeypatch: pytest.Monkey
     assert llmctl("migrate", "status").returncode == 1
 
 
-def test_llmctl_doctor_finds_what_is_wrong_and_names_the_mending(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_llmctl_doctor_finds_what_is_wrong_and_names_the_fix(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     well = llmctl("doctor", "--json")
     found = {finding["check"]: finding["status"] for finding in json.loads(well.stdout)}
     assert well.returncode == 0

@@ -66,9 +66,9 @@ def test_a_stack_lives_on_the_engine(daemon: Daemon, tmp_path: Path) -> None:
         assert "ours" in {model.id for model in stack.client.models.list()}
         stack.set(drainSeconds=31)
         assert stack.killed_up(when=as_soon_as_replaced(stack, "litellm-1"))
-        with stack.begin("up", "--refresh", "--yes", "--skip-preview", "--non-interactive") as mending:
-            said, _ = mending.communicate()
-        assert mending.returncode == 0, said
+        with stack.begin("up", "--refresh", "--yes", "--skip-preview", "--non-interactive") as fixing:
+            said, _ = fixing.communicate()
+        assert fixing.returncode == 0, said
         stack.up(expect_no_changes=True)
         gone = stack.pulumi("destroy", "--yes", "--skip-preview")
         assert gone.returncode == 0, gone.stdout

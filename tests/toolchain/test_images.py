@@ -447,8 +447,8 @@ def test_a_version_that_no_recipe_builds(engine: docker.DockerClient, tmp_path: 
     assert reference in raised.value.why
     assert "PostgreSQL 17" in raised.value.why
     assert raised.value.tried[0].startswith(f"pull {reference}: ")
-    assert f"docker save {reference}" in raised.value.mend
-    assert "./pulumiw config set --stack any postgresImage" in raised.value.mend
+    assert f"docker save {reference}" in raised.value.fix
+    assert "./pulumiw config set --stack any postgresImage" in raised.value.fix
 
 
 @pytest.fixture
@@ -516,7 +516,7 @@ def test_a_machine_that_cannot_build(
     wanted = {"haproxy": WANTED["haproxy"]}
     with pytest.raises(SetupError, match=why) as raised:
         images.ensure(Steps(), engine, wanted, stack="any", ask=None, record=other_recipe / "record")
-    assert f"docker save {WANTED['haproxy']}" in raised.value.mend
+    assert f"docker save {WANTED['haproxy']}" in raised.value.fix
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root makes a base")

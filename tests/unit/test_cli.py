@@ -356,7 +356,7 @@ def findings() -> dict[str, str]:
     done = llmctl("doctor", "--json")
     found = json.loads(done.stdout)
     assert done.exit_code == int("failure" in {each["status"] for each in found})
-    return {each["check"]: f"{each['detail']}: {each['mend']}" for each in found if each["status"] != "ok"}
+    return {each["check"]: f"{each['detail']}: {each['fix']}" for each in found if each["status"] != "ok"}
 
 
 def test_the_doctor_finds_nothing_where_all_is_well(database: Callable[..., None]) -> None:

@@ -221,7 +221,7 @@ def test_a_pull_that_fails_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(SetupError) as raised:
         images.ensure(steps, engine, wanted, stack="any", ask=None, record=tmp_path / "record")
     assert raised.value.tried == ("pull haproxy:9: no such host", "pull postgres:9: no route to host")
-    assert "./pulumiw config set --stack any postgresImage" in raised.value.mend
+    assert "./pulumiw config set --stack any postgresImage" in raised.value.fix
     printed = cast("io.StringIO", steps.console.file).getvalue().splitlines()
     assert sorted(re.sub(r" [0-9.]+ s$", "", line) for line in printed if not line.startswith("…")) == [
         "✓ Pull litellm:9",

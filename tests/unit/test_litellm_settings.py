@@ -104,9 +104,9 @@ def test_what_would_undo_a_guarantee_is_refused_with_the_reason(
     ],
 )
 def test_a_callback_that_is_not_there_is_refused(names: object, said: str, command: str) -> None:
-    [(_, what, mend)] = problems(litellmSettings={"callbacks": names})
+    [(_, what, fix)] = problems(litellmSettings={"callbacks": names})
     assert said in what
-    assert mend == command or said == "1.108.14 does"
+    assert fix == command or said == "1.108.14 does"
 
 
 def test_a_callback_is_taken_when_its_variables_are_there() -> None:

@@ -51,7 +51,7 @@ def problems(models: object, **changes: object) -> list[tuple[str, str, str]]:
         ),
     ],
 )
-def test_each_mistake_in_an_entry_is_named_with_what_mends_it(
+def test_each_mistake_in_an_entry_is_named_with_what_fixes_it(
     parameters: dict[str, object], key: str, what: str, command: str
 ) -> None:
     found = problems([{"model_name": "m", "litellm_params": parameters}])

@@ -158,10 +158,10 @@ def test_a_package_that_the_image_built_here_lacks_is_named() -> None:
     ]
     config = {"model_list": models, "litellm_settings": {"success_callback": ["langfuse"], "cache": True}}
     of = "ghcr.io/berriai/litellm:"
-    assert providers.lacking(f"{of}main-v1.55.0", config) == {"langfuse": "langfuse"}
-    assert providers.lacking(f"{of}v1.108.14", config) == {"langfuse": "langfuse"}
-    assert providers.lacking(f"{of}v1.84.3", config) == {}
-    assert providers.lacking("registry.example/litellm@sha256:" + "0" * 64, config) == {}
+    assert providers.missing_packages(f"{of}main-v1.55.0", config) == {"langfuse": "langfuse"}
+    assert providers.missing_packages(f"{of}v1.108.14", config) == {"langfuse": "langfuse"}
+    assert providers.missing_packages(f"{of}v1.84.3", config) == {}
+    assert providers.missing_packages("registry.example/litellm@sha256:" + "0" * 64, config) == {}
 
 
 @pytest.mark.parametrize(

@@ -93,7 +93,7 @@ def test_a_registry_gets_what_it_lacks() -> None:
 
 
 @pytest.mark.parametrize(
-    ("says", "mend"),
+    ("says", "fix"),
     [
         ("no basic auth credentials", f"docker login {REGISTRY}"),
         ("denied: requested access to the resource is denied", f"docker login {REGISTRY}"),
@@ -102,12 +102,12 @@ def test_a_registry_gets_what_it_lacks() -> None:
         (f"dial tcp: lookup {REGISTRY}: no such host", f"curl https://{REGISTRY}/v2/"),
     ],
 )
-def test_a_push_that_fails(says: str, mend: str) -> None:
+def test_a_push_that_fails(says: str, fix: str) -> None:
     """The engine's reason is in the error, and what fixes it."""
     with pytest.raises(SetupError) as caught:
         push(Engine(set(), push_says=says))
     assert says in caught.value.why
-    assert mend in caught.value.mend
+    assert fix in caught.value.fix
 
 
 def test_a_registry_that_wants_a_login_to_pull() -> None:

@@ -212,7 +212,7 @@ def configured(monkeypatch: pytest.MonkeyPatch, config: dict[str, str]) -> None:
 
 
 def test_all_problems_are_reported_at_once_each_with_a_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One run lists every problem and the command that mends it, and shows no secret value."""
+    """One run lists every problem and the command that fixes it, and shows no secret value."""
     configured(monkeypatch, raw_config("dev", replicas="0", masterKey="secret-that-is-weak", replica="3"))
     with pytest.raises(pulumi.RunError) as caught:
         load()
@@ -361,7 +361,7 @@ def test_settings_never_show_a_secret() -> None:
 
 
 def test_every_example_in_a_command_is_itself_valid() -> None:
-    """The command that a problem names mends it: its example passes the same check."""
+    """The command that a problem names fixes it: its example passes the same check."""
     for field in Settings.model_fields.values():
         example = str((field.examples or [""])[0])
         if example and not example.startswith(("--path", "< ")) and "$(" not in example and "…" not in example:

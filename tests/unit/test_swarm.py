@@ -317,19 +317,19 @@ def test_images_are_named_by_digest(registered: Callable[..., Services]) -> None
 
 
 @pytest.mark.parametrize(
-    ("changes", "mend"),
+    ("changes", "fix"),
     [
         ({"imageRegistry": REGISTRY}, "make push STACK=dev, which fills it"),
         ({}, "./pulumiw config set --stack dev imageRegistry HOST:PORT, then make push fills it"),
     ],
 )
 def test_an_image_that_nodes_cannot_get(
-    registered: Callable[..., Services], changes: dict[str, str], mend: str
+    registered: Callable[..., Services], changes: dict[str, str], fix: str
 ) -> None:
     with pytest.raises(pulumi.RunError, match="The nodes of the Swarm cannot get the image") as caught:
         registered(Swarm(has_images=False), **changes)
     assert "manifest unknown" in str(caught.value)
-    assert mend in str(caught.value)
+    assert fix in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -101,7 +101,7 @@ def test_what_is_not_trusted_is_told(face: Face, address: str, scheme: str, monk
         face.chat(HELLO)
     with pytest.raises(gateway_report.GatewayError, match=said) as caught:
         gateway_report.ask(app.Settings.load())
-    assert ("SSL_CERT_FILE" in caught.value.mend) is (scheme == "https")
+    assert ("SSL_CERT_FILE" in caught.value.fix) is (scheme == "https")
 
 
 @pytest.mark.parametrize("scheme", ["https"])
@@ -110,7 +110,7 @@ def test_a_gateway_that_has_tls_now_is_told(address: str, monkeypatch: pytest.Mo
     monkeypatch.setenv("LITELLM_URL", f"http://{address}")
     with pytest.raises(gateway_report.GatewayError, match="ended the connection without an answer") as caught:
         gateway_report.ask(app.Settings.load())
-    assert "https://" in caught.value.mend
+    assert "https://" in caught.value.fix
 
 
 @pytest.mark.parametrize(("content", "why"), [(None, "No such file"), ("no certificate", "holds no certificates")])
