@@ -146,12 +146,12 @@ def _database_errors() -> Iterator[None]:
         if isinstance(error, (PoolTimeout, TimeoutError)) or is_over():
             raise DatabaseUnavailableError("no answer from the database in time: check DATABASE_URL") from None
         code = error.sqlstate or type(error).__name__
-        raise DatabaseUnavailableError(f"the database failed ({code}): `llmctl doctor` looks closer") from None
+        raise DatabaseUnavailableError(f"the database failed ({code}): run `llmctl doctor`") from None
 
 
 def _found(organization: Organization | None, key: UUID) -> Organization:
     if organization is None:
-        raise OrganizationNotFoundError(f"there is no organization {key}: `llmctl org list` shows those there are")
+        raise OrganizationNotFoundError(f"there is no organization {key}: `llmctl org list` lists them")
     return organization
 
 

@@ -80,11 +80,13 @@ def _version(found: str) -> Finding:
     pin = re.search(r"litellm:[\w.-]*?v?(\d+\.\d+\.\d+)", _project_file())
     if not found:
         return Finding(
-            "version", "ok", "the gateway does not tell it, as newer ones do not: `llmctl status` has the image"
+            "version",
+            "ok",
+            "the gateway does not report it, as newer releases do not: `llmctl status` shows the image",
         )
     if pin is None or pin[1] == found:
         return Finding("version", "ok", f"LiteLLM {found}")
-    return Finding("version", "warning", f"LiteLLM {found} runs and Pulumi.yaml pins {pin[1]}", VERSION_FIX)
+    return Finding("version", "warning", f"LiteLLM {found} is running, but Pulumi.yaml pins {pin[1]}", VERSION_FIX)
 
 
 def _project_file() -> str:
@@ -112,9 +114,9 @@ def _database(settings: Settings, folder: Path, served: set[str]) -> Iterator[Fi
         yield sorting
     if foreign != (0,):
         detail = "LiteLLM has its tables in it, and may drop the app's"
-        yield Finding("own database", "failure", detail, "point DATABASE_URL at a database of the app's own")
+        yield Finding("own database", "failure", detail, "point DATABASE_URL at a separate database for the app")
     else:
-        yield Finding("own database", "ok", "nothing of LiteLLM's is in it")
+        yield Finding("own database", "ok", "LiteLLM has no tables in it")
     try:
         pending = migrations.status(url, folder).pending
     except (migrations.MigrationError, psycopg.Error) as error:
@@ -141,12 +143,13 @@ def collation(connection: psycopg.Connection) -> Finding | None:
         " WHERE datname = current_database() AND datcollversion <> pg_database_collation_actual_version(oid)"
     ).fetchone()
     if found is None:
-        return Finding("collation", "ok", "the server orders texts as its indexes do")
+        return Finding("collation", "ok", "the server sorts text in the order of its indexes")
     name, then, now = found
     return Finding(
         "collation",
         "warning",
-        f"text indexes of {name} may be wrong: version {then} of the C library made them, and the server has {now}",
+        f"text indexes of {name} may be wrong: they were built with version {then} of the C library, and the server "
+        f"has {now}",
         "docs/runbooks/another-c-library.md",
     )
 

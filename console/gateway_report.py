@@ -51,9 +51,7 @@ class Ending:
         said = [f"another model answers in place of {self.replaces}, which has ended"] if self.replaces else []
         if self.shutdown_date is not None:
             ended = self.shutdown_date <= _today()
-            then = (
-                f"{self.successor} is to take its place" if self.successor else "nothing is known to take its place"
-            )
+            then = f"{self.successor} will take its place" if self.successor else "no successor is known"
             said.append(f"{'ended' if ended else 'ends'} on {self.shutdown_date}, {then}")
         return "; ".join(said)
 
@@ -112,7 +110,7 @@ def ask(settings: Settings) -> Gateway:
             refused=None if accepted else listed.status_code,
         )
     except (ValueError, LookupError, TypeError, AttributeError):
-        raise GatewayError(f"what answers at {root} is no gateway", "check LITELLM_URL") from None
+        raise GatewayError(f"the server at {root} is not a gateway", "check LITELLM_URL") from None
 
 
 def accepted(settings: Settings) -> Gateway:

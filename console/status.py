@@ -134,8 +134,8 @@ def found(
         return stack, counted
     which = f", but that of another stack than {other_than}" if stacks else ""
     unseen.append(
-        f"what runs, and its requests: no edge on the engine that `docker` asks publishes port {port}{which} "
-        "(if it runs on another engine, name that by DOCKER_HOST)"
+        f"what runs, and its requests: no edge on the engine that `docker` uses publishes port {port}{which} (if it "
+        "runs on another engine, set DOCKER_HOST)"
     )
     return None, None
 

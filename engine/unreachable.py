@@ -48,7 +48,7 @@ def why_unreachable(host: str, stack: str, error: Exception) -> Unreachable:
         doubt = ": it may not accept the client's certificate" if refused else ""
         return Unreachable(
             f"The Docker Engine at {host} does not answer{doubt}: {error}",
-            fix=f"see that `{docker_command(host)} version` answers{with_these}, or name another: "
+            fix=f"check that `{docker_command(host)} version` answers{with_these}, or name another: "
             f"{set_host(stack, '…')}",
         )
     others = {canonical(other): (other, name) for other, name in {**_of_contexts(), **USUAL_HOSTS}.items()}
@@ -66,7 +66,7 @@ def why_unreachable(host: str, stack: str, error: Exception) -> Unreachable:
         case FileNotFoundError():
             return Unreachable(f"There is no Docker Engine here: no socket {socket_path(host)}", fix=fix)
         case ConnectionRefusedError():
-            return Unreachable(f"The Docker Engine does not run: nothing listens on {socket_path(host)}", fix=fix)
+            return Unreachable(f"The Docker Engine is not running: nothing listens on {socket_path(host)}", fix=fix)
         case PermissionError():
             return _permission_denied(Path(socket_path(host)))
         case _:
@@ -93,14 +93,18 @@ def _permission_denied(path: Path) -> Unreachable:
     try:
         group = grp.getgrgid(path.stat().st_gid)
     except (OSError, KeyError):  # the folder cannot be read either, or the group has no name
-        return Unreachable(f"{user} may not use the Docker Engine: no access to {path}", fix=f"sudo ls -l {path}")
+        return Unreachable(
+            f"{user} is not allowed to use the Docker Engine: no access to {path}", fix=f"sudo ls -l {path}"
+        )
     if group.gr_name == "root":
-        fix = "run the same as root"
+        fix = "run the same command as root"
     elif user in group.gr_mem:
         fix = f"log out and in again, or: newgrp {group.gr_name} ({user} is new in the group)"
     else:
         fix = f"sudo usermod --append --groups {group.gr_name} {user}, then log out and in again"
-    return Unreachable(f"{user} may not use the Docker Engine: {path} is for the group {group.gr_name}", fix=fix)
+    return Unreachable(
+        f"{user} is not allowed to use the Docker Engine: {path} is for the group {group.gr_name}", fix=fix
+    )
 
 
 def set_host(stack: str, host: str) -> str:

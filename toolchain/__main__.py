@@ -60,7 +60,7 @@ class StackConfig:
         for key in TEXT_SETTINGS:
             if not isinstance(self[key], str):
                 raise SetupError(
-                    f"{key} is not a plain text in {path.name}",
+                    f"{key} is not plain text in {path.name}",
                     fix=f"{PULUMI_COMMAND} config set --stack {stack} {key} …",
                 )
         # The program refuses it too, but by then it would have been pulled, or pushed to the team's own registry.
@@ -91,14 +91,14 @@ def _values(path: Path) -> dict[str, Any]:
         raise _malformed(path, str(error)) from error
     values = content.get("config") if isinstance(content, dict) else content
     if not isinstance(values, dict | None):
-        raise _malformed(path, "`config:` is expected, and below it a line for each key")
+        raise _malformed(path, "it needs `config:`, with a line for each key below it")
     return values or {}
 
 
 def _malformed(path: Path, why: str) -> SetupError:
     return SetupError(
         f"{path.name} is not the config of a stack: {why}",
-        fix=f"fix it there; git diff {path.name} shows what was changed",
+        fix=f"fix it there; git diff {path.name} shows what changed",
     )
 
 
@@ -130,7 +130,7 @@ def push(steps: Steps, stack: str) -> None:
     config = StackConfig(stack)
     if not config["imageRegistry"]:
         raise SetupError(
-            f"stack {stack} names no registry to push to",
+            f"stack {stack} has no registry to push to",
             fix=f"./pulumiw config set --stack {stack} imageRegistry HOST:PORT",
         )
     client = engine_setup.ensure(steps, config["dockerHost"], config.stack)
@@ -202,12 +202,12 @@ def _pulumi(step: Step, stack: str, *arguments: str) -> str:
     except CommandError as error:
         if NO_STACK in error.output:
             raise SetupError(
-                f"there is no stack {stack}, so nothing that could be destroyed",
-                fix=f"{PULUMI_COMMAND} stack ls lists those that there are; PULUMI_BACKEND_URL says where",
+                f"there is no stack {stack}, so there is nothing to destroy",
+                fix=f"{PULUMI_COMMAND} stack ls lists the stacks; PULUMI_BACKEND_URL says where they are kept",
             ) from error
         if LOCKED in error.output:
             raise SetupError(
-                f"another run of Pulumi changes the stack: {error}",
+                f"another run of Pulumi is changing the stack: {error}",
                 fix="wait until it has ended, then run the same command again",
             ) from error
         said = re.search(r"^Diagnostics:.*?(?=^Outputs:|^Resources:|\Z)", error.output, re.MULTILINE | re.DOTALL)
@@ -295,7 +295,7 @@ The gateway is up at {url}, with {", ".join(outputs["models"])}.
                -d '{{"model": "gpt-4o", "messages": [{{"role": "user", "content": "hello"}}]}}'
     Python   .venv/bin/python -c 'from app import *; print(chat_completion([ChatMessage("user", "hello")]).content)'
 {demo}
-  Look at it or change it: ./pulumiw preview, ./pulumiw up, ./pulumiw stack output. End it: make down{named}"""
+  Look at it or change it: ./pulumiw preview, ./pulumiw up, ./pulumiw stack output. Take it down: make down{named}"""
 
 
 def main() -> int:
@@ -322,7 +322,7 @@ def main() -> int:
             steps.console.print(f"\n{error}", markup=False, style="red")
             return 1
         except KeyboardInterrupt:
-            steps.console.print("\nInterrupted. What was finished stays; the same command goes on from there.")
+            steps.console.print("\nInterrupted. Finished steps stay; the same command continues from there.")
             return 130
     return 0
 

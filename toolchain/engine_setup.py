@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 LOG = Path("/var/log/dockerd.log")
 PACKAGES = ("docker.io", "ca-certificates", "iptables")
 INSTALLS = f"""\
-The distribution's engine is installed, the package {PACKAGES[0]}. To have Docker's own packages in its place, press
-Ctrl-C and install those: https://docs.docker.com/engine/install. An engine that is there is never replaced."""
+The distribution's engine is installed, the package {PACKAGES[0]}. To use Docker's own packages instead, press
+Ctrl-C and install those: https://docs.docker.com/engine/install. An existing engine is never replaced."""
 START_SECONDS = 60
 POLL_SECONDS = 0.1
 
@@ -94,7 +94,7 @@ def start(step: Step, host: str, *options: str, log: Path) -> None:
             raise SetupError(
                 "\n".join([f"dockerd {what}; the last lines of {log}:", *last_lines]),
                 tried=[" ".join(command)],
-                fix="fix what the log names, or set the stack's dockerHost to an engine elsewhere, as ssh://…",
+                fix="fix what the log names, or set the stack's dockerHost to an engine elsewhere, such as ssh://…",
             )
         time.sleep(POLL_SECONDS)
     process.returncode = 0  # it goes on without us, which is no leak to warn of

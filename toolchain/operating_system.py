@@ -60,7 +60,7 @@ def exclusive(name: str, step: Step) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            step.say("waits for another run that does the same")
+            step.say("waiting for another run that does the same")
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 

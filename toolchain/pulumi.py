@@ -163,8 +163,9 @@ def _say_how_to_select(tools: Path, variables: Mapping[str, str]) -> None:
     )
     if NO_STACK_SELECTED in asked.stderr:
         print(
-            "No stack is selected.\n  what you can do: make up, which brings stack dev up and selects it\n"
-            "    or, to set its config before: ./pulumiw stack select --create dev",
+            "No stack is selected.\n"
+            "  what you can do: make up, which brings stack dev up and selects it\n"
+            "    or, to set its config first: ./pulumiw stack select --create dev",
             file=sys.stderr,
         )
 

@@ -50,9 +50,9 @@ def push(
                 raise _refusal(name, error) from error
         if digest is None:
             raise SetupError(
-                f"{name} was pushed, and its registry wants a login of those who pull it. The nodes have none: it "
-                "would stand in the state",
-                fix="have the registry let the cluster's network pull without a login",
+                f"{name} was pushed, but its registry requires a login to pull it. The nodes have none, because it "
+                "would be in the state",
+                fix="configure the registry so that the cluster's network can pull without a login",
             )
         pushed.append(f"{name}@{digest}")
     return pushed
@@ -111,13 +111,13 @@ def _refusal(name: str, error: Exception) -> SetupError:
     if IS_PLAIN.search(why):
         fix = (
             f"give the registry a certificate, and {authority}\n"
-            f'    or, on a network that nobody else is on, set "insecure-registries": ["{host}"] in '
+            f'    or, on a network that nobody else uses, set "insecure-registries": ["{host}"] in '
             "/etc/docker/daemon.json of each node, then: systemctl reload docker"
         )
     elif "x509" in why:
         fix = authority
     elif WANTS_A_LOGIN.search(why):
-        fix = f"docker login {host} (to push; the nodes pull without a login, and the registry must let them)"
+        fix = f"docker login {host} (to push; the nodes pull without a login, and the registry must allow that)"
     else:
-        fix = f"see that {host}, which imageRegistry names, answers the Docker Engine: curl https://{host}/v2/"
+        fix = f"check that {host}, which imageRegistry names, answers the Docker Engine: curl https://{host}/v2/"
     return SetupError(f"The registry of {name} cannot be used: {why}", fix=fix)

@@ -177,7 +177,7 @@ class Stranger:
 @pytest.mark.parametrize(
     "stranger",
     [
-        Stranger(host=BY_TLS, why="lacks ca.pem, cert.pem, key.pem (DOCKER_CERT_PATH names another folder)"),
+        Stranger(host=BY_TLS, why="has no ca.pem, cert.pem, key.pem (DOCKER_CERT_PATH names another folder)"),
         Stranger(host=BY_TLS, certificates="of a stranger", why="unable to get local issuer certificate"),
         Stranger(host=BY_TLS, certificates="by a stranger", why="it may not accept the client's certificate"),
         Stranger(host=BY_SSH, key="another_key", why=f"root@{ADDRESS}: Permission denied (publickey)"),

@@ -319,7 +319,7 @@ def test_another_c_library(deployment: Deployment, tmp_path: Path) -> None:
         assert "text indexes of app may be wrong" in said
         book.run("llmctl backup")
         book.run("REINDEX DATABASE")
-        assert "the server orders texts as its indexes do" in book.run("llmctl doctor")
+        assert "the server sorts text in the order of its indexes" in book.run("llmctl doctor")
     assert "sorted" in names(deployment)
 
 

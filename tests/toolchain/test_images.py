@@ -471,7 +471,7 @@ def test_nothing_is_built_against_the_users_will(engine: docker.DockerClient, tm
         return False
 
     wanted = {"haproxy": WANTED["haproxy"]}
-    with pytest.raises(SetupError, match="no stand-in was wanted"):
+    with pytest.raises(SetupError, match="the stand-in was declined"):
         images.ensure(Steps(), engine, wanted, stack="any", ask=ask, record=tmp_path / ".images.yaml")
     assert len(questions) == 1
     assert "HAProxy 3.0" in questions[0]
@@ -497,7 +497,7 @@ def test_a_build_that_fails_leaves_nothing(engine: docker.DockerClient, tmp_path
     [
         ((os, "geteuid", 1000), "Only root can build a stand-in"),
         ((platform, "machine", "riscv64"), "What is built on this machine runs on riscv64, and the engine on"),
-        ((images, "which", None), "built by debootstrap, which this system does not have"),
+        ((images, "which", None), "built with debootstrap, which this system does not have"),
     ],
     ids=["not root", "another architecture", "not Debian"],
 )

@@ -269,7 +269,10 @@ def test_a_refusal_is_found_where_litellm_has_it(face: Face, gateway: Gateway) -
 def test_a_parameter_that_is_not_taken_is_named(face: Face, gateway: Gateway) -> None:
     """By the gateway or the provider; a name that may be a text of somebody's is not."""
     said = RECORDED["errors"][400]["error"]
-    for param, match in (("max_tokens", "does not take `max_tokens`"), (f"{PROMPT} and more", "was asked wrongly")):
+    for param, match in (
+        ("max_tokens", "does not accept `max_tokens`"),
+        (f"{PROMPT} and more", "rejected the request"),
+    ):
         gateway.answer = lambda _, param=param: httpx2.Response(400, json={"error": {**said, "param": param}})  # type: ignore[misc]
         with pytest.raises(app.RequestRejectedError, match=match) as caught:
             face.chat(HELLO)
@@ -331,7 +334,7 @@ def test_a_stream_that_failed_stays_failed(gateway: Gateway) -> None:
 def test_a_stream_that_begins_with_no_answer_falls_back(face: Face, gateway: Gateway, first: str) -> None:
     whole = sse(chunk("ok"), chunk(None, "stop"), "data: [DONE]\n\n")
     gateway.answer = lambda body: sse(first, chunk("b")) if body["model"] == "gpt-4o" else whole
-    with pytest.raises(app.ProviderError, match="no part of an answer"):
+    with pytest.raises(app.ProviderError, match="not part of an answer"):
         face.stream(HELLO)
     assert face.stream_for_org(ORGANIZATION.id, HELLO)[1].model == "claude-3-5-sonnet"
 
@@ -439,7 +442,7 @@ def test_bad_input_is_refused_before_any_request(
         (lambda: app.ChatMessage("user", "x", tool_call_id="1"), "needs tool_call_id"),
         (lambda: app.ChatMessage("user", "x", tool_calls=[CALL]), "only a message of role assistant"),
         (lambda: app.ChatCompletionOptions(seed="1"), "seed must be a whole number"),  # type: ignore[arg-type]
-        (lambda: app.ChatCompletionOptions(stop=1), "stop must be a text"),  # type: ignore[arg-type]
+        (lambda: app.ChatCompletionOptions(stop=1), "stop must be a string"),  # type: ignore[arg-type]
         (lambda: app.ChatCompletionOptions(reasoning_effort=1), "must be a word"),  # type: ignore[arg-type]
         (lambda: app.ChatCompletionOptions(response_format="json"), "must be an object"),  # type: ignore[arg-type]
         (lambda: app.ChatCompletionOptions(tools="x"), "must be a list of functions"),  # type: ignore[arg-type]
@@ -778,7 +781,7 @@ def test_an_environment_file_that_cannot_be_read_is_one_sentence(
     nothing_set: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / ".env").write_bytes(b"LITELLM_API_KEY=caf\xe9\n")
-    with pytest.raises(app.NotConfiguredError, match="is no UTF-8"):
+    with pytest.raises(app.NotConfiguredError, match="is not UTF-8"):
         app.Settings.load()
 
     def refused() -> None:

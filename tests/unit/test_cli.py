@@ -137,7 +137,7 @@ def test_what_is_known_of_models_is_a_table(gateway: Gateway) -> None:
     )
     head, *rows = out("models", "--verbose").splitlines()
     assert head.split() == ["model", "provider", "USD", "per", "million", "tokens", "parameters", "ends"]
-    ends = "ends on 2999-01-14, nothing is known to take its place"
+    ends = "ends on 2999-01-14, no successor is known"
     assert [" ".join(row.split()) for row in rows] == [
         f"gpt-6 openai 2 in, 0.5 out leaves out temperature; refuses stop {ends}",
         "old not known",
@@ -153,13 +153,13 @@ def test_what_is_known_of_models_is_a_table(gateway: Gateway) -> None:
 @pytest.mark.parametrize(
     ("known", "said", "noticed"),
     [
-        ({"shutdown_date": "2999-01-14", "successor": "x/y"}, "ends on 2999-01-14, x/y is to take its place", False),
-        ({"shutdown_date": "2999-01-14"}, "ends on 2999-01-14, nothing is known to take its place", True),
-        ({"shutdown_date": "2025-10-28", "successor": "x/y"}, "ended on 2025-10-28, x/y is to take its place", True),
+        ({"shutdown_date": "2999-01-14", "successor": "x/y"}, "ends on 2999-01-14, x/y will take its place", False),
+        ({"shutdown_date": "2999-01-14"}, "ends on 2999-01-14, no successor is known", True),
+        ({"shutdown_date": "2025-10-28", "successor": "x/y"}, "ended on 2025-10-28, x/y will take its place", True),
         ({"replaces": "a/b"}, "another model answers in place of a/b, which has ended", False),
         (
             {"replaces": "a/b", "shutdown_date": "2999-01-14", "successor": "x/y"},
-            "another model answers in place of a/b, which has ended; ends on 2999-01-14, x/y is to take its place",
+            "another model answers in place of a/b, which has ended; ends on 2999-01-14, x/y will take its place",
             False,
         ),
     ],
@@ -258,7 +258,7 @@ def test_a_model_that_is_not_served_needs_force(table: Organizations) -> None:
 
 def test_what_is_no_gateway_is_called_that(gateway: Gateway, capsys: pytest.CaptureFixture[str]) -> None:
     gateway.answers["/v1/models"] = httpx2.Response(200, text="<html>")
-    assert "what answers at http://gateway.test:4000 is no gateway" in ended(1, capsys, "models")
+    assert "the server at http://gateway.test:4000 is not a gateway" in ended(1, capsys, "models")
 
 
 def ended(code: int, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -369,7 +369,7 @@ def test_the_doctor_finds_nothing_where_all_is_well(database: Callable[..., None
 def test_a_gateway_that_does_not_tell_its_version_is_well(database: Callable[..., None], gateway: Gateway) -> None:
     gateway.answers["/health/readiness"] = httpx2.Response(200, json={"status": "healthy", "db": "Not connected"})
     assert findings() == {}
-    assert "does not tell it" in out("doctor")
+    assert "does not report it" in out("doctor")
 
 
 def test_the_doctor_wants_settings_first(database: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -382,17 +382,17 @@ def test_the_doctor_wants_settings_first(database: Callable[..., None], monkeypa
     ("path", "answer", "check", "said"),
     [
         ("/health/readiness", error(503), "gateway", "it answers with status 503: ./pulumiw up --refresh"),
-        ("/health/readiness", httpx2.Response(200, text="hello"), "gateway", "is no gateway: check LITELLM_URL"),
-        ("/health/readiness", httpx2.Response(200, json=[]), "gateway", "is no gateway: check LITELLM_URL"),
+        ("/health/readiness", httpx2.Response(200, text="hello"), "gateway", "is not a gateway: check LITELLM_URL"),
+        ("/health/readiness", httpx2.Response(200, json=[]), "gateway", "is not a gateway: check LITELLM_URL"),
         (
             "/health/readiness",
             httpx2.Response(200, json={"litellm_version": "1.54.0"}),
             "version",
-            "LiteLLM 1.54.0 runs and Pulumi.yaml pins 1.55.0: ./pulumiw up, unless litellmImage",
+            "LiteLLM 1.54.0 is running, but Pulumi.yaml pins 1.55.0: ./pulumiw up, unless litellmImage",
         ),
         ("/v1/models", error(401), "key", "the gateway refuses it with status 401: take LITELLM_API_KEY from .env"),
         ("/v1/models", httpx2.Response(200, json={"data": []}), "models", "none is served: ./pulumiw config set"),
-        ("/v1/models", httpx2.Response(200, json={"data": 1}), "gateway", "is no gateway: check LITELLM_URL"),
+        ("/v1/models", httpx2.Response(200, json={"data": 1}), "gateway", "is not a gateway: check LITELLM_URL"),
     ],
 )
 def test_the_doctor_knows_what_a_gateway_lacks(  # noqa: PLR0913, PLR0917 -- a row has these columns
@@ -417,7 +417,7 @@ def test_the_doctor_knows_that_nothing_answers(gateway: Gateway, database: Calla
             "database",
             "it cannot be used (OperationalError): check DATABASE_URL",
         ),
-        ({"foreign": 3}, "own database", "may drop the app's: point DATABASE_URL at a database of the app's own"),
+        ({"foreign": 3}, "own database", "may drop the app's: point DATABASE_URL at a separate database for the app"),
         (
             {"pending": (migrations.Migration(3, "more", ""),)},
             "migrations",

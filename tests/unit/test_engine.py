@@ -137,7 +137,7 @@ def test_not_an_engine(tmp_path: Path, listener: socket.socket, monkeypatch: pyt
     [
         ("docker", [], "sudo usermod --append --groups docker {user}, then log out and in again"),
         ("docker", ["{user}"], "log out and in again, or: newgrp docker ({user} is new in the group)"),
-        ("root", [], "run the same as root"),
+        ("root", [], "run the same command as root"),
     ],
 )
 def test_permission_denied(
@@ -148,7 +148,7 @@ def test_permission_denied(
     entry = grp.struct_group((group, "x", 1, [member.format(user=user) for member in members]))
     monkeypatch.setattr(grp, "getgrgid", lambda _: entry)
     error = unreachable._permission_denied(tmp_path)
-    assert error.why == f"{user} may not use the Docker Engine: {tmp_path} is for the group {group}"
+    assert error.why == f"{user} is not allowed to use the Docker Engine: {tmp_path} is for the group {group}"
     assert error.fix == fix.format(user=user)
 
 
@@ -182,7 +182,7 @@ def test_an_engine_that_ends_the_handshake_may_not_accept_the_certificate(error:
 def test_certificates_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DOCKER_CERT_PATH", str(tmp_path))
     (tmp_path / "ca.pem").touch()
-    assert f"{tmp_path} lacks cert.pem, key.pem (DOCKER_CERT_PATH" in failure("tcp://127.0.0.1:1").why
+    assert f"{tmp_path} has no cert.pem, key.pem (DOCKER_CERT_PATH" in failure("tcp://127.0.0.1:1").why
 
 
 def test_what_ssh_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -285,8 +285,8 @@ def test_an_engine_that_is_too_old_is_refused() -> None:
 @pytest.mark.parametrize(
     ("version", "info", "doubt"),
     [
-        (PODMAN, {}, "only ever run on Docker Engine"),
-        ({"ApiVersion": "1.60", "MinAPIVersion": "1.50"}, {}, "takes no API older than 1.50"),
+        (PODMAN, {}, "only been run on Docker Engine"),
+        ({"ApiVersion": "1.60", "MinAPIVersion": "1.50"}, {}, "accepts no API older than 1.50"),
         ({}, {"MemoryLimit": False}, "no container's limit holds"),
     ],
 )

@@ -95,7 +95,7 @@ def test_an_older_python_can_read_it() -> None:
     ("printed", "named"),
     [
         ("Retrying (Retry(total=0)) after connection broken by 'ProxyError'\nNo matching distribution", "be reached"),
-        ("ERROR: No matching distribution found for annotated-doc", "did not have a locked package"),
+        ("ERROR: No matching distribution found for annotated-doc", "does not have a locked package"),
         ("The virtual environment was not created, as ensurepip is not available", "apt-get install python3-venv"),
     ],
 )
@@ -130,7 +130,7 @@ def test_an_interrupt_is_no_fault(tmp_path: Path) -> None:
         ) as process,
     ):
         assert process.stderr is not None
-        assert "waits for another run" in process.stderr.readline()
+        assert "waiting for another run" in process.stderr.readline()
         process.send_signal(signal.SIGINT)
         assert "Interrupted" in (said := process.stderr.read())
         assert "Traceback" not in said
@@ -152,7 +152,7 @@ def test_a_second_run_says_that_it_waits(
         fcntl.flock(lock, fcntl.LOCK_EX)
         second.start()
         said = ""
-        while "waits for another run" not in said:
+        while "waiting for another run" not in said:
             assert second.is_alive()
             second.join(0.01)
             said += capsys.readouterr().err

@@ -92,7 +92,7 @@ def test_lines_that_are_not_whole_are_told_of() -> None:
     lines = [f"litellm-1 | {line()} (stdout)", line(call_id="2")[:200], '{"event": "usage", "time": "2026-11-29"}']
     used = usage.of_lines(lines, ["client"], None)
     assert [row.calls for row in used.rows] == [1]
-    assert used.unseen == ("2 lines that are not whole",)
+    assert used.unseen == ("2 incomplete lines",)
 
 
 def test_a_call_counts_once_however_often_its_provider_was_tried() -> None:
@@ -158,7 +158,7 @@ def test_what_was_before_that_time_does_not_count() -> None:
 def test_what_is_no_time_is_refused() -> None:
     refused = llmctl("-", "--since", "yesterday")
     assert isinstance(refused.exception, ValueError)
-    assert "say 7d, 12h, 30min, 2026-11-01" in str(refused.exception)
+    assert "use 7d, 12h, 30min, 2026-11-01" in str(refused.exception)
 
 
 def test_json_and_csv_have_the_same_numbers() -> None:

@@ -113,7 +113,7 @@ def test_a_push_that_fails(says: str, fix: str) -> None:
 def test_a_registry_that_wants_a_login_to_pull() -> None:
     """It can be pushed to, and is of no use to the nodes: that is said when the image is there."""
     engine = Engine(set(), pull_says="unauthorized: authentication required")
-    with pytest.raises(SetupError, match="wants a login of those who pull it"):
+    with pytest.raises(SetupError, match="requires a login to pull it"):
         fill(engine)
     assert engine.pushed
 

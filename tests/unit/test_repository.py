@@ -70,7 +70,7 @@ def test_each_folder_is_explained(files: list[str]) -> None:
 
 
 def made_up(characters: str, count: int) -> str:
-    """What a secret looks like. It is no file of the project that has it."""
+    """What a secret looks like. It is not a file of the project that has it."""
     return "".join(random.Random(1).choices(characters, k=count))
 
 

@@ -73,8 +73,8 @@ def config_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ("content", "why"),
     [
         ("config: [", "line 1, column"),
-        ("config: [1]\n", "below it a line for each key"),
-        ("- config\n", "below it a line for each key"),
+        ("config: [1]\n", "a line for each key below it"),
+        ("- config\n", "a line for each key below it"),
         ("\udcff", "can't decode byte 0xff"),
     ],
 )
@@ -91,7 +91,7 @@ def test_a_malformed_config_file_is_named(config_file: Path, content: str, why: 
 def test_what_make_up_needs_must_be_plain_text(config_file: Path, value: str) -> None:
     """As of a dockerHost that was set with `--secret`, which could not be asked."""
     config_file.write_text(f"config:\n  llm-infrastructure:dockerHost: {value}\n")
-    with pytest.raises(SetupError, match=r"dockerHost is not a plain text in Pulumi\.dev\.yaml") as raised:
+    with pytest.raises(SetupError, match=r"dockerHost is not plain text in Pulumi\.dev\.yaml") as raised:
         set_up.StackConfig("dev")
     assert raised.value.fix == "./pulumiw config set --stack dev dockerHost …"
 
@@ -247,7 +247,7 @@ def test_two_runs_for_a_stack_take_turns() -> None:
     threads[0].start()
     held.wait()
     threads[1].start()
-    while "waits for another run that does the same" not in written.getvalue():
+    while "waiting for another run that does the same" not in written.getvalue():
         assert threads[1].is_alive()
         threads[1].join(0.01)
     go_on.set()

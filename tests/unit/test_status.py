@@ -312,12 +312,12 @@ def test_a_gateway_that_does_not_serve_is_wrong(
     gateway.ready = 503
     assert read().wrong == ("gateway: it answers with status 503 (./pulumiw up --refresh)",)
     gateway.ready, gateway.key, gateway.models = 200, KEY, ("no model",)
-    assert read().wrong[0].startswith("gateway: what answers at")
+    assert read().wrong[0].startswith("gateway: the server at")
     assert len(read().parts) == 4
     monkeypatch.setenv("LITELLM_URL", "http://127.0.0.1:9")
     status = read()
     assert status.wrong == ("gateway: nothing answers at http://127.0.0.1:9 (./pulumiw up --refresh)",)
-    assert "no edge on the engine that `docker` asks publishes port 9 (if it runs on another" in status.unseen[0]
+    assert "no edge on the engine that `docker` uses publishes port 9 (if it runs on another" in status.unseen[0]
     monkeypatch.setenv("LITELLM_API_KEY", "")
     with pytest.raises(app.NotConfiguredError):
         read()
@@ -358,7 +358,7 @@ def test_an_edge_that_answers_otherwise_leaves_the_rest(engine: Engine, answer: 
     engine.on(f"exec --interactive {IDS[0]}", answer)
     status = read()
     assert (status.wrong, len(status.parts), status.edge) == ((), 4, None)
-    assert status.unseen == ("requests: edge was asked, and what runs there does not answer as HAProxy",)
+    assert status.unseen == ("requests: edge was asked, and what runs there does not answer like HAProxy",)
 
 
 def test_what_goes_away_while_it_is_looked_at_is_left_out(gateway: Gateway, engine: Engine) -> None:
@@ -449,14 +449,14 @@ def test_on_a_node_that_is_no_manager_its_own_tasks_are_shown(swarm: Engine) -> 
     swarm.on("service ls", NO_MANAGER, code=1)
     status = read()
     assert [part.name for part in status.parts] == ["edge.one"]
-    assert status.unseen[0].startswith("only the tasks of this node, as docker failed")
+    assert status.unseen[0].startswith("only the tasks of this node, because docker failed")
 
 
 def test_a_manager_that_fails_is_told(swarm: Engine) -> None:
     swarm.on("service ls", "Error response from daemon: rpc error: context deadline exceeded\n", code=1)
     assert "context deadline exceeded" in read().unseen[0]
     swarm.on("service ls", "")
-    assert "no edge on the engine that `docker` asks publishes port" in read().unseen[0]
+    assert "no edge on the engine that `docker` uses publishes port" in read().unseen[0]
 
 
 def test_what_is_no_terminal_gets_plain_text(engine: Engine) -> None:
@@ -505,7 +505,7 @@ def test_watching_goes_on_when_something_fails_and_ends_by_an_interrupt(
     else:
         assert done.stdout.count("stack dev at") == 2
         assert done.stdout.count("WRONG    gateway: it answers with status 503") == 2
-        assert done.stdout.count("what is seen is well") == 1
+        assert done.stdout.count("everything that can be seen is well") == 1
 
 
 def test_who_says_how_often_to_look_watches(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -96,7 +96,7 @@ def test_a_private_authority_is_trusted_by_all_that_asks(
 def test_what_is_not_trusted_is_told(face: Face, address: str, scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A server without TLS has a sentence of its own."""
     monkeypatch.setenv("LITELLM_URL", f"https://{address}")
-    said = "is not trusted" if scheme == "https" else "has no TLS"
+    said = "is not trusted" if scheme == "https" else "does not use TLS"
     with pytest.raises(app.GatewayUnreachableError, match=said):
         face.chat(HELLO)
     with pytest.raises(gateway_report.GatewayError, match=said) as caught:
@@ -108,12 +108,12 @@ def test_what_is_not_trusted_is_told(face: Face, address: str, scheme: str, monk
 def test_a_gateway_that_has_tls_now_is_told(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """As after `tlsCertificate` was set, where LITELLM_URL still says http."""
     monkeypatch.setenv("LITELLM_URL", f"http://{address}")
-    with pytest.raises(gateway_report.GatewayError, match="ended the connection without an answer") as caught:
+    with pytest.raises(gateway_report.GatewayError, match="closed the connection without an answer") as caught:
         gateway_report.ask(app.Settings.load())
     assert "https://" in caught.value.fix
 
 
-@pytest.mark.parametrize(("content", "why"), [(None, "No such file"), ("no certificate", "holds no certificates")])
+@pytest.mark.parametrize(("content", "why"), [(None, "No such file"), ("no certificate", "contains no certificates")])
 def test_a_file_of_an_authority_that_cannot_be_read(
     face: Face, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str | None, why: str
 ) -> None:
