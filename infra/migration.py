@@ -23,7 +23,7 @@ class _Provider(DeployStep):
         try:
             migrations.up(props["database_url"], FOLDER)
         except migrations.MigrationError as error:
-            raise RuntimeError(f"migration failed; what it did in its transaction is undone. {error}") from error
+            raise RuntimeError(f"migration failed; its transaction was rolled back. {error}") from error
         except psycopg.OperationalError as error:
             raise RuntimeError(f"the database cannot be used from where `pulumi up` runs: {error}") from None
         except psycopg.Error as error:

@@ -297,8 +297,8 @@ class _SaltKeyProvider(GuardProvider):
         failures = []
         if olds and olds["configured"] != news["configured"] and _litellm_has_tables(news):
             reason = (
-                "LiteLLM's database holds credentials that only the present salt key can decrypt: it cannot change. "
-                "Put saltKey back as it was (./pulumiw config rm saltKey, if it was not set)."
+                "LiteLLM's database holds credentials that only the current salt key can decrypt, so it cannot "
+                "change. Restore saltKey (if it was not set: ./pulumiw config rm saltKey)."
             )
             failures.append(CheckFailure("configured", reason))
         return CheckResult(news, failures)

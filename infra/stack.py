@@ -250,9 +250,10 @@ def _postgres_major_version(settings: Settings, placement: Placement) -> str:
     version = postgres_major_version(image) or placement.image_environment(image).get("PG_MAJOR", "")
     if not version.isdecimal():
         raise pulumi.RunError(
-            f"postgresImage: nothing tells the major version of {image}, which cannot change over data. Fetch it, so "
-            f"that it can be asked: docker --host {settings.docker_host} pull {image}. Or name one whose tag tells: "
-            f"./pulumiw config set --stack {pulumi.get_stack()} postgresImage postgres:17@sha256:…"
+            f"postgresImage: the major version of {image} is unknown, and it must match the data. Pull it, so that "
+            f"it can be read from the image: docker --host {settings.docker_host} pull {image}. Or use an image "
+            f"with the version in its tag: ./pulumiw config set --stack {pulumi.get_stack()} postgresImage "
+            "postgres:17@sha256:…"
         )
     return version
 
@@ -310,7 +311,7 @@ def _doubts(settings: Settings, models: ModelList) -> Iterator[str]:
         ).items():
             yield (
                 f"{name} will not work: it needs the Python package {package}, which the official image of LiteLLM "
-                "has and the one that was built on this machine has not."
+                "has and the one built on this machine does not."
             )
     if settings.client_rpm and settings.placement == "swarm":
         yield (

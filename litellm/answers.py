@@ -212,7 +212,7 @@ class Rewriter:
             message = "This needs OpenAI's key: set openaiApiKey in the stack config."
             return {"status": BAD_REQUEST, "code": "invalid_request", "message": message}
         if status == FAILED and not self.exchange.asked and (wrong := root_of(self.exchange.error)) is not None:
-            message = f"LiteLLM cannot work with this request: {type(wrong).__name__}: {str(wrong)[:500]}"
+            message = f"LiteLLM cannot process this request: {type(wrong).__name__}: {str(wrong)[:500]}"
             return {"status": BAD_REQUEST, "code": "invalid_request", "message": message}
         return {"status": BAD_REQUEST, "code": "invalid_request"} if status == UNPROCESSABLE else {}
 

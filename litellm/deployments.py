@@ -43,7 +43,7 @@ def install() -> None:
             if not left:
                 raise e
             self.cooldown_cache.add_deployment_to_cooldown(refused, e, UNAUTHORIZED, SECONDS)
-            LOG.warning("The provider refuses the key of a deployment of %s: others are asked", names[refused])
+            LOG.warning("The provider refuses the key of a deployment of %s: asking the others", names[refused])
         return note(self, kwargs=kwargs, e=e)
 
     router.log_retry = log_retry

@@ -38,7 +38,7 @@ MEASURING, MEASURE = ("litellm.utils", "litellm.litellm_core_utils.token_counter
 UNKNOWN_SIZE = (300, 300)
 """Width and height of an image in pixels where LiteLLM does not know better; its own default."""
 CONVERSIONS = ("convert_url_to_base64", "async_convert_url_to_base64")
-NOT_ALLOWED = "this gateway fetches no URLs. Send the content itself, as a data: URL in base64."
+NOT_ALLOWED = "this gateway does not fetch URLs. Send the content itself, as a data: URL in base64."
 
 
 class NotFetchedError(Exception):
@@ -97,14 +97,16 @@ def _fetched(url: str, headers: dict[str, str], redirects: int) -> Any:
         for left in range(redirects, -1, -1):
             parts = urlsplit(url)
             if parts.scheme not in {"http", "https"} or not parts.hostname or parts.username or parts.password:
-                raise NotFetchedError("only http and https URLs without a user are fetched.")
+                raise NotFetchedError("only http and https URLs without a user name are fetched.")
             content = b""
             try:
                 with pool.stream("GET", url, headers=headers, extensions={"timeout": limits}) as answer:
                     for part in answer.iter_stream():
                         content += part
                         if len(content) > MAX_BYTES or time.monotonic() > until:
-                            raise NotFetchedError(f"it takes more than {MAX_BYTES >> 20} MB or {SECONDS} seconds.")
+                            raise NotFetchedError(
+                                f"it is larger than {MAX_BYTES >> 20} MB or takes longer than {SECONDS} seconds."
+                            )
             except failures as problem:
                 raise NotFetchedError(f"it cannot be reached ({type(problem).__name__}).") from None
             location = dict(answer.headers).get(b"location", b"").decode("latin-1")

@@ -195,7 +195,7 @@ class Guard:
             raise Refusal(message, code="unsupported_media_type", status=UNSUPPORTED)
         fields = self._json(body)
         if fields.get("stream") and WHOLE.search(scope["path"]):
-            raise Refusal("`stream` is not for this path.", param="stream", code="invalid_type")
+            raise Refusal("`stream` is not available on this path.", param="stream", code="invalid_type")
         scope["headers"] = [it for it in scope["headers"] if it[0] != b"content-type"]
         scope["headers"].append((b"content-type", b"application/json"))
         return fields
@@ -226,7 +226,7 @@ class Guard:
             and body.startswith(b"--" + boundary[1])
             and body.rstrip(b"\r\n").endswith(b"--" + boundary[1] + b"--")
         ):
-            raise Refusal("The form is not complete.", code="invalid_form")
+            raise Refusal("The form is incomplete.", code="invalid_form")
         try:
             form = await Request(scope, replay(body, None)).form()
         except Exception as problem:  # noqa: BLE001 -- parsers raise what they like

@@ -306,9 +306,9 @@ def _parsed(data: str) -> dict[str, Any]:
     try:
         event = json.loads(data)
     except ValueError as error:
-        raise BrokenStreamError(f"An event of the provider's stream is no JSON ({error}).") from error
+        raise BrokenStreamError(f"An event of the provider's stream is not JSON ({error}).") from error
     if not isinstance(event, dict):
-        raise BrokenStreamError("An event of the provider's stream is no JSON object.")
+        raise BrokenStreamError("An event of the provider's stream is not a JSON object.")
     return event
 
 
@@ -473,7 +473,7 @@ class Lane:
             call["type"] = call.get("type") or "function"
         reason = choice.get("finish_reason")
         if reason == "error":
-            raise BrokenStreamError("The provider ended its stream with an error that it does not name.")
+            raise BrokenStreamError("The provider ended its stream with an error and no reason.")
         if reason:
             choice["finish_reason"] = _litellm("litellm_core_utils.core_helpers").map_finish_reason(reason)
 

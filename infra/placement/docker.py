@@ -197,7 +197,7 @@ class DockerHost(EnginePlacement):
                 return
             check_ours(container.labels, inputs, "container")
             pulumi.log.warn(
-                f"{container.name} is not in the state (stopped, or an `up` was killed): it is made again."
+                f"{container.name} is not in the state (stopped, or an `up` was killed): it is created again."
             )
             container.stop(timeout=int(inputs["stopTimeout"]))
             container.remove()

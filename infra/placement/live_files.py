@@ -74,7 +74,7 @@ def _user(container: Container) -> tuple[int, int]:
             return user, group
         time.sleep(POLL_SECONDS)
     raise RuntimeError(
-        f"{container.name} did not say which user it runs as, and goes on with the files it has: `{USER}` in it "
+        f"{container.name} did not say which user it runs as, and still runs with the old files: `{USER}` in it "
         f"printed {printed!r}, {TRIES} times. Run `up` again; if that does not help, look at the engine's own log."
     )
 
@@ -106,7 +106,9 @@ def _run(container: Container, command: Sequence[str], *, folder: str | None = N
     assert isinstance(printed, bytes)  # noqa: S101 -- it is a stream only where one is asked for
     text = printed.decode(errors="replace").strip()
     if code != 0:
-        raise RuntimeError(f"{container.name} refused its new files and goes on as it was: {text or command}")
+        raise RuntimeError(
+            f"{container.name} refused its new files and still runs with the old ones: {text or command}"
+        )
     return text
 
 

@@ -110,9 +110,9 @@ class Swarm(EnginePlacement):
                 # The engine would refuse to remove it, halfway through the `up`.
                 raise pulumi.RunError(
                     f"encryptNetworks cannot change while services use the network {network}, which is "
-                    f"{'' if is_so else 'not '}encrypted; nothing was changed. Take it back:\n"
+                    f"{'' if is_so else 'not '}encrypted; nothing was changed. Undo the change:\n"
                     f"  ./pulumiw config set --stack {pulumi.get_stack()} encryptNetworks {str(is_so).lower()}\n"
-                    "To change it, move the stack to one host and back (docs/machines.md): its data stay."
+                    "To change it, move the stack to one host and back (docs/machines.md); its data are kept."
                 )
 
     def network(self, name: str, *, opts: pulumi.ResourceOptions) -> None:
@@ -368,7 +368,7 @@ class Swarm(EnginePlacement):
             for service in engine.services.list(filters={"name": inputs["name"]}):
                 if service.name == inputs["name"]:
                     check_ours(service.attrs["Spec"]["Labels"], inputs, "service")
-                    pulumi.log.warn(f"{service.name} is not in the state (an `up` was killed): it is made again.")
+                    pulumi.log.warn(f"{service.name} is not in the state (an `up` was killed): it is created again.")
                     stand_down(engine, str(service.id))  # first: of a service that is gone no tasks can be asked for
                     service.remove()  # type: ignore[no-untyped-call]
 

@@ -57,7 +57,7 @@ def await_convergence(engine: docker.DockerClient, service: str, seconds: float)
         wanted = _wanted(declared, current)
         if wanted == 0:
             raise RuntimeError(
-                f"{declared['Spec']['Name']} was scaled to nothing; bring it back: ./pulumiw up --refresh"
+                f"{declared['Spec']['Name']} was scaled to 0; to bring it back: ./pulumiw up --refresh"
             )
         if len(running) == wanted == len(current) and not _updating(declared, others):
             return " ".join(sorted(task["ID"] for task in running))
@@ -94,7 +94,7 @@ def _failure(service: Mapping[str, Any], tasks: Sequence[Task], waited: float) -
         case "rollback_completed":
             return f"was rolled back to what it ran before: {status['Message']}"
         case "rollback_paused" | "paused":
-            return f"stands still: {status['Message']}"
+            return f"is paused: {status['Message']}"
         case "rollback_started":
             return None
     current = [task for task in tasks if _is_current(task, service)]
@@ -175,7 +175,7 @@ def await_end(engine: docker.DockerClient, service: str) -> None:
         if all(task["Status"]["State"] in ENDED or task.get("NodeID") in down for task in tasks):
             return
         if time.monotonic() > deadline:
-            raise RuntimeError(f"service {service} still runs {STOP_SECONDS} s after it was told to stop")
+            raise RuntimeError(f"service {service} is still running {STOP_SECONDS} s after it was told to stop")
         time.sleep(POLL_SECONDS)
 
 

@@ -123,7 +123,7 @@ def _revoke(stack: DeployedStack, database: str, role: str) -> str:
     statement = f"REVOKE ALL ON DATABASE {database} FROM PUBLIC, {role}"
     server = _instance(stack)
     command = f"exec {server.container} psql --username={SUPERUSER} --command='{statement}'"
-    return f"Take it back: {server.docker(command)}"
+    return f"Undo the change: {server.docker(command)}"
 
 
 def _instance(stack: DeployedStack) -> Instance:

@@ -118,7 +118,7 @@ def test_an_edge_config_that_haproxy_refuses_changes_nothing(deployment: Deploym
     with drill("a config that HAProxy refuses", NOTHING_FAILS):
         with pytest.raises(automation.CommandError) as caught:
             deployment.up()
-        assert "goes on as it was" in str(caught.value)
+        assert "still runs with the old ones" in str(caught.value)
         assert "nonsense" in str(caught.value)
         config.write_text(good)
         deployment.up()
@@ -357,7 +357,7 @@ def test_the_salt_key_cannot_change_once_litellm_has_a_database(deployment: Depl
         finally:
             connection.execute('DROP TABLE "LiteLLM_VerificationToken"')
     assert refused.returncode != 0
-    assert "only the present salt key can decrypt" in refused.stdout
+    assert "only the current salt key can decrypt" in refused.stdout
     assert key not in refused.stdout
     deployment.forget("saltKey")
 

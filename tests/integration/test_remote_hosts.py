@@ -146,7 +146,7 @@ def test_a_stack_on_another_machine(
         preview = made.pulumi("preview")
         made.set(dockerHost=host)
         assert preview.returncode != 0
-        assert f"this stack is on {host}, and nothing of it on {DEFAULT_HOST}" in preview.stdout
+        assert f"this stack is on {host}, and nothing of it is on {DEFAULT_HOST}" in preview.stdout
         made.stack.destroy(show_secrets=False, on_output=print)
         assert made.leftovers() == []
     finally:

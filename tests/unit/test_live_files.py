@@ -139,7 +139,9 @@ def test_without_its_user_a_container_keeps_its_files(loaded: Callable[..., dict
 
 def test_files_that_are_refused_change_nothing(loaded: Callable[..., dict[str, Any]]) -> None:
     container = Container(current="first", refuses=[CHECK])
-    with pytest.raises(RuntimeError, match=r"dev-edge refused its new files and goes on as it was: line 1: unknown"):
+    with pytest.raises(
+        RuntimeError, match=r"dev-edge refused its new files and still runs with the old ones: line 1: unknown"
+    ):
         loaded(container)
     assert container.folders["current"] == "first"
 

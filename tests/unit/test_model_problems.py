@@ -29,7 +29,12 @@ def problems(models: object, **changes: object) -> list[tuple[str, str, str]]:
             "eu-central-1",
         ),
         ({"model": "azure/x", "api_version": "1"}, "api_base", "is missing", "https://NAME.openai.azure.com"),
-        ({"model": "openai/x", "api_key": "sk-proj-1"}, "api_key", "in clear, for all to read", "os.environ/NAME"),
+        (
+            {"model": "openai/x", "api_key": "sk-proj-1"},
+            "api_key",
+            "is in clear, where anyone can read it",
+            "os.environ/NAME",
+        ),
         ({**AZURE, "api_base": "https://u:p@n.example"}, "api_base", "in clear", "os.environ/NAME"),
         (
             {"model": "bedrock/x", "aws_region_name": "eu-west-1", "aws_secret_access_key": "word"},
@@ -81,7 +86,7 @@ def test_what_the_short_form_cannot_say_is_said_in_litellms() -> None:
     ("parameters", "what"),
     [
         ({"configurable_clientside_auth_params": ["api_base"]}, "would let clients send the stack's keys"),
-        ({"ssl_verify": False}, "would send keys and prompts to whoever answers"),
+        ({"ssl_verify": False}, "would send keys and prompts to anyone who answers"),
         ({"api_key": "os.environ/LITELLM_MASTER_KEY"}, "names the variable LITELLM_MASTER_KEY"),
         ({"vertex_credentials": "/run/secrets/files/v.json"}, "names the file v.json, which litellmFiles does not"),
     ],

@@ -215,7 +215,7 @@ def test_the_salt_key_changes_only_before_its_database_is_in_use(
 @pytest.mark.parametrize(
     ("error", "why"),
     [
-        (migrations.MigrationError("0002 was changed"), "what it did in its transaction is undone. 0002 was changed"),
+        (migrations.MigrationError("0002 was changed"), "its transaction was rolled back. 0002 was changed"),
         (
             psycopg.OperationalError("connection refused"),
             "cannot be used from where `pulumi up` runs: connection refused",

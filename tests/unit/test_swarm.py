@@ -351,12 +351,12 @@ def test_a_swarm_that_lacks_a_node_is_refused_before_anything_is_registered(
 @pytest.mark.parametrize(
     ("changes", "key", "what"),
     [
-        (ON_A_SWARM | {"bindAddress": "10.0.0.5"}, "bindAddress", "publishes a port on each address of a node"),
-        (ON_A_SWARM | {"metricsPort": "9100"}, "metricsPort", "a Swarm knows no loopback port"),
-        ({"imageRegistry": REGISTRY}, "imageRegistry", "is for a Swarm, and placement is docker"),
-        ({"constraints": ["node.role == worker"]}, "constraints", "is for a Swarm, and placement is docker"),
-        ({"postgresNode": "node-1"}, "postgresNode", "is for a Swarm, and placement is docker"),
-        (ON_A_SWARM | {"constraints": ["gpu"]}, "constraints[0]", "is no placement constraint of Docker"),
+        (ON_A_SWARM | {"bindAddress": "10.0.0.5"}, "bindAddress", "publishes a port on every address of a node"),
+        (ON_A_SWARM | {"metricsPort": "9100"}, "metricsPort", "a Swarm cannot publish on loopback only"),
+        ({"imageRegistry": REGISTRY}, "imageRegistry", "is for a Swarm, but placement is docker"),
+        ({"constraints": ["node.role == worker"]}, "constraints", "is for a Swarm, but placement is docker"),
+        ({"postgresNode": "node-1"}, "postgresNode", "is for a Swarm, but placement is docker"),
+        (ON_A_SWARM | {"constraints": ["gpu"]}, "constraints[0]", "is not a placement constraint of Docker"),
         (ON_A_SWARM | {"imageRegistry": "https://x"}, "imageRegistry", "pattern"),
         (ON_A_SWARM | {"placement": "kubernetes"}, "placement", "'docker' or 'swarm'"),
     ],

@@ -161,8 +161,8 @@ def test_a_task_whose_node_fits_is_current(managed: Callable[..., Manager]) -> N
     ("status", "why"),
     [
         ({"State": "rollback_completed", "Message": "2 failed"}, "was rolled back to what it ran before: 2 failed"),
-        ({"State": "paused", "Message": "1 failed"}, "stands still: 1 failed"),
-        ({"State": "rollback_paused", "Message": "1 failed"}, "stands still: 1 failed"),
+        ({"State": "paused", "Message": "1 failed"}, "is paused: 1 failed"),
+        ({"State": "rollback_paused", "Message": "1 failed"}, "is paused: 1 failed"),
     ],
 )
 def test_an_update_that_failed(managed: Callable[..., Manager], status: dict[str, str], why: str) -> None:
@@ -200,7 +200,7 @@ def test_a_task_whose_predecessor_still_ends_has_time(managed: Callable[..., Man
 
 def test_a_service_that_was_scaled_to_nothing(managed: Callable[..., Manager]) -> None:
     managed((service(0), []))
-    assert failure() == "edge was scaled to nothing; bring it back: ./pulumiw up --refresh"
+    assert failure() == "edge was scaled to 0; to bring it back: ./pulumiw up --refresh"
 
 
 def test_a_service_that_was_removed(managed: Callable[..., Manager]) -> None:
@@ -235,7 +235,7 @@ def test_a_deleted_service_has_ended(managed: Callable[..., Manager], replicas: 
 
 def test_a_service_that_does_not_end(managed: Callable[..., Manager]) -> None:
     managed((service(), [task("a")]))
-    with pytest.raises(RuntimeError, match="service id-of-edge still runs 120 s after it was told to stop"):
+    with pytest.raises(RuntimeError, match="service id-of-edge is still running 120 s after it was told to stop"):
         swarm_services._Provider().delete("converged", PROPS)
 
 
