@@ -47,7 +47,7 @@ RETRY_AFTER_SECONDS = 5
 """When those may ask again."""
 SECONDS_OVER_REQUEST_TIMEOUT = 10
 STOP_SECONDS = 10
-"""Short: while an edge stops nobody is let in. Only a new image, port or limit makes it stop at all."""
+"""Short: while an edge stops, it accepts nobody. Only a new image, port or limit makes it stop at all."""
 CONFIG = "haproxy.cfg"
 BODIES = "bodies.lua"
 USAGE = "usage.lua"

@@ -1,4 +1,4 @@
-"""Which models are served: those of `litellm/config.yaml` and the stack config, less what lacks a variable."""
+"""Which models are served: those of `litellm/config.yaml` and the stack config, less those without a variable."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class ModelList:
     """A rendered LiteLLM config."""
 
     config: str
-    """The file as LiteLLM reads it; secrets stand in it as os.environ/NAME only."""
+    """The file as LiteLLM reads it; secrets are in it as os.environ/NAME only."""
     served: tuple[str, ...]
     """The names that callers may ask for."""
     left_out: tuple[LeftOut, ...]

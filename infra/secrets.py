@@ -1,4 +1,4 @@
-"""Secrets that nobody has to invent: generated once, kept encrypted in the state, made anew on demand.
+"""Secrets that nobody has to invent: generated once, kept encrypted in the state, regenerated on demand.
 
 A `RotatingSecret` has a current and a previous value, so that both can be valid while clients change over. It makes
 a new one when its version grows; a value set in the stack config wins, and is rotated by setting another one. The
@@ -28,7 +28,7 @@ class _Provider(DeployStep):
     inputs = ("version", "retire", "configured", "kind")
 
     def check(self, olds: dict[str, Any], news: dict[str, Any]) -> CheckResult:
-        # A number that made values says nothing of a value of one's own: settings want it removed beside one.
+        # A number generates values and means nothing beside your own value: the settings refuse it there.
         counted = ("retire",) if news["configured"] else ("version", "retire")
         failures = [
             CheckFailure(name, f"{SETTINGS[name]} cannot go back from {int(olds[name])} to {int(news[name])}")

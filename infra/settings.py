@@ -1,6 +1,6 @@
 """The stack config as one frozen object: what each key may be.
 
-Types and defaults stand in `Pulumi.yaml`; this module knows ranges and formats, and `infra.stack_config` what must
+Types and defaults are in `Pulumi.yaml`; this module knows ranges and formats, and `infra.stack_config` what must
 fit together.
 """
 
@@ -270,7 +270,7 @@ Model = Annotated[
 
 
 class SecretVersions(_Frozen):
-    """The number of each generated secret; a higher one than before makes it anew."""
+    """The number of each generated secret; a higher one than before regenerates it."""
 
     master_key: Version = 1
     client_keys: Annotated[dict[ClientName, Version], AfterValidator(_sorted)] = {}

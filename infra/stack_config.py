@@ -1,6 +1,6 @@
 """Pulumi's stack config as Settings, or every problem with it at once, before any resource is registered.
 
-What each key may be stands in `infra.settings`; what must fit together stands here.
+What each key may be is in `infra.settings`; what must fit together is here.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def validate(
 
 
 def _plain(value: object, place: Place = ()) -> Iterator[Place]:
-    """Where in a value of the stack's file something stands in clear. Pulumi writes {secure: …} for what does not."""
+    """Where in a value of the stack's file something is in clear. Pulumi writes {secure: …} for what does not."""
     if isinstance(value, dict):
         if value.keys() != {"secure"}:
             for name, each in value.items():
@@ -113,7 +113,7 @@ def _plain(value: object, place: Place = ()) -> Iterator[Place]:
 
 
 def _may_be_plain(key: str, place: Place, value: object) -> bool:
-    """Whether what stands in clear at a place of a key's value is for everybody to read."""
+    """Whether what is in clear at a place of a key's value is for everybody to read."""
     if key not in {"litellmEnvironment", "litellmFiles"} or len(place) != 1 or not isinstance(value, dict):
         return False
     return not litellm_environment.must_be_encrypted(key, str(place[0]), value.get(place[0]))

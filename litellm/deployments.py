@@ -21,7 +21,7 @@ SECONDS = 60.0
 def install() -> None:
     """Have LiteLLM repeat what a refused key failed at another deployment, or not at all where there is no other.
 
-    Nothing is repeated for a caller who has left.
+    Nothing is repeated for a caller that has left.
 
     LiteLLM repeats as often as `AuthenticationErrorRetries` says. It notes each repeat by `Router.log_retry`, which
     1.55.0 and 1.108.14 both call before they choose again.

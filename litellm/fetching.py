@@ -1,7 +1,7 @@
 """What LiteLLM may fetch itself: the URLs in a request, for providers that take no URLs of images and documents.
 
 Nothing, unless the stack config's `fetchUrls` allows it; and then only what is on the public internet. A name is
-resolved here and the connection made to the very address that was looked at, for each redirect anew.
+resolved here and the connection made to the very address that was looked at, again for each redirect.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def _fetched(url: str, headers: dict[str, str], redirects: int) -> Any:
 
 
 def tell(url: str, why: str) -> None:
-    """Have whoever asked told why a URL of theirs was not used."""
+    """Tell the caller why a URL was not used."""
     exchange = current.get()
     if exchange is not None and not exchange.reason:
         exchange.reason = f"{url[:200]!r} cannot be used: {why}"

@@ -2,7 +2,7 @@
 
 LiteLLM builds several objects of each chunk, and reports each to its callbacks. Here that is done once, when the
 stream ends, by LiteLLM's own code: it is given the answer in a few chunks. What takes the lane, what does not, and
-what callers see of it stands in docs/streams.md.
+docs/streams.md says what callers see of it.
 """
 
 from __future__ import annotations

@@ -162,7 +162,7 @@ def _short(text: object) -> str | None:
 
 
 class Metrics:
-    """ASGI middleware that tells the counters to whoever has the master key."""
+    """ASGI middleware that tells the counters to anyone with the master key."""
 
     def __init__(self, app: App, totals: Totals) -> None:
         self.app, self.totals = app, totals

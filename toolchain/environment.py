@@ -3,7 +3,7 @@
 Runs before anything is installed, so it uses the standard library only: `python3 toolchain/environment.py`.
 It is left alone while the lock file, the project file and the interpreter are the ones it was made from, and no
 package that was installed is missing.
-Python 3.6 can read it, so that who has an older Python than is needed is told so.
+Python 3.6 can read it, so that anyone with an older Python than is needed is told so.
 """
 
 import fcntl

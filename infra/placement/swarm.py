@@ -77,7 +77,7 @@ class Swarm(EnginePlacement):
         `constraints` are those of workloads without a volume, `volume_node` is where volumes are (the engine's own
         node if empty), `on_each` labels the nodes with published ports, which callers reach as `published_at`.
 
-        Raises RunError, before anything is registered, when the Swarm lacks a node for one of them.
+        Raises RunError, before anything is registered, when the Swarm has no node for one of them.
         """
         super().__init__(host, identity=identity, image_choices=image_choices)
         self._registry = image_registry
@@ -176,7 +176,7 @@ class Swarm(EnginePlacement):
             labels=[pulumi_docker.ServiceLabelArgs(label=k, value=v) for k, v in self._labels(workload.name)],
             task_spec=task_spec,
             mode=mode,
-            # A kernel may lack the module that virtual addresses need; HAProxy wants to see each replica anyway.
+            # A kernel may not have the module for virtual addresses; HAProxy must see each replica anyway.
             endpoint_spec=pulumi_docker.ServiceEndpointSpecArgs(
                 mode="dnsrr",
                 ports=[
@@ -401,7 +401,7 @@ def _duration(seconds: int) -> str:
 def _at_once(workload: Workload) -> int:
     """How many tasks are replaced at once.
 
-    A new one starts before its old one ends, so that all serve throughout. Where nodes lack the memory for half as
+    A new one starts before its old one ends, so that all serve throughout. Where nodes have no memory for half as
     many more, Swarm starts as many as fit.
     """
     return 1 if stands_alone(workload) else max(1, workload.replicas // 2)

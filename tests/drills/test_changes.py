@@ -300,7 +300,7 @@ def test_a_wrong_provider_key_fails_what_needs_it_and_nothing_else(deployment: D
     assert wrong not in str(caught.value)
 
 
-def test_secrets_are_rotated_by_values_of_ones_own(deployment: Deployment, drill: Drill) -> None:
+def test_secrets_are_rotated_by_setting_your_own_values(deployment: Deployment, drill: Drill) -> None:
     """Also those that a number made before; a value that is taken out of the config again stays in force."""
     own = {
         "masterKey": f"sk-{token_hex(24)}",
@@ -309,7 +309,7 @@ def test_secrets_are_rotated_by_values_of_ones_own(deployment: Deployment, drill
         "databasePassword": token_hex(24),
     }
     before, first_url = deployment.secrets(), deployment.outputs["databaseUrl"]
-    with drill("rotation by values of one's own", NOTHING_FAILS) as load:
+    with drill("rotation by your own values", NOTHING_FAILS) as load:
         for name in own:
             deployment.set_path(f"secretVersions.{name}", 9)
         deployment.up()

@@ -153,7 +153,7 @@ def test_an_up_that_is_killed_at_the_edge_is_fixed_by_the_next(deployment: Deplo
     )
 
 
-def test_of_two_ups_at_once_one_is_told_of_the_other(deployment: Deployment, drill: Drill) -> None:
+def test_the_second_of_two_ups_at_once_is_refused_and_names_the_first(deployment: Deployment, drill: Drill) -> None:
     """The second is told that another one runs, and changes nothing; the first is not disturbed."""
     deployment.set(drainSeconds=45)
     with drill("two `up`s at once", NOTHING_FAILS), deployment.begun_up() as first:

@@ -165,7 +165,7 @@ def unmade(machine: Machine, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 @dataclass(frozen=True, kw_only=True)
 class Stranger:
-    """Who is not let in, and what keeps them out."""
+    """A client that is refused, and why."""
 
     host: str
     certificates: str = "none"
@@ -185,7 +185,7 @@ class Stranger:
     ],
     ids=lambda stranger: stranger.why,
 )
-def test_who_is_not_let_in_learns_why(
+def test_a_refused_client_learns_why(
     machine: Machine, unmade: Deployment, monkeypatch: pytest.MonkeyPatch, stranger: Stranger
 ) -> None:
     """An `up` fails, even without a preview, and nothing is made on the engine."""

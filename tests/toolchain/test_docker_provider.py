@@ -194,7 +194,7 @@ def test_api_version(oldest: str, newest: str, spoken: str) -> None:
 @pytest.mark.parametrize(
     "resource", ["Network", "ServiceConfig", "Secret", "Volume", "Container", "Service", "RemoteImage"]
 )
-def test_an_error_is_no_loss(resource: str) -> None:
+def test_an_error_is_not_a_loss(resource: str) -> None:
     """A refresh fails where the engine does: only what the engine calls gone leaves the state."""
     engine = Engine(oldest="1.12", newest="1.41", status=500, answer={"message": "the disk is full"})
     with engine.running() as host, pytest.raises(grpc.RpcError, match="the disk is full"):

@@ -39,7 +39,7 @@ needs_go = pytest.mark.skipif(
 
 
 class DownloadHost(ThreadingHTTPServer):
-    """Stands in for Pulumi's download host. What is not among its files is not found."""
+    """Replaces Pulumi's download host. What is not among its files is not found."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)

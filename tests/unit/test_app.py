@@ -151,7 +151,7 @@ def test_both_faces_take_the_same_arguments() -> None:
             )
 
 
-def test_every_error_stands_in_the_drawn_tree() -> None:
+def test_every_error_is_in_the_drawn_tree() -> None:
     from app import _errors  # noqa: PLC0415
 
     drawn = re.findall(r"^[ │├└─]+(\w+Error)\b", str(_errors.__doc__), re.MULTILINE)
@@ -391,7 +391,7 @@ def test_a_vector_comes_as_numbers_or_in_base64(
     assert (found.embedding, found.dimensions) == (vector, len(vector))
 
 
-def test_what_is_no_gateway_is_told(face: Face, gateway: Gateway) -> None:
+def test_a_server_that_is_not_a_gateway_is_reported(face: Face, gateway: Gateway) -> None:
     """Something else answers at LITELLM_URL: a page instead of a completion."""
     gateway.answer = lambda _: httpx2.Response(200, html="<h1>hello</h1>")
     for ask in (lambda: face.chat(HELLO), lambda: face.embed("a")):
@@ -679,7 +679,7 @@ def test_a_client_that_is_closed_leaves_the_pool_open(monkeypatch: pytest.Monkey
     app.close()
 
 
-def test_a_forked_process_makes_connections_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_forked_process_makes_its_own_connections(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LITELLM_API_KEY", KEY)
     parent = _http.shared.get()
     if not (child := os.fork()):
@@ -707,7 +707,7 @@ def test_threads_that_start_at_once_share_one_pool() -> None:
     assert len(made) == 1
 
 
-def test_every_event_loop_has_connections_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_event_loop_has_its_own_connections(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LITELLM_API_KEY", KEY)
 
     async def pool() -> httpx2.AsyncClient:

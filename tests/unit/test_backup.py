@@ -199,7 +199,7 @@ def test_any_row_counts_once(rows: list[bytes]) -> None:
     assert backup.read_content(printed).rows == {"public.t": len(rows)}
 
 
-def test_a_program_that_is_missing_or_of_another_version_is_told(
+def test_a_program_that_is_missing_or_of_another_version_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The message says what was tried in what order, and what to install."""

@@ -164,7 +164,7 @@ def test_what_is_known_of_models_is_a_table(gateway: Gateway) -> None:
         ),
     ],
 )
-def test_models_that_end_are_told(
+def test_models_that_end_are_reported(
     database: Callable[..., None], gateway: Gateway, known: dict[str, str], said: str, *, noticed: bool
 ) -> None:
     """Beside the list, which other programs read; doctor warns of those that callers notice."""
@@ -178,7 +178,7 @@ def test_models_that_end_are_told(
 
 
 @pytest.mark.parametrize("arguments", [["chat", " "], ["chat"], ["embed", ""]])
-def test_nothing_is_no_question(gateway: Gateway, arguments: list[str]) -> None:
+def test_an_empty_question_is_refused(gateway: Gateway, arguments: list[str]) -> None:
     assert llmctl(*arguments).exit_code == 2
     assert gateway.asked == []
 
@@ -256,7 +256,9 @@ def test_a_model_that_is_not_served_needs_force(table: Organizations) -> None:
         assert llmctl("org", *arguments, "--force").exit_code == 0
 
 
-def test_what_is_no_gateway_is_called_that(gateway: Gateway, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_server_that_is_not_a_gateway_is_named_as_such(
+    gateway: Gateway, capsys: pytest.CaptureFixture[str]
+) -> None:
     gateway.answers["/v1/models"] = httpx2.Response(200, text="<html>")
     assert "the server at http://gateway.test:4000 is not a gateway" in ended(1, capsys, "models")
 
@@ -366,7 +368,9 @@ def test_the_doctor_finds_nothing_where_all_is_well(database: Callable[..., None
     assert "OK      organizations: 1, all with models that are served\n" in report
 
 
-def test_a_gateway_that_does_not_tell_its_version_is_well(database: Callable[..., None], gateway: Gateway) -> None:
+def test_a_gateway_that_does_not_report_its_version_is_healthy(
+    database: Callable[..., None], gateway: Gateway
+) -> None:
     gateway.answers["/health/readiness"] = httpx2.Response(200, json={"status": "healthy", "db": "Not connected"})
     assert findings() == {}
     assert "does not report it" in out("doctor")
@@ -395,7 +399,7 @@ def test_the_doctor_wants_settings_first(database: Callable[..., None], monkeypa
         ("/v1/models", httpx2.Response(200, json={"data": 1}), "gateway", "is not a gateway: check LITELLM_URL"),
     ],
 )
-def test_the_doctor_knows_what_a_gateway_lacks(  # noqa: PLR0913, PLR0917 -- a row has these columns
+def test_the_doctor_finds_what_is_wrong_with_a_gateway(  # noqa: PLR0913, PLR0917 -- a row has these columns
     gateway: Gateway, database: Callable[..., None], path: str, answer: httpx2.Response, check: str, said: str
 ) -> None:
     gateway.answers[path] = answer
@@ -425,7 +429,7 @@ def test_the_doctor_knows_that_nothing_answers(gateway: Gateway, database: Calla
         ),
     ],
 )
-def test_the_doctor_knows_what_a_database_lacks(
+def test_the_doctor_finds_what_is_wrong_with_a_database(
     database: Callable[..., None], state: dict[str, Any], check: str, said: str
 ) -> None:
     database(**state)

@@ -1,4 +1,4 @@
-"""Secrets that stand in the stack's file in clear are refused, wherever they stand."""
+"""Secrets in clear in the stack's file are refused, wherever they are."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ def test_the_first_engine_is_any_and_the_same_one_is_not_asked(monkeypatch: pyte
 
 
 @pytest.mark.parametrize("there", [True, False])
-def test_another_way_to_the_same_engine_is_taken_and_another_engine_refused(
+def test_another_way_to_the_same_engine_is_accepted_and_another_engine_refused(
     monkeypatch: pytest.MonkeyPatch,
     there: bool,  # noqa: FBT001
 ) -> None:

@@ -59,7 +59,7 @@ def test_no_mirror_is_invented(targets: str) -> None:
     assert package_sources(targets, "trixie") == []
 
 
-def test_the_ways_to_the_mirrors_are_taken_over() -> None:
+def test_the_package_mirrors_are_inherited() -> None:
     """Proxies and retries go into the build; what names a file or a program of this machine does not."""
     dump = """\
 APT::Architecture "amd64";
@@ -268,6 +268,6 @@ def test_one_build_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     ],
 )
 @pytest.mark.parametrize("registry", ["registry.example:5000", "registry.example/mirror"])
-def test_the_name_of_an_image_in_a_registry_of_ones_own(reference: str, name: str, registry: str) -> None:
+def test_the_name_of_an_image_in_your_own_registry(reference: str, name: str, registry: str) -> None:
     """Its own, without the registry that it came from. What is pinned by a digest has that in its tag."""
     assert in_registry(reference, registry) == f"{registry}/{name}"

@@ -108,7 +108,7 @@ def test_a_variable_that_would_undo_a_guarantee_is_refused_with_the_reason(name:
     assert command == f"rm --path 'litellmEnvironment[\"{name}\"]'"
 
 
-def test_other_values_of_such_a_variable_are_taken() -> None:
+def test_other_values_of_such_a_variable_are_accepted() -> None:
     assert (
         problems(litellmEnvironment={"LITELLM_LOG": "ERROR", "SSL_VERIFY": "true", "HTTP_PROXY": "http://p:1"}) == []
     )

@@ -109,7 +109,7 @@ def test_a_callback_that_is_not_there_is_refused(names: object, said: str, comma
     assert fix == command or said == "1.108.14 does"
 
 
-def test_a_callback_is_taken_when_its_variables_are_there() -> None:
+def test_a_callback_is_accepted_when_its_variables_are_set() -> None:
     """Else each is named, with the command that sets it."""
     given = {"litellmSettings": {"success_callback": ["langfuse"]}}
     assert problems(**given) == [

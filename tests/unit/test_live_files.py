@@ -146,7 +146,7 @@ def test_files_that_are_refused_change_nothing(loaded: Callable[..., dict[str, A
     assert container.folders["current"] == "first"
 
 
-def test_files_that_are_not_taken_up_are_taken_back(loaded: Callable[..., dict[str, Any]]) -> None:
+def test_files_that_cannot_be_loaded_are_replaced_by_the_old_ones(loaded: Callable[..., dict[str, Any]]) -> None:
     """Or a restart of the container would try them again."""
     container = Container(current="first", refuses=[RELOAD])
     with pytest.raises(RuntimeError, match="refused its new files"):
@@ -166,7 +166,7 @@ def test_an_engine_that_refuses_says_why(loaded: Callable[..., dict[str, Any]]) 
 
 
 @pytest.mark.parametrize("name", ["container", "files", "check", "reload"])
-def test_what_is_loaded_anew(name: str) -> None:
+def test_what_is_loaded_again(name: str) -> None:
     """What is other than it was; how long a start may take is no reason."""
     provider = live_files._Provider()
     assert provider.diff("live-files", PROPS, {**PROPS, name: "other"}).changes is True

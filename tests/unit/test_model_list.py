@@ -85,7 +85,7 @@ def test_a_model_of_the_file_on_a_server_that_wants_no_key_stays_as_it_is(
     assert "llama" not in left_out(result)
 
 
-def test_no_key_stands_in_the_rendered_config(settings: Callable[..., Settings]) -> None:
+def test_no_key_is_in_the_rendered_config(settings: Callable[..., Settings]) -> None:
     result, models = rendered(
         settings("dev", openaiApiKey="sk-the-key", models=[LOCAL], modelKeys={"llama": "the-local-key"})
     )
@@ -113,7 +113,7 @@ def test_another_model_of_a_provider_uses_its_key_or_is_left_out(settings: Calla
     assert left_out(result) == {"claude-3-5-sonnet": ("ANTHROPIC_API_KEY",), "haiku": ("ANTHROPIC_API_KEY",)}
 
 
-def test_a_model_of_a_provider_may_have_a_key_of_its_own(settings: Callable[..., Settings]) -> None:
+def test_a_model_of_a_provider_may_have_its_own_key(settings: Callable[..., Settings]) -> None:
     """That of another account than the stack's: with the provider's key set, and without."""
     mine = {"models": [{"name": "mine", "model": "openai/gpt-4o-mini"}], "modelKeys": {"mine": "K1"}}
     for changes in (mine, mine | {"openaiApiKey": "K2"}):
@@ -252,7 +252,7 @@ def test_a_preview_parses_the_file_once(
     assert model_list.parsed(text) == load(text)
 
 
-def test_a_key_that_stands_in_the_file_is_refused_without_being_shown() -> None:
+def test_a_key_in_the_file_is_refused_without_being_shown() -> None:
     model_list.check(FILE)
     with pytest.raises(pulumi.RunError, match="a key of gpt-4o is in clear") as caught:
         model_list.check(FILE.replace("os.environ/OPENAI_API_KEY", "sk-of-somebody"))

@@ -97,12 +97,12 @@ def test_what_would_undo_a_guarantee_or_is_not_there_is_refused(parameters: dict
 
 
 @pytest.mark.parametrize("key", ["none", "EMPTY", "not-needed", "sk-1234", "os.environ/GPU_KEY"])
-def test_what_stands_for_no_key_may_stand_there(key: str) -> None:
+def test_a_placeholder_for_a_key_is_accepted(key: str) -> None:
     parameters = {"model": "openai/x", "api_base": "http://gpu/v1", "api_key": key}
     assert problems([{"model_name": "m", "litellm_params": parameters}]) == []
 
 
-def test_wildcards_and_several_deployments_of_a_name_are_taken() -> None:
+def test_wildcards_and_several_deployments_of_a_name_are_accepted() -> None:
     models = [
         {"model_name": "groq/*", "litellm_params": {"model": "groq/*"}},
         {"model_name": "gpt", "litellm_params": AZURE},

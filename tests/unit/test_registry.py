@@ -83,7 +83,7 @@ def test_what_runs_is_pushed_under_the_name_that_the_program_will_use() -> None:
     assert engine.pushed == names
 
 
-def test_a_registry_gets_what_it_lacks() -> None:
+def test_a_registry_gets_what_is_missing() -> None:
     """What it has may have come from elsewhere: the engine does not need it."""
     engine = Engine({f"{REGISTRY}/{STAND_IN}"})
     fill(engine)

@@ -181,7 +181,7 @@ def test_a_port_that_is_proposed_is_free(
 
 
 @pytest.mark.parametrize("port", [65536, "http"])
-def test_what_is_no_port_is_said(port: int | str) -> None:
+def test_an_invalid_port_is_named(port: int | str) -> None:
     """Where no free port would fix it, none is proposed."""
     with pytest.raises(SetupError) as raised:
         set_up._check_ports(ENGINE, Config(gatewayPort=port, postgresPort=0))
@@ -263,7 +263,7 @@ def test_two_runs_for_a_stack_take_turns() -> None:
         ("sudo systemctl start docker", []),
     ],
 )
-def test_an_engine_out_of_reach_is_told_at_once(
+def test_an_unreachable_engine_is_reported_at_once(
     monkeypatch: pytest.MonkeyPatch, fix: str, selected: list[str]
 ) -> None:
     """No minute goes into tools before, unless the command that fixes it needs them and the stack."""

@@ -38,7 +38,7 @@ def keys(stack: str | None = "dev", **changes: object) -> list[str]:
 
 
 def test_pulumi_yaml_describes_exactly_the_settings() -> None:
-    """Every key of the settings stands in Pulumi.yaml with a type and a description, and no other does."""
+    """Every key of the settings is in Pulumi.yaml with a type and a description, and no other is."""
     described = project_file()["config"]
     assert set(described) == {field.alias for field in Settings.model_fields.values()}
     for key, spec in described.items():
@@ -322,7 +322,7 @@ def test_plain_http_beyond_loopback_must_be_asked_for() -> None:
     assert problems(bindAddress="10.0.0.5", allowPlainHttp="true") == []
 
 
-def test_a_password_of_ones_own_is_taken() -> None:
+def test_your_own_password_is_used() -> None:
     assert problems(databasePassword="a-long-password-of-ones-own") == []
 
 

@@ -142,7 +142,7 @@ def test_what_the_image_built_here_cannot_do_is_warned_of(
     assert len(missing) == built_here
 
 
-def test_a_database_of_ones_own_takes_postgres_away(registered: Callable[..., Recorder]) -> None:
+def test_with_your_own_database_there_is_no_postgres(registered: Callable[..., Recorder]) -> None:
     recorder = registered(databaseUrl="postgresql://u:p@db.example/app")
     assert "postgres" not in recorder.containers()
     migrations = next(inputs for (kind, _), inputs in recorder.inputs.items() if kind.endswith(":Migrations"))

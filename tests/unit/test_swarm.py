@@ -339,7 +339,7 @@ def test_an_image_that_nodes_cannot_get(
         ({"constraints": ["node.labels.gpu == no"]}, ["constraints: no node", "node-2 (worker, ready;"]),
     ],
 )
-def test_a_swarm_that_lacks_a_node_is_refused_before_anything_is_registered(
+def test_a_swarm_without_a_fitting_node_is_refused_before_anything_is_registered(
     registered: Callable[..., Services], changes: dict[str, Any], said: list[str]
 ) -> None:
     with pytest.raises(pulumi.RunError) as caught:

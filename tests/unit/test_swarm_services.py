@@ -208,7 +208,7 @@ def test_a_service_that_was_removed(managed: Callable[..., Manager]) -> None:
     assert failure() == "service id-of-edge was removed while it started"
 
 
-def test_what_is_awaited_anew() -> None:
+def test_what_is_awaited_again() -> None:
     """What is declared in another way; another service is awaited in the place of the one before."""
     provider = swarm_services._Provider()
     assert provider.diff("converged", PROPS, {**PROPS, "seconds": 1}).changes is False

@@ -93,7 +93,9 @@ def test_a_private_authority_is_trusted_by_all_that_asks(
     assert gateway_report.ask(app.Settings.load()).models == ("gpt-4o",)
 
 
-def test_what_is_not_trusted_is_told(face: Face, address: str, scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_untrusted_certificate_is_reported(
+    face: Face, address: str, scheme: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A server without TLS has a sentence of its own."""
     monkeypatch.setenv("LITELLM_URL", f"https://{address}")
     said = "is not trusted" if scheme == "https" else "does not use TLS"
@@ -105,7 +107,7 @@ def test_what_is_not_trusted_is_told(face: Face, address: str, scheme: str, monk
 
 
 @pytest.mark.parametrize("scheme", ["https"])
-def test_a_gateway_that_has_tls_now_is_told(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gateway_that_now_uses_tls_is_reported(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """As after `tlsCertificate` was set, where LITELLM_URL still says http."""
     monkeypatch.setenv("LITELLM_URL", f"http://{address}")
     with pytest.raises(gateway_report.GatewayError, match="closed the connection without an answer") as caught:
