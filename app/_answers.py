@@ -25,7 +25,7 @@ from app._errors import (
 from app._http import LIMITS
 from app._settings import Settings
 from app._types import ToolCall, Usage
-from app._unreachable import GATEWAY_MEND, KEY_MEND, why
+from app._unreachable import GATEWAY_FIX, KEY_FIX, why
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -146,14 +146,16 @@ class errors_translated:  # noqa: N801 -- as contextlib's own; a class for the r
 def _translated(error: Exception, model: str, url: str) -> LLMError:
     match error:
         case httpx2.PoolTimeout():
-            busy = f"all {LIMITS.max_connections} connections of this process were in use: ask less at once"
-            return TimedOutError(f"{model} was not asked in time, as {busy}", model=model)
+            busy = (
+                f"all {LIMITS.max_connections} connections of this process were in use: send fewer requests at once"
+            )
+            return TimedOutError(f"{model} was not asked in time, because {busy}", model=model)
         case httpx2.ConnectTimeout() | httpx2.ConnectError():
             return GatewayUnreachableError(": ".join(why(error, url)))
         case httpx2.TimeoutException():
             return timed_out(model)
         case httpx2.TransportError():
-            return ProviderError(f"the connection was lost before {model} had answered: ask again", model=model)
+            return ProviderError(f"the connection was lost before {model} had answered: try again", model=model)
         case _:
             return ProviderError(f"{model} failed: {type(error).__name__}", model=model)
 
@@ -176,22 +178,22 @@ BY_TEXT: tuple[tuple[str, type[RequestError], str], ...] = (
 
 OTHERS: tuple[type[RequestError], str] = (
     RequestRejectedError,
-    "{model} was asked wrongly (status {status}): the gateway's log says how",
+    "{model} rejected the request (status {status}): the gateway's log says why",
 )
 NAMES_A_FIELD = re.compile(r"[A-Za-z_][\w.\[\]]{0,63}")
 """How the `param` of an error looks, which is no text of anybody's."""
-NOT_TAKEN = "{model} does not take `{param}` as it was given (status {status}): change it, or leave it out"
+NOT_TAKEN = "{model} does not accept `{param}` as given (status {status}): change it, or leave it out"
 TOLD_BY_TEXT = (400, 404, None)
 KEY_REFUSED = (401, 403)
 NO_REPLICA = "service_unavailable"
 """The code of the edge's own 503 (edge/haproxy.cfg)."""
 
 BY_STATUS: dict[int | None, tuple[type[RequestError], str]] = {
-    None: (ProviderError, "{model} failed: ask again"),
+    None: (ProviderError, "{model} failed: try again"),
     404: (ModelUnknownError, "the provider of {model} does not know it: name another model"),
     408: (TimedOutError, LATE),
-    409: (ProviderError, "{model} failed for the moment: ask again"),
-    429: (RateLimitedError, "too many requests for {model}: wait, then ask again"),
+    409: (ProviderError, "{model} is failing at the moment: try again"),
+    429: (RateLimitedError, "too many requests for {model}: wait, then try again"),
     504: (TimedOutError, LATE),
 }
 
@@ -210,18 +212,18 @@ def by_answer(error: object, status: int | None, headers: Mapping[str, str], mod
     status = _status(status or code, said)
     request_id = headers.get(REQUEST_ID_HEADER)
     if status in KEY_REFUSED and "litellm." not in said:
-        return GatewayRefusedKeyError(f"the gateway refused LITELLM_API_KEY: {KEY_MEND}")
+        return GatewayRefusedKeyError(f"the gateway refused LITELLM_API_KEY: {KEY_FIX}")
     if BUDGET_EXCEEDED in (told.get("type"), code):
-        return GatewayRefusedKeyError("what LITELLM_API_KEY may spend is used up: raise its budget")
+        return GatewayRefusedKeyError("the budget of LITELLM_API_KEY is used up: raise it")
     if code == NO_REPLICA:
-        return GatewayUnreachableError(f"no replica of the gateway answers: see `llmctl status`, then {GATEWAY_MEND}")
+        return GatewayUnreachableError(f"no replica of the gateway answers: see `llmctl status`, then {GATEWAY_FIX}")
     kind, message = BY_STATUS.get(status, OTHERS)
     if status in TOLD_BY_TEXT:
         kind, message = next(((kind, told) for text, kind, told in BY_TEXT if text in said), (kind, message))
     if status in KEY_REFUSED:
         kind, message = ProviderError, "the provider of {model} refused the gateway's key: set a valid one"
     elif (kind, message) == OTHERS and status is not None and status >= httpx2.codes.INTERNAL_SERVER_ERROR:
-        kind, message = ProviderError, "the provider of {model} failed (status {status}): ask again"
+        kind, message = ProviderError, "the provider of {model} failed (status {status}): try again"
     param = told.get("param")
     if (kind, message) == OTHERS and isinstance(param, str) and NAMES_A_FIELD.fullmatch(param) and param != "None":
         message = NOT_TAKEN

@@ -20,7 +20,7 @@ import httpx2
 
 from app._deadline import within
 from app._errors import NotConfiguredError
-from app._made_once import PerLoop, Shared
+from app._made_once import PerLoop, PerProcess
 from app._types import DEFAULT_TIMEOUT_SECONDS
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def _addresses(host: str, port: int, timeout: float | None) -> list[str]:
     try:
         return found.result(timeout)
     except TimeoutError:
-        raise httpcore2.ConnectTimeout(f"{host} was not looked up in time") from None
+        raise httpcore2.ConnectTimeout(f"{host} was not resolved in time") from None
     except OSError as error:
         raise httpcore2.ConnectError(str(error)) from error
 
@@ -156,7 +156,7 @@ def _trusted(*_changed: str | None) -> ssl.SSLContext:
     try:
         return httpx2.create_ssl_context()
     except OSError as error:
-        why = "it holds no certificates" if isinstance(error, ssl.SSLError) else error.strerror
+        why = "it contains no certificates" if isinstance(error, ssl.SSLError) else error.strerror
         raise NotConfiguredError(f"SSL_CERT_FILE or SSL_CERT_DIR cannot be read ({why}): correct it") from None
 
 
@@ -228,7 +228,7 @@ class AsyncPool(httpx2.AsyncClient):
         await self.aclose()
 
 
-shared = Shared(Pool)
+shared = PerProcess(Pool)
 per_loop = PerLoop(AsyncPool, httpx2.AsyncClient.aclose)
 
 

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 Value = TypeVar("Value")
 
 
-class Shared(Generic[Value]):
-    """The one value that `make` returned in this process; a forked child makes one of its own."""
+class PerProcess(Generic[Value]):
+    """The one value that `make` returned in this process; a forked child makes its own."""
 
     def __init__(self, make: Callable[[], Value]) -> None:
         self._make = make

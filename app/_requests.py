@@ -131,7 +131,7 @@ def completion(attempt: Attempt) -> Steps[ChatCompletionResult]:
             )
         except MALFORMED:
             raise ProviderError(
-                f"{attempt.model} answered with no completion: ask again", model=attempt.model
+                f"{attempt.model} answered with no completion: try again", model=attempt.model
             ) from None
         span.answered(result)
     span.end()
@@ -248,13 +248,15 @@ class Stream:
                 if text := self._said.add(choice["delta"], choice.get("finish_reason")):
                     self._waiting.append(text)
         except MALFORMED:
-            raise ProviderError(f"{model} sent what is no part of an answer: ask again", model=model) from None
+            raise ProviderError(
+                f"{model} sent something that is not part of an answer: try again", model=model
+            ) from None
 
     def _ended(self) -> Steps[None]:
         """Make the result, unless the stream ended before the answer did."""
         model = self._attempt.model
         if self._said.finish_reason is None:
-            self._fail(ProviderError(f"{model} ended its answer unfinished: ask again", model=model))
+            self._fail(ProviderError(f"{model} stopped before its answer was finished: try again", model=model))
         deadline = min(self._attempt.last_deadline, time.monotonic() + DRAIN_SECONDS)
         with suppress(LLMError):
             while (yield from self._piece(deadline)):
@@ -288,9 +290,9 @@ def embeddings(texts: Sequence[str], model: str, timeout: float | None) -> Steps
             data = sorted(found["data"], key=lambda each: each.get("index", 0))
             vectors = [vector_of(each["embedding"]) for each in data]
         except MALFORMED:
-            raise ProviderError(f"{model} answered with no embeddings: ask again", model=model) from None
+            raise ProviderError(f"{model} answered with no embeddings: try again", model=model) from None
         if len(vectors) != len(lines):
-            raise ProviderError(f"{model} embedded {len(vectors)} of {len(lines)} texts: ask again", model=model)
+            raise ProviderError(f"{model} embedded {len(vectors)} of {len(lines)} texts: try again", model=model)
         served = response.headers.get(MODEL_HEADER, model)
         span.tell(model=served, usage=usage_of(found.get("usage")))
     span.end()

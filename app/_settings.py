@@ -31,7 +31,7 @@ def _database_url(url: SecretStr) -> SecretStr:
     try:
         conninfo_to_dict(url.get_secret_value())
     except psycopg.Error:  # its message quotes the whole of it
-        raise ValueError("not a database URL, as postgresql://user:password@host:5432/name") from None
+        raise ValueError("not a database URL such as postgresql://user:password@host:5432/name") from None
     return url
 
 
@@ -112,7 +112,7 @@ def _load(_values: tuple[str | None, ...], _changed: int | None, _folder: str | 
             f'sudo chown "$(id -un)" {ENVIRONMENT_FILE}'
         ) from None
     except UnicodeDecodeError:
-        raise NotConfiguredError(f"{ENVIRONMENT_FILE} is no UTF-8: save it as UTF-8, or remove it") from None
+        raise NotConfiguredError(f"{ENVIRONMENT_FILE} is not UTF-8: save it as UTF-8, or remove it") from None
     except ValidationError as error:
         problems = "; ".join(f"{str(each['loc'][0]).upper()}: {each['msg']}" for each in error.errors())
         raise NotConfiguredError(f"{problems} ({HINT})") from None

@@ -129,10 +129,10 @@ class ChatCompletionOptions:
 
 
 _KINDS: tuple[tuple[str, tuple[type, ...], str], ...] = (
-    ("reasoning_effort", (str,), "a word, as low or high"),
+    ("reasoning_effort", (str,), "a word, such as low or high"),
     ("response_format", (Mapping,), "an object in OpenAI's form"),
     ("seed", (int,), "a whole number"),
-    ("stop", (str, Sequence), "a text, or a list of texts"),
+    ("stop", (str, Sequence), "a string, or a list of strings"),
     ("tool_choice", (str, Mapping), "a word, or an object in OpenAI's form"),
 )
 """What some options may be."""

@@ -7,8 +7,8 @@ import ssl
 import httpx2
 
 # Not `make up`, which is for stack dev, and this may be the gateway of another one.
-GATEWAY_MEND = "./pulumiw up --refresh"
-KEY_MEND = "take LITELLM_API_KEY from .env, or: ./pulumiw stack output litellmApiKey --show-secrets"
+GATEWAY_FIX = "./pulumiw up --refresh"
+KEY_FIX = "take LITELLM_API_KEY from .env, or: ./pulumiw stack output litellmApiKey --show-secrets"
 
 
 def why(error: httpx2.HTTPError, url: str) -> tuple[str, str]:
@@ -18,20 +18,20 @@ def why(error: httpx2.HTTPError, url: str) -> tuple[str, str]:
         if isinstance(cause, ssl.SSLCertVerificationError):
             return (
                 f"the certificate of {url} is not trusted ({cause.verify_message})",
-                "name the file of its authority in SSL_CERT_FILE",
+                "set SSL_CERT_FILE to the file of its certificate authority",
             )
         if isinstance(cause, ssl.SSLError):
-            return f"what answers at {url} has no TLS", "check LITELLM_URL: http:// or https://"
+            return f"the server at {url} does not use TLS", "check LITELLM_URL: http:// or https://"
         cause = cause.__cause__ or cause.__context__
     match error:
         case httpx2.ConnectTimeout():
-            return f"no connection to {url} in time", GATEWAY_MEND
+            return f"could not connect to {url} in time", GATEWAY_FIX
         case httpx2.ConnectError():
-            return f"nothing answers at {url}", GATEWAY_MEND
+            return f"nothing answers at {url}", GATEWAY_FIX
         case httpx2.TimeoutException():
-            return f"{url} did not answer in time", GATEWAY_MEND
+            return f"{url} did not answer in time", GATEWAY_FIX
         case _:
             return (
-                f"what listens at {url} ended the connection without an answer",
-                "check LITELLM_URL: it begins with https:// where the gateway has TLS",
+                f"the server at {url} closed the connection without an answer",
+                "check LITELLM_URL: it begins with https:// if the gateway uses TLS",
             )

@@ -156,7 +156,7 @@ def read(folder: Path) -> list[Migration]:
     for path in sorted(folder.glob("*.sql")):
         match = FILE_NAME.fullmatch(path.name)
         if match is None:
-            raise MigrationError(f"{path.name}: name it NNNN_name.sql, in lower case, as 0001_organizations.sql")
+            raise MigrationError(f"{path.name}: name it NNNN_name.sql, in lower case, such as 0001_organizations.sql")
         version, expected = int(match[1]), len(migrations) + 1
         if version < expected:
             raise MigrationError(f"{path.name}: number {match[1]} is taken; give it the number {expected:04d}")
@@ -286,7 +286,7 @@ def _table(connection: psycopg.Connection) -> sql.Identifier:
         " WHERE pg_class.oid = to_regclass('schema_migrations')), current_schema())"
     ).fetchone()
     if found is None or found[0] is None:
-        raise MigrationError("the database has no schema that tables are made in: check search_path of its role")
+        raise MigrationError("the database has no schema that tables are created in: check search_path of its role")
     return sql.Identifier(found[0], "schema_migrations")
 
 
@@ -311,13 +311,13 @@ def _refuse_transaction_control(migration: Migration) -> None:
         if statement.controls_transaction:
             word = statement.words.split(" ", 1)[0]
             raise MigrationError(
-                f"{migration.file}: line {statement.line}: {word} would end the transaction by which the file "
-                "is applied whole or not at all: take it out"
+                f"{migration.file}: line {statement.line}: {word} would end the transaction by which the file is "
+                "applied whole or not at all: remove it"
             )
     if not migration.in_transaction and len(found) > 1:
         raise MigrationError(
-            f"{migration.file}: line {found[1].line}: a file outside a transaction holds one statement: put this one "
-            "into a file of its own"
+            f"{migration.file}: line {found[1].line}: a file outside a transaction holds one statement: put this "
+            "one in its own file"
         )
 
 
@@ -373,7 +373,9 @@ def _status(connection: psycopg.Connection, migrations: Sequence[Migration]) -> 
             applied = ()
     for number, done in enumerate(applied, start=1):
         if done.version != number:
-            raise MigrationError(f"the database lacks migration {number:04d} but has {done.file}: restore a backup")
+            raise MigrationError(
+                f"the database is missing migration {number:04d} but has {done.file}: restore a backup"
+            )
         if number > len(migrations) or migrations[number - 1].name != done.name:
             raise MigrationError(f"{done.file} was applied to this database and is missing here: put the file back")
         if migrations[number - 1].sha256 != done.sha256:

@@ -15,7 +15,7 @@ from psycopg_pool import ConnectionPool, PoolTimeout
 
 from app._deadline import is_over, within
 from app._errors import DatabaseUnavailableError, OrganizationNotFoundError
-from app._made_once import PerLoop, Shared
+from app._made_once import PerLoop, PerProcess
 from app._settings import Settings
 
 if TYPE_CHECKING:
@@ -146,12 +146,12 @@ def _database_errors() -> Iterator[None]:
         if isinstance(error, (PoolTimeout, TimeoutError)) or is_over():
             raise DatabaseUnavailableError("no answer from the database in time: check DATABASE_URL") from None
         code = error.sqlstate or type(error).__name__
-        raise DatabaseUnavailableError(f"the database failed ({code}): `llmctl doctor` looks closer") from None
+        raise DatabaseUnavailableError(f"the database failed ({code}): run `llmctl doctor`") from None
 
 
 def _found(organization: Organization | None, key: UUID) -> Organization:
     if organization is None:
-        raise OrganizationNotFoundError(f"there is no organization {key}: `llmctl org list` shows those there are")
+        raise OrganizationNotFoundError(f"there is no organization {key}: `llmctl org list` lists them")
     return organization
 
 
@@ -248,5 +248,5 @@ class _AsyncPool:
             await self._idle.pop().close()
 
 
-_pool = Shared(_open_pool)
+_pool = PerProcess(_open_pool)
 _async_pools = PerLoop(_AsyncPool, _AsyncPool.close)

@@ -37,7 +37,7 @@ def rows(comparison: Comparison) -> list[list[str]]:
     return [
         [comparison.points, *points],
         *([name, *(cell(comparison, name, point) for point in points)] for name in comparison.values),
-        *([name, f"not to be had: {why}", *[""] * (len(points) - 1)] for name, why in comparison.absent.items()),
+        *([name, f"not available: {why}", *[""] * (len(points) - 1)] for name, why in comparison.absent.items()),
     ]
 
 

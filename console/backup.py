@@ -79,7 +79,7 @@ def backup(url: str, file: Path, *, keep: int | None = None, report: Callable[[s
     BackupError.
     """
     if keep is not None and not file.is_dir():
-        raise ValueError(f"{file} is not a folder: --keep takes the one in which the backups are kept")
+        raise ValueError(f"{file} is not a folder: --keep needs the folder that the backups are in")
     if not file.is_dir():
         _refuse_existing(file)
     server = server_at(url)
@@ -91,14 +91,14 @@ def backup(url: str, file: Path, *, keep: int | None = None, report: Callable[[s
     partial = beside(file, ".partial")
     with file_errors(file), _new_file(partial) as stream:
         size, digest = _dump(programs, server, stream)
-        report(f"{size:,} bytes are written, and are now read back")
+        report(f"{size:,} bytes are written; reading them back")
         with partial.open("rb", buffering=0) as written:
             content = content_of(programs, written)
         _give_name(partial, file, digest)
     report(f"complete: {content}")
     removed = () if keep is None else _remove_older(file, server.database, keep)
     for each in removed:
-        report(f"removed {each}, as {keep} are kept")
+        report(f"removed {each}: {keep} are kept")
     return Backup(
         file=file,
         database=server.database,
@@ -190,9 +190,9 @@ def _refuse_existing(file: Path) -> None:
         raise ValueError(f"a backup cannot be named {file.name!r}")
     for each in (file, beside(file, ".sha256")):
         if each.exists():
-            raise ValueError(f"{each} exists and is not written over: name another file")
+            raise ValueError(f"{each} exists and will not be overwritten: name another file")
     if (partial := beside(file, ".partial")).exists():
-        raise ValueError(f"{partial} exists: another backup is writing it, or was killed, then remove it")
+        raise ValueError(f"{partial} exists: another backup is writing it; if that one was killed, remove it")
 
 
 def beside(file: Path, suffix: str) -> Path:
@@ -243,7 +243,7 @@ def file_errors(file: Path) -> Iterator[None]:
         yield
     except FileExistsError as error:
         raise BackupError(
-            f"{error.filename2 or error.filename} has come to be in the meantime, and is not written over"
+            f"{error.filename2 or error.filename} was created in the meantime and will not be overwritten"
         ) from None
     except OSError as error:
         raise BackupError(f"{error.filename or file}: {error.strerror}") from None

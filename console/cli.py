@@ -49,20 +49,20 @@ cli.add_typer(migrate, name="migrate")
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 Model = Annotated[str | None, typer.Option("--model", "-m", help="The model to ask, as `llmctl models` names it.")]
 Id = Annotated[str, typer.Argument(metavar="ID", help="The organization's id, as `llmctl org list` shows it.")]
-Fallback = Annotated[str | None, typer.Option(help="The model that is asked once when that one fails.")]
-NoFallback = Annotated[bool, typer.Option("--no-fallback", help="Ask no other model.")]
-Force = Annotated[bool, typer.Option("--force", help="Take models that the gateway does not serve.")]
+Fallback = Annotated[str | None, typer.Option(help="The model to ask once if the preferred one fails.")]
+NoFallback = Annotated[bool, typer.Option("--no-fallback", help="Use no fallback.")]
+Force = Annotated[bool, typer.Option("--force", help="Accept models that the gateway does not serve.")]
 Folder = Annotated[Path, typer.Option("--folder", help="The folder with the migrations.")]
 
 
 @cli.command()
 def chat(
-    prompt: Annotated[str | None, typer.Argument(help="The question; standard input when left out or `-`.")] = None,
+    prompt: Annotated[str | None, typer.Argument(help="The question; standard input if omitted or `-`.")] = None,
     model: Model = None,
     organization: Annotated[str | None, typer.Option("--org", help="Ask as this organization (its id).")] = None,
-    system: Annotated[str | None, typer.Option("--system", "-s", help="What the model is told beforehand.")] = None,
+    system: Annotated[str | None, typer.Option("--system", "-s", help="The system message.")] = None,
     stream: Annotated[
-        bool | None, typer.Option("--stream/--no-stream", help="As it comes; the default on a terminal.")
+        bool | None, typer.Option("--stream/--no-stream", help="Print it as it arrives; the default on a terminal.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -96,11 +96,11 @@ def chat(
 
 @cli.command()
 def embed(
-    text: Annotated[str | None, typer.Argument(help="The text; standard input when left out or `-`.")] = None,
+    text: Annotated[str | None, typer.Argument(help="The text; standard input if omitted or `-`.")] = None,
     model: Annotated[str | None, typer.Option("--model", "-m", help="The embedding model.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Print a text's vector, a number a line:  llmctl embed "hello"."""
+    """Print a text's vector, one number per line:  llmctl embed "hello"."""
     given = _text(text)
     result = app.generate_embedding(given, model) if model else app.generate_embedding(given)
     print(_json(result) if as_json else "\n".join(map(str, result.embedding)))
@@ -108,10 +108,10 @@ def embed(
 
 @cli.command()
 def models(
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="With all that is known of each.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show all that is known of each.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """List the models that the gateway serves, and say on stderr which of them end:  llmctl models."""
+    """List the models that the gateway serves, and say on stderr which of them will end:  llmctl models."""
     gateway = _served()
     if as_json:
         print(json.dumps(told(gateway) if verbose else gateway.models))
@@ -176,7 +176,7 @@ def org_set_model(
 
 @migrate.command("status")
 def migrate_status(folder: Folder = FOLDER, as_json: AsJson = False) -> None:
-    """Show what is applied and what is pending:  llmctl migrate status."""
+    """Show which migrations are applied and which are pending:  llmctl migrate status."""
     from app import migrations  # noqa: PLC0415
 
     found = migrations.status(_database_url(), folder)
@@ -190,7 +190,7 @@ def migrate_status(folder: Folder = FOLDER, as_json: AsJson = False) -> None:
 
 @migrate.command("up")
 def migrate_up(folder: Folder = FOLDER) -> None:
-    """Apply what is pending:  llmctl migrate up."""
+    """Apply the pending migrations:  llmctl migrate up."""
     from app import migrations  # noqa: PLC0415
 
     applied = migrations.up(_database_url(), folder, report=say)
@@ -199,7 +199,7 @@ def migrate_up(folder: Folder = FOLDER) -> None:
 
 @migrate.command("check")
 def migrate_check(folder: Folder = FOLDER) -> None:
-    """End with 1 when something is pending:  llmctl migrate check."""
+    """Exit with 1 if a migration is pending:  llmctl migrate check."""
     from app import migrations  # noqa: PLC0415
 
     pending = migrations.status(_database_url(), folder).pending
@@ -211,9 +211,9 @@ def migrate_check(folder: Folder = FOLDER) -> None:
 
 @migrate.command("new")
 def migrate_new(
-    name: Annotated[str, typer.Argument(help="What it does, as `add budgets`.")], folder: Folder = FOLDER
+    name: Annotated[str, typer.Argument(help="What it does, such as `add budgets`.")], folder: Folder = FOLDER
 ) -> None:
-    """Make the next migration file:  llmctl migrate new "add budgets"."""
+    """Create the next migration file:  llmctl migrate new "add budgets"."""
     from app import migrations  # noqa: PLC0415
 
     print(migrations.new(folder, name))
@@ -222,17 +222,16 @@ def migrate_new(
 @cli.command()
 def backup(
     file: Annotated[
-        Path | None, typer.Argument(help="The file to write, or the folder for it; here, named by database and time.")
+        Path | None, typer.Argument(help="The file to write, or its folder. A backup in a folder is named by time.")
     ] = None,
     keep: Annotated[
-        int | None,
-        typer.Option(min=1, help="Backups to keep in the folder: the oldest go once the new one is whole."),
+        int | None, typer.Option(min=1, help="How many backups to keep in the folder. The oldest are deleted.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Save the database to a file and print its name:  llmctl backup.
 
-    A folder for --keep holds the backups of one stack: those of another one's database may have the same names.
+    With --keep, use a folder for each stack: backups of another stack's database may have the same names.
     """
     from console import backup  # noqa: PLC0415
 
@@ -243,26 +242,26 @@ def backup(
 @cli.command()
 def restore(
     file: Annotated[
-        Path, typer.Argument(help="A file that `llmctl backup` wrote, or a folder: the newest in it.", exists=True)
+        Path, typer.Argument(help="A backup, or a folder, of which the newest backup is taken.", exists=True)
     ],
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for the database's name.")] = False,
     folder: Folder = FOLDER,
     as_json: AsJson = False,
 ) -> None:
-    """Put a saved database in the place of the present one, which is kept:  llmctl restore FILE.
+    """Replace the database with a saved one:  llmctl restore FILE.
 
-    Prints the name under which the present one is kept.
+    The replaced database is kept; its new name is printed.
     """
     from console import restore  # noqa: PLC0415
 
     if not yes and not sys.stdin.isatty():
-        raise typer.BadParameter("without a terminal to ask on, say --yes")
+        raise typer.BadParameter("there is no terminal to ask on: pass --yes")
 
     def typed(database: str) -> bool:
         if yes:
             return True
         # Not by typer, whose prompts leave a space on standard output.
-        print("Type the database's name to go on: ", end="", file=sys.stderr, flush=True)
+        print("Type the database's name to continue: ", end="", file=sys.stderr, flush=True)
         return sys.stdin.readline().strip() == database
 
     done = restore.restore(_database_url(), file, folder, confirm=typed, report=say)
@@ -271,17 +270,17 @@ def restore(
 
 @cli.command()
 def status(
-    watch: Annotated[bool, typer.Option("--watch", "-w", help="Keep it on screen, until Ctrl-C.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Keep the screen up to date until Ctrl-C.")] = False,
     every: Annotated[
         float | None,
-        typer.Option(min=0.2, help=f"Seconds between two looks (default {LOOK_SECONDS}). Implies --watch."),
+        typer.Option(min=0.2, help=f"Seconds between updates (default {LOOK_SECONDS}). Implies --watch."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show what runs, in which state, and what it is asked:  llmctl status --watch.
+    """Show what runs, its state and its requests:  llmctl status --watch.
 
-    Ends with 1 when something is down. Changes nothing, and no provider is asked. What runs is known to the engine
-    that `docker` asks, which DOCKER_HOST names.
+    Exits with 1 if something is down. Changes nothing, and asks no provider. Reads from the engine that `docker`
+    uses; set DOCKER_HOST for another one.
     """
     from console.screen import Screen, repeat  # noqa: PLC0415
     from console.status import Status, read  # noqa: PLC0415
@@ -303,7 +302,7 @@ def status(
 
 @cli.command()
 def doctor(folder: Folder = FOLDER, as_json: AsJson = False) -> None:
-    """Check settings, gateway and database, changing nothing:  llmctl doctor."""
+    """Check settings, gateway and database, and change nothing:  llmctl doctor."""
     from console import doctor  # noqa: PLC0415
 
     findings = []
@@ -314,8 +313,8 @@ def doctor(folder: Folder = FOLDER, as_json: AsJson = False) -> None:
         if not as_json:
             console.print(marks[finding.status], end=" ")
             console.print(f"{finding.check}: {finding.detail}", markup=False)
-            if finding.mend:
-                console.print(f"          {finding.mend}", markup=False)
+            if finding.fix:
+                console.print(f"          {finding.fix}", markup=False)
     if as_json:
         print(json.dumps([dataclasses.asdict(finding) for finding in findings]))
     if any(finding.status == "failure" for finding in findings):
@@ -341,7 +340,7 @@ def _served() -> Gateway:
 
 def _check_models(model: str | None, fallback: str | None, *, no_fallback: bool, force: bool) -> None:
     if fallback is not None and no_fallback:
-        raise typer.BadParameter("--fallback and --no-fallback exclude each other")
+        raise typer.BadParameter("--fallback and --no-fallback cannot be combined")
     wanted = [name for name in (model, fallback) if name is not None]
     if force or not wanted:
         return
@@ -375,7 +374,7 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:
-        # Whoever read has enough; the interpreter must not try to flush what is left.
+        # The reader has left; the interpreter must not try to flush the rest.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except ValueError as error:

@@ -90,7 +90,9 @@ def stacks(port: int) -> list[Stack]:
         if "swarm" not in str(error).lower():
             raise
         tasks = [each for each in edges if each not in on_host]  # of a manager that is elsewhere
-        on_swarm = [_on_host(edge, containers, unseen=f"only the tasks of this node, as {error}") for edge in tasks]
+        on_swarm = [
+            _on_host(edge, containers, unseen=f"only the tasks of this node, because {error}") for edge in tasks
+        ]
     return on_swarm + [_on_host(edge, containers) for edge in on_host]
 
 

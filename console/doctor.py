@@ -12,8 +12,8 @@ import psycopg
 from app import migrations, organizations
 from app._errors import LLMError
 from app._settings import Settings
-from app._unreachable import KEY_MEND
-from console.gateway_report import ENDING_MEND, MODELS_MEND, SECONDS, GatewayError, ask
+from app._unreachable import KEY_FIX
+from console.gateway_report import ENDING_FIX, MODELS_FIX, SECONDS, GatewayError, ask
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 PROJECT = Path(__file__).parent.parent
 WITH_COLLATION_VERSIONS = 150000
 """The first PostgreSQL that keeps the version of the C library for each database."""
-VERSION_MEND = "./pulumiw up, unless litellmImage of the stack config names that one"
+VERSION_FIX = "./pulumiw up, unless litellmImage of the stack config names that one"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class Finding:
     check: str
     status: Literal["ok", "warning", "failure"]
     detail: str
-    mend: str = ""
+    fix: str = ""
     """The command or step that fixes it; empty where nothing is to be fixed."""
 
 
@@ -54,12 +54,12 @@ def _gateway(settings: Settings, served: set[str]) -> Iterator[Finding]:
     try:
         gateway = ask(settings)
     except GatewayError as error:
-        yield Finding("gateway", "failure", str(error), error.mend)
+        yield Finding("gateway", "failure", str(error), error.fix)
         return
     yield Finding("gateway", "ok", "it answers")
     yield _version(gateway.version)
     if gateway.refused is not None:
-        yield Finding("key", "failure", f"the gateway refuses it with status {gateway.refused}", KEY_MEND)
+        yield Finding("key", "failure", f"the gateway refuses it with status {gateway.refused}", KEY_FIX)
         return
     yield Finding("key", "ok", "the gateway accepts it")
     served.update(gateway.models)
@@ -68,23 +68,25 @@ def _gateway(settings: Settings, served: set[str]) -> Iterator[Finding]:
         for name, ending in gateway.endings.items():
             detail = f"{name}: {ending}"
             yield (
-                Finding("models", "warning", detail, ENDING_MEND)
+                Finding("models", "warning", detail, ENDING_FIX)
                 if ending.noticed
                 else Finding("models", "ok", detail)
             )
     else:
-        yield Finding("models", "failure", "none is served", MODELS_MEND)
+        yield Finding("models", "failure", "none is served", MODELS_FIX)
 
 
 def _version(found: str) -> Finding:
     pin = re.search(r"litellm:[\w.-]*?v?(\d+\.\d+\.\d+)", _project_file())
     if not found:
         return Finding(
-            "version", "ok", "the gateway does not tell it, as newer ones do not: `llmctl status` has the image"
+            "version",
+            "ok",
+            "the gateway does not report it, as newer releases do not: `llmctl status` shows the image",
         )
     if pin is None or pin[1] == found:
         return Finding("version", "ok", f"LiteLLM {found}")
-    return Finding("version", "warning", f"LiteLLM {found} runs and Pulumi.yaml pins {pin[1]}", VERSION_MEND)
+    return Finding("version", "warning", f"LiteLLM {found} is running, but Pulumi.yaml pins {pin[1]}", VERSION_FIX)
 
 
 def _project_file() -> str:
@@ -112,9 +114,9 @@ def _database(settings: Settings, folder: Path, served: set[str]) -> Iterator[Fi
         yield sorting
     if foreign != (0,):
         detail = "LiteLLM has its tables in it, and may drop the app's"
-        yield Finding("own database", "failure", detail, "point DATABASE_URL at a database of the app's own")
+        yield Finding("own database", "failure", detail, "point DATABASE_URL at a separate database for the app")
     else:
-        yield Finding("own database", "ok", "nothing of LiteLLM's is in it")
+        yield Finding("own database", "ok", "LiteLLM has no tables in it")
     try:
         pending = migrations.status(url, folder).pending
     except (migrations.MigrationError, psycopg.Error) as error:
@@ -141,12 +143,13 @@ def collation(connection: psycopg.Connection) -> Finding | None:
         " WHERE datname = current_database() AND datcollversion <> pg_database_collation_actual_version(oid)"
     ).fetchone()
     if found is None:
-        return Finding("collation", "ok", "the server orders texts as its indexes do")
+        return Finding("collation", "ok", "the server sorts text in the order of its indexes")
     name, then, now = found
     return Finding(
         "collation",
         "warning",
-        f"text indexes of {name} may be wrong: version {then} of the C library made them, and the server has {now}",
+        f"text indexes of {name} may be wrong: they were built with version {then} of the C library, and the server "
+        f"has {now}",
         "docs/runbooks/another-c-library.md",
     )
 

@@ -95,7 +95,7 @@ def read(answer: str, *, now: datetime) -> Statistics:
     info = dict(re.findall(r"^(\w+): (.*)$", answer, re.MULTILINE))
     start = answer.find("# pxname")
     if start < 0 or not {"Version", "Uptime_sec"} <= set(info):
-        raise ValueError("what runs there does not answer as HAProxy")
+        raise ValueError("what runs there does not answer like HAProxy")
     rows = list(csv.DictReader(answer[start + 2 :].split("\n\n", 1)[0].splitlines()))
     frontend = next((row for row in rows if (row["pxname"], row["svname"]) == (FRONTEND, "FRONTEND")), {})
     # A replica has a place in the backend of its master key's generation; its address may be left over in the other.

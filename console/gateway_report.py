@@ -12,23 +12,23 @@ import httpx2
 from app import _http
 from app._deadline import until
 from app._errors import GatewayRefusedKeyError, GatewayUnreachableError
-from app._unreachable import GATEWAY_MEND, KEY_MEND, why
+from app._unreachable import GATEWAY_FIX, KEY_FIX, why
 
 if TYPE_CHECKING:
     from app._settings import Settings
 
 SECONDS = 10.0
 READINESS = "/health/readiness"
-MODELS_MEND = "./pulumiw config set --secret openaiApiKey …"
-ENDING_MEND = "./pulumiw preview, which names the command for another model"
+MODELS_FIX = "./pulumiw config set --secret openaiApiKey …"
+ENDING_FIX = "./pulumiw preview, which names the command for another model"
 
 
 class GatewayError(Exception):
     """What is wrong with the gateway as a whole. The message is one line."""
 
-    def __init__(self, message: str, mend: str) -> None:
+    def __init__(self, message: str, fix: str) -> None:
         super().__init__(message)
-        self.mend = mend
+        self.fix = fix
         """The command or step that fixes it."""
 
 
@@ -51,9 +51,7 @@ class Ending:
         said = [f"another model answers in place of {self.replaces}, which has ended"] if self.replaces else []
         if self.shutdown_date is not None:
             ended = self.shutdown_date <= _today()
-            then = (
-                f"{self.successor} is to take its place" if self.successor else "nothing is known to take its place"
-            )
+            then = f"{self.successor} will take its place" if self.successor else "no successor is known"
             said.append(f"{'ended' if ended else 'ends'} on {self.shutdown_date}, {then}")
         return "; ".join(said)
 
@@ -95,7 +93,7 @@ def ask(settings: Settings) -> Gateway:
         with until(time.monotonic() + SECONDS):
             ready = client.get(root + READINESS)
             if ready.status_code != httpx2.codes.OK:
-                raise GatewayError(f"it answers with status {ready.status_code}", GATEWAY_MEND)
+                raise GatewayError(f"it answers with status {ready.status_code}", GATEWAY_FIX)
             headers = {"Authorization": f"Bearer {settings.required_api_key()}"}
             listed = client.get(f"{settings.base_url}/models", headers=headers)
     except httpx2.HTTPError as error:
@@ -112,7 +110,7 @@ def ask(settings: Settings) -> Gateway:
             refused=None if accepted else listed.status_code,
         )
     except (ValueError, LookupError, TypeError, AttributeError):
-        raise GatewayError(f"what answers at {root} is no gateway", "check LITELLM_URL") from None
+        raise GatewayError(f"the server at {root} is not a gateway", "check LITELLM_URL") from None
 
 
 def accepted(settings: Settings) -> Gateway:
@@ -120,9 +118,9 @@ def accepted(settings: Settings) -> Gateway:
     try:
         gateway = ask(settings)
     except GatewayError as error:
-        raise GatewayUnreachableError(f"{error}: {error.mend}") from None
+        raise GatewayUnreachableError(f"{error}: {error.fix}") from None
     if gateway.refused is not None:
-        raise GatewayRefusedKeyError(f"the gateway refused LITELLM_API_KEY: {KEY_MEND}")
+        raise GatewayRefusedKeyError(f"the gateway refused LITELLM_API_KEY: {KEY_FIX}")
     return gateway
 
 

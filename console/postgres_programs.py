@@ -140,7 +140,7 @@ def server_at(url: str) -> Server:
             )
     except psycopg.Error as error:
         raise BackupError(
-            f"the database at DATABASE_URL cannot be used: {one_line(error)} (`llmctl doctor` looks closer)"
+            f"the database at DATABASE_URL cannot be used: {one_line(error)} (run `llmctl doctor`)"
         ) from None
 
 
@@ -164,7 +164,7 @@ def programs_for(server: Server) -> Programs:
         )
     if missing := [each for each in (_missing(program, server.version) for program in PROGRAMS) if each]:
         raise BackupError(
-            f"PostgreSQL's programs in version {server.version}, which is the server's, are needed: {no_container}; "
+            f"PostgreSQL's programs are needed in the server's version, {server.version}: {no_container}; "
             f"{missing[0]}. Run this where the engine of the stack is reachable, or install "
             f"postgresql-client-{server.version}"
         )

@@ -17,7 +17,7 @@ def output(command: list[str], *, given: str = "", seconds: float | None = None)
     except FileNotFoundError:
         raise ProgramError(f"there is no {command[0]} on PATH") from None
     except subprocess.TimeoutExpired:
-        raise ProgramError(f"{command[0]} has not ended after {seconds:g} s") from None
+        raise ProgramError(f"{command[0]} has not finished after {seconds:g} s") from None
     if done.returncode != 0:
         raise ProgramError(f"{command[0]} failed: {reason(done.stderr)}")
     return done.stdout

@@ -125,12 +125,12 @@ def restore(
             )
         if programs.sql(MAY_RESTORE, live=server.database) != "t":
             raise BackupError(
-                f"the role {server.role} of DATABASE_URL may not restore: it has to own database {server.database}, "
-                f"and to make another (as superuser: ALTER ROLE {server.role} CREATEDB)"
+                f"the role {server.role} of DATABASE_URL is not allowed to restore: it must own database "
+                f"{server.database} and be able to create another (as superuser: ALTER ROLE {server.role} CREATEDB)"
             )
         report(
-            f"this puts {file} ({content}) in the place of database {server.database} on {server.address}, and ends "
-            "the sessions in it; what it holds now is kept under another name"
+            f"this replaces database {server.database} on {server.address} with {file} ({content}) and ends the "
+            "sessions in it; what it holds now is kept under another name"
         )
         if not confirm(server.database):
             raise BackupError(f"nothing was changed: that is not the name of database {server.database}")
@@ -142,7 +142,7 @@ def _newest(folder: Path, database: str) -> Path:
     """The newest backup of a database in a folder. Raises BackupError if there is none."""
     backups = backups_in(folder, database)
     if not backups:
-        raise BackupError(f"{folder} has no backup of database {database} that is named by time: name a file")
+        raise BackupError(f"{folder} has no backup of database {database} with a time in its name: name a file")
     return backups[-1]
 
 
@@ -168,7 +168,7 @@ def _restore(  # noqa: PLR0913, PLR0917 -- the steps of `restore` that have some
                 url = make_conninfo(server.url, dbname=new)
                 _count(url, content)
                 migrated = migrations.up(url, folder, report=report)
-                report(f"{new} is complete and takes the place of {live}")
+                report(f"{new} is complete and replaces {live}")
                 _refuse_unlocked(lock)
                 _switch(programs, server, new=new, kept=kept)
             except BaseException:
@@ -178,7 +178,7 @@ def _restore(  # noqa: PLR0913, PLR0917 -- the steps of `restore` that have some
     except (BackupError, migrations.MigrationError, psycopg.Error) as error:
         raise BackupError(f"{one_line(error)}; database {live} is as it was") from error
     drop = shlex.join(programs.command("dropdb", f"--maintenance-db={programs.admin}", kept))
-    report(f"what {live} held before is kept; when nobody needs it any more: {drop}")
+    report(f"what {live} held before is kept; to delete it once nobody needs it: {drop}")
     return Restored(
         database=live,
         kept=kept,
@@ -227,7 +227,7 @@ def _refuse_unlocked(lock: subprocess.Popen[str]) -> None:
 def _drop_leftovers(programs: Programs, live: str, report: Callable[[str], None]) -> None:
     pattern = rf"^{re.escape(live)}_restored_\d{{8}}_\d{{6}}$"
     for left in programs.sql(LEFTOVERS, pattern=pattern).splitlines():
-        report(f"dropping {left}, which a restore that was killed left behind")
+        report(f"dropping {left}, left behind by a restore that was killed")
         programs.sql(DROP, new=left)
 
 
@@ -275,9 +275,9 @@ def _check_sum(stream: FileIO, file: Path) -> None:
         wanted = checksum.read_text(encoding="utf-8", errors="replace").split()[:1]
     except FileNotFoundError:
         raise BackupError(
-            f"{checksum} is missing, which `llmctl backup` wrote: put it beside the file, or if you know that file to"
-            f" be whole: sha256sum {shlex.quote(str(file))} >{shlex.quote(str(checksum))}"
+            f"{checksum} is missing, which `llmctl backup` wrote: put it beside the file, or, if you know that the "
+            f"file is whole: sha256sum {shlex.quote(str(file))} >{shlex.quote(str(checksum))}"
         ) from None
     if wanted != [hashlib.file_digest(stream, "sha256").hexdigest()]:
-        raise BackupError(f"{file} is damaged or cut short: it has another checksum than {checksum} says")
+        raise BackupError(f"{file} is damaged or cut short: its checksum is not the one in {checksum}")
     stream.seek(0)

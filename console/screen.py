@@ -74,7 +74,7 @@ def _rendered(status: Status) -> Iterator[RenderableType]:
     for line in status.wrong:
         yield Text(f"WRONG    {line}", style="red")
     if not status.wrong:
-        yield Text("what is seen is well" if status.unseen else "all is well", style="green")
+        yield Text("everything that can be seen is well" if status.unseen else "all is well", style="green")
     for line in status.unseen:
         yield Text(f"not seen: {line}", style="yellow")
     if status.versions:
@@ -89,7 +89,7 @@ def _rendered(status: Status) -> Iterator[RenderableType]:
         yield _clients(status.clients)
     if status.edge and status.counted_since:
         age = _age(status.counted_since, status.at)
-        since = f"since its last reload, {age} ago; of clients since its container was made"
+        since = f"since its last reload, {age} ago; of clients since its container was created"
         yield Text(f"\nrequests as {status.edge} has counted them {since}", style="dim")
 
 

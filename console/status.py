@@ -14,11 +14,11 @@ import psycopg
 
 from app._errors import LLMError
 from app._settings import Settings
-from app._unreachable import KEY_MEND
+from app._unreachable import KEY_FIX
 from console import containers
 from console.doctor import collation
 from console.edge_statistics import Client, Statistics, statistics
-from console.gateway_report import MODELS_MEND, GatewayError, ask
+from console.gateway_report import MODELS_FIX, GatewayError, ask
 from console.programs import ProgramError
 
 if TYPE_CHECKING:
@@ -90,11 +90,11 @@ def _gateway(settings: Settings) -> tuple[Gateway | None, list[str]]:
     try:
         gateway = ask(settings)
     except GatewayError as error:
-        return None, [f"gateway: {error} ({error.mend})"]
+        return None, [f"gateway: {error} ({error.fix})"]
     if gateway.refused is not None:
-        return gateway, [f"key: the gateway refuses it with status {gateway.refused} ({KEY_MEND})"]
+        return gateway, [f"key: the gateway refuses it with status {gateway.refused} ({KEY_FIX})"]
     if not gateway.models:
-        return gateway, [f"models: none is served ({MODELS_MEND})"]
+        return gateway, [f"models: none is served ({MODELS_FIX})"]
     return gateway, []
 
 
@@ -110,7 +110,7 @@ def _sorting(settings: Settings) -> list[str]:
             found = collation(connection)
     except (LLMError, psycopg.Error):
         return []
-    return [f"{found.check}: {found.detail} ({found.mend})"] if found and found.status != "ok" else []
+    return [f"{found.check}: {found.detail} ({found.fix})"] if found and found.status != "ok" else []
 
 
 def found(
@@ -134,8 +134,8 @@ def found(
         return stack, counted
     which = f", but that of another stack than {other_than}" if stacks else ""
     unseen.append(
-        f"what runs, and its requests: no edge on the engine that `docker` asks publishes port {port}{which} "
-        "(if it runs on another engine, name that by DOCKER_HOST)"
+        f"what runs, and its requests: no edge on the engine that `docker` uses publishes port {port}{which} (if it "
+        "runs on another engine, set DOCKER_HOST)"
     )
     return None, None
 

@@ -136,7 +136,7 @@ def moment(text: str, *, now: datetime) -> datetime:
     try:
         return _time(text)
     except ValueError:
-        raise ValueError(f"{text} is no time: say 7d, 12h, 30min, 2026-11-01 or 2026-11-01T12:00") from None
+        raise ValueError(f"{text} is not a time: use 7d, 12h, 30min, 2026-11-01 or 2026-11-01T12:00") from None
 
 
 def _time(text: str) -> datetime:
@@ -211,7 +211,7 @@ def _events(lines: Iterable[str], since: datetime | None, unseen: list[str]) -> 
         elif since is None or at >= since:
             yield event
     if broken:
-        unseen.append(f"{broken} lines that are not whole")
+        unseen.append(f"{broken} incomplete lines")
 
 
 def _calls(events: Iterable[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], bool]]:

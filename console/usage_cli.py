@@ -30,27 +30,28 @@ def usage(
     files: Annotated[
         list[Path] | None,
         typer.Argument(
-            metavar="FILE", help="Lines that a collector kept (`-` for standard input), not the replicas'."
+            metavar="FILE",
+            help="Read the lines that a collector kept (`-` for standard input) instead of the replicas'.",
         ),
     ] = None,
     by: Annotated[
-        list[By] | None, typer.Option(help="What to add up by; may be given several times (default: client, model).")
+        list[By] | None, typer.Option(help="What to group by; can be given several times (default: client, model).")
     ] = None,
     since: Annotated[
-        str | None, typer.Option(help="From when on: 7d, 12h, 30min, 2026-11-01 or 2026-11-01T12:00 (UTC).")
+        str | None, typer.Option(help="Start of the period: 7d, 12h, 30min, 2026-11-01 or 2026-11-01T12:00 (UTC).")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print comma-separated values.")] = False,
 ) -> None:
     """Show who used what, and what it cost:  llmctl usage --by client --by day --since 7d.
 
-    The lines of the replicas are read from the engine that `docker` asks, which DOCKER_HOST names. Those of a replica
-    that was replaced are gone with it.
+    Reads the replicas' lines from the engine that `docker` uses; set DOCKER_HOST for another one. The lines of a
+    replica that was replaced are gone.
     """
     from console import usage  # noqa: PLC0415
 
     if as_json and as_csv:
-        raise typer.BadParameter("--json and --csv exclude each other")
+        raise typer.BadParameter("--json and --csv cannot be combined")
     groups = list(dict.fromkeys(each.value for each in by or BY))
     start = usage.moment(since, now=datetime.now(UTC)) if since else None
     try:
@@ -99,7 +100,7 @@ def _print_table(rows: Sequence[Row], groups: Sequence[str]) -> None:
 
 
 def _cost(row: Row, mark: str) -> str:
-    """What is known of a cost. What is not known is said, and never taken for nothing."""
+    """What is known of a cost. An unknown cost is shown as unknown, and never counts as 0."""
     known = f"{mark}{row.cost:,.6f}" if row.cost is not None else ""
     unknown = "unknown" if row.unpriced_tokens or row.uncounted else ""
     return " + ".join(filter(None, (known, unknown))) or "0"
@@ -110,7 +111,7 @@ def _explain(used: Usage) -> None:
     if not used.rows:
         say("no line of usage was found")
     if any(row.estimated_tokens for row in used.rows):
-        say("~ includes tokens that LiteLLM counted itself, and not the provider")
+        say("~ includes tokens that LiteLLM counted, not the provider")
     if used.without_price:
         say(f"unknown cost: LiteLLM has no price for {', '.join(used.without_price)} (docs/spend.md)")
     if any(row.uncounted for row in used.rows):

@@ -22,7 +22,7 @@ def lacks_certificates(host: str) -> str | None:
     if not missing:
         return None
     return (
-        f"it is reached by TLS only, as plain tcp would send every secret in clear, and {folder} lacks "
+        f"it is reached by TLS only, as plain tcp would send every secret in clear, and {folder} has no "
         f"{', '.join(missing)} (DOCKER_CERT_PATH names another folder)"
     )
 

@@ -50,11 +50,11 @@ def look_at(client: docker.DockerClient) -> Found:
         refused = f"its API is {newest}, and {_text(OLDEST_API)} is needed: Docker Engine 20.10 or newer"
     doubts = []
     if kind != "Engine":
-        doubts.append(f"{kind} has Docker's API, and this project was only ever run on Docker Engine")
+        doubts.append(f"{kind} has Docker's API, but this project has only been run on Docker Engine")
     if _number(oldest) > SPOKEN_API:
         doubts.append(
-            f"it takes no API older than {oldest}, and the Docker provider that is built here speaks "
-            f"{_text(SPOKEN_API)}: only the official provider can work with it"
+            f"it accepts no API older than {oldest}, and the Docker provider built here speaks {_text(SPOKEN_API)}: "
+            "only the official provider works with it"
         )
     if info.get("MemoryLimit") is False:
         doubts.append("it cannot limit memory, so no container's limit holds")

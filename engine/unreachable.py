@@ -34,10 +34,10 @@ class Unreachable:
     """Why an engine does not answer, and the commands that help."""
 
     why: str
-    mend: str
+    fix: str
 
     def __str__(self) -> str:
-        return f"{self.why}\n  what you can do: {self.mend}"
+        return f"{self.why}\n  what you can do: {self.fix}"
 
 
 def why_unreachable(host: str, stack: str, error: Exception) -> Unreachable:
@@ -48,29 +48,29 @@ def why_unreachable(host: str, stack: str, error: Exception) -> Unreachable:
         doubt = ": it may not accept the client's certificate" if refused else ""
         return Unreachable(
             f"The Docker Engine at {host} does not answer{doubt}: {error}",
-            mend=f"see that `{docker_command(host)} version` answers{with_these}, or name another: "
+            fix=f"check that `{docker_command(host)} version` answers{with_these}, or name another: "
             f"{set_host(stack, '…')}",
         )
     others = {canonical(other): (other, name) for other, name in {**_of_contexts(), **USUAL_HOSTS}.items()}
     others.pop(canonical(host), None)
     offered = [f"to use {name}: {set_host(stack, other)}" for other, name in others.values() if answers(other)]
     if offered:
-        mend = "\n    or, ".join(offered)
+        fix = "\n    or, ".join(offered)
     elif not is_default(host):
-        mend = set_host(stack, DEFAULT_HOST)
+        fix = set_host(stack, DEFAULT_HOST)
     elif which("dockerd"):
-        mend = "sudo systemctl start docker"
+        fix = "sudo systemctl start docker"
     else:
-        mend = "install Docker Engine; on Debian and Ubuntu: sudo apt-get install docker.io"
+        fix = "install Docker Engine; on Debian and Ubuntu: sudo apt-get install docker.io"
     match error:
         case FileNotFoundError():
-            return Unreachable(f"There is no Docker Engine here: no socket {socket_path(host)}", mend=mend)
+            return Unreachable(f"There is no Docker Engine here: no socket {socket_path(host)}", fix=fix)
         case ConnectionRefusedError():
-            return Unreachable(f"The Docker Engine does not run: nothing listens on {socket_path(host)}", mend=mend)
+            return Unreachable(f"The Docker Engine is not running: nothing listens on {socket_path(host)}", fix=fix)
         case PermissionError():
             return _permission_denied(Path(socket_path(host)))
         case _:
-            return Unreachable(f"The Docker Engine at {host} does not answer: {error}", mend=mend)
+            return Unreachable(f"The Docker Engine at {host} does not answer: {error}", fix=fix)
 
 
 def _of_contexts() -> dict[str, str]:
@@ -93,14 +93,18 @@ def _permission_denied(path: Path) -> Unreachable:
     try:
         group = grp.getgrgid(path.stat().st_gid)
     except (OSError, KeyError):  # the folder cannot be read either, or the group has no name
-        return Unreachable(f"{user} may not use the Docker Engine: no access to {path}", mend=f"sudo ls -l {path}")
+        return Unreachable(
+            f"{user} is not allowed to use the Docker Engine: no access to {path}", fix=f"sudo ls -l {path}"
+        )
     if group.gr_name == "root":
-        mend = "run the same as root"
+        fix = "run the same command as root"
     elif user in group.gr_mem:
-        mend = f"log out and in again, or: newgrp {group.gr_name} ({user} is new in the group)"
+        fix = f"log out and in again, or: newgrp {group.gr_name} ({user} is new in the group)"
     else:
-        mend = f"sudo usermod --append --groups {group.gr_name} {user}, then log out and in again"
-    return Unreachable(f"{user} may not use the Docker Engine: {path} is for the group {group.gr_name}", mend=mend)
+        fix = f"sudo usermod --append --groups {group.gr_name} {user}, then log out and in again"
+    return Unreachable(
+        f"{user} is not allowed to use the Docker Engine: {path} is for the group {group.gr_name}", fix=fix
+    )
 
 
 def set_host(stack: str, host: str) -> str:

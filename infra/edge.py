@@ -14,7 +14,7 @@ import pulumi
 
 from infra import gateway
 from infra.settings import REPLICA_SLOTS
-from infra.workload import LIVE, LOOPBACK, HealthCheck, Live, Placement, Port, Workload
+from infra.workload import LIVE, LOOPBACK, HealthCheck, LiveFilesArgs, Placement, Port, Workload
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -47,7 +47,7 @@ RETRY_AFTER_SECONDS = 5
 """When those may ask again."""
 SECONDS_OVER_REQUEST_TIMEOUT = 10
 STOP_SECONDS = 10
-"""Short: while an edge stops nobody is let in. Only a new image, port or limit makes it stop at all."""
+"""Short: while an edge stops, it accepts nobody. Only a new image, port or limit makes it stop at all."""
 CONFIG = "haproxy.cfg"
 BODIES = "bodies.lua"
 USAGE = "usage.lua"
@@ -199,7 +199,7 @@ class Edge(pulumi.ComponentResource):
                     *("haproxy", "-W", "-db", "-S", f"{LOOPBACK}:{MASTER_PORT}", "-f", config),
                 ),
                 files={START: args.start, RELOAD: args.reload},
-                live=Live(
+                live=LiveFilesArgs(
                     files={
                         CONFIG: args.config,
                         BODIES: args.bodies,

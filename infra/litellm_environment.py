@@ -32,16 +32,16 @@ MAX_BYTES = 500_000
 NAMED = ("openai_api_key", "anthropic_api_key")
 """Keys of the stack config that are other names for a variable: for that of their own, in capitals."""
 UNVERIFIED = (
-    "would send keys and prompts to whoever answers. Put the certificate of a private authority into litellmFiles, "
-    f"and set SSL_CERT_FILE in litellmEnvironment to {FILES}/NAME"
+    "would send keys and prompts to anyone who answers. Put the certificate of a private authority into "
+    f"litellmFiles, and set SSL_CERT_FILE in litellmEnvironment to {FILES}/NAME"
 )
 REFUSED = {
-    "LITELLM_MASTER_KEY=.*": "is the stack's own, which the edge asks with: masterKey sets another one",
-    "LITELLM_SALT_KEY=.*": "is the stack's own: saltKey sets another one",
+    "LITELLM_MASTER_KEY=.*": "is the stack's own, which the edge uses: set masterKey instead",
+    "LITELLM_SALT_KEY=.*": "is the stack's own: set saltKey instead",
     r"(DATABASE|DIRECT)_\w+=.*|STORE_MODEL_IN_DB=.*|IAM_TOKEN_DB_AUTH=.*": (
         "would give LiteLLM a database, with keys and models of its own beside those of the stack config"
     ),
-    r"LLM_GATEWAY_\w+=.*": "is for this project's own programs: fastStreams and fetchUrls are what sets it",
+    r"LLM_GATEWAY_\w+=.*": "is for this project's own programs: set fastStreams and fetchUrls instead",
     "(HF_HUB_OFFLINE|HOME|LITELLM_LOCAL_MODEL_COST_MAP|LITELLM_MODE)=.*": (
         "is set by the stack: replicas start and answer without asking other servers first"
     ),
@@ -51,7 +51,7 @@ REFUSED = {
         "changes how a replica listens and when it ends, which the edge relies on"
     ),
     r"(CONFIG_FILE_PATH|WORKER_CONFIG|LITELLM_CONFIG_BUCKET_\w+)=.*": (
-        "names another configuration than the one that the preview shows"
+        "names a configuration other than the one that the preview shows"
     ),
     "(DEBUG|DETAILED_DEBUG)=.*|LITELLM_LOG=(?i:debug)": "would write keys and prompts to the log",
     r"SSL_VERIFY=(?i:false|0|no)": UNVERIFIED,
@@ -75,7 +75,7 @@ def variables(values: Mapping[str, Any]) -> dict[str, SecretStr]:
     return dict(sorted({**values.get("litellm_environment", {}), **named}.items()))
 
 
-def mend(variable: str) -> str:
+def set_arguments(variable: str) -> str:
     """What sets a variable, after `pulumi config set`."""
     if variable.lower() in NAMED:
         return f"--secret {to_camel(variable.lower())} …"
@@ -104,7 +104,7 @@ def problems(values: Mapping[str, Any]) -> Iterator[Problem]:
         remove = f"rm --path 'litellmEnvironment[\"{name}\"]'"
         text = value.get_secret_value()
         if not VARIABLE.fullmatch(name):
-            what = "is no name of a variable: at most 48 letters, digits and `_`, of which the first is no digit"
+            what = "is not a valid variable name: at most 48 letters, digits and `_`, and the first is not a digit"
             yield Problem(entry, what, remove)
         elif name.lower() in NAMED and values.get(name.lower()):
             field = to_camel(name.lower())
@@ -112,15 +112,15 @@ def problems(values: Mapping[str, Any]) -> Iterator[Problem]:
         elif why := refusal(name, text):
             yield Problem(entry, f"cannot be set: it {why}", remove)
         elif "\0" in text or len(text.encode()) > MAX_BYTES:
-            yield Problem(entry, f"is no text of at most {MAX_BYTES:,} bytes", f"set --secret --path {entry} VALUE")
+            yield Problem(entry, f"is not text of at most {MAX_BYTES:,} bytes", f"set --secret --path {entry} VALUE")
         yield from missing_files(entry, text, values)
     for name, value in values.get("litellm_files", {}).items():
         place = f'litellmFiles["{name}"]'
         if not FILE.fullmatch(name):
-            what = "is no name of a file here: at most 32 of a-z, 0-9, `_`, `-`, then a dot and an ending, as ca.pem"
+            what = "is not a valid file name: at most 32 of a-z, 0-9, `_`, `-`, then an extension, such as ca.pem"
             yield Problem(f"litellmFiles.{name}", what, f"rm --path '{place}'")
         elif len(value.get_secret_value().encode()) > MAX_BYTES:
-            what = f"is larger than {MAX_BYTES:,} bytes, the most that a Swarm's secret takes"
+            what = f"is larger than {MAX_BYTES:,} bytes, the limit of a secret in Swarm"
             yield Problem(f"litellmFiles.{name}", what, f"rm --path '{place}'")
 
 

@@ -38,18 +38,18 @@ REFUSED = {
         "(plugins|fallback_access_check|fallback_budget_check)=.*": NEEDS_CODE,
     },
     "generalSettings": {
-        "master_key=.*": "is the stack's own, which the edge asks with: masterKey sets another one",
+        "master_key=.*": "is the stack's own, which the edge uses: set masterKey instead",
         r"(database_\w+|\w*spend_logs\w*|store_model_in_db|supported_db_objects)=.*"
-        "|allow_requests_on_db_unavailable=.*": "is for a LiteLLM with a database, and this stack gives it none",
+        "|allow_requests_on_db_unavailable=.*": "is for LiteLLM with a database, and this stack gives it none",
         r"(custom_auth\w*|custom_key\w*|custom_sso|custom_ui\w*|enable_jwt_auth|litellm_jwtauth|\w*oauth2\w*)=.*"
         r"|(public_routes|dangerously_\w+|control_plane_url|enable_claude_code_gateway)=.*": (
             "decides who may ask, which the edge does: a replica takes the master key and nothing else"
         ),
-        "pass_through_endpoints=.*": "opens paths that the edge lets nobody reach",
+        "pass_through_endpoints=.*": "opens paths that the edge does not let anyone reach",
         r"key_management_\w+=.*": (
-            "takes keys from elsewhere: they are in litellmEnvironment, so that a preview tells which are missing"
+            "takes keys from elsewhere: put them into litellmEnvironment, so that a preview shows which are missing"
         ),
-        r"(user_url_\w+|provider_url_\w+)=.*": "decides what LiteLLM fetches: fetchUrls does that",
+        r"(user_url_\w+|provider_url_\w+)=.*": "decides what LiteLLM fetches: set fetchUrls instead",
         "plugins=.*": NEEDS_CODE,
     },
 }
@@ -103,7 +103,7 @@ def problems(values: Mapping[str, Any]) -> Iterator[Problem]:
 def parts(place: str, value: object, values: Mapping[str, Any]) -> Iterator[Problem]:
     """What is wrong in any part of LiteLLM's config: keys in clear, missing files, variables not for it."""
     for each in in_clear(place, value, place.rpartition(".")[2]):
-        what = "stands there in clear, for all to read: take a new one, set it as a variable, and name that here"
+        what = "is in clear, where anyone can read it: get a new one, set it as a variable, and name that here"
         yield Problem(each, what, f"set --path '{each}' {REFERENCE}NAME")
     for name in dict.fromkeys(named_variables(value)):
         if why := refusal(name):
@@ -125,7 +125,7 @@ def _missing(place: str, value: object, variables: Collection[str]) -> Iterator[
     for name in dict.fromkeys(named_variables(value)):
         if name not in variables and not refusal(name):
             what = f"names the variable {name}, which is not set"
-            yield Problem(place, what, f"set {litellm_environment.mend(name)}")
+            yield Problem(place, what, f"set {litellm_environment.set_arguments(name)}")
 
 
 def _router_setting(place: str, name: str, value: object, release: providers.Release) -> Iterator[Problem]:
@@ -134,10 +134,10 @@ def _router_setting(place: str, name: str, value: object, release: providers.Rel
         near = providers.near(name, release.router_settings)
         hint = f"; did you mean {near}?" if near else ""
         known = f": {newest.version} does" if name in newest.router_settings else hint
-        yield Problem(place, f"is none that LiteLLM {release.version} knows{known}", f"rm --path {place}")
+        yield Problem(place, f"is not one that LiteLLM {release.version} knows{known}", f"rm --path {place}")
     elif name == "routing_strategy" and value not in STRATEGIES:
         near = providers.near(str(value), STRATEGIES) or "simple-shuffle"
-        yield Problem(place, f"is none of {', '.join(sorted(STRATEGIES))}", f"set --path {place} {near}")
+        yield Problem(place, f"is not one of {', '.join(sorted(STRATEGIES))}", f"set --path {place} {near}")
 
 
 def _callbacks(
@@ -159,19 +159,19 @@ def _callbacks(
             near = providers.near(name, release.callbacks)
             hint = f"; did you mean {near}?" if near else ""
             known = f": {newest.version} does" if name in newest.callbacks else hint
-            mend = f"set --path '{entry}' {near}" if near else f"rm --path '{entry}'"
-            yield Problem(entry, f"{name} is no callback that LiteLLM {release.version} knows{known}", mend)
+            fix = f"set --path '{entry}' {near}" if near else f"rm --path '{entry}'"
+            yield Problem(entry, f"{name} is not a callback that LiteLLM {release.version} knows{known}", fix)
         for variable in needs.variables:
             if variable not in variables:
                 what = f"{name} needs the variable {variable}, which is not set"
-                yield Problem(entry, what, f"set {litellm_environment.mend(variable)}")
+                yield Problem(entry, what, f"set {litellm_environment.set_arguments(variable)}")
 
 
 def _others(settings: Mapping[str, Any], variables: Collection[str]) -> Iterator[Problem]:
     """What must be so for LiteLLM to start and the edge to wait as long as it does."""
     seconds = settings.get("request_timeout", 1)
     if not isinstance(seconds, int) or isinstance(seconds, bool) or not 1 <= seconds <= LONGEST_SECONDS:
-        what = f"is no whole number of seconds from 1 to {LONGEST_SECONDS}: the edge waits a little longer"
+        what = f"is not a whole number of seconds from 1 to {LONGEST_SECONDS}"
         yield Problem("litellmSettings.request_timeout", what, "set --path litellmSettings.request_timeout 600")
     cache = settings.get("cache_params") or {}
     redis = settings.get("cache") is True and isinstance(cache, dict) and cache.get("type", "redis") == "redis"

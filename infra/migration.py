@@ -7,31 +7,23 @@ from typing import Any
 
 import psycopg
 import pulumi
-from pulumi.dynamic import CreateResult, DiffResult, Resource, ResourceProvider, UpdateResult
+from pulumi.dynamic import Resource
 
 from app import migrations
+from infra.deploy_step import DeployStep
 
-INPUTS = ("database_url", "server", "files")
 FOLDER = Path(__file__).parent.parent / "migrations"
 
 
-class _Provider(ResourceProvider):
-    serialize_as_secret_always = False
+class _Provider(DeployStep):
+    id = "migrations"
+    inputs = ("database_url", "server", "files")
 
-    def create(self, props: dict[str, Any]) -> CreateResult:
-        return CreateResult("migrations", self._apply(props))
-
-    def diff(self, id: str, olds: dict[str, Any], news: dict[str, Any]) -> DiffResult:  # noqa: A002, ARG002
-        return DiffResult(changes=any(olds.get(name) != news.get(name) for name in INPUTS))
-
-    def update(self, id: str, olds: dict[str, Any], news: dict[str, Any]) -> UpdateResult:  # noqa: A002, ARG002
-        return UpdateResult(self._apply(news))
-
-    def _apply(self, props: dict[str, Any]) -> dict[str, Any]:
+    def run(self, props: dict[str, Any], olds: dict[str, Any]) -> dict[str, Any]:  # noqa: ARG002
         try:
             migrations.up(props["database_url"], FOLDER)
         except migrations.MigrationError as error:
-            raise RuntimeError(f"migration failed; what it did in its transaction is undone. {error}") from error
+            raise RuntimeError(f"migration failed; its transaction was rolled back. {error}") from error
         except psycopg.OperationalError as error:
             raise RuntimeError(f"the database cannot be used from where `pulumi up` runs: {error}") from None
         except psycopg.Error as error:

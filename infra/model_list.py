@@ -1,9 +1,10 @@
-"""Which models are served: those of `litellm/config.yaml` and the stack config, less what lacks a variable."""
+"""Which models are served: those of `litellm/config.yaml` and the stack config, less those without a variable."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +45,7 @@ class ModelList:
     """A rendered LiteLLM config."""
 
     config: str
-    """The file as LiteLLM reads it; secrets stand in it as os.environ/NAME only."""
+    """The file as LiteLLM reads it; secrets are in it as os.environ/NAME only."""
     served: tuple[str, ...]
     """The names that callers may ask for."""
     left_out: tuple[LeftOut, ...]
@@ -81,17 +82,24 @@ def entries(
     return [_with_key(entry) for entry in (*listed, *added)]
 
 
-def lacking(entry: Mapping[str, Any], variables: Collection[str]) -> tuple[str, ...]:
+def missing_variables(entry: Mapping[str, Any], variables: Collection[str]) -> tuple[str, ...]:
     """The variables that an entry names and that are not there."""
     return tuple(dict.fromkeys(name for name in named_variables(entry) if name not in variables))
 
 
+@cache
+def parsed(text: str) -> Mapping[str, Any]:
+    """The content of `litellm/config.yaml`, from its text. A preview needs it three times: do not change it."""
+    content: Mapping[str, Any] = yaml.safe_load(text)
+    return content
+
+
 def check(text: str) -> None:
     """Look for keys in the file of that text. Raises RunError for one that stands there in clear."""
-    for model in yaml.safe_load(text).get("model_list") or ():
+    for model in parsed(text).get("model_list") or ():
         if any(in_clear("", model)):
             raise pulumi.RunError(
-                f"litellm/config.yaml: a key of {model['model_name']} stands there in clear, for all to read: take a "
+                f"litellm/config.yaml: a key of {model['model_name']} is in clear, where anyone can read it: get a "
                 "new one, name it os.environ/NAME, and set it as a secret of the stack config "
                 "(litellmEnvironment.NAME). Nothing was changed."
             )
@@ -104,7 +112,7 @@ def render(text: str, settings: Settings, *, demo_url: str, today: date | None =
     `today` decides which models have ended; it is the present day in UTC unless given.
     """
     config: dict[str, Any] = litellm_settings.laid_over(
-        yaml.safe_load(text), {key: getattr(settings, section) for key, section in litellm_settings.SECTIONS.items()}
+        parsed(text), {key: getattr(settings, section) for key, section in litellm_settings.SECTIONS.items()}
     )
     variables = {*settings.variables, *key_variables(settings.models, settings.model_keys)}
     release = providers.load().release(settings.litellm_image)
@@ -112,7 +120,7 @@ def render(text: str, settings: Settings, *, demo_url: str, today: date | None =
     left_out: list[LeftOut] = []
     for listed in entries(config, settings.models, settings.model_keys):
         entry = _told_to(release, listed)
-        missing = lacking(entry, variables)
+        missing = missing_variables(entry, variables)
         provider = providers.load().of(entry["litellm_params"]["model"])
         if not missing:
             models.append(entry)

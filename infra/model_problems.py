@@ -6,7 +6,6 @@ import re
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-import yaml
 from pydantic.alias_generators import to_camel
 
 from infra import litellm_environment, model_list, providers
@@ -36,7 +35,7 @@ def problems(values: Mapping[str, Any]) -> Iterator[Problem]:
         if count > 1:
             last = max(index for index, model in enumerate(models) if model.name == name)
             what = (
-                f"names {name} {count} times: several deployments of one name have the form of LiteLLM's model_list"
+                f"names {name} {count} times: several deployments of one name need the form of LiteLLM's model_list"
             )
             yield Problem("models", what, f"rm --path 'models[{last}]'")
     release = providers.load().release(values.get("litellm_image", ""))
@@ -62,7 +61,9 @@ def problems(values: Mapping[str, Any]) -> Iterator[Problem]:
             yield from parts(f"{place}.model_info", model.model_info, values)
     names = {model.name for model in models}
     for name in sorted(values.get("model_keys", {}).keys() - names):
-        yield Problem(f"modelKeys.{name}", "is the key of no model in `models`", f"rm --path 'modelKeys[\"{name}\"]'")
+        yield Problem(
+            f"modelKeys.{name}", "is not the key of any model in `models`", f"rm --path 'modelKeys[\"{name}\"]'"
+        )
     yield from _nothing_served(values)
 
 
@@ -96,9 +97,9 @@ def _short(place: str, model: ShortModel, *, has_key: bool) -> Iterator[Problem]
         example = provider.server or provider.needs.get("api_base") or "http://host.docker.internal:8000/v1"
         what = f"{model.name} is a local model, so the URL of its server must be given"
         if not provider.server:
-            what = f"{model.name} needs the URL that it is asked at, or else a key in modelKeys"
+            what = f"{model.name} needs the URL of its server, or else a key in modelKeys"
         if provider.own_address:
-            what = f"{model.name} is asked at an address of the account's own"
+            what = f"{model.name} needs the account's own address"
         yield Problem(f"{place}.apiBase", f"is missing: {what}", f"set --path '{place}.apiBase' {example}")
 
 
@@ -114,7 +115,7 @@ def _parameters(place: str, model: Deployment) -> Iterator[Problem]:
     for name, form in provider.formats.items():
         text = str(model.litellm_params.get(name, ""))
         if text and not text.startswith(REFERENCE) and not re.fullmatch(form, text):
-            what = f"does not look like one, as {provider.needs.get(name)}"
+            what = f"does not look like one, such as {provider.needs.get(name)}"
             yield Problem(f"{place}.{name}", what, f"set --path '{place}.{name}' {provider.needs.get(name)}")
     if str(model.litellm_params.get("ssl_verify")).lower() == "false":
         yield Problem(f"{place}.ssl_verify", f"cannot be set: it {UNVERIFIED}", f"rm --path '{place}.ssl_verify'")
@@ -130,13 +131,13 @@ def _nothing_served(values: Mapping[str, Any]) -> Iterator[Problem]:
     if values.get("demo") is not False:
         return
     model_keys = values.get("model_keys", {})
-    config = yaml.safe_load(model_list.FILE.read_text(encoding="utf-8"))
+    config = model_list.parsed(model_list.FILE.read_text(encoding="utf-8"))
     variables = {
         *litellm_environment.variables(values),
         *model_list.key_variables(values["models"], model_keys),
     }
     listed = model_list.entries(config, values["models"], model_keys)
-    if any(not model_list.lacking(entry, variables) for entry in listed):
+    if any(not model_list.missing_variables(entry, variables) for entry in listed):
         return
     what = "nothing can answer: no provider key and no local model is set"
     for field in litellm_environment.NAMED:

@@ -9,17 +9,10 @@ from urllib.parse import quote
 import psycopg
 import pulumi
 from psycopg import sql
-from pulumi.dynamic import (
-    CheckFailure,
-    CheckResult,
-    CreateResult,
-    DiffResult,
-    Resource,
-    ResourceProvider,
-    UpdateResult,
-)
+from pulumi.dynamic import CheckFailure, CheckResult, Resource
 
-from infra.secrets import Constant, GuardProvider, RotatingSecret
+from infra.deploy_step import DeployStep, GuardProvider
+from infra.secrets import ImmutableValue, RotatingSecret
 from infra.workload import LOOPBACK, SECRETS, HealthCheck, Placement, Port, Workload
 
 if TYPE_CHECKING:
@@ -77,7 +70,7 @@ class PostgresArgs:
 class Postgres(pulumi.ComponentResource):
     """A Postgres server with a volume that outlives it, one database for the app and one for LiteLLM.
 
-    Creates: the workload `postgres`, its volume, `RotatingSecret`, `Constant`, `DatabaseRoles`.
+    Creates: the workload `postgres`, its volume, `RotatingSecret`, `ImmutableValue`, `DatabaseRoles`.
     Type token: `llm-infrastructure:postgres:Postgres`.
     """
 
@@ -91,7 +84,7 @@ class Postgres(pulumi.ComponentResource):
     ) -> None:
         super().__init__("llm-infrastructure:postgres:Postgres", name, {}, opts)
         child = pulumi.ResourceOptions(parent=self)
-        version = Constant(
+        version = ImmutableValue(
             f"{name}-major-version",
             args.major_version,
             of=args.volume,
@@ -173,19 +166,11 @@ def _logins(props: dict[str, Any], olds: dict[str, Any]) -> tuple[str, str]:
     return (has_last, other) if is_set else (other, has_last)
 
 
-class _RolesProvider(ResourceProvider):
-    serialize_as_secret_always = False
+class _RolesProvider(DeployStep):
+    id = "roles"
+    inputs = ROLES_INPUTS
 
-    def create(self, props: dict[str, Any]) -> CreateResult:
-        return CreateResult("roles", self._apply(props, {}))
-
-    def diff(self, id: str, olds: dict[str, Any], news: dict[str, Any]) -> DiffResult:  # noqa: A002, ARG002
-        return DiffResult(changes=any(olds.get(name) != news.get(name) for name in ROLES_INPUTS))
-
-    def update(self, id: str, olds: dict[str, Any], news: dict[str, Any]) -> UpdateResult:  # noqa: A002, ARG002
-        return UpdateResult(self._apply(news, olds))
-
-    def _apply(self, props: dict[str, Any], olds: dict[str, Any]) -> dict[str, Any]:
+    def run(self, props: dict[str, Any], olds: dict[str, Any]) -> dict[str, Any]:
         login, other = _logins(props, olds)
         with _connect_as_superuser(props, olds) as connection:
             _set_password(connection, SUPERUSER, props["superuser_password"])
@@ -312,8 +297,8 @@ class _SaltKeyProvider(GuardProvider):
         failures = []
         if olds and olds["configured"] != news["configured"] and _litellm_has_tables(news):
             reason = (
-                "LiteLLM's database holds credentials that only the present salt key can decrypt: it cannot change. "
-                "Put saltKey back as it was (./pulumiw config rm saltKey, if it was not set)."
+                "LiteLLM's database holds credentials that only the current salt key can decrypt, so it cannot "
+                "change. Restore saltKey (if it was not set: ./pulumiw config rm saltKey)."
             )
             failures.append(CheckFailure("configured", reason))
         return CheckResult(news, failures)

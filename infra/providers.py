@@ -156,7 +156,7 @@ def load() -> Table:
     )
 
 
-def lacking(image: str, config: Mapping[str, Any]) -> dict[str, str]:
+def missing_packages(image: str, config: Mapping[str, Any]) -> dict[str, str]:
     """What of a LiteLLM config needs a Python package that the image built here in place of `image` does not have.
 
     By what needs it: the name of a model or a callback. Empty where none is built for that release.

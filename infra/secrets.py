@@ -1,4 +1,4 @@
-"""Secrets that nobody has to invent: generated once, kept encrypted in the state, made anew on demand.
+"""Secrets that nobody has to invent: generated once, kept encrypted in the state, regenerated on demand.
 
 A `RotatingSecret` has a current and a previous value, so that both can be valid while clients change over. It makes
 a new one when its version grows; a value set in the stack config wins, and is rotated by setting another one. The
@@ -11,15 +11,9 @@ import secrets
 from typing import Any, Literal
 
 import pulumi
-from pulumi.dynamic import (
-    CheckFailure,
-    CheckResult,
-    CreateResult,
-    DiffResult,
-    Resource,
-    ResourceProvider,
-    UpdateResult,
-)
+from pulumi.dynamic import CheckFailure, CheckResult, CreateResult, Resource
+
+from infra.deploy_step import DeployStep, GuardProvider
 
 Kind = Literal["key", "password", "identity"]
 
@@ -30,13 +24,11 @@ SETTINGS = {"version": "secretVersions", "retire": "retirePrevious"}
 PREFIXES = {"key": "sk-", "password": "", "identity": ""}
 
 
-class _Provider(ResourceProvider):
-    """Makes the values. Lives in an importable module, so that the state holds its name and not its code."""
-
-    serialize_as_secret_always = False
+class _Provider(DeployStep):
+    inputs = ("version", "retire", "configured", "kind")
 
     def check(self, olds: dict[str, Any], news: dict[str, Any]) -> CheckResult:
-        # A number that made values says nothing of a value of one's own: settings want it removed beside one.
+        # A number generates values and means nothing beside your own value: the settings refuse it there.
         counted = ("retire",) if news["configured"] else ("version", "retire")
         failures = [
             CheckFailure(name, f"{SETTINGS[name]} cannot go back from {int(olds[name])} to {int(news[name])}")
@@ -49,23 +41,17 @@ class _Provider(ResourceProvider):
         value = props["configured"] or _generate(props["kind"])
         return CreateResult(secrets.token_hex(8), {**props, "value": value, "previous": "", "generation": 1})
 
-    def diff(self, id: str, olds: dict[str, Any], news: dict[str, Any]) -> DiffResult:  # noqa: A002, ARG002
-        inputs = ("version", "retire", "configured", "kind")
-        return DiffResult(changes=any(olds.get(name) != news.get(name) for name in inputs))
-
-    def update(self, id: str, olds: dict[str, Any], news: dict[str, Any]) -> UpdateResult:  # noqa: A002, ARG002
+    def run(self, props: dict[str, Any], olds: dict[str, Any]) -> dict[str, Any]:
         value = olds["value"]
-        if news["configured"]:
-            value = news["configured"]
-        elif news["version"] > olds["version"]:
-            value = _generate(news["kind"])
+        if props["configured"]:
+            value = props["configured"]
+        elif props["version"] > olds["version"]:
+            value = _generate(props["kind"])
         rotated = value != olds["value"]
         previous = olds["value"] if rotated else olds["previous"]
-        if news["retire"] > olds.get("retire", 0):
+        if props["retire"] > olds.get("retire", 0):
             previous = ""
-        return UpdateResult(
-            {**news, "value": value, "previous": previous, "generation": olds["generation"] + int(rotated)}
-        )
+        return {**props, "value": value, "previous": previous, "generation": olds["generation"] + int(rotated)}
 
 
 def _generate(kind: Kind) -> str:
@@ -109,21 +95,6 @@ class RotatingSecret(Resource, module="secrets", name="RotatingSecret"):
         )
 
 
-class GuardProvider(ResourceProvider):
-    """Makes nothing, and remembers its inputs, so that `check` can refuse a change of them in the preview."""
-
-    serialize_as_secret_always = False
-
-    def create(self, props: dict[str, Any]) -> CreateResult:
-        return CreateResult("guard", props)
-
-    def diff(self, id: str, olds: dict[str, Any], news: dict[str, Any]) -> DiffResult:  # noqa: A002, ARG002
-        return DiffResult(changes=olds != news)
-
-    def update(self, id: str, olds: dict[str, Any], news: dict[str, Any]) -> UpdateResult:  # noqa: A002, ARG002
-        return UpdateResult(news)
-
-
 class _ConstantProvider(GuardProvider):
     def check(self, olds: dict[str, Any], news: dict[str, Any]) -> CheckResult:
         of, value = news["of"], news["value"]
@@ -135,8 +106,8 @@ class _ConstantProvider(GuardProvider):
         return CheckResult({**news, "values": {**values, of: value}}, failures)
 
 
-class Constant(Resource, module="secrets", name="Constant"):
-    """A value for each of several things, which may not change: a preview that changes one fails with `refusal`.
+class ImmutableValue(Resource, module="secrets", name="Constant"):  # as states name it
+    """A value for each of several things that must not change: a preview that changes one fails with `refusal`.
 
     Creates: nothing outside the state. Type token: `pulumi-python:dynamic/secrets:Constant`.
     """

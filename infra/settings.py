@@ -1,6 +1,6 @@
 """The stack config as one frozen object: what each key may be.
 
-Types and defaults stand in `Pulumi.yaml`; this module knows ranges and formats, and `infra.stack_config` what must
+Types and defaults are in `Pulumi.yaml`; this module knows ranges and formats, and `infra.stack_config` what must
 fit together.
 """
 
@@ -73,7 +73,7 @@ def postgres_major_version(image: str) -> str:
 def _image(reference: str) -> str:
     match = IMAGE.fullmatch(reference)
     if match is None:
-        raise ValueError("is not an image reference, as name:tag, name@sha256:… or name:tag@sha256:…")
+        raise ValueError("is not an image reference such as name:tag, name@sha256:… or name:tag@sha256:…")
     if match["digest"] is None and (match["tag"] is None or moves(match["tag"])):
         raise ValueError("is not pinned: add a version as tag, or a digest")
     return reference
@@ -124,7 +124,7 @@ def _docker_host(host: str) -> str:
     if not (url.scheme == "unix" and url.path) and not (url.scheme in {"ssh", "tcp"} and url.hostname):
         raise ValueError("must be unix:///path, ssh://user@host, or tcp://host:2376 for TLS")
     if url.password:
-        raise ValueError("has a password, which would be shown: let a key of yours in (ssh-copy-id)")
+        raise ValueError("has a password, which would be shown: use an ssh key (ssh-copy-id)")
     if why := lacks_certificates(host):
         raise ValueError(why)
     return host
@@ -132,7 +132,7 @@ def _docker_host(host: str) -> str:
 
 def _constraint(constraint: str) -> str:
     if not CONSTRAINT.fullmatch(constraint):
-        raise ValueError("is no placement constraint of Docker, as node.labels.gpu == true")
+        raise ValueError("is not a placement constraint of Docker, such as node.labels.gpu == true")
     return constraint
 
 
@@ -142,7 +142,7 @@ def _database_url(url: SecretStr) -> SecretStr:
     except ProgrammingError:
         parts = {}
     if not parts.get("host") or not parts.get("dbname"):
-        raise ValueError("must name a host and a database, as postgresql://user:password@host:5432/name")
+        raise ValueError("must name a host and a database, such as postgresql://user:password@host:5432/name")
     return url
 
 
@@ -154,7 +154,7 @@ def _without_credentials(url: AnyHttpUrl) -> AnyHttpUrl:
 
 def _litellm_params(parameters: dict[str, Any]) -> dict[str, Any]:
     if not re.fullmatch(MODEL, str(parameters.get("model", ""))):
-        raise ValueError("must have a `model` with its provider before it, as provider/model")
+        raise ValueError("must have a `model` with its provider in front, as provider/model")
     return {name: _typed(name, value) for name, value in parameters.items()}
 
 
@@ -270,7 +270,7 @@ Model = Annotated[
 
 
 class SecretVersions(_Frozen):
-    """The number of each generated secret; a higher one than before makes it anew."""
+    """The number of each generated secret; a higher one than before regenerates it."""
 
     master_key: Version = 1
     client_keys: Annotated[dict[ClientName, Version], AfterValidator(_sorted)] = {}
@@ -286,7 +286,7 @@ class RetirePrevious(_Frozen):
 
 
 class Settings(_Frozen):
-    """The whole stack config. Each field's example is what the command that mends it shows."""
+    """The whole stack config. Each field's example is what the command that fixes it shows."""
 
     docker_host: Annotated[str, AfterValidator(_docker_host)] = Field(examples=["unix:///var/run/docker.sock"])
     bind_address: IPv4Address = Field(examples=[LOOPBACK])

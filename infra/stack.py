@@ -250,9 +250,10 @@ def _postgres_major_version(settings: Settings, placement: Placement) -> str:
     version = postgres_major_version(image) or placement.image_environment(image).get("PG_MAJOR", "")
     if not version.isdecimal():
         raise pulumi.RunError(
-            f"postgresImage: nothing tells the major version of {image}, which cannot change over data. Fetch it, so "
-            f"that it can be asked: docker --host {settings.docker_host} pull {image}. Or name one whose tag tells: "
-            f"./pulumiw config set --stack {pulumi.get_stack()} postgresImage postgres:17@sha256:…"
+            f"postgresImage: the major version of {image} is unknown, and it must match the data. Pull it, so that "
+            f"it can be read from the image: docker --host {settings.docker_host} pull {image}. Or use an image "
+            f"with the version in its tag: ./pulumiw config set --stack {pulumi.get_stack()} postgresImage "
+            "postgres:17@sha256:…"
         )
     return version
 
@@ -305,10 +306,12 @@ def _doubts(settings: Settings, models: ModelList) -> Iterator[str]:
     """What a preview warns of: models that are not served, will not work, or end; limits that are not exact."""
     yield from map(_left_out, models.left_out)
     if settings.litellm_image in stand_ins(IMAGE_CHOICES):
-        for name, package in providers.lacking(settings.litellm_image, yaml.safe_load(models.config)).items():
+        for name, package in providers.missing_packages(
+            settings.litellm_image, yaml.safe_load(models.config)
+        ).items():
             yield (
                 f"{name} will not work: it needs the Python package {package}, which the official image of LiteLLM "
-                "has and the one that was built on this machine has not."
+                "has and the one built on this machine does not."
             )
     if settings.client_rpm and settings.placement == "swarm":
         yield (
@@ -328,7 +331,7 @@ def _left_out(model: LeftOut) -> str:
     """What the preview says of a model that is not served."""
     missing = " and ".join(model.variables)
     commands = " && ".join(
-        f"./pulumiw config set --stack {pulumi.get_stack()} {litellm_environment.mend(each)}"
+        f"./pulumiw config set --stack {pulumi.get_stack()} {litellm_environment.set_arguments(each)}"
         for each in model.variables
     )
     return f"{model.name} is left out: {missing} {'is' if len(model.variables) == 1 else 'are'} not set ({commands})"

@@ -1,6 +1,6 @@
 """Pulumi's stack config as Settings, or every problem with it at once, before any resource is registered.
 
-What each key may be stands in `infra.settings`; what must fit together stands here.
+What each key may be is in `infra.settings`; what must fit together is here.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def validate(
         try:
             value = _parsed(config[key], key)
             if key in SHOWN and key in secret:
-                what = "is shown in previews, so nothing in it may be encrypted: set that as a variable and name it"
+                what = "is shown in previews, so nothing in it can be encrypted: set a variable, and name that here"
                 problems.append(Problem(key, what, "set --secret --path litellmEnvironment.NAME VALUE"))
             if is_secret(field):
                 places = (plain or {}).get(key, ()) if key in secret else _plain(value)
@@ -100,7 +100,7 @@ def validate(
 
 
 def _plain(value: object, place: Place = ()) -> Iterator[Place]:
-    """Where in a value of the stack's file something stands in clear. Pulumi writes {secure: …} for what does not."""
+    """Where in a value of the stack's file something is in clear. Pulumi writes {secure: …} for what does not."""
     if isinstance(value, dict):
         if value.keys() != {"secure"}:
             for name, each in value.items():
@@ -113,7 +113,7 @@ def _plain(value: object, place: Place = ()) -> Iterator[Place]:
 
 
 def _may_be_plain(key: str, place: Place, value: object) -> bool:
-    """Whether what stands in clear at a place of a key's value is for everybody to read."""
+    """Whether what is in clear at a place of a key's value is for everybody to read."""
     if key not in {"litellmEnvironment", "litellmFiles"} or len(place) != 1 or not isinstance(value, dict):
         return False
     return not litellm_environment.must_be_encrypted(key, str(place[0]), value.get(place[0]))
@@ -122,11 +122,11 @@ def _may_be_plain(key: str, place: Place, value: object) -> bool:
 def _in_clear(key: str, place: Place) -> Problem:
     steps = "".join(f"[{step}]" if isinstance(step, int) else f'["{step}"]' for step in place)
     command = f"set --secret --path '{key}{steps}' VALUE" if place else set_command(key)
-    return Problem(_path(key, place), "is not encrypted: take a new one, this one may be known", command)
+    return Problem(_path(key, place), "is not encrypted: get a new one, as this one may be known", command)
 
 
 def report(problems: list[Problem], stack: str) -> str:
-    """All problems, each with the whole command that mends it."""
+    """All problems, each with the whole command that fixes it."""
     count = "a problem" if len(problems) == 1 else f"{len(problems)} problems"
     lines = [f"The configuration of stack {stack} has {count}; nothing was changed."]
     for problem in problems:
@@ -183,17 +183,17 @@ def _contradictions(values: Mapping[str, Any]) -> Iterator[Problem]:
     yield from _tls_problems(values)
     host, address = urlsplit(values.get("docker_host", "")), values.get("bind_address")
     if host.hostname and address is not None and address.is_loopback:
-        what = f"is that machine's own: nothing reaches it from here, and `up` must reach Postgres on {host.hostname}"
+        what = f"cannot be reached from here, and `up` must reach Postgres on {host.hostname}"
         yield Problem("bindAddress", what, "set bindAddress 10.0.0.5")
     yield from _swarm_problems(values)
     for secret in ("master_key", "postgres_password", "database_password"):
         if values.get(secret) and getattr(values.get("secret_versions"), secret, 1) > 1:
             key = to_camel(secret)
-            what = f"has no effect while {key} is set: set another {key} to rotate it"
+            what = f"has no effect while {key} is set: set a new {key} to rotate it"
             yield Problem(f"secretVersions.{key}", what, f"rm --path secretVersions.{key}")
     if values.get("demo") and values.get("protect_data"):
         yield Problem(
-            "demo", "does not go with protectData: data worth protecting is not for a demo", "set demo false"
+            "demo", "cannot be combined with protectData: data worth protecting is not for a demo", "set demo false"
         )
     yield from litellm_environment.problems(values)
     yield from model_problems.problems(values)
@@ -221,11 +221,11 @@ def _client_key_problems(values: Mapping[str, Any]) -> Iterator[Problem]:
     for key, of_clients in named.items():
         for client in of_clients:
             if client not in clients and "client_keys" in values:
-                what = f"there is no such client (clientKeys names {', '.join(sorted(clients))})"
+                what = f"there is no such client (clientKeys has {', '.join(sorted(clients))})"
                 yield Problem(f"{key}.{client}", what, f"rm --path {key}.{client}")
     for client, version in named["secretVersions.clientKeys"].items():
         if version > 1 and values.get("client_keys", {}).get(client):
-            what = "has no effect while its key is set: set another one to rotate it"
+            what = "has no effect while its key is set: set a new one to rotate it"
             yield Problem(
                 f"secretVersions.clientKeys.{client}", what, f"rm --path secretVersions.clientKeys.{client}"
             )
@@ -249,15 +249,15 @@ def _swarm_problems(values: Mapping[str, Any]) -> Iterator[Problem]:
     """What Swarm cannot do, and what only Swarm can."""
     if values.get("placement") == "swarm":
         if (address := values.get("bind_address")) is not None and not address.is_unspecified:
-            what = "cannot be kept on a Swarm, which publishes a port on each address of a node"
+            what = "does not work on a Swarm, which publishes a port on every address of a node"
             yield Problem("bindAddress", what, "set bindAddress 0.0.0.0")
         if values.get("metrics_port"):
-            what = "would be published on each address of each node: a Swarm knows no loopback port"
+            what = "would be published on every address of every node: a Swarm cannot publish on loopback only"
             yield Problem("metricsPort", what, "rm metricsPort")
     elif values.get("placement") == "docker":
         for key in ("image_registry", "constraints", "postgres_node"):
             if values.get(key):
-                what = "is for a Swarm, and placement is docker"
+                what = "is for a Swarm, but placement is docker"
                 yield Problem(to_camel(key), what, "set placement swarm")
 
 

@@ -47,7 +47,7 @@ def http_health_check(port: int, path: str) -> HealthCheck:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Live:
+class LiveFilesArgs:
     """Files that a part takes up while it runs, where the placement can: a change of one does not replace the part.
 
     The part starts once they are there. Commands run in the container, as the part's user.
@@ -87,7 +87,7 @@ class Workload:
     """Content by absolute path."""
     secrets: Mapping[str, pulumi.Input[str]] = field(default_factory=dict)
     """Content by file name in SECRETS."""
-    live: Live | None = None
+    live: LiveFilesArgs | None = None
     health: HealthCheck
     user: str
     file_owner: int

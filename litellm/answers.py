@@ -101,7 +101,7 @@ class Exchange:
 current: ContextVar[Exchange | None] = ContextVar("exchange", default=None)
 
 
-class Mender:
+class Rewriter:
     """The way back: passes answers on as they are, but for errors that a client could not read."""
 
     def __init__(
@@ -129,7 +129,7 @@ class Mender:
         elif self.start is not None and message["type"] == "http.response.body":
             self.held += message.get("body", b"")
             if not message.get("more_body"):
-                await (self._mended if self.start["status"] >= BAD_REQUEST else self._listed)(self.start)
+                await (self._rewritten if self.start["status"] >= BAD_REQUEST else self._listed)(self.start)
             return
         elif self.stream and message["type"] == "http.response.body":
             message = self._event(message)
@@ -144,7 +144,7 @@ class Mender:
         """Answer for LiteLLM, which raised in place of an answer."""
         self.exchange.error, self.held = problem, b'{"error": {"message": "The gateway failed."}}'
         status = getattr(problem, "status_code", FAILED)
-        await self._mended({"status": status if isinstance(status, int) else FAILED, "headers": []})
+        await self._rewritten({"status": status if isinstance(status, int) else FAILED, "headers": []})
 
     def _event(self, message: Message) -> Message:
         """An Anthropic stream ends with message_stop, or with an error that its SDKs raise."""
@@ -170,7 +170,7 @@ class Mender:
         content["data"] = [{**model, **told.get(model["id"], {})} for model in models]
         await answer(self.send, start["status"], content, others(start["headers"]))
 
-    async def _mended(self, start: Message) -> None:
+    async def _rewritten(self, start: Message) -> None:
         status: int = start["status"]
         try:
             content = json.loads(self.held)
@@ -219,7 +219,7 @@ class Mender:
             message = "This needs OpenAI's key: set openaiApiKey in the stack config."
             return {"status": BAD_REQUEST, "code": "invalid_request", "message": message}
         if status == FAILED and not self.exchange.asked and (wrong := root_of(self.exchange.error)) is not None:
-            message = f"LiteLLM cannot work with this request: {type(wrong).__name__}: {str(wrong)[:500]}"
+            message = f"LiteLLM cannot process this request: {type(wrong).__name__}: {str(wrong)[:500]}"
             return {"status": BAD_REQUEST, "code": "invalid_request", "message": message}
         return {"status": BAD_REQUEST, "code": "invalid_request"} if status == UNPROCESSABLE else {}
 

@@ -21,7 +21,7 @@ SECONDS = 60.0
 def install() -> None:
     """Have LiteLLM repeat what a refused key failed at another deployment, or not at all where there is no other.
 
-    Nothing is repeated for a caller who has left.
+    Nothing is repeated for a caller that has left.
 
     LiteLLM repeats as often as `AuthenticationErrorRetries` says. It notes each repeat by `Router.log_retry`, which
     1.55.0 and 1.108.14 both call before they choose again.
@@ -43,7 +43,7 @@ def install() -> None:
             if not left:
                 raise e
             self.cooldown_cache.add_deployment_to_cooldown(refused, e, UNAUTHORIZED, SECONDS)
-            LOG.warning("The provider refuses the key of a deployment of %s: others are asked", names[refused])
+            LOG.warning("The provider refuses the key of a deployment of %s: asking the others", names[refused])
         return note(self, kwargs=kwargs, e=e)
 
     router.log_retry = log_retry

@@ -1,4 +1,4 @@
-"""A stream that ends before its answer does is an error, whoever translates it.
+"""A stream that ends before its answer does is an error, no matter who translates it.
 
 LiteLLM ends each stream with "stop" where its provider has not said why it ended: half an answer, or a page of HTML
 in place of one, then looks whole. Streams that litellm/streams.py hands on are looked at there.

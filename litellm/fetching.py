@@ -1,7 +1,7 @@
 """What LiteLLM may fetch itself: the URLs in a request, for providers that take no URLs of images and documents.
 
 Nothing, unless the stack config's `fetchUrls` allows it; and then only what is on the public internet. A name is
-resolved here and the connection made to the very address that was looked at, for each redirect anew.
+resolved here and the connection made to the very address that was looked at, again for each redirect.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ MEASURING, MEASURE = ("litellm.utils", "litellm.litellm_core_utils.token_counter
 UNKNOWN_SIZE = (300, 300)
 """Width and height of an image in pixels where LiteLLM does not know better; its own default."""
 CONVERSIONS = ("convert_url_to_base64", "async_convert_url_to_base64")
-NOT_ALLOWED = "this gateway fetches no URLs. Send the content itself, as a data: URL in base64."
+NOT_ALLOWED = "this gateway does not fetch URLs. Send the content itself, as a data: URL in base64."
 
 
 class NotFetchedError(Exception):
@@ -97,14 +97,16 @@ def _fetched(url: str, headers: dict[str, str], redirects: int) -> Any:
         for left in range(redirects, -1, -1):
             parts = urlsplit(url)
             if parts.scheme not in {"http", "https"} or not parts.hostname or parts.username or parts.password:
-                raise NotFetchedError("only http and https URLs without a user are fetched.")
+                raise NotFetchedError("only http and https URLs without a user name are fetched.")
             content = b""
             try:
                 with pool.stream("GET", url, headers=headers, extensions={"timeout": limits}) as answer:
                     for part in answer.iter_stream():
                         content += part
                         if len(content) > MAX_BYTES or time.monotonic() > until:
-                            raise NotFetchedError(f"it takes more than {MAX_BYTES >> 20} MB or {SECONDS} seconds.")
+                            raise NotFetchedError(
+                                f"it is larger than {MAX_BYTES >> 20} MB or takes longer than {SECONDS} seconds."
+                            )
             except failures as problem:
                 raise NotFetchedError(f"it cannot be reached ({type(problem).__name__}).") from None
             location = dict(answer.headers).get(b"location", b"").decode("latin-1")
@@ -118,7 +120,7 @@ def _fetched(url: str, headers: dict[str, str], redirects: int) -> Any:
 
 
 def tell(url: str, why: str) -> None:
-    """Have whoever asked told why a URL of theirs was not used."""
+    """Tell the caller why a URL was not used."""
     exchange = current.get()
     if exchange is not None and not exchange.reason:
         exchange.reason = f"{url[:200]!r} cannot be used: {why}"

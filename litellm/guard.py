@@ -21,7 +21,7 @@ import answers
 import release as releases
 import room
 import usage
-from answers import NOT_FOUND, OVERLOADED, UNSUPPORTED, Exchange, Mender, Refusal, answer, current, error
+from answers import NOT_FOUND, OVERLOADED, UNSUPPORTED, Exchange, Refusal, Rewriter, answer, current, error
 from parameters import fitting
 from release import OF_A_PROVIDER
 from shapes import check_shapes, check_text_only
@@ -61,7 +61,7 @@ LABEL = re.compile(rb"[A-Za-z0-9][A-Za-z0-9._:@/-]{0,99}")
 
 
 class Guard:
-    """ASGI middleware that lets through what a client may ask, and mends what LiteLLM answers."""
+    """ASGI middleware that lets through what a client may ask, and repairs what LiteLLM answers."""
 
     def __init__(self, app: App, release: Release, totals: Totals) -> None:
         self.app, self.release, self.totals = app, release, totals
@@ -92,36 +92,36 @@ class Guard:
             return  # the client is gone
         exchange.large = len(body) > room.LARGE
         current.set(exchange)
-        mender = Mender(send, scope, exchange, self.release, anthropic=anthropic)
+        rewriter = Rewriter(send, scope, exchange, self.release, anthropic=anthropic)
 
         async def watched() -> Message:
             message = await receive()
-            exchange.left = exchange.left or (message["type"] == "http.disconnect" and not mender.ended)
+            exchange.left = exchange.left or (message["type"] == "http.disconnect" and not rewriter.ended)
             return message
 
         try:
-            await self._answer(scope, body, watched, mender)
+            await self._answer(scope, body, watched, rewriter)
         except Exception as problem:
-            if mender.started:
+            if rewriter.started:
                 raise
             LOG.exception("LiteLLM failed without an answer")
-            await mender.failed(problem)
+            await rewriter.failed(problem)
         finally:
             if exchange.left:
                 await usage.left(exchange, self.totals)
             # Contexts outlive a request, as that of a connection that is kept: a stream that they hold is not closed.
             exchange.wrapper = None
 
-    async def _answer(self, scope: Scope, body: bytes, receive: Receive, mender: Mender) -> None:
+    async def _answer(self, scope: Scope, body: bytes, receive: Receive, rewriter: Rewriter) -> None:
         """Have LiteLLM answer. A caller who leaves before that begins ends it, and what it asked of a provider."""
-        answering = asyncio.ensure_future(self.app(scope, replay(body, receive), mender))
+        answering = asyncio.ensure_future(self.app(scope, replay(body, receive), rewriter))
         leaving = asyncio.ensure_future(disconnected(receive))
         try:
             await asyncio.wait((answering, leaving), return_when=asyncio.FIRST_COMPLETED)
-            if answering.done() or mender.started:
+            if answering.done() or rewriter.started:
                 await answering
             else:
-                mender.exchange.given_up = True
+                rewriter.exchange.given_up = True
         finally:
             leaving.cancel()
             while not answering.done():  # LiteLLM 1.55.0 takes the end of a call to Azure for a fault of Azure's
@@ -195,7 +195,7 @@ class Guard:
             raise Refusal(message, code="unsupported_media_type", status=UNSUPPORTED)
         fields = self._json(body)
         if fields.get("stream") and WHOLE.search(scope["path"]):
-            raise Refusal("`stream` is not for this path.", param="stream", code="invalid_type")
+            raise Refusal("`stream` is not available on this path.", param="stream", code="invalid_type")
         scope["headers"] = [it for it in scope["headers"] if it[0] != b"content-type"]
         scope["headers"].append((b"content-type", b"application/json"))
         return fields
@@ -226,7 +226,7 @@ class Guard:
             and body.startswith(b"--" + boundary[1])
             and body.rstrip(b"\r\n").endswith(b"--" + boundary[1] + b"--")
         ):
-            raise Refusal("The form is not complete.", code="invalid_form")
+            raise Refusal("The form is incomplete.", code="invalid_form")
         try:
             form = await Request(scope, replay(body, None)).form()
         except Exception as problem:  # noqa: BLE001 -- parsers raise what they like

@@ -37,6 +37,6 @@ def fitting(path: str, fields: Mapping[str, Any], refused: Mapping[str, str]) ->
             value = fitted.pop(given, None)
             if fate == ERROR and value is not None and value != DEFAULTS.get(name):
                 model = str(fields.get("model"))[:100]
-                message = f"`{given}` is not taken by the model behind {model}: leave it out."
+                message = f"`{given}` is not accepted by the model behind {model}: leave it out."
                 raise Refusal(message, param=given, code="unsupported_parameter")
     return fitted

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 GEMINI = "Gemini's own, sent on"
 ALLOWED = {
-    "metadata": "labels of the caller's own; what is in it is looked at by name too",
+    "metadata": "the caller's own labels; its entries are checked by name too",
     "tags": "labels for the logs",
     **dict.fromkeys(("user_id", "request_id", "client_metadata"), "labels for the provider: zai, vLLM, Codex"),
     **dict.fromkeys(("format", "images", "keep_alive", "think"), "Ollama's own, sent on"),

@@ -62,7 +62,7 @@ SHAPES: Mapping[str, tuple[str, ...]] = {
 
 
 def check_shapes(path: str, fields: Mapping[str, Any]) -> None:
-    """Refuse published fields of a type that no release of LiteLLM works with, and what lacks one."""
+    """Refuse published fields of a type that no release of LiteLLM works with, and fields without a type."""
     check_needed(path, fields)
     for name, value in fields.items():
         shapes = SHAPES.get(name)
@@ -109,7 +109,7 @@ def is_tokens(part: object) -> bool:
 
 
 def check_parts(parts: object, where: str, *, typed: bool = True) -> None:
-    """Refuse a list whose elements are not all objects, or lack their type."""
+    """Refuse a list whose elements are not all objects, or have no type."""
     if not isinstance(parts, list):
         raise Refusal(f"`{where}` must be a string or a list.", param=where, code="invalid_type")
     for number, part in enumerate(parts):

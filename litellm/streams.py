@@ -2,7 +2,7 @@
 
 LiteLLM builds several objects of each chunk, and reports each to its callbacks. Here that is done once, when the
 stream ends, by LiteLLM's own code: it is given the answer in a few chunks. What takes the lane, what does not, and
-what callers see of it stands in docs/streams.md.
+docs/streams.md says what callers see of it.
 """
 
 from __future__ import annotations
@@ -319,9 +319,9 @@ def _parsed(data: str) -> dict[str, Any]:
     try:
         event = json.loads(data)
     except ValueError as error:
-        raise BrokenStreamError(f"An event of the provider's stream is no JSON ({error}).") from error
+        raise BrokenStreamError(f"An event of the provider's stream is not JSON ({error}).") from error
     if not isinstance(event, dict):
-        raise BrokenStreamError("An event of the provider's stream is no JSON object.")
+        raise BrokenStreamError("An event of the provider's stream is not a JSON object.")
     return event
 
 
@@ -352,7 +352,7 @@ class OpenAIDialect:
             response=stream.response,
         )
 
-    def mend(self, delta: dict[str, Any]) -> None:
+    def repair(self, delta: dict[str, Any]) -> None:
         """Change what LiteLLM changes."""
 
 
@@ -374,7 +374,7 @@ class HandlerDialect:
         """What LiteLLM's own way takes."""
         return self._handler.chunk_parser(event)
 
-    def mend(self, delta: dict[str, Any]) -> None:
+    def repair(self, delta: dict[str, Any]) -> None:
         """Change what LiteLLM changes."""
         if "reasoning" in delta:
             delta["reasoning_content"] = delta.pop("reasoning")
@@ -501,19 +501,19 @@ class Lane:
             raise self.dialect.error(event)
         choices = event.get("choices") or ()
         for choice in choices:
-            self._mend(choice)
+            self._repair(choice)
         if choices:
             self._end_repetition(choices[0]["delta"])
         self.answer.add(event)
         event.pop("usage", None)  # sent at the end, to who asked for it
         return self._named(event) if choices else None
 
-    def _mend(self, choice: dict[str, Any]) -> None:
+    def _repair(self, choice: dict[str, Any]) -> None:
         """What OpenAI's protocol says and not each provider does."""
         delta = choice.get("delta")
         if delta is None:
             delta = choice["delta"] = {}
-        self.dialect.mend(delta)
+        self.dialect.repair(delta)
         if choice.get("index", 0) in self.answer.ends:
             delta.pop("role", None)  # the SDK would add "assistant" to "assistant"
         else:
@@ -522,7 +522,7 @@ class Lane:
             call["type"] = call.get("type") or "function"
         reason = choice.get("finish_reason")
         if reason == "error":
-            raise BrokenStreamError("The provider ended its stream with an error that it does not name.")
+            raise BrokenStreamError("The provider ended its stream with an error and no reason.")
         if reason:
             choice["finish_reason"] = _litellm("litellm_core_utils.core_helpers").map_finish_reason(reason)
 

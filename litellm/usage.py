@@ -74,7 +74,7 @@ class Totals:
     """Prometheus counters of this replica's events, in its text format."""
 
     HELP = {  # noqa: RUF012 -- never changed
-        "llm_gateway_calls_total": "Answers and failed tries, by what became of them.",
+        "llm_gateway_calls_total": "Answers and failed attempts, by outcome.",
         "llm_gateway_tokens_total": "Tokens of the answers.",
         "llm_gateway_cost_usd_total": "Cost of the answers that have a price.",
         "llm_gateway_unpriced_tokens_total": "Tokens of the answers that have no price.",
@@ -162,7 +162,7 @@ def _short(text: object) -> str | None:
 
 
 class Metrics:
-    """ASGI middleware that tells the counters to whoever has the master key."""
+    """ASGI middleware that tells the counters to anyone with the master key."""
 
     def __init__(self, app: App, totals: Totals) -> None:
         self.app, self.totals = app, totals
@@ -199,7 +199,7 @@ async def left(exchange: Exchange, totals: Totals) -> None:
             await wrapper.logging_obj.async_success_handler(end)
             await asyncio.to_thread(wrapper.logging_obj.success_handler, end)
     except Exception:
-        LOG.exception("What a stream took whose caller left is not known")
+        LOG.exception("The tokens of a stream whose caller left are unknown")
 
 
 def install(models: Callable[[], Sequence[str]], version: str) -> Totals:

@@ -30,7 +30,7 @@ from openai import OpenAI
 from pulumi import automation
 
 from engine.image_names import stand_ins
-from infra.placement.services import stand_down
+from infra.placement.swarm_services import stand_down
 from tests.stack_config import PROJECT, PROJECT_NAME, project_file
 from toolchain import images, tools
 from toolchain.__main__ import IMAGE_SETTINGS
@@ -73,6 +73,23 @@ def kill_tree(pid: int) -> None:
     for each in [pid, *descendants(pid)]:
         with suppress(ProcessLookupError):
             os.kill(each, signal.SIGKILL)
+
+
+def opens(url: str, **changes: Any) -> bool:
+    """Whether a database accepts a password; any other error is raised."""
+    try:
+        psycopg.connect(url, connect_timeout=10, **changes).close()
+    except psycopg.OperationalError as error:
+        if "password authentication failed" in str(error) or "not permitted to log in" in str(error):
+            return False
+        raise
+    return True
+
+
+def as_soon_as_replaced(deployment: Deployment, part: str) -> Callable[[], bool]:
+    """True once a part's container is another one, which the state cannot know yet."""
+    old = deployment.container(part)
+    return lambda: any(each.name == old.name and each.id != old.id for each in deployment.containers())
 
 
 def copy_files(folder: Path) -> None:
@@ -194,14 +211,22 @@ class Deployment:
             text=True,
         )
 
-    def killed_up(self, when: Callable[[], bool]) -> None:
-        """Start an `up` and kill it and all it started, as a lost machine would, as soon as `when` is true."""
+    @contextmanager
+    def begun_up(self) -> Iterator[subprocess.Popen[str]]:
+        """An `up` that is killed with all it started, as on a lost machine, if it still runs when the block ends."""
         with self.begin("up", "--yes", "--skip-preview", "--non-interactive") as process:
             try:
-                while not when():
-                    assert process.poll() is None, "the `up` ended before it could be killed"
+                yield process
             finally:
-                kill_tree(process.pid)
+                if process.poll() is None:
+                    kill_tree(process.pid)
+
+    def killed_up(self, when: Callable[[], bool]) -> bool:
+        """Kill an `up` as soon as `when` is true, and tell whether it was still running."""
+        with self.begun_up() as process:
+            while process.poll() is None and not when():
+                time.sleep(0.01)
+        return process.returncode == -signal.SIGKILL
 
     def kill(self, part: str) -> None:
         """Kill a part's process with SIGKILL, as a crash does; after `docker kill` the engine restarts nothing."""

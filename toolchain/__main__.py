@@ -60,14 +60,14 @@ class StackConfig:
         for key in TEXT_SETTINGS:
             if not isinstance(self[key], str):
                 raise SetupError(
-                    f"{key} is not a plain text in {path.name}",
-                    mend=f"{PULUMI_COMMAND} config set --stack {stack} {key} …",
+                    f"{key} is not plain text in {path.name}",
+                    fix=f"{PULUMI_COMMAND} config set --stack {stack} {key} …",
                 )
         # The program refuses it too, but by then it would have been pulled, or pushed to the team's own registry.
         if why := replaced_litellm(self["litellmImage"]):
             raise SetupError(
                 f"litellmImage {why}",
-                mend=f"{PULUMI_COMMAND} config set --stack {stack} litellmImage {self._defaults['litellmImage']}",
+                fix=f"{PULUMI_COMMAND} config set --stack {stack} litellmImage {self._defaults['litellmImage']}",
             )
 
     def __getitem__(self, key: str) -> Any:  # noqa: ANN401 -- the stack config's values are of any type
@@ -91,14 +91,14 @@ def _values(path: Path) -> dict[str, Any]:
         raise _malformed(path, str(error)) from error
     values = content.get("config") if isinstance(content, dict) else content
     if not isinstance(values, dict | None):
-        raise _malformed(path, "`config:` is expected, and below it a line for each key")
+        raise _malformed(path, "it needs `config:`, with a line for each key below it")
     return values or {}
 
 
 def _malformed(path: Path, why: str) -> SetupError:
     return SetupError(
         f"{path.name} is not the config of a stack: {why}",
-        mend=f"mend it there; git diff {path.name} shows what was changed",
+        fix=f"fix it there; git diff {path.name} shows what changed",
     )
 
 
@@ -130,8 +130,8 @@ def push(steps: Steps, stack: str) -> None:
     config = StackConfig(stack)
     if not config["imageRegistry"]:
         raise SetupError(
-            f"stack {stack} names no registry to push to",
-            mend=f"./pulumiw config set --stack {stack} imageRegistry HOST:PORT",
+            f"stack {stack} has no registry to push to",
+            fix=f"./pulumiw config set --stack {stack} imageRegistry HOST:PORT",
         )
     client = engine_setup.ensure(steps, config["dockerHost"], config.stack)
     have = _having(steps, client, stack)
@@ -147,7 +147,7 @@ def up(steps: Steps, stack: str) -> None:
             steps, config["dockerHost"], config.stack
         )  # known before minutes go into the tools
     except SetupError as error:
-        if PULUMI_COMMAND in error.mend:
+        if PULUMI_COMMAND in error.fix:
             _select(steps, stack)
         raise
     _select(steps, stack)
@@ -202,18 +202,18 @@ def _pulumi(step: Step, stack: str, *arguments: str) -> str:
     except CommandError as error:
         if NO_STACK in error.output:
             raise SetupError(
-                f"there is no stack {stack}, so nothing that could be destroyed",
-                mend=f"{PULUMI_COMMAND} stack ls lists those that there are; PULUMI_BACKEND_URL says where",
+                f"there is no stack {stack}, so there is nothing to destroy",
+                fix=f"{PULUMI_COMMAND} stack ls lists the stacks; PULUMI_BACKEND_URL says where they are kept",
             ) from error
         if LOCKED in error.output:
             raise SetupError(
-                f"another run of Pulumi changes the stack: {error}",
-                mend="wait until it has ended, then run the same command again",
+                f"another run of Pulumi is changing the stack: {error}",
+                fix="wait until it has ended, then run the same command again",
             ) from error
         said = re.search(r"^Diagnostics:.*?(?=^Outputs:|^Resources:|\Z)", error.output, re.MULTILINE | re.DOTALL)
         raise SetupError(
             f"pulumi {arguments[0]} failed. {said[0].rstrip() if said else error}",
-            mend="mend what is named above, then run the same command again",
+            fix="fix what is named above, then run the same command again",
         ) from error
 
 
@@ -223,7 +223,7 @@ def _check_ports(client: docker.DockerClient, config: StackConfig) -> None:
         return
     own = _published(client, {f"{config.project}-{config.stack}-{part}" for part in ("edge", "postgres")})
     spoken_for = {str(config[key]) for key in PORT_SETTINGS}
-    problems, mends = [], []
+    problems, fixes = [], []
     for key in PORT_SETTINGS:
         unused = config[key] in ("", None) or (key == "postgresPort" and config["databaseUrl"])
         if unused or str(config[key]) in own:
@@ -235,9 +235,9 @@ def _check_ports(client: docker.DockerClient, config: StackConfig) -> None:
             if why == os.strerror(errno.EADDRINUSE):
                 free = _free_port(address, int(config[key]), spoken_for)
                 spoken_for.add(free)
-            mends.append(f"{PULUMI_COMMAND} config set --stack {config.stack} {key} {free}")
+            fixes.append(f"{PULUMI_COMMAND} config set --stack {config.stack} {key} {free}")
     if problems:
-        raise SetupError("\n".join(problems), mend="\n    ".join(mends))
+        raise SetupError("\n".join(problems), fix="\n    ".join(fixes))
 
 
 def _published(client: docker.DockerClient, names: set[str]) -> set[str]:
@@ -270,7 +270,7 @@ def _outputs(stack: str) -> dict[str, Any]:
     command = [PULUMI, "stack", "output", "--json", "--show-secrets", "--stack", stack]
     printed = subprocess.run(command, check=False, stdout=subprocess.PIPE, text=True)
     if printed.returncode != 0:
-        raise SetupError("the stack is up, but its outputs cannot be read", mend=f"{PULUMI} stack output")
+        raise SetupError("the stack is up, but its outputs cannot be read", fix=f"{PULUMI} stack output")
     outputs: dict[str, Any] = json.loads(printed.stdout)
     return outputs
 
@@ -295,7 +295,7 @@ The gateway is up at {url}, with {", ".join(outputs["models"])}.
                -d '{{"model": "gpt-4o", "messages": [{{"role": "user", "content": "hello"}}]}}'
     Python   .venv/bin/python -c 'from app import *; print(chat_completion([ChatMessage("user", "hello")]).content)'
 {demo}
-  Look at it or change it: ./pulumiw preview, ./pulumiw up, ./pulumiw stack output. End it: make down{named}"""
+  Look at it or change it: ./pulumiw preview, ./pulumiw up, ./pulumiw stack output. Take it down: make down{named}"""
 
 
 def main() -> int:
@@ -322,7 +322,7 @@ def main() -> int:
             steps.console.print(f"\n{error}", markup=False, style="red")
             return 1
         except KeyboardInterrupt:
-            steps.console.print("\nInterrupted. What was finished stays; the same command goes on from there.")
+            steps.console.print("\nInterrupted. Finished steps stay; the same command continues from there.")
             return 130
     return 0
 

@@ -70,4 +70,4 @@ def fetch(url: str, target: Path, expected: str, step: Step) -> None:
     except (OSError, HTTPException) as error:
         raise DownloadError(f"{url}: {error}") from error
     if digest.hexdigest() != expected:
-        raise DownloadError(f"{url}: its checksum is {digest.hexdigest()}, and {expected} is what the release lists")
+        raise DownloadError(f"{url}: its checksum is {digest.hexdigest()}, but the release lists {expected}")

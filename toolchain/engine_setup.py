@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 LOG = Path("/var/log/dockerd.log")
 PACKAGES = ("docker.io", "ca-certificates", "iptables")
 INSTALLS = f"""\
-The distribution's engine is installed, the package {PACKAGES[0]}. To have Docker's own packages in its place, press
-Ctrl-C and install those: https://docs.docker.com/engine/install. An engine that is there is never replaced."""
+The distribution's engine is installed, the package {PACKAGES[0]}. To use Docker's own packages instead, press
+Ctrl-C and install those: https://docs.docker.com/engine/install. An existing engine is never replaced."""
 START_SECONDS = 60
 POLL_SECONDS = 0.1
 
@@ -40,7 +40,7 @@ def ensure(steps: Steps, host: str, stack: str) -> docker.DockerClient:
         found = why_unreachable(host, stack, error)
         absent = isinstance(error, (FileNotFoundError, ConnectionRefusedError))
     if not (absent and is_default(host) and can_install()):
-        raise SetupError(found.why, mend=found.mend)
+        raise SetupError(found.why, fix=found.fix)
     steps.console.print(found.why, markup=False)
     if which("dockerd") is None:
         steps.console.print(INSTALLS, markup=False)
@@ -58,9 +58,7 @@ def _told(steps: Steps, client: docker.DockerClient, stack: str) -> docker.Docke
     found = look_at(client)
     if found.refused:
         client.close()
-        raise SetupError(
-            f"{found.name}: {found.refused}", mend=f"upgrade it, or name another: {set_host(stack, '…')}"
-        )
+        raise SetupError(f"{found.name}: {found.refused}", fix=f"upgrade it, or name another: {set_host(stack, '…')}")
     steps.console.print("\n  ".join([found.name, *found.doubts]), markup=False)
     return client
 
@@ -96,7 +94,7 @@ def start(step: Step, host: str, *options: str, log: Path) -> None:
             raise SetupError(
                 "\n".join([f"dockerd {what}; the last lines of {log}:", *last_lines]),
                 tried=[" ".join(command)],
-                mend="mend what the log names, or set the stack's dockerHost to an engine elsewhere, as ssh://…",
+                fix="fix what the log names, or set the stack's dockerHost to an engine elsewhere, such as ssh://…",
             )
         time.sleep(POLL_SECONDS)
     process.returncode = 0  # it goes on without us, which is no leak to warn of
@@ -108,7 +106,7 @@ def _check_environment(host: str, stack: str) -> None:
     if other and canonical(other) != canonical(host):
         raise SetupError(
             f"DOCKER_HOST names the engine {other}, and the config of stack {stack} names {host}",
-            mend=f"{set_host(stack, other)}\n    or, to use {host}: unset DOCKER_HOST",
+            fix=f"{set_host(stack, other)}\n    or, to use {host}: unset DOCKER_HOST",
         )
 
 
@@ -131,5 +129,5 @@ def _start_by_systemd(step: Step) -> None:
     except CommandError as error:
         journal = step.run(["journalctl", "--unit=docker.service", "--no-pager", f"--lines={LINES_SHOWN_ON_FAILURE}"])
         raise SetupError(
-            f"{error}\n{journal}", tried=["systemctl start docker.service"], mend="mend what the journal names"
+            f"{error}\n{journal}", tried=["systemctl start docker.service"], fix="fix what the journal names"
         ) from error

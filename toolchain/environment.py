@@ -3,7 +3,7 @@
 Runs before anything is installed, so it uses the standard library only: `python3 toolchain/environment.py`.
 It is left alone while the lock file, the project file and the interpreter are the ones it was made from, and no
 package that was installed is missing.
-Python 3.6 can read it, so that who has an older Python than is needed is told so.
+Python 3.6 can read it, so that anyone with an older Python than is needed is told so.
 """
 
 import fcntl
@@ -65,7 +65,7 @@ def run(*command: object) -> None:
     if process.returncode != 0:
         show("")
         said = "\n".join(lines[-LINES_SHOWN_ON_FAILURE:])
-        sys.exit(f"{said}\n\nThe Python environment could not be made: {advice(said)}")
+        sys.exit(f"{said}\n\nThe Python environment could not be created: {advice(said)}")
 
 
 def show(doing: str) -> None:
@@ -81,7 +81,7 @@ def advice(output: str) -> str:
     if "after connection broken by" in output:
         return "the package index cannot be reached. See `pip config list`, HTTPS_PROXY and the network."
     if "No matching distribution" in output or "Could not find a version" in output:
-        return "the package index did not have a locked package. Check `pip config list` and the network."
+        return "the package index does not have a locked package. Check `pip config list` and the network."
     return "see the lines above. A package index must be reachable; `pip config list` shows which."
 
 
@@ -94,7 +94,7 @@ def main() -> None:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            print("… waits for another run that makes the Python environment", file=sys.stderr, flush=True)
+            print("… waiting for another run that is creating the Python environment", file=sys.stderr, flush=True)
             fcntl.flock(lock, fcntl.LOCK_EX)
         if is_whole():
             return
@@ -122,5 +122,5 @@ if __name__ == "__main__":
     try:
         main()
     except KeyboardInterrupt:
-        print("\nInterrupted. The same command begins the Python environment anew.", file=sys.stderr)
+        print("\nInterrupted. The same command creates the Python environment again.", file=sys.stderr)
         sys.exit(130)

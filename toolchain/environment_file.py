@@ -52,10 +52,10 @@ def write(path: Path, outputs: Mapping[str, str]) -> None:
     except OSError as error:
         raise SetupError(
             f"the stack is up, but {path} cannot be written ({error.strerror})",
-            mend=f'if another user made it: sudo chown "$(id -un)" {path.parent} {path}; then the same command again',
+            fix=f'if another user owns it: sudo chown "$(id -un)" {path.parent} {path}; then run make up again',
         ) from None
     except UnicodeDecodeError:
         raise SetupError(
-            f"the stack is up, but {path} is no UTF-8, and its other lines would be lost",
-            mend="save it as UTF-8, or remove it; then the same command again",
+            f"the stack is up, but {path} is not UTF-8, and its other lines would be lost",
+            fix="save it as UTF-8, or remove it; then run the same command again",
         ) from None

@@ -28,7 +28,7 @@ def read(record: Path = RECORD) -> dict[str, str]:
     try:
         return stand_ins(record)
     except ImageRecordError as error:
-        raise SetupError(str(error), mend=f"rm {record}") from error
+        raise SetupError(str(error), fix=f"rm {record}") from error
 
 
 def write(record: Path, chosen: Mapping[str, str]) -> None:

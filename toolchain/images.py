@@ -72,7 +72,7 @@ def ensure(  # noqa: PLR0913 -- the options are keyword-only
             chosen[part] = image
             recipe = recipes.recipe_for(reference)
             if image != reference and recipe is not None and image != recipe.tag:
-                note = "its recipe has changed since; to have it built anew, remove its line from"
+                note = "its recipe has changed since; to rebuild it, remove its line from"
                 steps.console.print(f"{image} stands in for {reference}: {note} {record.name}", markup=False)
     missing = {part: reference for part, reference in wanted.items() if part not in chosen}
     if missing:
@@ -80,7 +80,7 @@ def ensure(  # noqa: PLR0913 -- the options are keyword-only
     try:
         image_record.write(record, {wanted[part]: image for part, image in chosen.items()})
     except OSError as error:
-        raise SetupError(f"{record} cannot be written: {error}", mend=f"ls -ld {record.parent}") from error
+        raise SetupError(f"{record} cannot be written: {error}", fix=f"ls -ld {record.parent}") from error
     return {part: chosen[part] for part in wanted}
 
 
@@ -108,7 +108,7 @@ class _Supply:
         try:
             return {**missing, **self._stand_ins(unavailable)}
         except _NotBuiltError as error:
-            raise SetupError(str(error), tried=tried, mend=_elsewhere(unavailable, self._stack)) from error
+            raise SetupError(str(error), tried=tried, fix=_elsewhere(unavailable, self._stack)) from error
 
     def _pull(self, references: Iterable[str]) -> dict[str, str]:
         """Pull images; return why, for those that could not be."""
@@ -137,8 +137,8 @@ class _Supply:
                 builds = (recipes.STAND_INS[part], *recipes.UPGRADES)
                 can_be = " or ".join(str(each) for each in builds if each.part == part)
                 raise _NotBuiltError(
-                    f"{reference} is neither on the engine nor to be pulled, and nothing can stand in for it: what "
-                    f"can be built here is {can_be}, for an image whose name and tag say that it is that"
+                    f"{reference} is not on the engine and cannot be pulled, and nothing can stand in for it: only "
+                    f"{can_be} can be built here, and only for an image whose name and tag say so"
                 )
             found[part] = recipe
         to_build = [recipe for recipe in found.values() if not is_present(self._engine, recipe.tag)]
@@ -146,7 +146,7 @@ class _Supply:
             names = ", ".join(map(str, to_build))
             question = f"Build {names} here, from Debian and PyPI packages, to stand in? It takes 1 to 3 minutes."
             if self._ask is not None and not self._ask(question):
-                raise _NotBuiltError(f"{names}: no stand-in was wanted")
+                raise _NotBuiltError(f"{names}: the stand-in was declined")
             try:
                 self._build(to_build)
             except (*ENGINE_FAILURES, CommandError, OSError) as error:
@@ -174,7 +174,7 @@ class _Supply:
             raise _NotBuiltError("Only root can build a stand-in")
         if needs_debootstrap and which("debootstrap") is None:
             if not can_install():
-                raise _NotBuiltError("A stand-in is built by debootstrap, which this system does not have")
+                raise _NotBuiltError("A stand-in is built with debootstrap, which this system does not have")
             install(self._steps, "debootstrap", "debian-archive-keyring")
 
     def _make_base(self, recipe: recipes.Recipe) -> None:
@@ -222,7 +222,7 @@ class _Supply:
                 shutil.copy(recipe.packages, context)
                 _download_wheels(step, recipe, context / "wheels")
             if base is not None:
-                step.note("waits for its base")
+                step.note("waiting for its base")
                 base.result()
             if is_present(self._engine, recipe.tag):
                 return
@@ -284,7 +284,7 @@ def answer(call: Callable[[], T]) -> T:
     try:
         return answer.result(REGISTRY_SECONDS)
     except TimeoutError as error:
-        raise TimeoutError(f"its registry said nothing for {REGISTRY_SECONDS} s") from error
+        raise TimeoutError(f"its registry did not answer for {REGISTRY_SECONDS} s") from error
 
 
 def _download_wheels(step: Step, recipe: recipes.Recipe, folder: Path) -> None:

@@ -39,7 +39,7 @@ def install(steps: Steps, *packages: str) -> None:
         except CommandError as error:
             raise SetupError(
                 f"{', '.join(packages)} could not be installed: {error}",
-                mend=f"{' '.join(command)}, and mend what it complains about",
+                fix=f"{' '.join(command)}, and fix what it complains about",
             ) from error
 
 
@@ -60,7 +60,7 @@ def exclusive(name: str, step: Step) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            step.say("waits for another run that does the same")
+            step.say("waiting for another run that does the same")
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 

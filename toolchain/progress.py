@@ -28,15 +28,15 @@ LINES_SHOWN_ON_FAILURE = 20
 class SetupError(Exception):
     """A step that could not be done: what failed and why, what was tried, and what the user can do."""
 
-    def __init__(self, why: str, *, mend: str, tried: Sequence[str] = ()) -> None:
+    def __init__(self, why: str, *, fix: str, tried: Sequence[str] = ()) -> None:
         super().__init__(why)
         self.why = why
-        self.mend = mend
+        self.fix = fix
         self.tried = tuple(tried)
 
     def __str__(self) -> str:
         tried = "".join(f"\n  tried: {attempt}" for attempt in self.tried)
-        return f"{self.why}{tried}\n  what you can do: {self.mend}"
+        return f"{self.why}{tried}\n  what you can do: {self.fix}"
 
 
 class CommandError(Exception):

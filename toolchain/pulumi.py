@@ -82,7 +82,7 @@ def _passphrase_file(folder: Path) -> Path:
     if any((folder / "state/.pulumi/stacks").rglob("*.json")):
         raise SetupError(
             f"{path} is missing, and the secrets of the stacks in {folder / 'state'} can only be read with it",
-            mend=f"restore it from a backup, or set PULUMI_CONFIG_PASSPHRASE if you chose the passphrase yourself; "
+            fix=f"restore it from a backup, or set PULUMI_CONFIG_PASSPHRASE if you chose the passphrase yourself; "
             f"if it is lost for good, destroy what the stacks run and move {folder / 'state'} away",
         )
     with tempfile.NamedTemporaryFile("w", dir=folder) as file:
@@ -163,8 +163,9 @@ def _say_how_to_select(tools: Path, variables: Mapping[str, str]) -> None:
     )
     if NO_STACK_SELECTED in asked.stderr:
         print(
-            "No stack is selected.\n  what you can do: make up, which brings stack dev up and selects it\n"
-            "    or, to set its config before: ./pulumiw stack select --create dev",
+            "No stack is selected.\n"
+            "  what you can do: make up, which brings stack dev up and selects it\n"
+            "    or, to set its config first: ./pulumiw stack select --create dev",
             file=sys.stderr,
         )
 

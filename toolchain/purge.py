@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 PROJECT = Path(__file__).resolve().parent.parent
 ENVIRONMENT_FILE = PROJECT / ".env"
 NOTICE = """\
-This takes away stack {stack}, with its database and secrets, from {host}.
-There is no way back: `.venv/bin/llmctl backup FILE` saves the database.
-With the last stack go the tools and images that were made here, and the passphrase."""
+This removes stack {stack}, with its database and secrets, from {host}.
+This cannot be undone: `.venv/bin/llmctl backup FILE` saves the database.
+Purging the last stack also removes the tools and images that were made here, and the passphrase."""
 
 
 def purge(steps: Steps, *, project: str, stack: str, host: str, pulumi: Callable[..., str]) -> None:
@@ -36,9 +36,9 @@ def purge(steps: Steps, *, project: str, stack: str, host: str, pulumi: Callable
     `host` is the stack's engine; `pulumi` runs Pulumi in a step, with arguments. Raises SetupError.
     """
     steps.console.print(NOTICE.format(stack=stack, host=host), markup=False)
-    if steps.read("Type the stack's name to go on: ") != stack:
+    if steps.read("Type the stack's name to continue: ") != stack:
         raise SetupError(
-            f"that is not the name of stack {stack}: nothing was changed", mend="type the name as it stands here"
+            f"that is not the name of stack {stack}: nothing was changed", fix="type the name exactly as shown"
         )
     if (state := _exported(stack)) is not None:
         with steps.step(f"pulumi destroy, stack {stack}") as step:
@@ -51,7 +51,7 @@ def purge(steps: Steps, *, project: str, stack: str, host: str, pulumi: Callable
             _forget_outputs(state)
     _remove_history(project, stack)
     if others := _stacks():
-        steps.console.print(f"Tools, images and passphrase stay for {', '.join(others)}.", markup=False)
+        steps.console.print(f"Tools, images and passphrase are kept for {', '.join(others)}.", markup=False)
         return
     with steps.step("Images, tools and passphrase") as step:
         _clear_images(step, host)
@@ -68,7 +68,9 @@ def _asked(*arguments: str) -> Any:  # noqa: ANN401 -- what Pulumi answers
         return json.loads(asked.stdout)
     if "no stack named" in asked.stderr:
         return None
-    raise SetupError(f"Pulumi cannot be asked: {asked.stderr.strip()}", mend="mend that, then the same command again")
+    raise SetupError(
+        f"Pulumi does not answer: {asked.stderr.strip()}", fix="fix that, then run the same command again"
+    )
 
 
 def _exported(stack: str) -> dict[str, Any] | None:
@@ -99,7 +101,9 @@ def _clear_engine(step: Step, host: str, state: dict[str, Any]) -> None:
         with closing(connect(host)) as client:
             _remove_labelled(step, client, {"label": label})
     except UNREACHABLE as error:
-        raise SetupError(f"not all could be removed from {host}: {error}", mend="the same command again") from error
+        raise SetupError(
+            f"some things could not be removed from {host}: {error}", fix="run the same command again"
+        ) from error
 
 
 def _remove_labelled(step: Step, client: docker.DockerClient, label: dict[str, Any]) -> None:

@@ -30,15 +30,14 @@ PROJECT = Path(__file__).resolve().parent.parent
 GENERATED = "<!-- Written by `make docs` from {}. Change that, then run it again. -->\n"
 ABOUT_CONFIGURATION = """
 Every key of the stack config. A key is set for the stack that is selected, or that `--stack` or the variable
-`PULUMI_STACK` names, and takes effect with the next `./pulumiw up`; `./pulumiw config rm KEY` gives its default back.
-Secret keys are set with `--secret` only. Whatever does not fit is refused by `./pulumiw preview`, all of it at once,
-with the command that fixes it. What is not here is in [litellm/config.yaml](../litellm/config.yaml), in LiteLLM's
-own form.
+`PULUMI_STACK` names, and takes effect with the next `./pulumiw up`; `./pulumiw config rm KEY` restores its default.
+Secret keys are set with `--secret` only. `./pulumiw preview` refuses invalid values, all at once, each with the
+command that fixes it. Everything else is in [litellm/config.yaml](../litellm/config.yaml), in LiteLLM's own form.
 """
 ABOUT_LLMCTL = """
 `.venv/bin/llmctl`, after `make up`. It asks the gateway at `LITELLM_URL` with `LITELLM_API_KEY`, and the database at
-`DATABASE_URL`, from the environment or `.env`. Data goes to standard output and everything else to standard error. It
-ends with 0, with 1 after a failure, and with 2 for wrong usage.
+`DATABASE_URL`, from the environment or `.env`. Data goes to standard output and everything else to standard error.
+The exit code is 0, 1 after a failure, and 2 for wrong usage.
 """
 
 

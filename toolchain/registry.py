@@ -50,9 +50,9 @@ def push(
                 raise _refusal(name, error) from error
         if digest is None:
             raise SetupError(
-                f"{name} was pushed, and its registry wants a login of those who pull it. The nodes have none: it "
-                "would stand in the state",
-                mend="have the registry let the cluster's network pull without a login",
+                f"{name} was pushed, but its registry requires a login to pull it. The nodes have none, because it "
+                "would be in the state",
+                fix="configure the registry so that the cluster's network can pull without a login",
             )
         pushed.append(f"{name}@{digest}")
     return pushed
@@ -68,17 +68,17 @@ def fill(
 ) -> None:
     """Push those of the parts' images that a registry is missing; the engine needs no others. Raises SetupError."""
     stand_ins = image_record.read()
-    lacking = {}
+    missing = {}
     with steps.step(f"Ask {registry} for the images"):
         for part, reference in wanted.items():
             name = in_registry(stand_ins.get(reference, reference), registry)
             try:
                 if _digest(engine, name) is None:
-                    lacking[part] = reference
+                    missing[part] = reference
             except FAILURES as error:
                 raise _refusal(name, error) from error
-    if lacking:
-        push(steps, engine, lacking, registry, have=have)
+    if missing:
+        push(steps, engine, missing, registry, have=have)
 
 
 def _digest(engine: docker.DockerClient, name: str) -> str | None:
@@ -109,15 +109,15 @@ def _refusal(name: str, error: Exception) -> SetupError:
     host = name.partition("/")[0]
     authority = f"put the certificate of its CA on each node, as /etc/docker/certs.d/{host}/ca.crt"
     if IS_PLAIN.search(why):
-        mend = (
+        fix = (
             f"give the registry a certificate, and {authority}\n"
-            f'    or, on a network that nobody else is on, set "insecure-registries": ["{host}"] in '
+            f'    or, on a network that nobody else uses, set "insecure-registries": ["{host}"] in '
             "/etc/docker/daemon.json of each node, then: systemctl reload docker"
         )
     elif "x509" in why:
-        mend = authority
+        fix = authority
     elif WANTS_A_LOGIN.search(why):
-        mend = f"docker login {host} (to push; the nodes pull without a login, and the registry must let them)"
+        fix = f"docker login {host} (to push; the nodes pull without a login, and the registry must allow that)"
     else:
-        mend = f"see that {host}, which imageRegistry names, answers the Docker Engine: curl https://{host}/v2/"
-    return SetupError(f"The registry of {name} cannot be used: {why}", mend=mend)
+        fix = f"check that {host}, which imageRegistry names, answers the Docker Engine: curl https://{host}/v2/"
+    return SetupError(f"The registry of {name} cannot be used: {why}", fix=fix)

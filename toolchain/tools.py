@@ -198,7 +198,7 @@ class _Maker:
                 for name in CLI_FILES:
                     file = content.extractfile(f"pulumi/{name}")
                     if file is None:
-                        raise tarfile.ReadError(f"{archive.name}: {name} is no file")
+                        raise tarfile.ReadError(f"{archive.name}: {name} is not a file")
                     _write_program(file.read(), folder / name)
 
         system, processor = _platform()
@@ -267,10 +267,10 @@ class _Maker:
         free_gb = shutil.disk_usage(self._scratch).free / 1e9
         if free_gb < module.disk_gb:
             raise SetupError(
-                f"{module.title} is to be built, which takes {module.disk_gb} GB of disk for some minutes; "
-                f"{free_gb:.1f} GB are free in {_cache()}",
+                f"{module.title} has to be built, which needs {module.disk_gb} GB of disk for a few minutes, and "
+                f"{_cache()} has {free_gb:.1f} GB free",
                 tried=tried,
-                mend="free some room there, or set XDG_CACHE_HOME to a folder on a larger disk",
+                fix="free some room there, or set XDG_CACHE_HOME to a folder on a larger disk",
             )
         try:
             with self._steps.step(f"{module.title}: build with Go") as step, _made_whole(folder) as making:
@@ -280,9 +280,10 @@ class _Maker:
             raise SetupError(
                 f"{module.title} could be neither found nor downloaded nor built",
                 tried=[*tried, f"build: {error}"],
-                mend=f"let this machine reach {self._url}, or a mirror of it that PULUMI_DOWNLOAD_URL names; or "
-                f"install Go {needed} or newer from https://go.dev/dl (Go 1.21 or newer fetches that itself unless "
-                f"GOTOOLCHAIN forbids it) and see that the Go module proxy answers; or install {module.instead}",
+                fix=f"let this machine reach {self._url}, or a mirror of it that PULUMI_DOWNLOAD_URL names; or "
+                f"install Go {needed} or newer from https://go.dev/dl (Go 1.21 or newer fetches that itself "
+                "unless GOTOOLCHAIN forbids it) and check that the Go module proxy answers; or install "
+                f"{module.instead}",
             ) from error
         return folder
 

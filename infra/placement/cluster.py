@@ -60,11 +60,13 @@ class Cluster:
                 f"  See why: {docker_command(host)} version"
             ) from error
         if swarm["LocalNodeState"] == "inactive":
-            self._refuse(f"is in no Swarm. Make it the first manager of one: {docker_command(host)} swarm init")
+            self._refuse(f"is not in a Swarm. Make it the first manager of one: {docker_command(host)} swarm init")
         if not nodes:
             managers = [each["Addr"].rsplit(":", 1)[0] for each in swarm.get("RemoteManagers") or []]
             known = ", ".join(managers) or "none is known here"
-            self._refuse(f"is no manager of its Swarm ({swarm['LocalNodeState']}). Name one as dockerHost: {known}")
+            self._refuse(
+                f"is not a manager of its Swarm ({swarm['LocalNodeState']}). Name one as dockerHost: {known}"
+            )
         self.own_id: str = swarm["NodeID"]
         self.nodes = sorted(map(_node, nodes), key=lambda node: node.name)
         used = {each["Target"] for it in services for each in it["Spec"]["TaskTemplate"].get("Networks") or ()}

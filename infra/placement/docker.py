@@ -24,7 +24,7 @@ from infra.placement.engine_placement import (
 )
 from infra.placement.health import Healthy
 from infra.placement.live_files import LiveFiles
-from infra.placement.services import stand_part_down
+from infra.placement.swarm_services import stand_part_down
 from infra.workload import LIVE, SECRETS, Replica, Workload
 
 if TYPE_CHECKING:
@@ -197,7 +197,7 @@ class DockerHost(EnginePlacement):
                 return
             check_ours(container.labels, inputs, "container")
             pulumi.log.warn(
-                f"{container.name} is not in the state (stopped, or an `up` was killed): it is made again."
+                f"{container.name} is not in the state (stopped, or an `up` was killed): it is created again."
             )
             container.stop(timeout=int(inputs["stopTimeout"]))
             container.remove()

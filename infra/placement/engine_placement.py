@@ -54,8 +54,9 @@ def check_engine(host: str, built: Mapping[str, str]) -> None:
         raise pulumi.RunError(f"{found.name}: {found.refused}. Nothing was changed.")
     for reference, name in missing.items():
         raise pulumi.RunError(
-            f"{name} is not on the engine, and .images.yaml has it in place of {reference}. Nothing was "
-            f"changed.\n  make up STACK={pulumi.get_stack()}, which pulls {reference} or builds it again"
+            f"{name} is not on the engine, and .images.yaml says that it stands in for {reference}. Nothing was "
+            "changed.\n"
+            f"  make up STACK={pulumi.get_stack()}, which pulls {reference} or builds it again"
         )
     for doubt in found.doubts:
         pulumi.log.warn(f"{found.name}: {doubt}")
@@ -159,9 +160,10 @@ def _lost(name: str, network: str, why: str) -> str:
     """
     provider = f"urn:pulumi:{pulumi.get_stack()}::{pulumi.get_project()}::pulumi:providers:docker::{PROVIDER}"
     return (
-        f"The network is in use, and the state does not have it ({why}). Nothing was removed. Put it back into the "
-        f"state, then run the same command again:\n  ./pulumiw import --stack {pulumi.get_stack()} --protect=false "
-        f"--generate-code=false --provider {PROVIDER}={provider} docker:index/network:Network {name} {network}"
+        f"The network is in use, but not in the state ({why}). Nothing was removed. Put it back into the state, "
+        "then run the same command again:\n"
+        f"  ./pulumiw import --stack {pulumi.get_stack()} --protect=false --generate-code=false --provider "
+        f"{PROVIDER}={provider} docker:index/network:Network {name} {network}"
     )
 
 
@@ -172,7 +174,7 @@ def check_ours(labels: Mapping[str, str], inputs: Mapping[str, Any], kind: str) 
         raise pulumi.RunError(
             f"The {kind} {name} exists and belongs to another deployment of stack {pulumi.get_stack()}: another "
             "user's, or one whose state was lost. Use a stack of another name (./pulumiw stack init NAME), or, if "
-            f"nobody needs it any more: docker {kind} rm {'--force ' if kind == 'container' else ''}{name}"
+            f"nobody needs it: docker {kind} rm {'--force ' if kind == 'container' else ''}{name}"
         )
 
 

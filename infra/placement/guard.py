@@ -9,12 +9,12 @@ import pulumi
 from pulumi.dynamic import CheckFailure, CheckResult, Resource
 
 from engine.connection import UNREACHABLE, connect
-from infra.secrets import GuardProvider
+from infra.deploy_step import GuardProvider
 
 MOVE = (
-    "To move the stack, make another one there and restore the data: `llmctl backup`, `./pulumiw stack init NAME` "
-    "with its configuration and the new dockerHost, `./pulumiw up`, `llmctl restore FILE`, then `./pulumiw destroy` "
-    "of this one (docs/machines.md). To go on with it where it is: ./pulumiw config set"
+    "To move the stack, create another one there and restore the data: `llmctl backup`, `./pulumiw stack init "
+    "NAME` with its configuration and the new dockerHost, `./pulumiw up`, `llmctl restore FILE`, then `./pulumiw "
+    "destroy` of this one (docs/machines.md). To keep it where it is: ./pulumiw config set"
 )
 
 
@@ -25,9 +25,9 @@ class _EngineGuardProvider(GuardProvider):
         try:
             there = _has(news["host"], f"{news['label']}={news['identity']}")
         except UNREACHABLE as error:
-            there, why = False, f"{news['host']} cannot be asked whether this stack is there ({error})"
+            there, why = False, f"{news['host']} cannot tell whether this stack is there ({error})"
         else:
-            why = f"this stack is on {olds['host']}, and nothing of it on {news['host']}"
+            why = f"this stack is on {olds['host']}, and nothing of it is on {news['host']}"
         failure = CheckFailure("host", f"{why}. {MOVE} --stack {news['stack']} dockerHost {olds['host']}")
         return CheckResult(news, [] if there else [failure])
 

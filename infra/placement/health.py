@@ -8,9 +8,10 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import docker
-from pulumi.dynamic import CreateResult, DiffResult, Resource, ResourceProvider, UpdateResult
+from pulumi.dynamic import Resource
 
 from engine.connection import UNREACHABLE, connect
+from infra.deploy_step import DeployStep
 
 if TYPE_CHECKING:
     import pulumi
@@ -68,19 +69,11 @@ def _exit_code(container: Container) -> str:
         return "an unknown code"
 
 
-class _Provider(ResourceProvider):
-    serialize_as_secret_always = False
+class _Provider(DeployStep):
+    id = "healthy"
+    inputs = ("container",)
 
-    def create(self, props: dict[str, Any]) -> CreateResult:
-        return CreateResult("healthy", self._await(props))
-
-    def diff(self, id: str, olds: dict[str, Any], news: dict[str, Any]) -> DiffResult:  # noqa: A002, ARG002
-        return DiffResult(changes=olds.get("container") != news.get("container"))
-
-    def update(self, id: str, olds: dict[str, Any], news: dict[str, Any]) -> UpdateResult:  # noqa: A002, ARG002
-        return UpdateResult(self._await(news))
-
-    def _await(self, props: dict[str, Any]) -> dict[str, Any]:
+    def run(self, props: dict[str, Any], olds: dict[str, Any]) -> dict[str, Any]:  # noqa: ARG002
         with closing(connect(props["host"])) as engine:
             try:
                 await_health(engine.containers.get(props["container"]), props["start_seconds"])

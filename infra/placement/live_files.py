@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import io
+import re
 import tarfile
 import time
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import docker
-from pulumi.dynamic import CreateResult, DiffResult, Resource, ResourceProvider, UpdateResult
+from pulumi.dynamic import Resource
 
 from engine.connection import connect
-from infra.placement.health import await_health
+from infra.deploy_step import DeployStep
+from infra.placement.health import POLL_SECONDS, await_health
 from infra.workload import LIVE
 
 if TYPE_CHECKING:
@@ -21,27 +23,20 @@ if TYPE_CHECKING:
     import pulumi
     from docker.models.containers import Container
 
-    from infra.workload import Live
+    from infra.workload import LiveFilesArgs
 
-INPUTS = ("container", "files", "check", "reload")
 CLEAR = f"rm -rf {LIVE}/next"
 SWITCH = f"cd {LIVE} && rm -rf old && if [ -d current ]; then mv current old; fi && mv next current"
+USER = 'echo "$(id -u) $(id -g)"'
+TRIES = 3
 SWITCH_BACK = f"cd {LIVE} && rm -rf next && mv current next && mv old current"
 
 
-class _Provider(ResourceProvider):
-    serialize_as_secret_always = False
+class _Provider(DeployStep):
+    id = "live-files"
+    inputs = ("container", "files", "check", "reload")
 
-    def create(self, props: dict[str, Any]) -> CreateResult:
-        return CreateResult("live-files", self._apply(props))
-
-    def diff(self, id: str, olds: dict[str, Any], news: dict[str, Any]) -> DiffResult:  # noqa: A002, ARG002
-        return DiffResult(changes=any(olds.get(name) != news.get(name) for name in INPUTS))
-
-    def update(self, id: str, olds: dict[str, Any], news: dict[str, Any]) -> UpdateResult:  # noqa: A002, ARG002
-        return UpdateResult(self._apply(news))
-
-    def _apply(self, props: dict[str, Any]) -> dict[str, Any]:
+    def run(self, props: dict[str, Any], olds: dict[str, Any]) -> dict[str, Any]:  # noqa: ARG002
         with closing(connect(props["host"])) as engine:
             try:
                 container = engine.containers.get(props["container"])
@@ -56,8 +51,7 @@ def _load(container: Container, files: Mapping[str, str], *, check: Sequence[str
     """Put files beside those in use, check them, put them in their place, and have them taken up."""
     started = _succeeds(container, ["test", "-d", f"{LIVE}/current"])
     _run(container, ["sh", "-c", CLEAR])
-    owner = tuple(int(_run(container, ["id", option])) for option in ("-u", "-g"))
-    container.put_archive("/", _archive(files, owner))
+    container.put_archive("/", _archive(files, _user(container)))
     _run(container, check, folder=f"{LIVE}/next")
     _run(container, ["sh", "-c", SWITCH])
     if started:
@@ -66,6 +60,23 @@ def _load(container: Container, files: Mapping[str, str], *, check: Sequence[str
         except RuntimeError:
             _run(container, ["sh", "-c", SWITCH_BACK])
             raise
+
+
+def _user(container: Container) -> tuple[int, int]:
+    """The ids of the user and the group that a container runs as.
+
+    Under load an engine has ended a command with 0 and passed on nothing of what it printed.
+    """
+    for _ in range(TRIES):
+        printed = _run(container, ["sh", "-c", USER])
+        if re.fullmatch(r"\d+ \d+", printed):
+            user, group = map(int, printed.split())
+            return user, group
+        time.sleep(POLL_SECONDS)
+    raise RuntimeError(
+        f"{container.name} did not say which user it runs as, and still runs with the old files: `{USER}` in it "
+        f"printed {printed!r}, {TRIES} times. Run `up` again; if that does not help, look at the engine's own log."
+    )
 
 
 def _archive(files: Mapping[str, str], owner: tuple[int, ...]) -> bytes:
@@ -95,7 +106,9 @@ def _run(container: Container, command: Sequence[str], *, folder: str | None = N
     assert isinstance(printed, bytes)  # noqa: S101 -- it is a stream only where one is asked for
     text = printed.decode(errors="replace").strip()
     if code != 0:
-        raise RuntimeError(f"{container.name} refused its new files and goes on as it was: {text or command}")
+        raise RuntimeError(
+            f"{container.name} refused its new files and still runs with the old ones: {text or command}"
+        )
     return text
 
 
@@ -115,7 +128,7 @@ class LiveFiles(Resource, module="live_files", name="LiveFiles"):
         *,
         host: str,
         container: pulumi.Output[str],
-        live: Live,
+        live: LiveFilesArgs,
         start_seconds: int,
         opts: pulumi.ResourceOptions | None = None,
     ) -> None:

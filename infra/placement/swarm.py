@@ -31,7 +31,7 @@ from infra.placement.engine_placement import (
     is_ours,
     stands_alone,
 )
-from infra.placement.services import Converged, stand_down
+from infra.placement.swarm_services import Converged, stand_down
 from infra.workload import LIVE, MEBIBYTE, SECRETS, Replica, Workload
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class Swarm(EnginePlacement):
         `constraints` are those of workloads without a volume, `volume_node` is where volumes are (the engine's own
         node if empty), `on_each` labels the nodes with published ports, which callers reach as `published_at`.
 
-        Raises RunError, before anything is registered, when the Swarm lacks a node for one of them.
+        Raises RunError, before anything is registered, when the Swarm has no node for one of them.
         """
         super().__init__(host, identity=identity, image_choices=image_choices)
         self._registry = image_registry
@@ -110,9 +110,9 @@ class Swarm(EnginePlacement):
                 # The engine would refuse to remove it, halfway through the `up`.
                 raise pulumi.RunError(
                     f"encryptNetworks cannot change while services use the network {network}, which is "
-                    f"{'' if is_so else 'not '}encrypted; nothing was changed. Take it back:\n"
+                    f"{'' if is_so else 'not '}encrypted; nothing was changed. Undo the change:\n"
                     f"  ./pulumiw config set --stack {pulumi.get_stack()} encryptNetworks {str(is_so).lower()}\n"
-                    "To change it, move the stack to one host and back (docs/machines.md): its data stay."
+                    "To change it, move the stack to one host and back (docs/machines.md); its data are kept."
                 )
 
     def network(self, name: str, *, opts: pulumi.ResourceOptions) -> None:
@@ -176,7 +176,7 @@ class Swarm(EnginePlacement):
             labels=[pulumi_docker.ServiceLabelArgs(label=k, value=v) for k, v in self._labels(workload.name)],
             task_spec=task_spec,
             mode=mode,
-            # A kernel may lack the module that virtual addresses need; HAProxy wants to see each replica anyway.
+            # A kernel may not have the module for virtual addresses; HAProxy must see each replica anyway.
             endpoint_spec=pulumi_docker.ServiceEndpointSpecArgs(
                 mode="dnsrr",
                 ports=[
@@ -352,13 +352,13 @@ class Swarm(EnginePlacement):
                     return _Image(name=name, platforms=[])
                 why = getattr(error, "explanation", None) or error
         if self._registry:
-            mend = f"make push STACK={pulumi.get_stack()}, which fills it"
+            fix = f"make push STACK={pulumi.get_stack()}, which fills it"
         else:
-            mend = (
+            fix = (
                 f"./pulumiw config set --stack {pulumi.get_stack()} imageRegistry HOST:PORT, then make push fills it"
             )
         raise pulumi.RunError(
-            f"The nodes of the Swarm cannot get the image {name}: {why}. Nothing was changed.\n  {mend}"
+            f"The nodes of the Swarm cannot get the image {name}: {why}. Nothing was changed.\n  {fix}"
         )
 
     def _free_service(self, args: pulumi.ResourceHookArgs) -> None:
@@ -368,7 +368,7 @@ class Swarm(EnginePlacement):
             for service in engine.services.list(filters={"name": inputs["name"]}):
                 if service.name == inputs["name"]:
                     check_ours(service.attrs["Spec"]["Labels"], inputs, "service")
-                    pulumi.log.warn(f"{service.name} is not in the state (an `up` was killed): it is made again.")
+                    pulumi.log.warn(f"{service.name} is not in the state (an `up` was killed): it is created again.")
                     stand_down(engine, str(service.id))  # first: of a service that is gone no tasks can be asked for
                     service.remove()  # type: ignore[no-untyped-call]
 
@@ -401,7 +401,7 @@ def _duration(seconds: int) -> str:
 def _at_once(workload: Workload) -> int:
     """How many tasks are replaced at once.
 
-    A new one starts before its old one ends, so that all serve throughout. Where nodes lack the memory for half as
+    A new one starts before its old one ends, so that all serve throughout. Where nodes have no memory for half as
     many more, Swarm starts as many as fit.
     """
     return 1 if stands_alone(workload) else max(1, workload.replicas // 2)

@@ -49,5 +49,5 @@ def _base64(value: bytes) -> Iterable[str]:
 
 
 def leaked(secrets: Iterable[Secret], text: str) -> list[Secret]:
-    """Those that stand in a text."""
+    """Those that are in a text."""
     return [secret for secret in secrets if any(form in text for form in forms(secret.value))]

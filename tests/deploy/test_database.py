@@ -123,7 +123,7 @@ def _revoke(stack: DeployedStack, database: str, role: str) -> str:
     statement = f"REVOKE ALL ON DATABASE {database} FROM PUBLIC, {role}"
     server = _instance(stack)
     command = f"exec {server.container} psql --username={SUPERUSER} --command='{statement}'"
-    return f"Take it back: {server.docker(command)}"
+    return f"Undo the change: {server.docker(command)}"
 
 
 def _instance(stack: DeployedStack) -> Instance:
@@ -209,7 +209,7 @@ def test_the_data_is_protected_as_configured(stack: DeployedStack) -> None:
     volumes = [*stack.of_type(VOLUME)]
     passwords = [it for it in stack.of_type(":RotatingSecret") if it["name"] in PASSWORDS]
     there = (len(volumes), len(passwords))
-    assert there == (stack.volumes, len(PASSWORDS)), f"the state lacks the volume or a password of it: {stack.up}"
+    assert there == (stack.volumes, len(PASSWORDS)), f"the state has no volume, or no password of it: {stack.up}"
     wrong = [it["name"] for it in (*volumes, *passwords) if bool(it.get("protect")) != wanted]
     wrong += [it["name"] for it in volumes if bool(it.get("retainOnDelete")) != wanted]
     assert wrong == [], (

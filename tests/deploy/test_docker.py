@@ -61,7 +61,7 @@ def test_it_has_not_restarted(stack: DockerStack, instance: Instance, container:
     anew = stack.docker(f"restart {instance.container}")
     assert restarts == 0, (
         f"{instance.container} ended and was started again, {restarts} times. See why: "
-        f"{stack.docker(f'logs {instance.container}')}. When that is mended, {anew} counts anew."
+        f"{stack.docker(f'logs {instance.container}')}. When that is fixed, {anew} counts anew."
     )
     killed = container.attrs["State"]["OOMKilled"]
     assert not killed, f"{instance.container} ran out of memory. Give it more: see the …MemoryMb in Pulumi.yaml"

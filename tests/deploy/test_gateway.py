@@ -146,7 +146,7 @@ def test_each_key_of_each_client_opens_it(stack: DeployedStack, client: httpx2.C
             )
             served = {model["id"] for model in answer.json()["data"]}
             assert served == set(stack.outputs["models"]), (
-                f"other models are served than deployed. Mend it: {stack.up}"
+                f"other models are served than deployed. Fix it: {stack.up}"
             )
 
 
@@ -181,7 +181,7 @@ def test_a_request_sets_nothing(stack: DeployedStack, client: httpx2.Client) -> 
     bodies = [*({name: {}} for name in names), *({"metadata": {name: {}}} for name in names)]
     answers = [client.post("/v1/chat/completions", headers=headers, json=body) for body in bodies]
     let_in = [body for body, answer in zip(bodies, answers, strict=True) if NOT_ALLOWED not in answer.text]
-    assert not let_in, f"clients can set {let_in}: no guard runs in the replicas. Mend it: {stack.up}"
+    assert not let_in, f"clients can set {let_in}: no guard runs in the replicas. Fix it: {stack.up}"
 
 
 def listed_paths(stack: DeployedStack, replica: Instance) -> str:

@@ -126,7 +126,7 @@ def test_none_of_its_tasks_failed(stack: SwarmStack, part: Part, service: dict[s
     ]
     assert failed == [], (
         f"tasks of {part.runs_as} failed: {'; '.join(failed)}. See why: {stack.look_into(part)}. When "
-        f"that is mended, {stack.docker(f'service update --force {part.runs_as}')} counts anew."
+        f"that is fixed, {stack.docker(f'service update --force {part.runs_as}')} counts anew."
     )
 
 
@@ -139,7 +139,7 @@ def test_its_last_update_came_to_its_end(stack: SwarmStack, part: Part, service:
     status = service.get("UpdateStatus") or {"State": "completed"}
     assert status["State"] == "completed", (
         f"the last update of {part.runs_as} is {status['State']} ({status.get('Message')}). While it goes on, wait; "
-        f"else see why: {stack.look_into(part)}. When that is mended: {stack.make_again(part)}"
+        f"else see why: {stack.look_into(part)}. When that is fixed: {stack.make_again(part)}"
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from secrets import token_hex
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import httpx2
 import psycopg
@@ -17,7 +17,7 @@ from infra.gateway import PROGRAMS
 from infra.workload import HealthCheck
 from tests.load import NOTHING_FAILS
 from tests.stack_config import PROJECT_NAME, project_file
-from tests.stacks import PARTS, RESTART_SECONDS
+from tests.stacks import PARTS, RESTART_SECONDS, opens
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -118,7 +118,7 @@ def test_an_edge_config_that_haproxy_refuses_changes_nothing(deployment: Deploym
     with drill("a config that HAProxy refuses", NOTHING_FAILS):
         with pytest.raises(automation.CommandError) as caught:
             deployment.up()
-        assert "goes on as it was" in str(caught.value)
+        assert "still runs with the old ones" in str(caught.value)
         assert "nonsense" in str(caught.value)
         config.write_text(good)
         deployment.up()
@@ -300,7 +300,7 @@ def test_a_wrong_provider_key_fails_what_needs_it_and_nothing_else(deployment: D
     assert wrong not in str(caught.value)
 
 
-def test_secrets_are_rotated_by_values_of_ones_own(deployment: Deployment, drill: Drill) -> None:
+def test_secrets_are_rotated_by_setting_your_own_values(deployment: Deployment, drill: Drill) -> None:
     """Also those that a number made before; a value that is taken out of the config again stays in force."""
     own = {
         "masterKey": f"sk-{token_hex(24)}",
@@ -309,7 +309,7 @@ def test_secrets_are_rotated_by_values_of_ones_own(deployment: Deployment, drill
         "databasePassword": token_hex(24),
     }
     before, first_url = deployment.secrets(), deployment.outputs["databaseUrl"]
-    with drill("rotation by values of one's own", NOTHING_FAILS) as load:
+    with drill("rotation by your own values", NOTHING_FAILS) as load:
         for name in own:
             deployment.set_path(f"secretVersions.{name}", 9)
         deployment.up()
@@ -339,17 +339,6 @@ def test_secrets_are_rotated_by_values_of_ones_own(deployment: Deployment, drill
     assert status(deployment, before["client-key-app.value"]) == UNAUTHORIZED
 
 
-def opens(url: str, **changes: Any) -> bool:
-    """Whether a database takes a password; anything else that is in the way is an error."""
-    try:
-        psycopg.connect(url, connect_timeout=10, **changes).close()
-    except psycopg.OperationalError as error:
-        if "password authentication failed" in str(error) or "not permitted to log in" in str(error):
-            return False
-        raise
-    return True
-
-
 def test_the_salt_key_cannot_change_once_litellm_has_a_database(deployment: Deployment, drill: Drill) -> None:
     """It may before; afterwards the preview refuses, and nothing has changed."""
     key = "sk-" + "fedcba9876543210" * 3
@@ -368,7 +357,7 @@ def test_the_salt_key_cannot_change_once_litellm_has_a_database(deployment: Depl
         finally:
             connection.execute('DROP TABLE "LiteLLM_VerificationToken"')
     assert refused.returncode != 0
-    assert "only the present salt key can decrypt" in refused.stdout
+    assert "only the current salt key can decrypt" in refused.stdout
     assert key not in refused.stdout
     deployment.forget("saltKey")
 

@@ -5,20 +5,17 @@ from __future__ import annotations
 import itertools
 import os
 import random
-import signal
 import time
-from contextlib import contextmanager
 from subprocess import TimeoutExpired
 from typing import TYPE_CHECKING
 
 from tests.drills.test_faults import Writer, all_there
 from tests.load import NOTHING_FAILS, Bound
 from tests.stack_config import PROJECT_NAME
-from tests.stacks import POLL_SECONDS, free_port, kill_tree
+from tests.stacks import POLL_SECONDS, as_soon_as_replaced, free_port
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-    from subprocess import Popen
+    from collections.abc import Callable, Sequence
 
     from tests.drills.conftest import Drill
     from tests.stacks import Deployment
@@ -27,7 +24,6 @@ KILLS = int(os.environ.get("KILLS", "3"))
 """Of an `up`, at each part. Each takes half a minute: `make drill NAME=killed KILLS=20` when there is time."""
 EDGE_IS_MADE_AGAIN = Bound(gap_seconds=120)
 """One that an `up` was about to replace is away until the next `up`."""
-UP = ("up", "--yes", "--skip-preview", "--non-interactive")
 FOUND = ("A run of Pulumi was killed here", "is not in the state")
 """What an `up` says of the lock of a dead process, and of a container it left behind."""
 
@@ -38,39 +34,24 @@ def servers(deployment: Deployment) -> int:
     return len(deployment.engine.containers.list(filters={"volume": volume}, ignore_removed=True))
 
 
-def as_soon_as_replaced(deployment: Deployment, part: str) -> Callable[[], bool]:
-    """When a part's container is another one, of which the state cannot know yet."""
-    old = deployment.container(part)
-    return lambda: any(each.name == old.name and each.id != old.id for each in deployment.containers())
-
-
 def after(seconds: float) -> Callable[[], bool]:
     end = time.monotonic() + seconds
     return lambda: time.monotonic() >= end
 
 
-@contextmanager
-def begun_up(deployment: Deployment) -> Iterator[Popen[str]]:
-    """An `up` that is killed, with all it started, if it still runs when the block ends."""
-    with deployment.begin(*UP) as process:
-        try:
-            yield process
-        finally:
-            if process.poll() is None:
-                kill_tree(process.pid)
+def with_one_server(deployment: Deployment, when: Callable[[], bool]) -> Callable[[], bool]:
+    """`when`, which fails if two servers have the volume."""
+
+    def asked() -> bool:
+        assert servers(deployment) <= 1
+        return when()
+
+    return asked
 
 
-def killed_up(deployment: Deployment, when: Callable[[], bool]) -> bool:
-    """Kill an `up` as soon as `when` is true; whether it still ran."""
-    with begun_up(deployment) as process:
-        while process.poll() is None and not when():
-            assert servers(deployment) <= 1
-    return process.returncode == -signal.SIGKILL
-
-
-def mending_up(deployment: Deployment) -> str:
-    """What an `up` says that fixes all."""
-    with begun_up(deployment) as process:
+def repairing_up(deployment: Deployment) -> str:
+    """What an `up` says that repairs everything."""
+    with deployment.begun_up() as process:
         while True:
             try:
                 said, _ = process.communicate(timeout=POLL_SECONDS)
@@ -114,13 +95,13 @@ def interrupted(  # noqa: PLR0913 -- all by name
             deployment.set(**{setting: next(value)})
             when = after(chance.uniform(0, longest)) if longest else as_soon_as_replaced(deployment, part)
             load.report.broken = started = time.monotonic()
-            killed += killed_up(deployment, when)
+            killed += deployment.killed_up(with_one_server(deployment, when))
             ended = time.monotonic()
-            said = mending_up(deployment)
+            said = repairing_up(deployment)
             longest = max(longest, time.monotonic() - ended)
             here = [what for what in FOUND if what in said]
             print(
-                f"{killed}: killed after {ended - started:.1f} s, mended in {time.monotonic() - ended:.1f} s: {here}"
+                f"{killed}: killed after {ended - started:.1f} s, fixed in {time.monotonic() - ended:.1f} s: {here}"
             )
             for what in here:
                 found[what] += 1
@@ -134,7 +115,7 @@ def interrupted(  # noqa: PLR0913 -- all by name
     assert all_there(deployment, writer)
 
 
-def test_an_up_that_is_killed_at_the_replicas_is_mended_by_the_next(deployment: Deployment, drill: Drill) -> None:
+def test_an_up_that_is_killed_at_the_replicas_is_fixed_by_the_next(deployment: Deployment, drill: Drill) -> None:
     """Callers notice nothing of it."""
     interrupted(
         deployment,
@@ -146,7 +127,7 @@ def test_an_up_that_is_killed_at_the_replicas_is_mended_by_the_next(deployment: 
     )
 
 
-def test_an_up_that_is_killed_at_postgres_is_mended_by_the_next(deployment: Deployment, drill: Drill) -> None:
+def test_an_up_that_is_killed_at_postgres_is_fixed_by_the_next(deployment: Deployment, drill: Drill) -> None:
     """Never do two servers have the volume; callers notice nothing of it."""
     first, second = str(deployment.stack.get_config("postgresPort").value), str(free_port())
     interrupted(
@@ -160,7 +141,7 @@ def test_an_up_that_is_killed_at_postgres_is_mended_by_the_next(deployment: Depl
     )
 
 
-def test_an_up_that_is_killed_at_the_edge_is_mended_by_the_next(deployment: Deployment, drill: Drill) -> None:
+def test_an_up_that_is_killed_at_the_edge_is_fixed_by_the_next(deployment: Deployment, drill: Drill) -> None:
     """There may be no edge until then."""
     interrupted(
         deployment,
@@ -172,14 +153,14 @@ def test_an_up_that_is_killed_at_the_edge_is_mended_by_the_next(deployment: Depl
     )
 
 
-def test_of_two_ups_at_once_one_is_told_of_the_other(deployment: Deployment, drill: Drill) -> None:
+def test_the_second_of_two_ups_at_once_is_refused_and_names_the_first(deployment: Deployment, drill: Drill) -> None:
     """The second is told that another one runs, and changes nothing; the first is not disturbed."""
     deployment.set(drainSeconds=45)
-    with drill("two `up`s at once", NOTHING_FAILS), begun_up(deployment) as first:
+    with drill("two `up`s at once", NOTHING_FAILS), deployment.begun_up() as first:
         while not any(deployment.state.glob(".pulumi/locks/**/*.json")):
             assert first.poll() is None
             time.sleep(POLL_SECONDS)
-        with begun_up(deployment) as second:
+        with deployment.begun_up() as second:
             refused, _ = second.communicate()
         done, _ = first.communicate()
         assert first.returncode == 0, done

@@ -93,13 +93,13 @@ def test_an_unknown_model_falls_back(face: Face) -> None:
         face.chat(telling(""), app.ChatCompletionOptions(model="retired"))
 
 
-def test_a_key_that_the_gateway_does_not_know_is_told(face: Face, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_key_that_the_gateway_does_not_know_is_reported(face: Face, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LITELLM_API_KEY", "sk-" + "0" * 64)
     with pytest.raises(app.GatewayRefusedKeyError):
         face.chat(telling(""))
 
 
-def test_a_gateway_that_is_not_there_is_told(face: Face, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_gateway_is_reported(face: Face, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LITELLM_URL", "http://127.0.0.1:9")
     with pytest.raises(app.GatewayUnreachableError, match="pulumiw up"):
         face.chat(telling(""))
@@ -156,7 +156,7 @@ def test_organizations_are_kept(organization: organizations.Organization) -> Non
         organizations.get(uuid.UUID(int=0))
 
 
-def test_a_database_that_is_not_there_is_told_without_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_database_is_reported_without_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DATABASE_URL", "postgresql://app:the-password@127.0.0.1:9/app")
     with pytest.raises(app.DatabaseUnavailableError) as caught:
         organizations.listed()
@@ -272,9 +272,7 @@ def test_llmctl_fails_in_one_line_without_a_traceback(monkeypatch: pytest.Monkey
     assert llmctl("migrate", "status").returncode == 1
 
 
-def test_llmctl_doctor_finds_what_is_wrong_and_names_the_mending(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_llmctl_doctor_finds_what_is_wrong_and_names_the_fix(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     well = llmctl("doctor", "--json")
     found = {finding["check"]: finding["status"] for finding in json.loads(well.stdout)}
     assert well.returncode == 0

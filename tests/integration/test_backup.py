@@ -572,9 +572,7 @@ def external(deployment: Deployment, tmp_path: Path, monkeypatch: pytest.MonkeyP
             server.remove(force=True, v=True)
 
 
-def test_a_server_of_ones_own_is_backed_up_and_restored_with_local_programs(
-    external: Container, tmp_path: Path
-) -> None:
+def test_your_own_server_is_backed_up_and_restored_with_local_programs(external: Container, tmp_path: Path) -> None:
     """Its role needs CREATEDB, and is told so before anything is made. No other server is mistaken for it."""
     url = os.environ["DATABASE_URL"]
     assert llmctl("migrate", "up").returncode == 0
@@ -611,7 +609,9 @@ def test_sessions_that_may_not_be_ended_stop_the_restore(external: Container) ->
 
 
 @pytest.mark.usefixtures("external")
-def test_a_server_without_programs_of_its_version_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_missing_programs_of_the_servers_version_are_reported(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     (tmp_path / "bin" / "pg_dump").write_text("#!/bin/sh\necho 'pg_dump (PostgreSQL) 9.6.24'\n")
     done = llmctl("backup")
     assert done.returncode == 1

@@ -440,7 +440,7 @@ def test_a_path_may_be_written_otherwise(path: str, deployment: Deployment, trus
     assert answer.status_code == 200, answer.text
 
 
-def test_what_this_release_serves_is_told(deployment: Deployment, trusting: ssl.SSLContext) -> None:
+def test_the_page_says_what_this_release_serves(deployment: Deployment, trusting: ssl.SSLContext) -> None:
     """In docs/clients.md."""
     outputs = deployment.outputs
     version = recipes.STAND_INS["litellm"].version
@@ -460,7 +460,7 @@ def test_azures_sdk_asks(deployment: Deployment, trusting: ssl.SSLContext) -> No
         assert client.embeddings.create(model="text-embedding-3-small", input="hello", encoding_format="float").data
 
 
-def test_a_model_is_told_of_by_its_name(client: Callable[..., OpenAI]) -> None:
+def test_a_model_is_found_by_its_name(client: Callable[..., OpenAI]) -> None:
     """Whatever release of LiteLLM runs; one that is not served is not found."""
     told = {model.id: model for model in client().models.list()}
     assert client().models.retrieve("gpt-4o") == told["gpt-4o"]
@@ -509,7 +509,7 @@ def test_a_client_that_used_its_rate_is_told_when_to_come_back(
     assert ask(client()).choices
 
 
-def test_whoever_has_no_key_keeps_no_connection(deployment: Deployment, trusting: ssl.SSLContext) -> None:
+def test_a_caller_without_a_key_keeps_no_connection(deployment: Deployment, trusting: ssl.SSLContext) -> None:
     answer = raw(deployment, trusting, b"GET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n")
     assert answer.startswith(b"HTTP/1.1 401 ")
     assert b"connection: close" in answer.lower()

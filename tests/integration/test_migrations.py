@@ -194,7 +194,7 @@ def test_a_file_may_ask_to_run_outside_a_transaction(conninfo: str, tmp_path: Pa
     assert rows(conninfo, "SELECT to_regclass('a_n') IS NOT NULL") == [(True,)]
 
 
-def test_an_index_that_failed_is_not_taken_for_made(conninfo: str, tmp_path: Path) -> None:
+def test_a_failed_index_does_not_count_as_created(conninfo: str, tmp_path: Path) -> None:
     """By the file that makes it, until it is dropped as the message says."""
     write(
         tmp_path,

@@ -65,7 +65,7 @@ def test_doctor_and_status_say_what_another_c_library_wants(
             found = doctor.collation(connection)
             assert found is not None
             assert found.status == "warning"
-            assert found.mend == "docs/runbooks/another-c-library.md"
+            assert found.fix == "docs/runbooks/another-c-library.md"
             assert [wrong for wrong in status.read().wrong if found.detail in wrong]
         assert status.read().wrong == ()
         found = doctor.collation(connection)

@@ -146,7 +146,7 @@ def test_a_stack_on_another_machine(
         preview = made.pulumi("preview")
         made.set(dockerHost=host)
         assert preview.returncode != 0
-        assert f"this stack is on {host}, and nothing of it on {DEFAULT_HOST}" in preview.stdout
+        assert f"this stack is on {host}, and nothing of it is on {DEFAULT_HOST}" in preview.stdout
         made.stack.destroy(show_secrets=False, on_output=print)
         assert made.leftovers() == []
     finally:
@@ -165,7 +165,7 @@ def unmade(machine: Machine, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 @dataclass(frozen=True, kw_only=True)
 class Stranger:
-    """Who is not let in, and what keeps them out."""
+    """A client that is refused, and why."""
 
     host: str
     certificates: str = "none"
@@ -177,7 +177,7 @@ class Stranger:
 @pytest.mark.parametrize(
     "stranger",
     [
-        Stranger(host=BY_TLS, why="lacks ca.pem, cert.pem, key.pem (DOCKER_CERT_PATH names another folder)"),
+        Stranger(host=BY_TLS, why="has no ca.pem, cert.pem, key.pem (DOCKER_CERT_PATH names another folder)"),
         Stranger(host=BY_TLS, certificates="of a stranger", why="unable to get local issuer certificate"),
         Stranger(host=BY_TLS, certificates="by a stranger", why="it may not accept the client's certificate"),
         Stranger(host=BY_SSH, key="another_key", why=f"root@{ADDRESS}: Permission denied (publickey)"),
@@ -185,7 +185,7 @@ class Stranger:
     ],
     ids=lambda stranger: stranger.why,
 )
-def test_who_is_not_let_in_learns_why(
+def test_a_refused_client_learns_why(
     machine: Machine, unmade: Deployment, monkeypatch: pytest.MonkeyPatch, stranger: Stranger
 ) -> None:
     """An `up` fails, even without a preview, and nothing is made on the engine."""

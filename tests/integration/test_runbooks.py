@@ -24,7 +24,7 @@ from tests.certificates import certify
 from tests.drills.test_changes import serve_ours, status_of_replica
 from tests.runbooks import Shell, runbook
 from tests.stack_config import PROJECT_NAME
-from tests.stacks import PARTS, REPLICAS, Deployment, free_port
+from tests.stacks import PARTS, REPLICAS, Deployment, as_soon_as_replaced, free_port, opens
 from toolchain.operating_system import CACHE
 
 if TYPE_CHECKING:
@@ -67,15 +67,6 @@ def status(deployment: Deployment, key: str, model: str = "gpt-4o") -> int:
     # A certificate is the test's own, and no connection is kept over a change.
     with httpx2.Client(verify=False, timeout=60, trust_env=False) as client:
         return client.post(url, json=body, headers={"authorization": f"Bearer {key}"}).status_code
-
-
-def opens(url: str) -> bool:
-    """Whether the database lets somebody in with a URL."""
-    try:
-        psycopg.connect(url).close()
-    except psycopg.OperationalError:
-        return False
-    return True
 
 
 def names(deployment: Deployment) -> set[str]:
@@ -263,7 +254,8 @@ def test_upgrade_postgres(deployment: Deployment, tmp_path: Path) -> None:
                 book.run("llmctl backup")
                 book.run("OLD_VOLUME")
                 book.run("SPARE_PORT")
-                assert not opens(url)
+                with pytest.raises(psycopg.OperationalError):
+                    psycopg.connect(url, connect_timeout=10)
                 assert "before" in book.run("llmctl restore")
                 book.run("config set postgresPort")
                 assert names(deployment) == before
@@ -327,7 +319,7 @@ def test_another_c_library(deployment: Deployment, tmp_path: Path) -> None:
         assert "text indexes of app may be wrong" in said
         book.run("llmctl backup")
         book.run("REINDEX DATABASE")
-        assert "the server orders texts as its indexes do" in book.run("llmctl doctor")
+        assert "the server sorts text in the order of its indexes" in book.run("llmctl doctor")
     assert "sorted" in names(deployment)
 
 
@@ -424,11 +416,9 @@ def lose_networks(deployment: Deployment, folder: Path) -> dict[str, str]:
 
 def killed_at_a_replica(deployment: Deployment, *, drain_seconds: int) -> None:
     """An `up` with another time to drain is killed when it has made the first replica's container."""
-    old = deployment.container("litellm-1")
+    when = as_soon_as_replaced(deployment, "litellm-1")
     deployment.set(drainSeconds=drain_seconds)
-    deployment.killed_up(
-        when=lambda: any(each.name == old.name and each.id != old.id for each in deployment.containers())
-    )
+    assert deployment.killed_up(when), "the `up` ended before it could be killed"
 
 
 def test_close_a_network(deployment: Deployment) -> None:

@@ -113,7 +113,7 @@ def test_litellm_runs_as_it_is_documented(deployment: Deployment) -> None:
     assert config == deployment.outputs["litellmConfig"]
 
 
-def test_no_secret_stands_where_it_can_be_read(deployment: Deployment) -> None:
+def test_no_secret_is_where_it_can_be_read(deployment: Deployment) -> None:
     """Not in docker inspect, a log, the state, an output in clear or a process list; only in /run/secrets."""
     secrets = deployment.secrets()
     assert {name.split(".")[0] for name in secrets} == {
@@ -181,7 +181,7 @@ def test_a_broken_migration_fails_the_up_and_leaves_the_schema_as_it_was(deploym
         assert connection.execute("SELECT max(version) FROM schema_migrations").fetchone() == (3,)
 
 
-def test_a_volume_that_is_gone_is_made_again(deployment: Deployment) -> None:
+def test_a_volume_that_is_gone_is_created_again(deployment: Deployment) -> None:
     """Anyone who removes the data by hand gets an empty database with its roles and schema, not a broken stack."""
     volume = deployment.container("postgres").attrs["Mounts"][0]["Name"]
     deployment.container("postgres").remove(force=True)

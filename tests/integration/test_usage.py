@@ -44,7 +44,7 @@ def lines(deployment: Deployment) -> list[dict[str, Any]]:
     return [json.loads(line) for line in logs.splitlines() if line.startswith('{"event": "usage"')]
 
 
-def test_an_answer_is_told_of_by_client_and_organization(deployment: Deployment) -> None:
+def test_an_answer_is_recorded_by_client_and_organization(deployment: Deployment) -> None:
     """As the edge and the app say; a caller cannot say that it is another client, or choose the id."""
     organization = organizations.create(f"usage-{uuid.uuid4()}")
     answer = app.chat_completion_for_org(organization.id, [app.ChatMessage("user", PROMPT)])
@@ -93,7 +93,7 @@ def test_calls_are_counted_by_model_with_those_that_failed(deployment: Deploymen
     assert (row()["failed"], row()["prompt_tokens"]) == (1, good.usage.prompt_tokens)
 
 
-def test_an_organization_that_is_no_label_is_refused(deployment: Deployment) -> None:
+def test_an_organization_that_is_not_a_label_is_refused(deployment: Deployment) -> None:
     refused = httpx2.post(
         f"{deployment.outputs['litellmUrl']}/v1/chat/completions",
         headers={

@@ -1,7 +1,7 @@
 """The hosts that a user downloads from, behind a proxy that opens TLS by an authority of its own, as companies have.
 
 It answers for any name: Pulumi's releases with their checksums, and a registry whose images are lists of manifests,
-given out to who has a token only, and to nobody while `limited`.
+given only to clients with a token, and to nobody while `limited`.
 """
 
 from __future__ import annotations

@@ -16,10 +16,9 @@ import pytest
 from engine.connection import connect
 from engine.inspection import look_at
 from tests.drills.test_changes import serve_ours
-from tests.drills.test_interrupted import as_soon_as_replaced
 from tests.engines import Daemon, needs_an_engine_of_its_own, own_network
 from tests.release.engines import ENGINES
-from tests.stacks import deployed, image_of
+from tests.stacks import as_soon_as_replaced, deployed, image_of
 from toolchain.__main__ import IMAGE_SETTINGS
 
 if TYPE_CHECKING:
@@ -66,10 +65,10 @@ def test_a_stack_lives_on_the_engine(daemon: Daemon, tmp_path: Path) -> None:
         serve_ours(stack, key="sk-ours")
         assert "ours" in {model.id for model in stack.client.models.list()}
         stack.set(drainSeconds=31)
-        stack.killed_up(when=as_soon_as_replaced(stack, "litellm-1"))
-        with stack.begin("up", "--refresh", "--yes", "--skip-preview", "--non-interactive") as mending:
-            said, _ = mending.communicate()
-        assert mending.returncode == 0, said
+        assert stack.killed_up(when=as_soon_as_replaced(stack, "litellm-1"))
+        with stack.begin("up", "--refresh", "--yes", "--skip-preview", "--non-interactive") as fixing:
+            said, _ = fixing.communicate()
+        assert fixing.returncode == 0, said
         stack.up(expect_no_changes=True)
         gone = stack.pulumi("destroy", "--yes", "--skip-preview")
         assert gone.returncode == 0, gone.stdout

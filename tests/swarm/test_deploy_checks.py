@@ -13,7 +13,7 @@ from pulumi import automation
 
 from engine.connection import DEFAULT_HOST
 from engine.labels import LABEL
-from infra.placement.services import await_convergence
+from infra.placement.swarm_services import await_convergence
 from infra.workload import MEBIBYTE
 from tests.certificates import certify
 from tests.engines import needs_an_engine_of_its_own

@@ -109,13 +109,13 @@ def test_a_registry_must_be_named_to_be_filled(deployment: Deployment) -> None:
 
 
 @pytest.mark.parametrize(
-    ("address", "why", "mend"),
+    ("address", "why", "fix"),
     [
         (IS_PLAIN, "server gave HTTP response to HTTPS client", f'"insecure-registries": ["{IS_PLAIN}"]'),
         (IS_NOT_THERE, "connection refused", f"curl https://{IS_NOT_THERE}/v2/"),
     ],
 )
-def test_a_registry_that_cannot_be_used(swarm: Cluster, address: str, why: str, mend: str) -> None:
+def test_a_registry_that_cannot_be_used(swarm: Cluster, address: str, why: str, fix: str) -> None:
     """The engine's own reason is told, with what fixes it, and the same whether it is to be pushed to or asked."""
     wanted = {"haproxy": str(project_file()["config"]["haproxyImage"]["default"])}
     with ExitStack() as stack:
@@ -127,4 +127,4 @@ def test_a_registry_that_cannot_be_used(swarm: Cluster, address: str, why: str, 
             with pytest.raises(SetupError) as caught:
                 function(Steps(), client, wanted, address, have=have)
             assert why in caught.value.why
-            assert mend in caught.value.mend
+            assert fix in caught.value.fix

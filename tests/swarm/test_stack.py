@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx2
-import psycopg
 import pytest
 from pulumi import automation
 
@@ -21,7 +20,7 @@ from infra.gateway import PROGRAMS
 from tests.engines import needs_an_engine_of_its_own
 from tests.load import IN_FLIGHT_MAY_FAIL, NOTHING_FAILS
 from tests.stack_config import PROJECT_NAME
-from tests.stacks import deployed
+from tests.stacks import deployed, opens
 from tests.swarm.cluster import until
 from tests.swarm.conftest import place_on
 
@@ -109,17 +108,6 @@ def status(swarm: Cluster, deployment: Deployment, key: str) -> list[int]:
         ).status_code
         for node in swarm.nodes
     ]
-
-
-def opens(url: str, **changes: str) -> bool:
-    """Whether the database takes a password; anything else that is in the way is an error."""
-    try:
-        psycopg.connect(url, connect_timeout=10, **changes).close()  # type: ignore[arg-type]  # options are texts
-    except psycopg.OperationalError as error:
-        if "password authentication failed" in str(error) or "not permitted to log in" in str(error):
-            return False
-        raise
-    return True
 
 
 def add_model(deployment: Deployment, name: str, *, key: str | None = None) -> None:

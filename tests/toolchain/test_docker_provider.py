@@ -25,7 +25,7 @@ from toolchain.progress import Steps
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-LACKING = {
+MISSING = {
     "Container": {
         "cgroupParent",
         "cgroupnsMode",
@@ -161,7 +161,7 @@ def properties(arguments: type) -> Iterator[tuple[str, dict[str, object]]]:
             yield f"{name}.{path}".rstrip("."), {name: [inputs] if is_list else inputs}
 
 
-@pytest.mark.parametrize("resource", LACKING)
+@pytest.mark.parametrize("resource", MISSING)
 def test_property_names(provider: ResourceProviderStub, resource: str) -> None:
     """It knows every property of pulumi-docker by the name that is sent, and refuses what it does not have."""
     token = f"docker:index/{resource[0].lower()}{resource[1:]}:{resource}"
@@ -178,7 +178,7 @@ def test_property_names(provider: ResourceProviderStub, resource: str) -> None:
             reasons = [str(error)]
         if any("unknown key" in reason for reason in reasons):
             refused.add(path)
-    assert refused == LACKING[resource]
+    assert refused == MISSING[resource]
 
 
 @pytest.mark.parametrize(("oldest", "newest", "spoken"), [("1.12", "1.41", "1.41"), ("1.44", "1.52", "1.44")])
@@ -194,7 +194,7 @@ def test_api_version(oldest: str, newest: str, spoken: str) -> None:
 @pytest.mark.parametrize(
     "resource", ["Network", "ServiceConfig", "Secret", "Volume", "Container", "Service", "RemoteImage"]
 )
-def test_an_error_is_no_loss(resource: str) -> None:
+def test_an_error_is_not_a_loss(resource: str) -> None:
     """A refresh fails where the engine does: only what the engine calls gone leaves the state."""
     engine = Engine(oldest="1.12", newest="1.41", status=500, answer={"message": "the disk is full"})
     with engine.running() as host, pytest.raises(grpc.RpcError, match="the disk is full"):

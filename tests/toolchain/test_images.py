@@ -447,8 +447,8 @@ def test_a_version_that_no_recipe_builds(engine: docker.DockerClient, tmp_path: 
     assert reference in raised.value.why
     assert "PostgreSQL 17" in raised.value.why
     assert raised.value.tried[0].startswith(f"pull {reference}: ")
-    assert f"docker save {reference}" in raised.value.mend
-    assert "./pulumiw config set --stack any postgresImage" in raised.value.mend
+    assert f"docker save {reference}" in raised.value.fix
+    assert "./pulumiw config set --stack any postgresImage" in raised.value.fix
 
 
 @pytest.fixture
@@ -471,7 +471,7 @@ def test_nothing_is_built_against_the_users_will(engine: docker.DockerClient, tm
         return False
 
     wanted = {"haproxy": WANTED["haproxy"]}
-    with pytest.raises(SetupError, match="no stand-in was wanted"):
+    with pytest.raises(SetupError, match="the stand-in was declined"):
         images.ensure(Steps(), engine, wanted, stack="any", ask=ask, record=tmp_path / ".images.yaml")
     assert len(questions) == 1
     assert "HAProxy 3.0" in questions[0]
@@ -497,7 +497,7 @@ def test_a_build_that_fails_leaves_nothing(engine: docker.DockerClient, tmp_path
     [
         ((os, "geteuid", 1000), "Only root can build a stand-in"),
         ((platform, "machine", "riscv64"), "What is built on this machine runs on riscv64, and the engine on"),
-        ((images, "which", None), "built by debootstrap, which this system does not have"),
+        ((images, "which", None), "built with debootstrap, which this system does not have"),
     ],
     ids=["not root", "another architecture", "not Debian"],
 )
@@ -516,7 +516,7 @@ def test_a_machine_that_cannot_build(
     wanted = {"haproxy": WANTED["haproxy"]}
     with pytest.raises(SetupError, match=why) as raised:
         images.ensure(Steps(), engine, wanted, stack="any", ask=None, record=other_recipe / "record")
-    assert f"docker save {WANTED['haproxy']}" in raised.value.mend
+    assert f"docker save {WANTED['haproxy']}" in raised.value.fix
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root makes a base")

@@ -262,7 +262,7 @@ def test_lost_passphrase_is_not_replaced(user: User) -> None:
     assert not (user.own / "passphrase").exists()
 
 
-def test_settings_of_ones_own_win(user: User, tmp_path: Path) -> None:
+def test_your_own_settings_win(user: User, tmp_path: Path) -> None:
     """A state and a passphrase that the environment names are used, and none are made."""
     clone = user.clone()
     (tmp_path / "state").mkdir()

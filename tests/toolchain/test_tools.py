@@ -39,7 +39,7 @@ needs_go = pytest.mark.skipif(
 
 
 class DownloadHost(ThreadingHTTPServer):
-    """Stands in for Pulumi's download host. What is not among its files is not found."""
+    """Replaces Pulumi's download host. What is not among its files is not found."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
@@ -375,7 +375,7 @@ def test_disk_without_room(machine: Machine) -> None:
     folder, told = machine.ensure(setup)
 
     assert folder is None
-    assert "GB are free" in told
+    assert " GB free" in told
     assert "XDG_CACHE_HOME" in told
     assert "build with Go" not in told
 

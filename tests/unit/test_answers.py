@@ -30,10 +30,10 @@ def told(answers: Any, status: int, exchange: Any) -> tuple[int, dict[str, Any]]
 
     async def answer() -> None:
         scope, release = {"method": "POST", "path": "/v1/chat/completions"}, SimpleNamespace(version="1.55.0")
-        mender = answers.Mender(send, scope, exchange, release, anthropic=False)
-        await mender({"type": "http.response.start", "status": status, "headers": []})
+        rewriter = answers.Rewriter(send, scope, exchange, release, anthropic=False)
+        await rewriter({"type": "http.response.start", "status": status, "headers": []})
         body = {"error": {"message": "litellm.APIError: over quota", "type": None, "code": str(status)}}
-        await mender({"type": "http.response.body", "body": json.dumps(body).encode()})
+        await rewriter({"type": "http.response.body", "body": json.dumps(body).encode()})
 
     asyncio.run(answer())
     return sent[0]["status"], json.loads(sent[1]["body"])["error"]

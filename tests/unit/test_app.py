@@ -27,7 +27,7 @@ from hypothesis import strategies as st
 
 import app
 from app import _answers, _http, _requests, _settings, _types, aio, organizations
-from app._made_once import PerLoop, Shared
+from app._made_once import PerLoop, PerProcess
 from tests.faces import FACES, Face
 from tests.stack_config import PROJECT
 
@@ -104,7 +104,7 @@ def gateway(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Gateway:
     monkeypatch.setenv("LITELLM_URL", "http://gateway.test:4000")
     monkeypatch.setenv("LITELLM_API_KEY", KEY)
     transport = httpx2.MockTransport(made)
-    monkeypatch.setattr(_http, "shared", Shared(lambda: _http.Pool(transport)))
+    monkeypatch.setattr(_http, "shared", PerProcess(lambda: _http.Pool(transport)))
     monkeypatch.setattr(_http, "per_loop", PerLoop(lambda: _http.AsyncPool(transport), httpx2.AsyncClient.aclose))
 
     async def found(_id: object) -> organizations.Organization:
@@ -151,7 +151,7 @@ def test_both_faces_take_the_same_arguments() -> None:
             )
 
 
-def test_every_error_stands_in_the_drawn_tree() -> None:
+def test_every_error_is_in_the_drawn_tree() -> None:
     from app import _errors  # noqa: PLC0415
 
     drawn = re.findall(r"^[ │├└─]+(\w+Error)\b", str(_errors.__doc__), re.MULTILINE)
@@ -269,7 +269,10 @@ def test_a_refusal_is_found_where_litellm_has_it(face: Face, gateway: Gateway) -
 def test_a_parameter_that_is_not_taken_is_named(face: Face, gateway: Gateway) -> None:
     """By the gateway or the provider; a name that may be a text of somebody's is not."""
     said = RECORDED["errors"][400]["error"]
-    for param, match in (("max_tokens", "does not take `max_tokens`"), (f"{PROMPT} and more", "was asked wrongly")):
+    for param, match in (
+        ("max_tokens", "does not accept `max_tokens`"),
+        (f"{PROMPT} and more", "rejected the request"),
+    ):
         gateway.answer = lambda _, param=param: httpx2.Response(400, json={"error": {**said, "param": param}})  # type: ignore[misc]
         with pytest.raises(app.RequestRejectedError, match=match) as caught:
             face.chat(HELLO)
@@ -331,7 +334,7 @@ def test_a_stream_that_failed_stays_failed(gateway: Gateway) -> None:
 def test_a_stream_that_begins_with_no_answer_falls_back(face: Face, gateway: Gateway, first: str) -> None:
     whole = sse(chunk("ok"), chunk(None, "stop"), "data: [DONE]\n\n")
     gateway.answer = lambda body: sse(first, chunk("b")) if body["model"] == "gpt-4o" else whole
-    with pytest.raises(app.ProviderError, match="no part of an answer"):
+    with pytest.raises(app.ProviderError, match="not part of an answer"):
         face.stream(HELLO)
     assert face.stream_for_org(ORGANIZATION.id, HELLO)[1].model == "claude-3-5-sonnet"
 
@@ -388,7 +391,7 @@ def test_a_vector_comes_as_numbers_or_in_base64(
     assert (found.embedding, found.dimensions) == (vector, len(vector))
 
 
-def test_what_is_no_gateway_is_told(face: Face, gateway: Gateway) -> None:
+def test_a_server_that_is_not_a_gateway_is_reported(face: Face, gateway: Gateway) -> None:
     """Something else answers at LITELLM_URL: a page instead of a completion."""
     gateway.answer = lambda _: httpx2.Response(200, html="<h1>hello</h1>")
     for ask in (lambda: face.chat(HELLO), lambda: face.embed("a")):
@@ -439,7 +442,7 @@ def test_bad_input_is_refused_before_any_request(
         (lambda: app.ChatMessage("user", "x", tool_call_id="1"), "needs tool_call_id"),
         (lambda: app.ChatMessage("user", "x", tool_calls=[CALL]), "only a message of role assistant"),
         (lambda: app.ChatCompletionOptions(seed="1"), "seed must be a whole number"),  # type: ignore[arg-type]
-        (lambda: app.ChatCompletionOptions(stop=1), "stop must be a text"),  # type: ignore[arg-type]
+        (lambda: app.ChatCompletionOptions(stop=1), "stop must be a string"),  # type: ignore[arg-type]
         (lambda: app.ChatCompletionOptions(reasoning_effort=1), "must be a word"),  # type: ignore[arg-type]
         (lambda: app.ChatCompletionOptions(response_format="json"), "must be an object"),  # type: ignore[arg-type]
         (lambda: app.ChatCompletionOptions(tools="x"), "must be a list of functions"),  # type: ignore[arg-type]
@@ -676,7 +679,7 @@ def test_a_client_that_is_closed_leaves_the_pool_open(monkeypatch: pytest.Monkey
     app.close()
 
 
-def test_a_forked_process_makes_connections_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_forked_process_makes_its_own_connections(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LITELLM_API_KEY", KEY)
     parent = _http.shared.get()
     if not (child := os.fork()):
@@ -693,7 +696,7 @@ def test_threads_that_start_at_once_share_one_pool() -> None:
         made.append(object())
         return made[-1]
 
-    shared = Shared(make)
+    shared = PerProcess(make)
 
     def get(_: int) -> object:
         together.wait()
@@ -704,7 +707,7 @@ def test_threads_that_start_at_once_share_one_pool() -> None:
     assert len(made) == 1
 
 
-def test_every_event_loop_has_connections_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_event_loop_has_its_own_connections(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LITELLM_API_KEY", KEY)
 
     async def pool() -> httpx2.AsyncClient:
@@ -778,7 +781,7 @@ def test_an_environment_file_that_cannot_be_read_is_one_sentence(
     nothing_set: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / ".env").write_bytes(b"LITELLM_API_KEY=caf\xe9\n")
-    with pytest.raises(app.NotConfiguredError, match="is no UTF-8"):
+    with pytest.raises(app.NotConfiguredError, match="is not UTF-8"):
         app.Settings.load()
 
     def refused() -> None:

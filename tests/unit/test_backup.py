@@ -112,9 +112,7 @@ def test_a_backup_has_its_name_only_when_it_is_whole(tmp_path: Path, *, links: b
 
 
 @pytest.mark.usefixtures("links")
-def test_a_file_that_comes_to_be_meanwhile_is_not_written_over(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_created_in_the_meantime_is_not_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not at the last moment either: when the backup is complete, and its checksum is being written."""
     file, partial, to_disk = tmp_path / "x.dump", tmp_path / "x.dump.partial", backup._to_disk
     partial.write_text("an archive")
@@ -124,7 +122,7 @@ def test_a_file_that_comes_to_be_meanwhile_is_not_written_over(
         to_disk(stream)
 
     monkeypatch.setattr(backup, "_to_disk", with_another)
-    with pytest.raises(BackupError, match=r"x\.dump has come to be in the meantime"), backup.file_errors(file):
+    with pytest.raises(BackupError, match=r"x\.dump was created in the meantime"), backup.file_errors(file):
         backup._give_name(partial, file, "0" * 64)
     assert {each.name: each.read_text() for each in tmp_path.iterdir()} == {
         "x.dump": "precious",
@@ -201,7 +199,7 @@ def test_any_row_counts_once(rows: list[bytes]) -> None:
     assert backup.read_content(printed).rows == {"public.t": len(rows)}
 
 
-def test_a_program_that_is_missing_or_of_another_version_is_told(
+def test_a_program_that_is_missing_or_of_another_version_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The message says what was tried in what order, and what to install."""

@@ -68,7 +68,7 @@ def test_a_percentile_is_the_smallest_value_that_so_many_do_not_exceed(values: l
     assert sum(value < found for value in values) < percent / 100 * len(values)
 
 
-def test_there_is_no_percentile_of_nothing() -> None:
+def test_nothing_has_no_percentile() -> None:
     with pytest.raises(ValueError, match="nothing"):
         percentile([], 50)
 
@@ -141,7 +141,7 @@ def test_a_table_has_the_median_the_spread_and_the_ratio_and_says_what_is_missin
         ["requests at once", "1", "16"],
         ["the plan", "15 (10 to 20)", "60 (40 to 80)"],
         ["ours <&>", "12.5 (5 to 20) 0.75x", "120 (80 to 160) 2.00x"],
-        ["Portkey", "not to be had: npm is not installed", ""],
+        ["Portkey", "not available: npm is not installed", ""],
     ]
 
 

@@ -16,7 +16,7 @@ import pytest
 from typer.testing import CliRunner
 
 from app import DatabaseUnavailableError, StreamInterruptedError, _http, migrations, organizations
-from app._made_once import Shared
+from app._made_once import PerProcess
 from console import cli
 from tests.unit.test_app import KEY, chunk, completion, error, sse
 
@@ -66,7 +66,7 @@ def gateway(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Gateway:
     }.items():
         monkeypatch.setenv(variable, value)
     transport = httpx2.MockTransport(made)
-    monkeypatch.setattr(_http, "shared", Shared(lambda: _http.Pool(transport)))
+    monkeypatch.setattr(_http, "shared", PerProcess(lambda: _http.Pool(transport)))
     return made
 
 
@@ -137,7 +137,7 @@ def test_what_is_known_of_models_is_a_table(gateway: Gateway) -> None:
     )
     head, *rows = out("models", "--verbose").splitlines()
     assert head.split() == ["model", "provider", "USD", "per", "million", "tokens", "parameters", "ends"]
-    ends = "ends on 2999-01-14, nothing is known to take its place"
+    ends = "ends on 2999-01-14, no successor is known"
     assert [" ".join(row.split()) for row in rows] == [
         f"gpt-6 openai 2 in, 0.5 out leaves out temperature; refuses stop {ends}",
         "old not known",
@@ -153,18 +153,18 @@ def test_what_is_known_of_models_is_a_table(gateway: Gateway) -> None:
 @pytest.mark.parametrize(
     ("known", "said", "noticed"),
     [
-        ({"shutdown_date": "2999-01-14", "successor": "x/y"}, "ends on 2999-01-14, x/y is to take its place", False),
-        ({"shutdown_date": "2999-01-14"}, "ends on 2999-01-14, nothing is known to take its place", True),
-        ({"shutdown_date": "2025-10-28", "successor": "x/y"}, "ended on 2025-10-28, x/y is to take its place", True),
+        ({"shutdown_date": "2999-01-14", "successor": "x/y"}, "ends on 2999-01-14, x/y will take its place", False),
+        ({"shutdown_date": "2999-01-14"}, "ends on 2999-01-14, no successor is known", True),
+        ({"shutdown_date": "2025-10-28", "successor": "x/y"}, "ended on 2025-10-28, x/y will take its place", True),
         ({"replaces": "a/b"}, "another model answers in place of a/b, which has ended", False),
         (
             {"replaces": "a/b", "shutdown_date": "2999-01-14", "successor": "x/y"},
-            "another model answers in place of a/b, which has ended; ends on 2999-01-14, x/y is to take its place",
+            "another model answers in place of a/b, which has ended; ends on 2999-01-14, x/y will take its place",
             False,
         ),
     ],
 )
-def test_models_that_end_are_told(
+def test_models_that_end_are_reported(
     database: Callable[..., None], gateway: Gateway, known: dict[str, str], said: str, *, noticed: bool
 ) -> None:
     """Beside the list, which other programs read; doctor warns of those that callers notice."""
@@ -178,7 +178,7 @@ def test_models_that_end_are_told(
 
 
 @pytest.mark.parametrize("arguments", [["chat", " "], ["chat"], ["embed", ""]])
-def test_nothing_is_no_question(gateway: Gateway, arguments: list[str]) -> None:
+def test_an_empty_question_is_refused(gateway: Gateway, arguments: list[str]) -> None:
     assert llmctl(*arguments).exit_code == 2
     assert gateway.asked == []
 
@@ -256,9 +256,11 @@ def test_a_model_that_is_not_served_needs_force(table: Organizations) -> None:
         assert llmctl("org", *arguments, "--force").exit_code == 0
 
 
-def test_what_is_no_gateway_is_called_that(gateway: Gateway, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_server_that_is_not_a_gateway_is_named_as_such(
+    gateway: Gateway, capsys: pytest.CaptureFixture[str]
+) -> None:
     gateway.answers["/v1/models"] = httpx2.Response(200, text="<html>")
-    assert "what answers at http://gateway.test:4000 is no gateway" in ended(1, capsys, "models")
+    assert "the server at http://gateway.test:4000 is not a gateway" in ended(1, capsys, "models")
 
 
 def ended(code: int, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -356,7 +358,7 @@ def findings() -> dict[str, str]:
     done = llmctl("doctor", "--json")
     found = json.loads(done.stdout)
     assert done.exit_code == int("failure" in {each["status"] for each in found})
-    return {each["check"]: f"{each['detail']}: {each['mend']}" for each in found if each["status"] != "ok"}
+    return {each["check"]: f"{each['detail']}: {each['fix']}" for each in found if each["status"] != "ok"}
 
 
 def test_the_doctor_finds_nothing_where_all_is_well(database: Callable[..., None]) -> None:
@@ -366,10 +368,12 @@ def test_the_doctor_finds_nothing_where_all_is_well(database: Callable[..., None
     assert "OK      organizations: 1, all with models that are served\n" in report
 
 
-def test_a_gateway_that_does_not_tell_its_version_is_well(database: Callable[..., None], gateway: Gateway) -> None:
+def test_a_gateway_that_does_not_report_its_version_is_healthy(
+    database: Callable[..., None], gateway: Gateway
+) -> None:
     gateway.answers["/health/readiness"] = httpx2.Response(200, json={"status": "healthy", "db": "Not connected"})
     assert findings() == {}
-    assert "does not tell it" in out("doctor")
+    assert "does not report it" in out("doctor")
 
 
 def test_the_doctor_wants_settings_first(database: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -382,20 +386,20 @@ def test_the_doctor_wants_settings_first(database: Callable[..., None], monkeypa
     ("path", "answer", "check", "said"),
     [
         ("/health/readiness", error(503), "gateway", "it answers with status 503: ./pulumiw up --refresh"),
-        ("/health/readiness", httpx2.Response(200, text="hello"), "gateway", "is no gateway: check LITELLM_URL"),
-        ("/health/readiness", httpx2.Response(200, json=[]), "gateway", "is no gateway: check LITELLM_URL"),
+        ("/health/readiness", httpx2.Response(200, text="hello"), "gateway", "is not a gateway: check LITELLM_URL"),
+        ("/health/readiness", httpx2.Response(200, json=[]), "gateway", "is not a gateway: check LITELLM_URL"),
         (
             "/health/readiness",
             httpx2.Response(200, json={"litellm_version": "1.54.0"}),
             "version",
-            "LiteLLM 1.54.0 runs and Pulumi.yaml pins 1.55.0: ./pulumiw up, unless litellmImage",
+            "LiteLLM 1.54.0 is running, but Pulumi.yaml pins 1.55.0: ./pulumiw up, unless litellmImage",
         ),
         ("/v1/models", error(401), "key", "the gateway refuses it with status 401: take LITELLM_API_KEY from .env"),
         ("/v1/models", httpx2.Response(200, json={"data": []}), "models", "none is served: ./pulumiw config set"),
-        ("/v1/models", httpx2.Response(200, json={"data": 1}), "gateway", "is no gateway: check LITELLM_URL"),
+        ("/v1/models", httpx2.Response(200, json={"data": 1}), "gateway", "is not a gateway: check LITELLM_URL"),
     ],
 )
-def test_the_doctor_knows_what_a_gateway_lacks(  # noqa: PLR0913, PLR0917 -- a row has these columns
+def test_the_doctor_finds_what_is_wrong_with_a_gateway(  # noqa: PLR0913, PLR0917 -- a row has these columns
     gateway: Gateway, database: Callable[..., None], path: str, answer: httpx2.Response, check: str, said: str
 ) -> None:
     gateway.answers[path] = answer
@@ -417,7 +421,7 @@ def test_the_doctor_knows_that_nothing_answers(gateway: Gateway, database: Calla
             "database",
             "it cannot be used (OperationalError): check DATABASE_URL",
         ),
-        ({"foreign": 3}, "own database", "may drop the app's: point DATABASE_URL at a database of the app's own"),
+        ({"foreign": 3}, "own database", "may drop the app's: point DATABASE_URL at a separate database for the app"),
         (
             {"pending": (migrations.Migration(3, "more", ""),)},
             "migrations",
@@ -425,7 +429,7 @@ def test_the_doctor_knows_that_nothing_answers(gateway: Gateway, database: Calla
         ),
     ],
 )
-def test_the_doctor_knows_what_a_database_lacks(
+def test_the_doctor_finds_what_is_wrong_with_a_database(
     database: Callable[..., None], state: dict[str, Any], check: str, said: str
 ) -> None:
     database(**state)

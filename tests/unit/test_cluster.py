@@ -141,10 +141,10 @@ def test_a_managers_address_is_the_one_that_others_know(
         (
             {"LocalNodeState": "inactive", "NodeID": "", "ControlAvailable": False},
             None,
-            [f"is in no Swarm. Make it the first manager of one: docker --host {HOST} swarm init"],
+            [f"is not in a Swarm. Make it the first manager of one: docker --host {HOST} swarm init"],
         ),
-        (WORKER, None, ["is no manager of its Swarm", "Name one as dockerHost: 10.0.0.1, 10.0.0.2"]),
-        (WORKER | {"RemoteManagers": None}, None, ["is no manager of its Swarm", "none is known here"]),
+        (WORKER, None, ["is not a manager of its Swarm", "Name one as dockerHost: 10.0.0.1, 10.0.0.2"]),
+        (WORKER | {"RemoteManagers": None}, None, ["is not a manager of its Swarm", "none is known here"]),
         (MANAGER, FileNotFoundError("no socket"), ["does not answer: no socket", f"docker --host {HOST} version"]),
         (
             MANAGER,

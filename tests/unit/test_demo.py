@@ -69,7 +69,7 @@ def test_each_input_is_moderated() -> None:
 
 
 @pytest.mark.parametrize("path", ["/v1/images/generations", "/v1/moderations"])
-def test_a_fault_is_told_in_any_text(path: str) -> None:
+def test_a_fault_is_recognized_in_any_text(path: str) -> None:
     text = "[[demo status=429]]"
     assert ask(path, prompt=text, input=text).status_code == 429
 
@@ -139,7 +139,7 @@ def test_a_response_tells_its_text_in_words_and_whole() -> None:
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses", "/v1/messages"])
-def test_an_answer_that_it_has_not_it_says(path: str) -> None:
+def test_it_says_which_answer_it_does_not_have(path: str) -> None:
     messages = [{"role": "user", "content": "[[demo answer=poem]]"}]
     answer = ask(path, model="m", messages=messages, input=messages)
     assert answer.status_code == 400

@@ -101,7 +101,7 @@ def test_each_test_that_is_named_is_there(document: Path) -> None:
 
 
 @pytest.mark.parametrize("runbook", RUNBOOKS, ids=relative)
-def test_each_runbook_says_what_whoever_is_woken_up_wants_to_know(runbook: Path) -> None:
+def test_each_runbook_says_what_someone_woken_at_night_wants_to_know(runbook: Path) -> None:
     """In this order, and with the tests that prove it."""
     text = runbook.read_text(encoding="utf-8")
     assert re.findall(r"^## (.+)$", text, re.MULTILINE) == HEADINGS
@@ -134,7 +134,7 @@ def test_the_readme_names_the_outputs_of_a_stack() -> None:
     assert named == secret
 
 
-def test_the_paths_that_the_edge_lets_in_are_told() -> None:
+def test_the_paths_that_the_edge_accepts_are_documented() -> None:
     config = (PROJECT / "edge/haproxy.cfg").read_text(encoding="utf-8")
     lines = re.findall(r"acl is_\w+ (var\(txn.path\) -m str|path) (.+)", config)
     paths = {path if kind == "path" else f"/v1{path}" for kind, line in lines for path in line.split()}

@@ -1,4 +1,4 @@
-"""Secrets that stand in the stack's file in clear are refused, wherever they stand."""
+"""Secrets in clear in the stack's file are refused, wherever they are."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_a_secret_in_clear_beside_an_encrypted_one_is_refused(
         stack_config.load()
     assert OTHER_KEY not in str(caught.value)
     assert str(caught.value).splitlines()[1:] == [
-        "  clientKeys.web: is not encrypted: take a new one, this one may be known",
+        "  clientKeys.web: is not encrypted: get a new one, as this one may be known",
         """      ./pulumiw config set --stack dev --secret --path 'clientKeys["web"]' VALUE""",
     ]
 

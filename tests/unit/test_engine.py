@@ -55,8 +55,8 @@ def test_the_environment_does_not_decide(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("DOCKER_HOST", "tcp://build.example:2375")
     error = failure("unix:///var/run/docker.sock")
     assert "tcp://build.example:2375" in error.why
-    assert "./pulumiw config set --stack staging dockerHost tcp://build.example:2375" in error.mend
-    assert "unset DOCKER_HOST" in error.mend
+    assert "./pulumiw config set --stack staging dockerHost tcp://build.example:2375" in error.fix
+    assert "unset DOCKER_HOST" in error.fix
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_no_socket(tmp_path: Path) -> None:
     """Without a socket there is no engine; the usual one is named instead."""
     error = failure(f"unix://{tmp_path}/docker.sock")
     assert f"no socket {tmp_path}/docker.sock" in error.why
-    assert "./pulumiw config set --stack staging dockerHost unix:///var/run/docker.sock" in error.mend
+    assert "./pulumiw config set --stack staging dockerHost unix:///var/run/docker.sock" in error.fix
 
 
 def test_another_engine_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,7 +84,7 @@ def test_another_engine_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(unreachable, "USUAL_HOSTS", {rootless: "rootless", "unix:///gone.sock": "colima"})
     monkeypatch.setattr(unreachable, "answers", lambda host: host == rootless)
     error = failure(f"unix://{tmp_path}/docker.sock")
-    assert error.mend == f"to use rootless: ./pulumiw config set --stack staging dockerHost {rootless}"
+    assert error.fix == f"to use rootless: ./pulumiw config set --stack staging dockerHost {rootless}"
 
 
 def test_the_engines_that_dockers_contexts_name_are_offered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,12 +102,12 @@ def test_the_engines_that_dockers_contexts_name_are_offered(tmp_path: Path, monk
     monkeypatch.setattr(unreachable, "USUAL_HOSTS", {hosts["same"]: "colima"})
     monkeypatch.setattr(unreachable, "answers", lambda host: host in hosts.values())
     error = failure(f"unix://{tmp_path}/docker.sock")
-    assert sorted(error.mend.split("\n    or, ")) == [
+    assert sorted(error.fix.split("\n    or, ")) == [
         f"to use Docker's context mine: ./pulumiw config set --stack staging dockerHost {hosts['mine']}",
         f"to use colima: ./pulumiw config set --stack staging dockerHost {hosts['same']}",
     ]
     meta.write_text("{")
-    assert "to use colima" in failure(f"unix://{tmp_path}/docker.sock").mend
+    assert "to use colima" in failure(f"unix://{tmp_path}/docker.sock").fix
 
 
 def test_nothing_listens(tmp_path: Path, listener: socket.socket) -> None:
@@ -133,23 +133,23 @@ def test_not_an_engine(tmp_path: Path, listener: socket.socket, monkeypatch: pyt
 
 
 @pytest.mark.parametrize(
-    ("group", "members", "mend"),
+    ("group", "members", "fix"),
     [
         ("docker", [], "sudo usermod --append --groups docker {user}, then log out and in again"),
         ("docker", ["{user}"], "log out and in again, or: newgrp docker ({user} is new in the group)"),
-        ("root", [], "run the same as root"),
+        ("root", [], "run the same command as root"),
     ],
 )
 def test_permission_denied(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, group: str, members: list[str], mend: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, group: str, members: list[str], fix: str
 ) -> None:
     """Who may not use the socket learns which group may, and the command that helps."""
     user = pwd.getpwuid(os.geteuid()).pw_name
     entry = grp.struct_group((group, "x", 1, [member.format(user=user) for member in members]))
     monkeypatch.setattr(grp, "getgrgid", lambda _: entry)
     error = unreachable._permission_denied(tmp_path)
-    assert error.why == f"{user} may not use the Docker Engine: {tmp_path} is for the group {group}"
-    assert error.mend == mend.format(user=user)
+    assert error.why == f"{user} is not allowed to use the Docker Engine: {tmp_path} is for the group {group}"
+    assert error.fix == fix.format(user=user)
 
 
 def test_an_engine_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,7 +161,7 @@ def test_an_engine_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert "tcp://127.0.0.1:1 does not answer" in error.why
     assert "Connection refused" in error.why
     assert f"docker --tlsverify --host tcp://127.0.0.1:1 version` answers with the certificates in {tmp_path}" in (
-        error.mend
+        error.fix
     )
 
 
@@ -182,7 +182,7 @@ def test_an_engine_that_ends_the_handshake_may_not_accept_the_certificate(error:
 def test_certificates_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DOCKER_CERT_PATH", str(tmp_path))
     (tmp_path / "ca.pem").touch()
-    assert f"{tmp_path} lacks cert.pem, key.pem (DOCKER_CERT_PATH" in failure("tcp://127.0.0.1:1").why
+    assert f"{tmp_path} has no cert.pem, key.pem (DOCKER_CERT_PATH" in failure("tcp://127.0.0.1:1").why
 
 
 def test_what_ssh_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,7 +195,7 @@ def test_what_ssh_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     error = failure("ssh://deploy@gateway.example:2222")
     assert "ssh://deploy@gateway.example:2222 does not answer" in error.why
     assert "Permission denied (publickey)." in error.why
-    assert "`docker --host ssh://deploy@gateway.example:2222 version`" in error.mend
+    assert "`docker --host ssh://deploy@gateway.example:2222 version`" in error.fix
     asked = set((tmp_path / "ssh.log").read_text().splitlines())
     assert asked == {"-l deploy -p 2222 -- gateway.example docker system dial-stdio"}
 
@@ -285,8 +285,8 @@ def test_an_engine_that_is_too_old_is_refused() -> None:
 @pytest.mark.parametrize(
     ("version", "info", "doubt"),
     [
-        (PODMAN, {}, "only ever run on Docker Engine"),
-        ({"ApiVersion": "1.60", "MinAPIVersion": "1.50"}, {}, "takes no API older than 1.50"),
+        (PODMAN, {}, "only been run on Docker Engine"),
+        ({"ApiVersion": "1.60", "MinAPIVersion": "1.50"}, {}, "accepts no API older than 1.50"),
         ({}, {"MemoryLimit": False}, "no container's limit holds"),
     ],
 )

@@ -27,7 +27,7 @@ def test_the_first_engine_is_any_and_the_same_one_is_not_asked(monkeypatch: pyte
 
 
 @pytest.mark.parametrize("there", [True, False])
-def test_another_way_to_the_same_engine_is_taken_and_another_engine_refused(
+def test_another_way_to_the_same_engine_is_accepted_and_another_engine_refused(
     monkeypatch: pytest.MonkeyPatch,
     there: bool,  # noqa: FBT001
 ) -> None:
@@ -45,7 +45,7 @@ def test_another_way_to_the_same_engine_is_taken_and_another_engine_refused(
         assert found == []
     else:
         (refusal,) = found
-        assert "nothing of it on ssh://deploy@host.example" in refusal
+        assert "nothing of it is on ssh://deploy@host.example" in refusal
         assert "llmctl backup" in refusal
         assert refusal.endswith("./pulumiw config set --stack dev dockerHost unix:///var/run/docker.sock")
 
@@ -53,4 +53,4 @@ def test_another_way_to_the_same_engine_is_taken_and_another_engine_refused(
 def test_an_engine_that_does_not_answer_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guard, "connect", no_engine)
     (refusal,) = refusals(THERE, "tcp://10.0.0.5:2376")
-    assert "tcp://10.0.0.5:2376 cannot be asked" in refusal
+    assert "tcp://10.0.0.5:2376 cannot tell whether" in refusal

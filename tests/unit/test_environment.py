@@ -18,7 +18,7 @@ from toolchain import environment
 PROJECT = environment.PROJECT
 
 
-def test_an_environment_that_is_active_can_be_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_active_environment_can_be_recreated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its own interpreter, which is what `python3` is then, is still there to be run."""
     interpreter = tmp_path / ".venv/bin/python"
     interpreter.parent.mkdir(parents=True)
@@ -37,7 +37,7 @@ def test_an_environment_that_is_active_can_be_made_anew(tmp_path: Path, monkeypa
     assert (tmp_path / ".venv/made-from").read_text() == environment.fingerprint()
 
 
-def test_an_environment_that_lost_a_package_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_environment_that_lost_a_package_is_recreated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As after `uv sync`, which removes what the project does not need without its extras. More packages are fine."""
     packages = tmp_path / ".venv/lib/python3.11/site-packages"
     made: list[tuple[object, ...]] = []
@@ -95,12 +95,12 @@ def test_an_older_python_can_read_it() -> None:
     ("printed", "named"),
     [
         ("Retrying (Retry(total=0)) after connection broken by 'ProxyError'\nNo matching distribution", "be reached"),
-        ("ERROR: No matching distribution found for annotated-doc", "did not have a locked package"),
+        ("ERROR: No matching distribution found for annotated-doc", "does not have a locked package"),
         ("The virtual environment was not created, as ensurepip is not available", "apt-get install python3-venv"),
     ],
 )
 def test_a_failure_shows_its_end_and_the_next_step(printed: str, named: str) -> None:
-    """An index that cannot be reached is not said to lack a package."""
+    """If an index cannot be reached, no package is said to be missing from it."""
     program = f"import sys; print('\\n'.join(map(str, range(50)))); print({printed!r}); sys.exit(1)"
     with pytest.raises(SystemExit) as ended:
         environment.run(sys.executable, "-c", program)
@@ -116,7 +116,7 @@ def test_a_step_is_asked_nothing() -> None:
     environment.run(sys.executable, "-c", "import sys; sys.exit(sys.stdin.read() != '')")
 
 
-def test_an_interrupt_is_no_fault(tmp_path: Path) -> None:
+def test_an_interrupt_is_not_an_error(tmp_path: Path) -> None:
     """Who presses Ctrl-C gets a line, and no traceback."""
     for name in ("toolchain/environment.py", "pyproject.toml", "requirements.lock"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -130,7 +130,7 @@ def test_an_interrupt_is_no_fault(tmp_path: Path) -> None:
         ) as process,
     ):
         assert process.stderr is not None
-        assert "waits for another run" in process.stderr.readline()
+        assert "waiting for another run" in process.stderr.readline()
         process.send_signal(signal.SIGINT)
         assert "Interrupted" in (said := process.stderr.read())
         assert "Traceback" not in said
@@ -152,7 +152,7 @@ def test_a_second_run_says_that_it_waits(
         fcntl.flock(lock, fcntl.LOCK_EX)
         second.start()
         said = ""
-        while "waits for another run" not in said:
+        while "waiting for another run" not in said:
             assert second.is_alive()
             second.join(0.01)
             said += capsys.readouterr().err

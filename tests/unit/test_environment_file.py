@@ -38,8 +38,8 @@ def test_a_stack_without_a_gateway_leaves_it_alone(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(("made", "why"), [(b"\xe9", "is no UTF-8"), (None, "cannot be written")])
-def test_what_cannot_be_kept_is_told(tmp_path: Path, made: bytes | None, why: str) -> None:
+@pytest.mark.parametrize(("made", "why"), [(b"\xe9", "is not UTF-8"), (None, "cannot be written")])
+def test_what_cannot_be_kept_is_reported(tmp_path: Path, made: bytes | None, why: str) -> None:
     path = tmp_path / ".env"
     path.write_bytes(made) if made else path.mkdir()
     with pytest.raises(SetupError, match=f"the stack is up, but .*{why}"):

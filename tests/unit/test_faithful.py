@@ -90,7 +90,9 @@ def litellm(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
         ("a-word-of-tomorrow", "a-word-of-tomorrow"),
     ],
 )
-def test_why_an_answer_ended_is_told_as_it_was_said(litellm: SimpleNamespace, said: str, told: str) -> None:
+def test_why_an_answer_ended_is_passed_on_as_the_provider_said_it(
+    litellm: SimpleNamespace, said: str, told: str
+) -> None:
     """Wherever LiteLLM asks for it: where it is defined, and where that was imported before."""
     assert litellm.helpers.map_finish_reason(said) == told
     assert litellm.importing.map_finish_reason(said) == told

@@ -436,7 +436,7 @@ def test_who_asks_is_what_the_edge_says_and_for_whom_what_the_client_says(
 
 
 @pytest.mark.parametrize("name", [b"", b"o" * 101, b"acme\n", "Zürich".encode(), b'acme"', b" acme"])
-def test_an_organization_that_is_no_label_is_refused(replica: Replica, name: bytes) -> None:
+def test_an_organization_that_is_not_a_label_is_refused(replica: Replica, name: bytes) -> None:
     problem = replica.refused(headers={b"x-llm-organization": name})
     assert (problem["status"], problem["param"], problem["code"]) == (400, "x-llm-organization", "invalid_header")
 
@@ -445,7 +445,7 @@ def test_an_organization_that_is_no_label_is_refused(replica: Replica, name: byt
 def test_a_caller_has_left_who_is_gone_before_the_end_of_the_answer(
     replica: Replica, programs: dict[str, Any], monkeypatch: pytest.MonkeyPatch, *, early: bool
 ) -> None:
-    """And not one who is gone after it. Whoever left is told of."""
+    """And not one who leaves after it. Anyone who left is recorded."""
     told: list[Any] = []
 
     async def tell(exchange: Any, _: Any) -> None:

@@ -158,7 +158,7 @@ def test_a_container_that_was_removed(awaited: Callable[..., dict[str, Any]]) ->
         awaited(None)
 
 
-def test_another_container_is_awaited_anew() -> None:
+def test_another_container_is_awaited_again() -> None:
     provider = health._Provider()
     assert provider.diff("healthy", PROPS, {**PROPS, "start_seconds": 1}).changes is False
     assert provider.diff("healthy", PROPS, {**PROPS, "container": "fedcba"}).changes is True

@@ -59,7 +59,7 @@ def test_no_mirror_is_invented(targets: str) -> None:
     assert package_sources(targets, "trixie") == []
 
 
-def test_the_ways_to_the_mirrors_are_taken_over() -> None:
+def test_the_package_mirrors_are_inherited() -> None:
     """Proxies and retries go into the build; what names a file or a program of this machine does not."""
     dump = """\
 APT::Architecture "amd64";
@@ -221,7 +221,7 @@ def test_a_pull_that_fails_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(SetupError) as raised:
         images.ensure(steps, engine, wanted, stack="any", ask=None, record=tmp_path / "record")
     assert raised.value.tried == ("pull haproxy:9: no such host", "pull postgres:9: no route to host")
-    assert "./pulumiw config set --stack any postgresImage" in raised.value.mend
+    assert "./pulumiw config set --stack any postgresImage" in raised.value.fix
     printed = cast("io.StringIO", steps.console.file).getvalue().splitlines()
     assert sorted(re.sub(r" [0-9.]+ s$", "", line) for line in printed if not line.startswith("…")) == [
         "✓ Pull litellm:9",
@@ -268,6 +268,6 @@ def test_one_build_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     ],
 )
 @pytest.mark.parametrize("registry", ["registry.example:5000", "registry.example/mirror"])
-def test_the_name_of_an_image_in_a_registry_of_ones_own(reference: str, name: str, registry: str) -> None:
+def test_the_name_of_an_image_in_your_own_registry(reference: str, name: str, registry: str) -> None:
     """Its own, without the registry that it came from. What is pinned by a digest has that in its tag."""
     assert in_registry(reference, registry) == f"{registry}/{name}"

@@ -46,7 +46,7 @@ def test_what_is_too_short_to_be_a_secret_is_not_looked_for(value: str) -> None:
     assert forms(value) == set()
 
 
-def test_a_secret_is_not_found_where_another_one_stands() -> None:
+def test_a_secret_is_not_found_where_another_one_is() -> None:
     assert not leaked([secret("sk-" + "a1" * 32)], json.dumps({"key": "sk-" + "b2" * 32}))
 
 

@@ -111,7 +111,7 @@ def test_what_is_this_deployments_own_goes(before_create: Callable[..., None], k
 def test_a_network_that_the_state_has_lost_is_put_back(before_create: Callable[..., None]) -> None:
     """The engine removes none that is used: the error has the whole command that puts it back into the state."""
     network = Thing(MINE, in_use=True)
-    with pytest.raises(pulumi.RunError, match=r"the state does not have it .* has active endpoints") as raised:
+    with pytest.raises(pulumi.RunError, match=r"but not in the state .* has active endpoints") as raised:
         before_create("network", network)
     assert str(raised.value).splitlines()[1].split() == [
         *("./pulumiw", "import", "--stack", "dev", "--protect=false", "--generate-code=false", "--provider"),

@@ -68,7 +68,7 @@ def test_what_is_secret_must_be_encrypted_and_all_else_may_stand_in_clear(
     files = {"vertex.json": "{}"}
     found = problems(plain={"litellmEnvironment": [(name,)]}, litellmEnvironment=given, litellmFiles=files)
     command = f"set --secret --path 'litellmEnvironment[\"{name}\"]' VALUE"
-    wanted = (f"litellmEnvironment.{name}", "is not encrypted: take a new one, this one may be known", command)
+    wanted = (f"litellmEnvironment.{name}", "is not encrypted: get a new one, as this one may be known", command)
     assert found == ([] if plain else [wanted])
 
 
@@ -83,8 +83,8 @@ def test_a_certificate_may_stand_in_clear_and_no_other_file(content: str, *, pla
 @pytest.mark.parametrize(
     ("name", "value", "what"),
     [
-        ("LITELLM_MASTER_KEY", "x", "masterKey sets another one"),
-        ("LITELLM_SALT_KEY", "x", "saltKey sets another one"),
+        ("LITELLM_MASTER_KEY", "x", "set masterKey instead"),
+        ("LITELLM_SALT_KEY", "x", "set saltKey instead"),
         ("DATABASE_URL", "postgresql://h/d", "would give LiteLLM a database"),
         ("STORE_MODEL_IN_DB", "true", "would give LiteLLM a database"),
         ("LLM_GATEWAY_FETCH_URLS", "true", "fetchUrls"),
@@ -92,13 +92,13 @@ def test_a_certificate_may_stand_in_clear_and_no_other_file(content: str, *, pla
         ("PYTHONPATH", "/tmp", "which programs run"),  # noqa: S108
         ("PORT", "4001", "which the edge relies on"),
         ("SSL_KEYFILE_PATH", "/x", "which the edge relies on"),
-        ("CONFIG_FILE_PATH", "/x", "another configuration"),
+        ("CONFIG_FILE_PATH", "/x", "a configuration other than"),
         ("DETAILED_DEBUG", "true", "would write keys and prompts to the log"),
         ("LITELLM_LOG", "DEBUG", "would write keys and prompts to the log"),
         ("SSL_VERIFY", "False", f"set SSL_CERT_FILE in litellmEnvironment to {FILES}/NAME"),
         ("MODEL_0_API_KEY", "x", "modelKeys"),
-        ("OPEN AI", "x", "is no name of a variable"),
-        ("X" * 49, "x", "is no name of a variable"),
+        ("OPEN AI", "x", "is not a valid variable name"),
+        ("X" * 49, "x", "is not a valid variable name"),
     ],
 )
 def test_a_variable_that_would_undo_a_guarantee_is_refused_with_the_reason(name: str, value: str, what: str) -> None:
@@ -108,7 +108,7 @@ def test_a_variable_that_would_undo_a_guarantee_is_refused_with_the_reason(name:
     assert command == f"rm --path 'litellmEnvironment[\"{name}\"]'"
 
 
-def test_other_values_of_such_a_variable_are_taken() -> None:
+def test_other_values_of_such_a_variable_are_accepted() -> None:
     assert (
         problems(litellmEnvironment={"LITELLM_LOG": "ERROR", "SSL_VERIFY": "true", "HTTP_PROXY": "http://p:1"}) == []
     )
@@ -124,7 +124,7 @@ def test_a_variable_is_set_in_one_place() -> None:
 def test_a_file_has_a_name_that_every_placement_takes(name: str) -> None:
     [(key, said, _)] = problems(litellmFiles={name: "x"})
     assert key == f"litellmFiles.{name}"
-    assert "is no name of a file here" in said
+    assert "is not a valid file name" in said
 
 
 def test_a_file_that_is_too_large_for_a_swarm_is_refused() -> None:

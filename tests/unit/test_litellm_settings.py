@@ -66,14 +66,14 @@ def test_without_any_the_file_is_what_litellm_reads() -> None:
 @pytest.mark.parametrize(
     ("section", "name", "value", "why"),
     [
-        ("generalSettings", "master_key", "os.environ/X", "masterKey sets another one"),
-        ("generalSettings", "database_url", "os.environ/X", "a LiteLLM with a database"),
-        ("generalSettings", "store_model_in_db", True, "a LiteLLM with a database"),
-        ("generalSettings", "allow_requests_on_db_unavailable", True, "a LiteLLM with a database"),
+        ("generalSettings", "master_key", "os.environ/X", "set masterKey instead"),
+        ("generalSettings", "database_url", "os.environ/X", "LiteLLM with a database"),
+        ("generalSettings", "store_model_in_db", True, "LiteLLM with a database"),
+        ("generalSettings", "allow_requests_on_db_unavailable", True, "LiteLLM with a database"),
         ("generalSettings", "custom_auth", "mine.auth", "decides who may ask"),
         ("generalSettings", "enable_oauth2_auth", True, "decides who may ask"),
         ("generalSettings", "public_routes", ["/key/generate"], "decides who may ask"),
-        ("generalSettings", "pass_through_endpoints", [], "opens paths that the edge lets nobody reach"),
+        ("generalSettings", "pass_through_endpoints", [], "opens paths that the edge does not let anyone reach"),
         ("generalSettings", "key_management_system", "aws_kms", "takes keys from elsewhere"),
         ("litellmSettings", "set_verbose", True, "would write keys and prompts to the log"),
         ("litellmSettings", "ssl_verify", False, "set SSL_CERT_FILE"),
@@ -104,12 +104,12 @@ def test_what_would_undo_a_guarantee_is_refused_with_the_reason(
     ],
 )
 def test_a_callback_that_is_not_there_is_refused(names: object, said: str, command: str) -> None:
-    [(_, what, mend)] = problems(litellmSettings={"callbacks": names})
+    [(_, what, fix)] = problems(litellmSettings={"callbacks": names})
     assert said in what
-    assert mend == command or said == "1.108.14 does"
+    assert fix == command or said == "1.108.14 does"
 
 
-def test_a_callback_is_taken_when_its_variables_are_there() -> None:
+def test_a_callback_is_accepted_when_its_variables_are_set() -> None:
     """Else each is named, with the command that sets it."""
     given = {"litellmSettings": {"success_callback": ["langfuse"]}}
     assert problems(**given) == [
@@ -144,7 +144,7 @@ def test_variables_files_and_keys_are_as_in_models() -> None:
         routerSettings={"redis_password": "os.environ/LITELLM_MASTER_KEY"},
     )
     assert [(key, what.partition(",")[0]) for key, what, _ in found] == [
-        ("litellmSettings.cache_params.password", "stands there in clear"),
+        ("litellmSettings.cache_params.password", "is in clear"),
         ("litellmSettings.cache_params", "names the variable REDIS_HOST"),
         ("litellmSettings.callbacks_file", "names the file x.json"),
         ("routerSettings.redis_password", "names the variable LITELLM_MASTER_KEY"),

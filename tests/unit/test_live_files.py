@@ -33,20 +33,26 @@ class Result(NamedTuple):
 
 
 class Container:
-    """One with files in the folder `current`, which notes what it is told to do; `refuses` are commands that fail."""
+    """One with files in the folder `current`, which notes what it is told to do.
+
+    `refuses` are commands that fail; `user` is what it prints each time that it is asked for its user.
+    """
 
     name = "llm-infrastructure-dev-edge"
 
-    def __init__(self, *, current: str | None, refuses: Sequence[Sequence[str]] = ()) -> None:
+    def __init__(
+        self, *, current: str | None, refuses: Sequence[Sequence[str]] = (), user: Sequence[bytes] = (b"99 98\n",)
+    ) -> None:
         self.folders = {"current": current} if current else {}
         self.archive: dict[str, tarfile.TarInfo] = {}
         self._refuses = refuses
+        self._user = iter(user)
 
     def exec_run(self, command: list[str], workdir: str | None = None) -> Result:
         if command == ["test", "-d", f"{LIVE}/current"]:
             return Result(0 if "current" in self.folders else 1, b"")
-        if command[0] == "id":
-            return Result(0, {"-u": b"99\n", "-g": b"98\n"}[command[1]])
+        if command[-1] == live_files.USER:
+            return Result(0, next(self._user))
         if command == CHECK:
             assert workdir == f"{LIVE}/next"
         if command in self._refuses:
@@ -90,6 +96,7 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
 
         monkeypatch.setattr(live_files, "connect", lambda _: Engine())
         monkeypatch.setattr(live_files, "await_health", lambda *_: None)
+        monkeypatch.setattr(live_files, "POLL_SECONDS", 0)
         outs = live_files._Provider().update("live-files", PROPS, PROPS).outs
         assert outs is not None
         return outs
@@ -116,14 +123,30 @@ def test_only_their_owner_may_read_them(loaded: Callable[..., dict[str, Any]]) -
     }
 
 
+def test_a_user_that_an_engine_did_not_pass_on_is_asked_for_again(loaded: Callable[..., dict[str, Any]]) -> None:
+    container = Container(current="first", user=[b"", b"99 98\n"])
+    assert loaded(container) == PROPS
+    assert container.archive[f"{LIVE}/next"].uid == 99
+
+
+@pytest.mark.parametrize("printed", [b"", b"99", b" 98"])
+def test_without_its_user_a_container_keeps_its_files(loaded: Callable[..., dict[str, Any]], printed: bytes) -> None:
+    container = Container(current="first", user=[printed] * live_files.TRIES)
+    with pytest.raises(RuntimeError, match=r"dev-edge did not say which user it runs as.* Run `up` again"):
+        loaded(container)
+    assert container.folders == {"current": "first"}
+
+
 def test_files_that_are_refused_change_nothing(loaded: Callable[..., dict[str, Any]]) -> None:
     container = Container(current="first", refuses=[CHECK])
-    with pytest.raises(RuntimeError, match=r"dev-edge refused its new files and goes on as it was: line 1: unknown"):
+    with pytest.raises(
+        RuntimeError, match=r"dev-edge refused its new files and still runs with the old ones: line 1: unknown"
+    ):
         loaded(container)
     assert container.folders["current"] == "first"
 
 
-def test_files_that_are_not_taken_up_are_taken_back(loaded: Callable[..., dict[str, Any]]) -> None:
+def test_files_that_cannot_be_loaded_are_replaced_by_the_old_ones(loaded: Callable[..., dict[str, Any]]) -> None:
     """Or a restart of the container would try them again."""
     container = Container(current="first", refuses=[RELOAD])
     with pytest.raises(RuntimeError, match="refused its new files"):
@@ -143,7 +166,7 @@ def test_an_engine_that_refuses_says_why(loaded: Callable[..., dict[str, Any]]) 
 
 
 @pytest.mark.parametrize("name", ["container", "files", "check", "reload"])
-def test_what_is_loaded_anew(name: str) -> None:
+def test_what_is_loaded_again(name: str) -> None:
     """What is other than it was; how long a start may take is no reason."""
     provider = live_files._Provider()
     assert provider.diff("live-files", PROPS, {**PROPS, name: "other"}).changes is True

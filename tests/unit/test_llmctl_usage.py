@@ -87,12 +87,12 @@ def test_calls_are_added_up_by_what_was_asked_for() -> None:
     ]
 
 
-def test_lines_that_are_not_whole_are_told_of() -> None:
+def test_incomplete_lines_are_reported() -> None:
     """Of a collector that cuts them off, or of a version with other fields. Text before and after a line is none."""
     lines = [f"litellm-1 | {line()} (stdout)", line(call_id="2")[:200], '{"event": "usage", "time": "2026-11-29"}']
     used = usage.of_lines(lines, ["client"], None)
     assert [row.calls for row in used.rows] == [1]
-    assert used.unseen == ("2 lines that are not whole",)
+    assert used.unseen == ("2 incomplete lines",)
 
 
 def test_a_call_counts_once_however_often_its_provider_was_tried() -> None:
@@ -113,13 +113,13 @@ def test_a_caller_who_left_is_counted_with_what_the_answer_took() -> None:
     assert (row.calls, row.left, row.cost) == (1, 1, 0.25)
 
 
-def test_what_is_estimated_is_told_apart() -> None:
+def test_estimates_are_marked() -> None:
     [row] = rows(line(), line(call_id="2", estimated=True))
     assert (row.estimated_tokens, row.prompt_tokens + row.completion_tokens) == (12, 24)
 
 
 def test_what_has_no_price_is_unknown_and_never_free() -> None:
-    """The models that lack one are named, as the provider calls them."""
+    """The models without one are named, as the provider calls them."""
     used = usage.of_lines([line(**UNPRICED)], ["client"], None)
     assert (used.rows[0].cost, used.rows[0].unpriced_tokens, used.without_price) == (None, 12, ("ollama/llama",))
     shown = llmctl("-", stdin=line(**UNPRICED))
@@ -129,7 +129,7 @@ def test_what_has_no_price_is_unknown_and_never_free() -> None:
     assert beside.stdout.splitlines()[-1].endswith("0.250000 + unknown")
 
 
-def test_answers_whose_tokens_nobody_counted_are_told_of() -> None:
+def test_answers_whose_tokens_nobody_counted_are_reported() -> None:
     shown = llmctl("-", stdin=line(cost=None, prompt_tokens=None, completion_tokens=None, total_tokens=None))
     assert shown.stdout.splitlines()[-1].split()[-1] == "unknown"
     assert "nobody counted" in shown.stderr
@@ -155,10 +155,10 @@ def test_what_was_before_that_time_does_not_count() -> None:
     assert rows(*lines, since=datetime(2026, 11, 29, 10, tzinfo=UTC))[0].calls == 2
 
 
-def test_what_is_no_time_is_refused() -> None:
+def test_an_invalid_time_is_refused() -> None:
     refused = llmctl("-", "--since", "yesterday")
     assert isinstance(refused.exception, ValueError)
-    assert "say 7d, 12h, 30min, 2026-11-01" in str(refused.exception)
+    assert "use 7d, 12h, 30min, 2026-11-01" in str(refused.exception)
 
 
 def test_json_and_csv_have_the_same_numbers() -> None:

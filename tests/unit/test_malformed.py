@@ -99,7 +99,7 @@ def test_vectors_of_any_shape(face: Face, gateway: Gateway, body: bytes, status:
 
 @QUICK
 @given(broken=spoiled([completion()]), event=spoiled(CHUNKS))
-def test_what_is_no_answer_is_asked_of_the_fallback(
+def test_the_fallback_is_asked_if_the_answer_is_not_one(
     face: Face, gateway: Gateway, broken: bytes, event: bytes
 ) -> None:
     """Unless it can still be read, or is an answer's beginning."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import date
 from typing import TYPE_CHECKING, Any
+from unittest.mock import Mock, call
 
 import pulumi
 import pytest
@@ -15,6 +16,7 @@ from tests.stack_config import PROJECT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from infra.settings import Settings
 
@@ -83,7 +85,7 @@ def test_a_model_of_the_file_on_a_server_that_wants_no_key_stays_as_it_is(
     assert "llama" not in left_out(result)
 
 
-def test_no_key_stands_in_the_rendered_config(settings: Callable[..., Settings]) -> None:
+def test_no_key_is_in_the_rendered_config(settings: Callable[..., Settings]) -> None:
     result, models = rendered(
         settings("dev", openaiApiKey="sk-the-key", models=[LOCAL], modelKeys={"llama": "the-local-key"})
     )
@@ -111,7 +113,7 @@ def test_another_model_of_a_provider_uses_its_key_or_is_left_out(settings: Calla
     assert left_out(result) == {"claude-3-5-sonnet": ("ANTHROPIC_API_KEY",), "haiku": ("ANTHROPIC_API_KEY",)}
 
 
-def test_a_model_of_a_provider_may_have_a_key_of_its_own(settings: Callable[..., Settings]) -> None:
+def test_a_model_of_a_provider_may_have_its_own_key(settings: Callable[..., Settings]) -> None:
     """That of another account than the stack's: with the provider's key set, and without."""
     mine = {"models": [{"name": "mine", "model": "openai/gpt-4o-mini"}], "modelKeys": {"mine": "K1"}}
     for changes in (mine, mine | {"openaiApiKey": "K2"}):
@@ -233,9 +235,26 @@ def test_a_model_that_an_older_litellm_does_not_know_comes_with_its_price(settin
         assert "output_cost_per_token" not in models["dear"]
 
 
-def test_a_key_that_stands_in_the_file_is_refused_without_being_shown() -> None:
+def test_a_preview_parses_the_file_once(
+    settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It is the slowest file to read, and what a preview makes of it leaves the parsed content as it was."""
+    text = f"# of this test\n{FILE}"
+    file = tmp_path / "config.yaml"
+    file.write_text(text)
+    monkeypatch.setattr(model_list, "FILE", file)
+    load = Mock(wraps=yaml.safe_load)
+    monkeypatch.setattr(yaml, "safe_load", load)
+    chosen = settings("staging", anthropicApiKey="sk-ant-1")
+    model_list.check(text)
+    model_list.render(text, chosen, demo_url=DEMO, today=TODAY)
+    assert load.mock_calls.count(call(text)) == 1
+    assert model_list.parsed(text) == load(text)
+
+
+def test_a_key_in_the_file_is_refused_without_being_shown() -> None:
     model_list.check(FILE)
-    with pytest.raises(pulumi.RunError, match="a key of gpt-4o stands there in clear") as caught:
+    with pytest.raises(pulumi.RunError, match="a key of gpt-4o is in clear") as caught:
         model_list.check(FILE.replace("os.environ/OPENAI_API_KEY", "sk-of-somebody"))
     assert "sk-of-somebody" not in str(caught.value)
 

@@ -29,7 +29,12 @@ def problems(models: object, **changes: object) -> list[tuple[str, str, str]]:
             "eu-central-1",
         ),
         ({"model": "azure/x", "api_version": "1"}, "api_base", "is missing", "https://NAME.openai.azure.com"),
-        ({"model": "openai/x", "api_key": "sk-proj-1"}, "api_key", "in clear, for all to read", "os.environ/NAME"),
+        (
+            {"model": "openai/x", "api_key": "sk-proj-1"},
+            "api_key",
+            "is in clear, where anyone can read it",
+            "os.environ/NAME",
+        ),
         ({**AZURE, "api_base": "https://u:p@n.example"}, "api_base", "in clear", "os.environ/NAME"),
         (
             {"model": "bedrock/x", "aws_region_name": "eu-west-1", "aws_secret_access_key": "word"},
@@ -51,7 +56,7 @@ def problems(models: object, **changes: object) -> list[tuple[str, str, str]]:
         ),
     ],
 )
-def test_each_mistake_in_an_entry_is_named_with_what_mends_it(
+def test_each_mistake_in_an_entry_is_named_with_what_fixes_it(
     parameters: dict[str, object], key: str, what: str, command: str
 ) -> None:
     found = problems([{"model_name": "m", "litellm_params": parameters}])
@@ -81,7 +86,7 @@ def test_what_the_short_form_cannot_say_is_said_in_litellms() -> None:
     ("parameters", "what"),
     [
         ({"configurable_clientside_auth_params": ["api_base"]}, "would let clients send the stack's keys"),
-        ({"ssl_verify": False}, "would send keys and prompts to whoever answers"),
+        ({"ssl_verify": False}, "would send keys and prompts to anyone who answers"),
         ({"api_key": "os.environ/LITELLM_MASTER_KEY"}, "names the variable LITELLM_MASTER_KEY"),
         ({"vertex_credentials": "/run/secrets/files/v.json"}, "names the file v.json, which litellmFiles does not"),
     ],
@@ -92,12 +97,12 @@ def test_what_would_undo_a_guarantee_or_is_not_there_is_refused(parameters: dict
 
 
 @pytest.mark.parametrize("key", ["none", "EMPTY", "not-needed", "sk-1234", "os.environ/GPU_KEY"])
-def test_what_stands_for_no_key_may_stand_there(key: str) -> None:
+def test_a_placeholder_for_a_key_is_accepted(key: str) -> None:
     parameters = {"model": "openai/x", "api_base": "http://gpu/v1", "api_key": key}
     assert problems([{"model_name": "m", "litellm_params": parameters}]) == []
 
 
-def test_wildcards_and_several_deployments_of_a_name_are_taken() -> None:
+def test_wildcards_and_several_deployments_of_a_name_are_accepted() -> None:
     models = [
         {"model_name": "groq/*", "litellm_params": {"model": "groq/*"}},
         {"model_name": "gpt", "litellm_params": AZURE},

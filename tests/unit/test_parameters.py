@@ -47,6 +47,6 @@ def test_what_a_model_refuses_is_named_where_the_stack_says_so(
     parameters: Any, path: str, given: dict[str, Any], refused: str
 ) -> None:
     (name,) = given
-    with pytest.raises(Exception, match=f"`{name}` is not taken by the model behind m: leave it out") as caught:
+    with pytest.raises(Exception, match=f"`{name}` is not accepted by the model behind m: leave it out") as caught:
         parameters.fitting(path, {"model": "m", **given}, {refused: "error"})
     assert (caught.value.param, caught.value.code) == (name, "unsupported_parameter")  # type: ignore[attr-defined]

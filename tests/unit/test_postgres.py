@@ -1,4 +1,4 @@
-"""Passwords and roles of Postgres: which password opens it, and what it is told; psycopg's connections stand in."""
+"""Passwords and roles of Postgres: which password opens it, and what it is told. psycopg is replaced."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def test_databases_are_their_owners_alone(tried: Callable[..., list[str]]) -> No
         assert f'REVOKE ALL ON DATABASE "{name}" FROM PUBLIC' in told()
 
 
-def test_what_is_there_is_not_made_again(tried: Callable[..., list[str]]) -> None:
+def test_existing_roles_and_databases_are_not_created_again(tried: Callable[..., list[str]]) -> None:
     names = (postgres.APP_DATABASE, postgres.LITELLM_DATABASE)
     tried("the-new-one", roles=(*names, "app_1", "app_2"), databases=names)
     _RolesProvider().create(PROPS)
@@ -183,7 +183,7 @@ def test_a_rotation_never_takes_the_login_that_callers_have(
 
 
 @pytest.mark.parametrize("name", ["server", "superuser_password", "app_password"])
-def test_roles_are_set_anew_for_another_server_or_password(name: str) -> None:
+def test_roles_are_set_again_for_another_server_or_password(name: str) -> None:
     assert _RolesProvider().diff("roles", PROPS, PROPS).changes is False
     assert _RolesProvider().diff("roles", PROPS, {**PROPS, name: "other"}).changes is True
 
@@ -215,7 +215,7 @@ def test_the_salt_key_changes_only_before_its_database_is_in_use(
 @pytest.mark.parametrize(
     ("error", "why"),
     [
-        (migrations.MigrationError("0002 was changed"), "what it did in its transaction is undone. 0002 was changed"),
+        (migrations.MigrationError("0002 was changed"), "its transaction was rolled back. 0002 was changed"),
         (
             psycopg.OperationalError("connection refused"),
             "cannot be used from where `pulumi up` runs: connection refused",

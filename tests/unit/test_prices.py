@@ -41,7 +41,7 @@ def test_a_model_of_a_price_list_is_named_as_litellm_asks_it(model: str, facts: 
     assert renewal.full_name(model, {**CHAT, **facts}) == name
 
 
-def test_the_table_has_what_each_release_lacks_and_what_models_refuse() -> None:
+def test_the_table_has_what_each_release_does_not_know_and_what_models_refuse() -> None:
     """What only an older list has stays: newer ones drop models that are gone."""
     of = {"litellm_provider": "openai"}
     gone, new = {**CHAT, **of}, {**CHAT, **of, "supports_reasoning": True}

@@ -133,7 +133,7 @@ def of_callback(name: str) -> list[str]:
     return page.callback_commands(name, providers.load().callbacks[name].variables)
 
 
-def test_every_other_command_of_the_page_is_taken() -> None:
+def test_every_other_command_of_the_page_is_accepted() -> None:
     """Those of a private authority and of an outgoing proxy, one after another."""
     config = Config()
     config.run("./pulumiw config set --secret --path litellmEnvironment.OPENAI_API_KEY")
@@ -151,17 +151,17 @@ def test_what_the_file_says_of_providers_and_callbacks_is_of_those_that_litellm_
     assert table.callbacks.keys() <= newest.callbacks
 
 
-def test_a_package_that_the_image_built_here_lacks_is_named() -> None:
+def test_a_package_missing_from_the_image_built_here_is_named() -> None:
     """With what needs it; of an image that is built by nobody here nothing is said."""
     models = [
         {"model_name": name, "litellm_params": {"model": f"{name}/x"}} for name in ("bedrock", "vertex_ai", "groq")
     ]
     config = {"model_list": models, "litellm_settings": {"success_callback": ["langfuse"], "cache": True}}
     of = "ghcr.io/berriai/litellm:"
-    assert providers.lacking(f"{of}main-v1.55.0", config) == {"langfuse": "langfuse"}
-    assert providers.lacking(f"{of}v1.108.14", config) == {"langfuse": "langfuse"}
-    assert providers.lacking(f"{of}v1.84.3", config) == {}
-    assert providers.lacking("registry.example/litellm@sha256:" + "0" * 64, config) == {}
+    assert providers.missing_packages(f"{of}main-v1.55.0", config) == {"langfuse": "langfuse"}
+    assert providers.missing_packages(f"{of}v1.108.14", config) == {"langfuse": "langfuse"}
+    assert providers.missing_packages(f"{of}v1.84.3", config) == {}
+    assert providers.missing_packages("registry.example/litellm@sha256:" + "0" * 64, config) == {}
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ def run(project: Path, *arguments: str) -> int:
     return pulumi.run(arguments, tools=project.parent)
 
 
-def test_who_has_no_stack_is_told_how_to_get_one(project: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_user_without_a_stack_is_told_how_to_get_one(project: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """With the command's own exit code, and before any `make up`."""
     assert run(project, "preview") == 255
     said = capfd.readouterr().err

@@ -83,7 +83,7 @@ def test_what_runs_is_pushed_under_the_name_that_the_program_will_use() -> None:
     assert engine.pushed == names
 
 
-def test_a_registry_gets_what_it_lacks() -> None:
+def test_a_registry_gets_what_is_missing() -> None:
     """What it has may have come from elsewhere: the engine does not need it."""
     engine = Engine({f"{REGISTRY}/{STAND_IN}"})
     fill(engine)
@@ -93,7 +93,7 @@ def test_a_registry_gets_what_it_lacks() -> None:
 
 
 @pytest.mark.parametrize(
-    ("says", "mend"),
+    ("says", "fix"),
     [
         ("no basic auth credentials", f"docker login {REGISTRY}"),
         ("denied: requested access to the resource is denied", f"docker login {REGISTRY}"),
@@ -102,18 +102,18 @@ def test_a_registry_gets_what_it_lacks() -> None:
         (f"dial tcp: lookup {REGISTRY}: no such host", f"curl https://{REGISTRY}/v2/"),
     ],
 )
-def test_a_push_that_fails(says: str, mend: str) -> None:
+def test_a_push_that_fails(says: str, fix: str) -> None:
     """The engine's reason is in the error, and what fixes it."""
     with pytest.raises(SetupError) as caught:
         push(Engine(set(), push_says=says))
     assert says in caught.value.why
-    assert mend in caught.value.mend
+    assert fix in caught.value.fix
 
 
 def test_a_registry_that_wants_a_login_to_pull() -> None:
     """It can be pushed to, and is of no use to the nodes: that is said when the image is there."""
     engine = Engine(set(), pull_says="unauthorized: authentication required")
-    with pytest.raises(SetupError, match="wants a login of those who pull it"):
+    with pytest.raises(SetupError, match="requires a login to pull it"):
         fill(engine)
     assert engine.pushed
 

@@ -27,5 +27,5 @@ def test_the_commit_of_a_release_is_there(release: Release) -> None:
     assert not release.missing
 
 
-def test_a_commit_that_is_not_there_is_told() -> None:
+def test_a_missing_commit_is_reported() -> None:
     assert "does not have" in Release(version="9.9.9", commit="0" * 40).missing

@@ -70,7 +70,7 @@ def test_each_folder_is_explained(files: list[str]) -> None:
 
 
 def made_up(characters: str, count: int) -> str:
-    """What a secret looks like. It is no file of the project that has it."""
+    """What a secret looks like. It is not a file of the project that has it."""
     return "".join(random.Random(1).choices(characters, k=count))
 
 
@@ -125,11 +125,11 @@ def stack_file(tmp_path: Path) -> Path:
     return file
 
 
-def test_ciphertext_of_pulumi_is_no_secret(stack_file: Path) -> None:
+def test_pulumis_ciphertext_is_not_a_secret(stack_file: Path) -> None:
     assert found_in(stack_file.parent, [stack_file.name]) == []
 
 
-def test_a_key_service_is_no_secret(stack_file: Path) -> None:
+def test_a_key_service_is_not_a_secret(stack_file: Path) -> None:
     """Its address, and the key that it encrypted, in place of a passphrase's salt."""
     service = "secretsprovider: awskms://alias/gateway?region=eu-central-1"
     key = made_up(string.ascii_letters + string.digits, 200)

@@ -97,7 +97,7 @@ def test_a_number_cannot_go_back() -> None:
     ]
 
 
-def test_a_value_of_ones_own_takes_the_place_of_a_number() -> None:
+def test_your_own_value_replaces_a_number() -> None:
     """Settings want the number removed beside a value; taking the value away keeps it, and numbers start again."""
     counted = updated(created(), version=3)
     assert PROVIDER.check(counted, inputs(configured="sk-mine")).failures == []

@@ -73,8 +73,8 @@ def config_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ("content", "why"),
     [
         ("config: [", "line 1, column"),
-        ("config: [1]\n", "below it a line for each key"),
-        ("- config\n", "below it a line for each key"),
+        ("config: [1]\n", "a line for each key below it"),
+        ("- config\n", "a line for each key below it"),
         ("\udcff", "can't decode byte 0xff"),
     ],
 )
@@ -84,16 +84,16 @@ def test_a_malformed_config_file_is_named(config_file: Path, content: str, why: 
     with pytest.raises(SetupError, match=r"Pulumi\.dev\.yaml is not the config of a stack: ") as raised:
         set_up.StackConfig("dev")
     assert why in raised.value.why
-    assert "git diff Pulumi.dev.yaml" in raised.value.mend
+    assert "git diff Pulumi.dev.yaml" in raised.value.fix
 
 
 @pytest.mark.parametrize("value", ["{secure: v1:x}", "5", "[a]", ""])
 def test_what_make_up_needs_must_be_plain_text(config_file: Path, value: str) -> None:
     """As of a dockerHost that was set with `--secret`, which could not be asked."""
     config_file.write_text(f"config:\n  llm-infrastructure:dockerHost: {value}\n")
-    with pytest.raises(SetupError, match=r"dockerHost is not a plain text in Pulumi\.dev\.yaml") as raised:
+    with pytest.raises(SetupError, match=r"dockerHost is not plain text in Pulumi\.dev\.yaml") as raised:
         set_up.StackConfig("dev")
-    assert raised.value.mend == "./pulumiw config set --stack dev dockerHost …"
+    assert raised.value.fix == "./pulumiw config set --stack dev dockerHost …"
 
 
 def test_a_release_that_an_attacker_published_is_not_even_pulled(config_file: Path) -> None:
@@ -101,7 +101,7 @@ def test_a_release_that_an_attacker_published_is_not_even_pulled(config_file: Pa
     config_file.write_text("config:\n  llm-infrastructure:litellmImage: ghcr.io/berriai/litellm:v1.107.0\n")
     with pytest.raises(SetupError, match=r"litellmImage is LiteLLM 1\.107\.0, which an attacker published") as raised:
         set_up.StackConfig("dev")
-    assert "config set --stack dev litellmImage ghcr.io/berriai/litellm:main-v1.55.0" in raised.value.mend
+    assert "config set --stack dev litellmImage ghcr.io/berriai/litellm:main-v1.55.0" in raised.value.fix
 
 
 @pytest.mark.parametrize("content", ["", "config:\n", "encryptionsalt: v1:x\n"])
@@ -133,7 +133,7 @@ def test_all_taken_ports_are_named_with_free_ones(taken: int) -> None:
     assert raised.value.why.splitlines() == [
         f"port {port} of 127.0.0.1 cannot be used as {key}: Address already in use" for key, port in ports.items()
     ]
-    *commands, free = zip(*(line.split() for line in raised.value.mend.splitlines()), strict=True)
+    *commands, free = zip(*(line.split() for line in raised.value.fix.splitlines()), strict=True)
     assert [" ".join(words) for words in zip(*commands, strict=True)] == [
         f"./pulumiw config set --stack dev {key}" for key in ports
     ]
@@ -177,15 +177,15 @@ def test_a_port_that_is_proposed_is_free(
     monkeypatch.setattr(set_up, "_why_unusable", lambda _, port: in_use if int(port) in unusable else "")
     with pytest.raises(SetupError) as raised:
         set_up._check_ports(ENGINE, Config(**dict(zip(set_up.PORT_SETTINGS, ports, strict=True))))
-    assert [line.split()[-1] for line in raised.value.mend.splitlines()] == proposed
+    assert [line.split()[-1] for line in raised.value.fix.splitlines()] == proposed
 
 
 @pytest.mark.parametrize("port", [65536, "http"])
-def test_what_is_no_port_is_said(port: int | str) -> None:
-    """Where no free port would mend it, none is proposed."""
+def test_an_invalid_port_is_named(port: int | str) -> None:
+    """Where no free port would fix it, none is proposed."""
     with pytest.raises(SetupError) as raised:
         set_up._check_ports(ENGINE, Config(gatewayPort=port, postgresPort=0))
-    assert raised.value.mend == "./pulumiw config set --stack dev gatewayPort PORT"
+    assert raised.value.fix == "./pulumiw config set --stack dev gatewayPort PORT"
 
 
 @pytest.mark.parametrize(("keyboard", "screen"), [(True, False), (False, True)])
@@ -206,7 +206,7 @@ class FailingStep(Step):
 
 
 @pytest.mark.parametrize(
-    ("printed", "why", "mend"),
+    ("printed", "why", "fix"),
     [
         ("error: no stack named 'dev' found", "there is no stack dev", "./pulumiw stack ls"),
         ("error: the stack is currently locked by 1 lock(s).", "another run of Pulumi", "wait until it has ended"),
@@ -214,7 +214,7 @@ class FailingStep(Step):
     ],
 )
 def test_what_pulumi_says_becomes_a_next_step(
-    monkeypatch: pytest.MonkeyPatch, printed: str, why: str, mend: str
+    monkeypatch: pytest.MonkeyPatch, printed: str, why: str, fix: str
 ) -> None:
     """A stack that is not there and one that another run changes are told from what is to be fixed."""
     monkeypatch.setattr(FailingStep, "printed", printed)
@@ -223,7 +223,7 @@ def test_what_pulumi_says_becomes_a_next_step(
     with pytest.raises(SetupError) as raised:
         set_up._pulumi(step, "dev", "destroy")
     assert why in raised.value.why
-    assert mend in raised.value.mend
+    assert fix in raised.value.fix
 
 
 def test_two_runs_for_a_stack_take_turns() -> None:
@@ -247,7 +247,7 @@ def test_two_runs_for_a_stack_take_turns() -> None:
     threads[0].start()
     held.wait()
     threads[1].start()
-    while "waits for another run that does the same" not in written.getvalue():
+    while "waiting for another run that does the same" not in written.getvalue():
         assert threads[1].is_alive()
         threads[1].join(0.01)
     go_on.set()
@@ -257,20 +257,20 @@ def test_two_runs_for_a_stack_take_turns() -> None:
 
 
 @pytest.mark.parametrize(
-    ("mend", "selected"),
+    ("fix", "selected"),
     [
         ("./pulumiw config set --stack dev dockerHost unix:///run/docker.sock", ["dev"]),
         ("sudo systemctl start docker", []),
     ],
 )
-def test_an_engine_out_of_reach_is_told_at_once(
-    monkeypatch: pytest.MonkeyPatch, mend: str, selected: list[str]
+def test_an_unreachable_engine_is_reported_at_once(
+    monkeypatch: pytest.MonkeyPatch, fix: str, selected: list[str]
 ) -> None:
     """No minute goes into tools before, unless the command that fixes it needs them and the stack."""
     stacks: list[str] = []
 
     def unreachable(*_: object) -> None:
-        raise SetupError("no engine", mend=mend)
+        raise SetupError("no engine", fix=fix)
 
     monkeypatch.setattr(engine_setup, "ensure", unreachable)
     monkeypatch.setattr(set_up, "_select", lambda _, stack: stacks.append(stack))

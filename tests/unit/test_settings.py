@@ -38,7 +38,7 @@ def keys(stack: str | None = "dev", **changes: object) -> list[str]:
 
 
 def test_pulumi_yaml_describes_exactly_the_settings() -> None:
-    """Every key of the settings stands in Pulumi.yaml with a type and a description, and no other does."""
+    """Every key of the settings is in Pulumi.yaml with a type and a description, and no other is."""
     described = project_file()["config"]
     assert set(described) == {field.alias for field in Settings.model_fields.values()}
     for key, spec in described.items():
@@ -132,7 +132,7 @@ def test_staging_and_prod_need_a_provider_key_or_a_local_model(stack: str) -> No
         ),
         ({"postgresImage": "bitnami/postgresql:17"}, "postgresImage", "is hardened"),
         ({"haproxyImage": "registry.example/hardened/haproxy:3.2"}, "haproxyImage", "is hardened"),
-        ({"dockerHost": "ssh://deploy@staging.example"}, "bindAddress", "nothing reaches it from here"),
+        ({"dockerHost": "ssh://deploy@staging.example"}, "bindAddress", "cannot be reached from here"),
         ({"dockerHost": "tcp://10.0.0.5:2375"}, "dockerHost", "is reached by TLS only"),
         ({"dockerHost": "ssh://deploy:word@staging.example"}, "dockerHost", "has a password, which would be shown"),
         (
@@ -148,7 +148,7 @@ def test_staging_and_prod_need_a_provider_key_or_a_local_model(stack: str) -> No
             "put the key into modelKeys",
         ),
         ({"demo": "maybe"}, "demo", "valid boolean"),
-        ({"protectData": "true"}, "demo", "does not go with protectData"),
+        ({"protectData": "true"}, "demo", "cannot be combined with protectData"),
         ({"masterKey": "hunter2"}, "masterKey", "must be `sk-` and at least 32"),
         ({"masterKey": "sk-" + "a" * 40}, "masterKey", "too easy to guess"),
         ({"openaiApiKey": "  "}, "openaiApiKey", "is empty"),
@@ -175,7 +175,7 @@ def test_staging_and_prod_need_a_provider_key_or_a_local_model(stack: str) -> No
             "models[0].name",
             "leave the hyphen out",
         ),
-        ({"modelKeys": {"m": "k"}}, "modelKeys.m", "is the key of no model"),
+        ({"modelKeys": {"m": "k"}}, "modelKeys.m", "is not the key of any model"),
         ({"secretVersions": {"masterKey": 0}}, "secretVersions.masterKey", "greater than or equal to 1"),
         ({"secretVersions": {"nothing": 1}}, "secretVersions.nothing", "not permitted"),
     ],
@@ -212,7 +212,7 @@ def configured(monkeypatch: pytest.MonkeyPatch, config: dict[str, str]) -> None:
 
 
 def test_all_problems_are_reported_at_once_each_with_a_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One run lists every problem and the command that mends it, and shows no secret value."""
+    """One run lists every problem and the command that fixes it, and shows no secret value."""
     configured(monkeypatch, raw_config("dev", replicas="0", masterKey="secret-that-is-weak", replica="3"))
     with pytest.raises(pulumi.RunError) as caught:
         load()
@@ -322,7 +322,7 @@ def test_plain_http_beyond_loopback_must_be_asked_for() -> None:
     assert problems(bindAddress="10.0.0.5", allowPlainHttp="true") == []
 
 
-def test_a_password_of_ones_own_is_taken() -> None:
+def test_your_own_password_is_used() -> None:
     assert problems(databasePassword="a-long-password-of-ones-own") == []
 
 
@@ -361,7 +361,7 @@ def test_settings_never_show_a_secret() -> None:
 
 
 def test_every_example_in_a_command_is_itself_valid() -> None:
-    """The command that a problem names mends it: its example passes the same check."""
+    """The command that a problem names fixes it: its example passes the same check."""
     for field in Settings.model_fields.values():
         example = str((field.examples or [""])[0])
         if example and not example.startswith(("--path", "< ")) and "$(" not in example and "…" not in example:

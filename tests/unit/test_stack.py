@@ -108,14 +108,14 @@ def test_a_provider_key_takes_the_demo_provider_away(registered: Callable[..., R
 
 
 @pytest.mark.parametrize(
-    ("variable", "mend"),
+    ("variable", "fix"),
     [
         ("ANTHROPIC_API_KEY", "./pulumiw config set --stack dev --secret anthropicApiKey …"),
         ("AZURE_API_KEY", "./pulumiw config set --stack dev --secret --path litellmEnvironment.AZURE_API_KEY …"),
     ],
 )
-def test_a_model_that_is_left_out_is_warned_of_with_what_mends_it(
-    registered: Callable[..., Recorder], monkeypatch: pytest.MonkeyPatch, variable: str, mend: str
+def test_a_model_that_is_left_out_is_warned_of_with_what_fixes_it(
+    registered: Callable[..., Recorder], monkeypatch: pytest.MonkeyPatch, variable: str, fix: str
 ) -> None:
     """Also one of the file whose variable no key of the stack config sets."""
     read = stack._read
@@ -125,7 +125,7 @@ def test_a_model_that_is_left_out_is_warned_of_with_what_mends_it(
     monkeypatch.setattr(pulumi.log, "warn", warned.append)
     registered(openaiApiKey="sk-1")
     left_out = [warning for warning in warned if "left out" in warning]
-    assert left_out == [f"claude-3-5-sonnet is left out: {variable} is not set ({mend})"]
+    assert left_out == [f"claude-3-5-sonnet is left out: {variable} is not set ({fix})"]
 
 
 @pytest.mark.parametrize("built_here", [True, False])
@@ -138,11 +138,11 @@ def test_what_the_image_built_here_cannot_do_is_warned_of(
     monkeypatch.setattr(pulumi.log, "warn", warned.append)
     keys = {"LANGFUSE_PUBLIC_KEY": "pk-1", "LANGFUSE_SECRET_KEY": "sk-1"}
     registered(litellmSettings={"callbacks": ["langfuse"]}, litellmEnvironment=keys)
-    lacking = [each for each in warned if "langfuse will not work: it needs the Python package langfuse" in each]
-    assert len(lacking) == built_here
+    missing = [each for each in warned if "langfuse will not work: it needs the Python package langfuse" in each]
+    assert len(missing) == built_here
 
 
-def test_a_database_of_ones_own_takes_postgres_away(registered: Callable[..., Recorder]) -> None:
+def test_with_your_own_database_there_is_no_postgres(registered: Callable[..., Recorder]) -> None:
     recorder = registered(databaseUrl="postgresql://u:p@db.example/app")
     assert "postgres" not in recorder.containers()
     migrations = next(inputs for (kind, _), inputs in recorder.inputs.items() if kind.endswith(":Migrations"))

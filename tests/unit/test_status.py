@@ -193,7 +193,7 @@ def llmctl(*arguments: str) -> Any:
     return CliRunner().invoke(cli.cli, ["status", *arguments])
 
 
-def test_a_stack_that_is_well_is_shown_whole(gateway: Gateway, engine: Engine) -> None:
+def test_a_healthy_stack_is_shown_completely(gateway: Gateway, engine: Engine) -> None:
     """Each part with its health, image and requests, each client, the models, and every program's version."""
     status = read()
     assert (status.wrong, status.unseen) == ((), ())
@@ -217,7 +217,7 @@ def test_a_stack_that_is_well_is_shown_whole(gateway: Gateway, engine: Engine) -
     assert round((status.at - since).total_seconds()) in {7383, 7384}
 
 
-def test_the_key_stands_in_no_command(engine: Engine) -> None:
+def test_the_key_is_in_no_command(engine: Engine) -> None:
     """A command line can be read by everybody on the machine."""
     read()
     assert "exec --interactive" in engine.calls
@@ -312,12 +312,12 @@ def test_a_gateway_that_does_not_serve_is_wrong(
     gateway.ready = 503
     assert read().wrong == ("gateway: it answers with status 503 (./pulumiw up --refresh)",)
     gateway.ready, gateway.key, gateway.models = 200, KEY, ("no model",)
-    assert read().wrong[0].startswith("gateway: what answers at")
+    assert read().wrong[0].startswith("gateway: the server at")
     assert len(read().parts) == 4
     monkeypatch.setenv("LITELLM_URL", "http://127.0.0.1:9")
     status = read()
     assert status.wrong == ("gateway: nothing answers at http://127.0.0.1:9 (./pulumiw up --refresh)",)
-    assert "no edge on the engine that `docker` asks publishes port 9 (if it runs on another" in status.unseen[0]
+    assert "no edge on the engine that `docker` uses publishes port 9 (if it runs on another" in status.unseen[0]
     monkeypatch.setenv("LITELLM_API_KEY", "")
     with pytest.raises(app.NotConfiguredError):
         read()
@@ -358,7 +358,7 @@ def test_an_edge_that_answers_otherwise_leaves_the_rest(engine: Engine, answer: 
     engine.on(f"exec --interactive {IDS[0]}", answer)
     status = read()
     assert (status.wrong, len(status.parts), status.edge) == ((), 4, None)
-    assert status.unseen == ("requests: edge was asked, and what runs there does not answer as HAProxy",)
+    assert status.unseen == ("requests: edge was asked, and what runs there does not answer like HAProxy",)
 
 
 def test_what_goes_away_while_it_is_looked_at_is_left_out(gateway: Gateway, engine: Engine) -> None:
@@ -432,7 +432,7 @@ def swarm(gateway: Gateway, engine: Engine) -> Engine:
 
 
 def test_a_swarm_is_shown_task_by_task(swarm: Engine) -> None:
-    """With each task's node, what its services lack, and the statistics of the edge on the engine that is asked."""
+    """With each task's node, what its services are missing, and the statistics of the edge on this engine."""
     status = read()
     parts = {part.name: part for part in status.parts}
     assert list(parts) == ["edge@one", "edge@two", "litellm-g1.1@one", "litellm-g1.2@two"]
@@ -445,21 +445,21 @@ def test_a_swarm_is_shown_task_by_task(swarm: Engine) -> None:
     assert status.edge == "edge@one"
 
 
-def test_on_a_node_that_is_no_manager_its_own_tasks_are_shown(swarm: Engine) -> None:
+def test_a_node_that_is_not_a_manager_shows_its_own_tasks(swarm: Engine) -> None:
     swarm.on("service ls", NO_MANAGER, code=1)
     status = read()
     assert [part.name for part in status.parts] == ["edge.one"]
-    assert status.unseen[0].startswith("only the tasks of this node, as docker failed")
+    assert status.unseen[0].startswith("only the tasks of this node, because docker failed")
 
 
-def test_a_manager_that_fails_is_told(swarm: Engine) -> None:
+def test_a_failing_manager_is_reported(swarm: Engine) -> None:
     swarm.on("service ls", "Error response from daemon: rpc error: context deadline exceeded\n", code=1)
     assert "context deadline exceeded" in read().unseen[0]
     swarm.on("service ls", "")
-    assert "no edge on the engine that `docker` asks publishes port" in read().unseen[0]
+    assert "no edge on the engine that `docker` uses publishes port" in read().unseen[0]
 
 
-def test_what_is_no_terminal_gets_plain_text(engine: Engine) -> None:
+def test_without_a_terminal_the_text_is_plain(engine: Engine) -> None:
     """A line a part, however long, without colours."""
     done = llmctl()
     assert done.exit_code == 0
@@ -477,7 +477,7 @@ def test_what_is_no_terminal_gets_plain_text(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("options", [(), ("--json",)], ids=["text", "json"])
-def test_watching_goes_on_when_something_fails_and_ends_by_an_interrupt(
+def test_watching_continues_after_a_failure_and_ends_with_an_interrupt(
     gateway: Gateway, engine: Engine, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...]
 ) -> None:
     """A source that fails for a moment is shown as such, and the end is no failure."""
@@ -505,7 +505,7 @@ def test_watching_goes_on_when_something_fails_and_ends_by_an_interrupt(
     else:
         assert done.stdout.count("stack dev at") == 2
         assert done.stdout.count("WRONG    gateway: it answers with status 503") == 2
-        assert done.stdout.count("what is seen is well") == 1
+        assert done.stdout.count("everything that can be seen is well") == 1
 
 
 def test_who_says_how_often_to_look_watches(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -541,6 +541,6 @@ def test_a_status_is_a_document(engine: Engine) -> None:
     }
 
 
-def test_wrong_usage_is_told() -> None:
+def test_wrong_usage_is_explained() -> None:
     assert llmctl("--every", "0").exit_code == 2
     assert "llmctl status --watch" in llmctl("--help").stdout

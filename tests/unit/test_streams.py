@@ -61,7 +61,7 @@ def test_events_are_the_same_however_their_bytes_are_cut(
     ],
 )
 def test_data_is_what_the_standard_says(streams: Any, sent: bytes, events: list[str]) -> None:
-    """Lines of data are one text, one blank after the colon is not data; a last event may lack its blank line."""
+    """Lines of data are one text, one blank after the colon is not data; the last event may have no blank line."""
     assert read(streams, [sent]) == events
 
 

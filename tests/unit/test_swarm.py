@@ -317,19 +317,19 @@ def test_images_are_named_by_digest(registered: Callable[..., Services]) -> None
 
 
 @pytest.mark.parametrize(
-    ("changes", "mend"),
+    ("changes", "fix"),
     [
         ({"imageRegistry": REGISTRY}, "make push STACK=dev, which fills it"),
         ({}, "./pulumiw config set --stack dev imageRegistry HOST:PORT, then make push fills it"),
     ],
 )
 def test_an_image_that_nodes_cannot_get(
-    registered: Callable[..., Services], changes: dict[str, str], mend: str
+    registered: Callable[..., Services], changes: dict[str, str], fix: str
 ) -> None:
     with pytest.raises(pulumi.RunError, match="The nodes of the Swarm cannot get the image") as caught:
         registered(Swarm(has_images=False), **changes)
     assert "manifest unknown" in str(caught.value)
-    assert mend in str(caught.value)
+    assert fix in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -339,7 +339,7 @@ def test_an_image_that_nodes_cannot_get(
         ({"constraints": ["node.labels.gpu == no"]}, ["constraints: no node", "node-2 (worker, ready;"]),
     ],
 )
-def test_a_swarm_that_lacks_a_node_is_refused_before_anything_is_registered(
+def test_a_swarm_without_a_fitting_node_is_refused_before_anything_is_registered(
     registered: Callable[..., Services], changes: dict[str, Any], said: list[str]
 ) -> None:
     with pytest.raises(pulumi.RunError) as caught:
@@ -351,12 +351,12 @@ def test_a_swarm_that_lacks_a_node_is_refused_before_anything_is_registered(
 @pytest.mark.parametrize(
     ("changes", "key", "what"),
     [
-        (ON_A_SWARM | {"bindAddress": "10.0.0.5"}, "bindAddress", "publishes a port on each address of a node"),
-        (ON_A_SWARM | {"metricsPort": "9100"}, "metricsPort", "a Swarm knows no loopback port"),
-        ({"imageRegistry": REGISTRY}, "imageRegistry", "is for a Swarm, and placement is docker"),
-        ({"constraints": ["node.role == worker"]}, "constraints", "is for a Swarm, and placement is docker"),
-        ({"postgresNode": "node-1"}, "postgresNode", "is for a Swarm, and placement is docker"),
-        (ON_A_SWARM | {"constraints": ["gpu"]}, "constraints[0]", "is no placement constraint of Docker"),
+        (ON_A_SWARM | {"bindAddress": "10.0.0.5"}, "bindAddress", "publishes a port on every address of a node"),
+        (ON_A_SWARM | {"metricsPort": "9100"}, "metricsPort", "a Swarm cannot publish on loopback only"),
+        ({"imageRegistry": REGISTRY}, "imageRegistry", "is for a Swarm, but placement is docker"),
+        ({"constraints": ["node.role == worker"]}, "constraints", "is for a Swarm, but placement is docker"),
+        ({"postgresNode": "node-1"}, "postgresNode", "is for a Swarm, but placement is docker"),
+        (ON_A_SWARM | {"constraints": ["gpu"]}, "constraints[0]", "is not a placement constraint of Docker"),
         (ON_A_SWARM | {"imageRegistry": "https://x"}, "imageRegistry", "pattern"),
         (ON_A_SWARM | {"placement": "kubernetes"}, "placement", "'docker' or 'swarm'"),
     ],

@@ -1,4 +1,4 @@
-"""Times to wait that stand in several places fit each other: whoever asks waits for whoever is asked."""
+"""Timeouts that are in several places fit each other: a caller waits longer than what it calls."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def litellm(settings: Callable[..., Settings]) -> int:
 
 
 def of_edge(name: str, *, litellm: int) -> int:
-    """A time of the rendered HAProxy config, wherever it stands in it."""
+    """A time of the rendered HAProxy config, wherever it is."""
     config = edge.render(
         (PROJECT / "edge/haproxy.cfg").read_text(),
         generation=1,

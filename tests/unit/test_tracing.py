@@ -104,7 +104,7 @@ def test_a_span_has_its_error(face: Face, gateway: Gateway, exporter: InMemorySp
         assert [event.name for event in span.events] == ["exception"]
 
 
-def test_a_fallback_is_a_span_of_its_own(face: Face, gateway: Gateway, exporter: InMemorySpanExporter) -> None:
+def test_a_fallback_has_its_own_span(face: Face, gateway: Gateway, exporter: InMemorySpanExporter) -> None:
     gateway.answer = lambda body: error(500) if body["model"] == "gpt-4o" else streamed()
     face.stream_for_org(ORGANIZATION.id, HELLO)
     first, second = exporter.get_finished_spans()

@@ -93,27 +93,29 @@ def test_a_private_authority_is_trusted_by_all_that_asks(
     assert gateway_report.ask(app.Settings.load()).models == ("gpt-4o",)
 
 
-def test_what_is_not_trusted_is_told(face: Face, address: str, scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_untrusted_certificate_is_reported(
+    face: Face, address: str, scheme: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A server without TLS has a sentence of its own."""
     monkeypatch.setenv("LITELLM_URL", f"https://{address}")
-    said = "is not trusted" if scheme == "https" else "has no TLS"
+    said = "is not trusted" if scheme == "https" else "does not use TLS"
     with pytest.raises(app.GatewayUnreachableError, match=said):
         face.chat(HELLO)
     with pytest.raises(gateway_report.GatewayError, match=said) as caught:
         gateway_report.ask(app.Settings.load())
-    assert ("SSL_CERT_FILE" in caught.value.mend) is (scheme == "https")
+    assert ("SSL_CERT_FILE" in caught.value.fix) is (scheme == "https")
 
 
 @pytest.mark.parametrize("scheme", ["https"])
-def test_a_gateway_that_has_tls_now_is_told(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gateway_that_now_uses_tls_is_reported(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """As after `tlsCertificate` was set, where LITELLM_URL still says http."""
     monkeypatch.setenv("LITELLM_URL", f"http://{address}")
-    with pytest.raises(gateway_report.GatewayError, match="ended the connection without an answer") as caught:
+    with pytest.raises(gateway_report.GatewayError, match="closed the connection without an answer") as caught:
         gateway_report.ask(app.Settings.load())
-    assert "https://" in caught.value.mend
+    assert "https://" in caught.value.fix
 
 
-@pytest.mark.parametrize(("content", "why"), [(None, "No such file"), ("no certificate", "holds no certificates")])
+@pytest.mark.parametrize(("content", "why"), [(None, "No such file"), ("no certificate", "contains no certificates")])
 def test_a_file_of_an_authority_that_cannot_be_read(
     face: Face, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str | None, why: str
 ) -> None:

@@ -77,7 +77,7 @@ def test_a_line_has_these_fields_and_no_other(event: Callable[..., Any], modules
 def test_a_line_is_written_undivided_whatever_its_fields_are(
     event: Callable[..., Any], modules: Any, capfd: Any
 ) -> None:
-    """The longest that the gateway lets in, of characters that JSON writes longest."""
+    """The longest that the gateway accepts, of characters that JSON writes longest."""
     longest = event(model="\u0001" * 500, organization="o" * 100, client="c" * 32, call_id="i" * 36)
     tell(modules, longest)
     line = capfd.readouterr().out
@@ -85,7 +85,7 @@ def test_a_line_is_written_undivided_whatever_its_fields_are(
     assert len(line.encode()) <= PIPE_BYTES
 
 
-def test_an_answer_is_told_with_who_asked_for_what_and_who_answered(event: Callable[..., Any]) -> None:
+def test_an_answer_is_recorded_with_who_asked_for_what_and_who_answered(event: Callable[..., Any]) -> None:
     made = dataclasses.asdict(event())
     assert made.pop("time").endswith("Z")
     assert made == {
@@ -133,7 +133,7 @@ def test_a_stream_is_marked_where_its_tokens_were_counted_here(event: Callable[.
     assert not event(stream=True).estimated
 
 
-def test_a_caller_who_left_is_told_of(event: Callable[..., Any]) -> None:
+def test_a_caller_who_left_is_recorded(event: Callable[..., Any]) -> None:
     assert event(left=True).status == "left"
 
 
@@ -222,7 +222,7 @@ def test_a_label_is_quoted(modules: Any, event: Callable[..., Any]) -> None:
 
 
 @pytest.mark.parametrize(("key", "status"), [(f"Bearer {KEY}", 200), ("Bearer sk-another", 401), ("", 401)])
-def test_counters_are_told_to_whoever_has_the_master_key(
+def test_counters_are_shown_to_anyone_with_the_master_key(
     modules: Any, totals: Any, monkeypatch: pytest.MonkeyPatch, key: str, status: int
 ) -> None:
     monkeypatch.setenv("LITELLM_MASTER_KEY", KEY)

@@ -10,7 +10,7 @@ import pulumi
 import pytest
 
 from engine.labels import LABEL
-from infra.placement import services
+from infra.placement import swarm_services
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -34,7 +34,7 @@ def service(replicas: int | None = 2, status: Mapping[str, str] | None = None) -
 
 
 def task(name: str, state: str = "running", **more: Any) -> dict[str, Any]:
-    wanted = "shutdown" if state in services.ENDED else "running"
+    wanted = "shutdown" if state in swarm_services.ENDED else "running"
     status = {"State": state, "Message": f"is {state}", "Timestamp": name, **more.pop("status", {})}
     return {"ID": name, "NodeID": "node-1", "Spec": SPEC, "DesiredState": wanted, "Status": status, **more}
 
@@ -106,22 +106,22 @@ def managed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Manager]:
 
     def make(*states: tuple[dict[str, Any], list[dict[str, Any]]], **more: Any) -> Manager:
         manager = Manager(*states, **more)
-        monkeypatch.setattr(services, "connect", lambda _: manager)
-        monkeypatch.setattr(services, "time", manager)
+        monkeypatch.setattr(swarm_services, "connect", lambda _: manager)
+        monkeypatch.setattr(swarm_services, "time", manager)
         return manager
 
     return make
 
 
 def instance() -> str:
-    outs = services._Provider().create(PROPS).outs
+    outs = swarm_services._Provider().create(PROPS).outs
     assert outs is not None
     return str(outs["instance"])
 
 
 def failure() -> str:
     with pytest.raises(RuntimeError) as raised:
-        services._Provider().update("converged", PROPS, PROPS)
+        swarm_services._Provider().update("converged", PROPS, PROPS)
     return str(raised.value)
 
 
@@ -161,8 +161,8 @@ def test_a_task_whose_node_fits_is_current(managed: Callable[..., Manager]) -> N
     ("status", "why"),
     [
         ({"State": "rollback_completed", "Message": "2 failed"}, "was rolled back to what it ran before: 2 failed"),
-        ({"State": "paused", "Message": "1 failed"}, "stands still: 1 failed"),
-        ({"State": "rollback_paused", "Message": "1 failed"}, "stands still: 1 failed"),
+        ({"State": "paused", "Message": "1 failed"}, "is paused: 1 failed"),
+        ({"State": "rollback_paused", "Message": "1 failed"}, "is paused: 1 failed"),
     ],
 )
 def test_an_update_that_failed(managed: Callable[..., Manager], status: dict[str, str], why: str) -> None:
@@ -189,7 +189,7 @@ def test_a_task_that_no_node_can_take(managed: Callable[..., Manager]) -> None:
     """At once that may still change, as when its predecessor holds the port."""
     manager = managed((service(1), [task("a", "pending", status={"Err": "no suitable node"})]))
     assert failure() == "edge finds no node: no suitable node"
-    assert services.UNFIT_SECONDS < manager.now < services.UNFIT_SECONDS + 1
+    assert swarm_services.UNFIT_SECONDS < manager.now < swarm_services.UNFIT_SECONDS + 1
 
 
 def test_a_task_whose_predecessor_still_ends_has_time(managed: Callable[..., Manager]) -> None:
@@ -200,7 +200,7 @@ def test_a_task_whose_predecessor_still_ends_has_time(managed: Callable[..., Man
 
 def test_a_service_that_was_scaled_to_nothing(managed: Callable[..., Manager]) -> None:
     managed((service(0), []))
-    assert failure() == "edge was scaled to nothing; bring it back: ./pulumiw up --refresh"
+    assert failure() == "edge was scaled to 0; to bring it back: ./pulumiw up --refresh"
 
 
 def test_a_service_that_was_removed(managed: Callable[..., Manager]) -> None:
@@ -208,9 +208,9 @@ def test_a_service_that_was_removed(managed: Callable[..., Manager]) -> None:
     assert failure() == "service id-of-edge was removed while it started"
 
 
-def test_what_is_awaited_anew() -> None:
+def test_what_is_awaited_again() -> None:
     """What is declared in another way; another service is awaited in the place of the one before."""
-    provider = services._Provider()
+    provider = swarm_services._Provider()
     assert provider.diff("converged", PROPS, {**PROPS, "seconds": 1}).changes is False
     assert provider.diff("converged", PROPS, {**PROPS, "spec": "2"}).changes is True
     assert provider.diff("converged", PROPS, {**PROPS, "spec": "2"}).replaces == []
@@ -222,7 +222,7 @@ def test_a_deleted_service_has_ended(managed: Callable[..., Manager], replicas: 
     """On every node that answers: what else it is stays as it was declared."""
     lost = task("lost", NodeID="node-2")
     manager = managed((service(replicas), [task("a"), lost]), (service(replicas), [task("a", "complete"), lost]))
-    services._Provider().delete("converged", PROPS)
+    swarm_services._Provider().delete("converged", PROPS)
     [spec] = manager.posted
     assert manager.now > 0
     if replicas:
@@ -230,18 +230,18 @@ def test_a_deleted_service_has_ended(managed: Callable[..., Manager], replicas: 
         assert spec["TaskTemplate"] == SPEC
     else:
         assert spec["Mode"] == {"Global": {}}
-        assert spec["TaskTemplate"] == {**SPEC, "Placement": {"Constraints": [services.NOWHERE]}}
+        assert spec["TaskTemplate"] == {**SPEC, "Placement": {"Constraints": [swarm_services.NOWHERE]}}
 
 
 def test_a_service_that_does_not_end(managed: Callable[..., Manager]) -> None:
     managed((service(), [task("a")]))
-    with pytest.raises(RuntimeError, match="service id-of-edge still runs 120 s after it was told to stop"):
-        services._Provider().delete("converged", PROPS)
+    with pytest.raises(RuntimeError, match="service id-of-edge is still running 120 s after it was told to stop"):
+        swarm_services._Provider().delete("converged", PROPS)
 
 
 def test_a_service_that_is_gone_needs_no_end(managed: Callable[..., Manager]) -> None:
     manager = managed()
-    services._Provider().delete("converged", PROPS)
+    swarm_services._Provider().delete("converged", PROPS)
     assert manager.posted == []
 
 
@@ -254,5 +254,5 @@ def test_a_service_whose_part_moves_to_one_host(
     manager = managed((service(), [task("a", "complete")]))
     manager.controls = controls
     inputs = {"name": "edge", "labels": [{**LABELS[0], "value": identity}, LABELS[1]]}
-    services.stand_part_down(manager, inputs)  # type: ignore[arg-type]  # a fake
+    swarm_services.stand_part_down(manager, inputs)  # type: ignore[arg-type]  # a fake
     assert len(manager.posted) == posted

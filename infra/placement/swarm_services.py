@@ -1,0 +1,231 @@
+"""Services of a Swarm: that each runs as declared, awaited as a step of the deployment; how one is stood down."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from contextlib import closing, suppress
+from typing import TYPE_CHECKING, Any
+
+import docker
+import pulumi
+import requests
+from pulumi.dynamic import Resource
+
+from engine.connection import connect
+from engine.labels import LABEL
+from infra.deploy_step import DeployStep
+from infra.placement.engine_placement import is_ours
+from infra.placement.health import LAST_LINES, POLL_SECONDS
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    Task = Mapping[str, Any]
+
+PARTS_OF_A_TASK = ("ContainerSpec", "Resources", "RestartPolicy", "Networks", "LogDriver", "ForceUpdate")
+ENDED = {"complete", "failed", "shutdown", "rejected", "orphaned", "remove"}
+"""States of a task that has no process any more."""
+UNFIT_SECONDS = 15
+"""After so long a task that no node can take will not find one."""
+FAILURES = 2
+"""How many tasks of a new service may fail: one may have been unlucky with its node."""
+STOP_SECONDS = 120
+LOG_SECONDS = 10
+NOWHERE = "node.id == none"
+
+
+def await_convergence(engine: docker.DockerClient, service: str, seconds: float) -> str:
+    """Wait until a service runs as declared, and return another value for each set of tasks that does.
+
+    Raises RuntimeError with the reason, the node and the last lines of a task once it failed and was rolled back.
+    """
+    api: Any = engine.api
+    begun = settled = time.monotonic()
+    while True:
+        declared = api.inspect_service(service)
+        tasks = api.tasks(filters={"service": service})
+        waited = time.monotonic() - begun
+        if any(not _is_current(task, declared) and task["Status"]["State"] not in ENDED for task in tasks):
+            settled = time.monotonic()  # what still ends has a port that its successor waits for
+        if why := _failure(declared, tasks, time.monotonic() - settled):
+            raise RuntimeError(f"{declared['Spec']['Name']} {why}{_last_words(engine, tasks)}")
+        current = [task for task in tasks if _is_current(task, declared) and task["DesiredState"] == "running"]
+        running = [task for task in current if task["Status"]["State"] == "running"]
+        others = [task for task in tasks if task not in current and task["Status"]["State"] not in ENDED]
+        wanted = _wanted(declared, current)
+        if wanted == 0:
+            raise RuntimeError(
+                f"{declared['Spec']['Name']} was scaled to 0; to bring it back: ./pulumiw up --refresh"
+            )
+        if len(running) == wanted == len(current) and not _updating(declared, others):
+            return " ".join(sorted(task["ID"] for task in running))
+        if waited > seconds:
+            raise RuntimeError(
+                f"{declared['Spec']['Name']} has {len(running)} of {wanted} tasks running as declared after "
+                f"{seconds:.0f} s{_last_words(engine, tasks)}"
+            )
+        time.sleep(POLL_SECONDS)
+
+
+def _wanted(service: Mapping[str, Any], current: Sequence[Task]) -> int:
+    """How many tasks there are to be; of a global service Swarm makes one for each node that fits."""
+    mode = service["Spec"]["Mode"]
+    return int(mode["Replicated"]["Replicas"]) if "Replicated" in mode else max(len(current), 1)
+
+
+def _is_current(task: Task, service: Mapping[str, Any]) -> bool:
+    """Whether a task is as declared: all but its placement, which Swarm does not replace a task for that fits."""
+    mine, declared = task["Spec"], service["Spec"]["TaskTemplate"]
+    return all(mine.get(part) == declared.get(part) for part in PARTS_OF_A_TASK)
+
+
+def _updating(service: Mapping[str, Any], others: Sequence[Task]) -> bool:
+    """Whether tasks of an earlier declaration are still to be replaced."""
+    state = service.get("UpdateStatus", {}).get("State")
+    return state in {"updating", "rollback_started"} or any(task["DesiredState"] == "running" for task in others)
+
+
+def _failure(service: Mapping[str, Any], tasks: Sequence[Task], waited: float) -> str | None:
+    """Why a service will not come to run as declared; None if it still may."""
+    status = service.get("UpdateStatus", {})
+    match status.get("State"):
+        case "rollback_completed":
+            return f"was rolled back to what it ran before: {status['Message']}"
+        case "rollback_paused" | "paused":
+            return f"is paused: {status['Message']}"
+        case "rollback_started":
+            return None
+    current = [task for task in tasks if _is_current(task, service)]
+    failed = [task for task in current if task["Status"]["State"] in {"failed", "rejected"}]
+    if not status and len(failed) >= FAILURES:
+        return f"does not start: {len(failed)} tasks failed"
+    unfit = [task for task in current if task["Status"]["State"] == "pending" and task["Status"].get("Err")]
+    if unfit and waited > UNFIT_SECONDS:
+        return f"finds no node: {unfit[0]['Status']['Err']}"
+    return None
+
+
+def _last_words(engine: docker.DockerClient, tasks: Sequence[Task]) -> str:
+    """What the task that failed last said, and where it ran."""
+    failed = [task for task in tasks if task["Status"]["State"] in {"failed", "rejected"}]
+    if not failed:
+        return ""
+    task = max(failed, key=lambda it: it["Status"]["Timestamp"])
+    node = next((it["Description"]["Hostname"] for it in engine.api.nodes() if it["ID"] == task.get("NodeID")), "?")
+    words = f"; the last one that failed, on node {node}: {task['Status'].get('Err', task['Status']['Message'])}"
+    lines = _log(engine, task["ID"])
+    return f"{words}; its last lines:\n{lines}" if lines else words
+
+
+def _log(engine: docker.DockerClient, task: str) -> str:
+    """The last lines of a task, from whichever node it ran on; empty where that does not answer."""
+    api: Any = engine.api
+    try:
+        # docker-py reads the logs of services, whose tasks are not told apart.
+        answer = api.get(
+            api._url("/tasks/{0}/logs", task),  # noqa: SLF001
+            params={"stdout": 1, "stderr": 1, "tail": LAST_LINES},
+            timeout=LOG_SECONDS,
+        )
+        api._raise_for_status(answer)  # noqa: SLF001
+        parts = api._multiplexed_buffer_helper(answer)  # noqa: SLF001
+        return b"".join(parts).decode(errors="replace").rstrip()
+    except (requests.RequestException, docker.errors.DockerException):
+        return ""
+
+
+def stand_part_down(engine: docker.DockerClient, inputs: Mapping[str, Any]) -> None:
+    """Stand this deployment's service of a part down. `inputs` are those of the container that takes its place."""
+    if not engine.info()["Swarm"].get("ControlAvailable"):
+        return
+    part = next(each["value"] for each in inputs["labels"] if each["label"] == f"{LABEL}.part")
+    for service in engine.services.list(filters={"label": f"{LABEL}.part={part}"}):
+        if is_ours(service.attrs["Spec"]["Labels"], inputs):
+            pulumi.log.info(f"{service.name} is stopped: {inputs['name']} takes its place.")
+            stand_down(engine, str(service.id))
+
+
+def stand_down(engine: docker.DockerClient, service: str) -> None:
+    """Have a service run nothing, and wait until nothing runs. The service itself is Pulumi's to delete."""
+    api: Any = engine.api
+    declared = api.inspect_service(service)
+    spec = declared["Spec"]
+    if "Replicated" in spec["Mode"]:
+        spec["Mode"]["Replicated"]["Replicas"] = 0
+    else:
+        spec["TaskTemplate"]["Placement"] = {"Constraints": [NOWHERE]}
+    _post(engine, f"/services/{service}/update?version={declared['Version']['Index']}", spec)
+    await_end(engine, service)
+
+
+def _post(engine: docker.DockerClient, path: str, data: object) -> None:
+    api: Any = engine.api
+    api._raise_for_status(api.post(api._url(path), json=data))  # noqa: SLF001 -- docker-py would build the spec again
+
+
+def await_end(engine: docker.DockerClient, service: str) -> None:
+    """Wait until a service has no process on any node that answers."""
+    api: Any = engine.api
+    deadline = time.monotonic() + STOP_SECONDS
+    while True:
+        down = {node["ID"] for node in api.nodes() if node["Status"]["State"] == "down"}
+        tasks = api.tasks(filters={"service": service})
+        if all(task["Status"]["State"] in ENDED or task.get("NodeID") in down for task in tasks):
+            return
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"service {service} is still running {STOP_SECONDS} s after it was told to stop")
+        time.sleep(POLL_SECONDS)
+
+
+class _Provider(DeployStep):
+    __module__ = "infra.placement.services"  # as states name it
+    id = "converged"
+    inputs = ("service", "spec")
+    replacing = ("service",)  # the former service is stood down once the new one runs
+
+    def delete(self, id: str, props: dict[str, Any]) -> None:  # noqa: A002, ARG002
+        # The provider gives up a service that takes as long to end as it may, and does not wait for other nodes.
+        with closing(connect(props["host"])) as engine, suppress(docker.errors.NotFound):
+            stand_down(engine, props["service"])
+
+    def run(self, props: dict[str, Any], olds: dict[str, Any]) -> dict[str, Any]:  # noqa: ARG002
+        with closing(connect(props["host"])) as engine:
+            try:
+                instance = await_convergence(engine, props["service"], props["seconds"])
+            except docker.errors.NotFound:
+                raise RuntimeError(f"service {props['service']} was removed while it started") from None
+        return {**props, "instance": instance}
+
+
+class Converged(Resource, module="services", name="Converged"):
+    """A service whose tasks all run as declared, and healthy. Deleted, it has them end first.
+
+    Not the provider's own wait: that knows no global services, leaves a state that turns green after a rollback, and
+    shows no line of what failed.
+
+    Creates: nothing outside the state. Type token: `pulumi-python:dynamic/services:Converged`.
+    """
+
+    instance: pulumi.Output[str]
+    """Another value for each set of tasks that serves."""
+
+    def __init__(  # noqa: PLR0913 -- all are needed, all by name
+        self,
+        name: str,
+        *,
+        host: str,
+        service: pulumi.Output[str],
+        declared: pulumi.Output[Any],
+        seconds: float,
+        opts: pulumi.ResourceOptions | None = None,
+    ) -> None:
+        """`service` is its id, `declared` what its tasks are to be, `seconds` how long it may take."""
+        spec = declared.apply(_digest)  # of what is declared, as what a refresh reads is never quite the same
+        props = {"host": host, "service": service, "spec": spec, "seconds": seconds, "instance": None}
+        super().__init__(_Provider(), name, props, opts)
+
+
+def _digest(declared: object) -> str:
+    return hashlib.sha256(json.dumps(declared, sort_keys=True, default=vars).encode()).hexdigest()
