@@ -104,7 +104,7 @@ class _Supply:
         if limited := [reference for reference, why in failures.items() if TOO_MANY.search(why)]:
             why = f"The registry of {', '.join(limited)} allows no more pulls for now"
             log_in = "wait, or log in (docker login), and run it again"
-            raise SetupError(why, tried=tried, mend=f"{log_in}\n    or {_elsewhere(unavailable, self._stack)}")
+            raise SetupError(why, tried=tried, fix=f"{log_in}\n    or {_elsewhere(unavailable, self._stack)}")
         try:
             return {**missing, **self._stand_ins(unavailable)}
         except _NotBuiltError as error:
