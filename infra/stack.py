@@ -19,6 +19,7 @@ from infra import demo, edge, gateway, litellm_environment, model_list, provider
 from infra.demo import DemoProvider, DemoProviderArgs
 from infra.edge import Edge, EdgeArgs
 from infra.gateway import Gateway, GatewayArgs
+from infra.litellm_database import LiteLLMDatabase, Server
 from infra.migration import Migrations
 from infra.placement.docker import DockerHost
 from infra.placement.engine_placement import check_engine
@@ -114,6 +115,7 @@ def build(settings: Settings) -> Mapping[str, pulumi.Input[object]]:
         ),
         placement,
     )
+    programs = {file.name: file.read_text(encoding="utf-8") for file in sorted(Path(PROJECT, "litellm").glob("*.py"))}
     litellm = Gateway(
         "litellm",
         GatewayArgs(
@@ -124,14 +126,13 @@ def build(settings: Settings) -> Mapping[str, pulumi.Input[object]]:
             drain_seconds=settings.drain_seconds,
             fast_streams=settings.fast_streams,
             config=models.config,
-            programs={
-                file.name: file.read_text(encoding="utf-8") for file in sorted(Path(PROJECT, "litellm").glob("*.py"))
-            },
+            programs=programs,
             secrets={
                 "LITELLM_MASTER_KEY": master_key.value,
                 "LITELLM_SALT_KEY": salt_key.value,
                 **_litellm_secrets(settings),
             },
+            database=_litellm_database(settings, placement, database, programs),
             generation=master_key.generation,
             network=GATEWAY_NETWORK,
         ),
@@ -165,6 +166,8 @@ class _Database:
     server: pulumi.Input[str]
     after: pulumi.ResourceOptions
     salt_key_guarded: pulumi.ResourceOptions
+    of_litellm: Server | None
+    """Where LiteLLM's database is, unless the settings name another server."""
 
 
 def _placement(settings: Settings, identity: RotatingSecret) -> Placement:
@@ -191,7 +194,7 @@ def _database(settings: Settings, placement: Placement) -> _Database:
     if settings.database_url is not None:
         url = pulumi.Output.secret(settings.database_url.get_secret_value())
         nothing = pulumi.ResourceOptions()
-        return _Database(url=url, server="", after=nothing, salt_key_guarded=nothing)
+        return _Database(url=url, server="", after=nothing, salt_key_guarded=nothing, of_litellm=None)
     placement.network(DATA_NETWORK, opts=pulumi.ResourceOptions())
     host = placement.published_at(settings.postgres_volume)
     kept = pulumi.ResourceOptions(protect=settings.protect_data)  # data outlives only with its passwords
@@ -241,6 +244,30 @@ def _database(settings: Settings, placement: Placement) -> _Database:
         server=postgres.server,
         after=after,
         salt_key_guarded=pulumi.ResourceOptions(depends_on=[guard]),
+        of_litellm=Server(
+            instance=postgres.server,
+            host=host,
+            superuser_password=superuser_password,
+            network=DATA_NETWORK,
+            name="postgres",
+            ready=postgres,
+        ),
+    )
+
+
+def _litellm_database(
+    settings: Settings, placement: Placement, database: _Database, programs: Mapping[str, str]
+) -> LiteLLMDatabase | None:
+    """LiteLLM's own database, where the settings give it one."""
+    if not settings.litellm_database:
+        return None
+    return LiteLLMDatabase(
+        "litellm-database",
+        settings,
+        placement,
+        server=database.of_litellm,
+        network=GATEWAY_NETWORK,
+        programs=programs,
     )
 
 

@@ -10,6 +10,7 @@ import os
 import sys
 
 import bedrock
+import database
 import deployments
 import endings
 import faithful
@@ -20,6 +21,7 @@ from litellm.proxy.proxy_cli import run_server
 
 if __name__ == "__main__":
     bedrock.install()
+    database.install()
     deployments.install()
     endings.install()
     faithful.install()
