@@ -236,7 +236,7 @@ class _SchemaProvider(ResourceProvider):
     def _apply(self, props: dict[str, Any]) -> dict[str, Any]:
         saved = ""
         try:
-            if _has_data(props["url"], props["database"], int(props["connections"])):
+            if _has_data(props):
                 saved = _saved(props)
             job.run(props["job"])
         except psycopg.OperationalError as error:
@@ -259,9 +259,10 @@ def _saved(props: dict[str, Any]) -> str:
     return str(made.file)
 
 
-def _has_data(url: str, name: str, connections: int) -> bool:
+def _has_data(props: dict[str, Any]) -> bool:
     """Whether there is something of LiteLLM's. Raises RuntimeError where anything else is, or too little room."""
-    with psycopg.connect(url, connect_timeout=CONNECT_SECONDS, autocommit=True) as connection:
+    name, stack, connections = props["database"], props["stack"], int(props["connections"])
+    with psycopg.connect(props["url"], connect_timeout=CONNECT_SECONDS, autocommit=True) as connection:
         foreign = [str(row[0]) for row in connection.execute(FOREIGN, (OWN_TABLES, MIGRATIONS))]
         if foreign:
             some = ", ".join(foreign[:3]) + (", …" if foreign[3:] else "")
@@ -273,7 +274,8 @@ def _has_data(url: str, name: str, connections: int) -> bool:
         if most <= connections:
             raise RuntimeError(
                 f"{name}: LiteLLM's replicas need up to {connections} connections, and the server has {most}. "
-                f"Nothing was changed. Make the pools smaller: ./pulumiw config set --path {POOL} 2"
+                "Nothing was changed. Make the pools smaller: "
+                f"./pulumiw config set --stack {stack} --path {POOL} 2"
             )
         return bool((connection.execute(TABLES, (OWN_TABLES,)).fetchone() or (0,))[0])
 

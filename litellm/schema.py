@@ -65,16 +65,13 @@ async def _found() -> tuple[bool, int]:
     try:
         from prisma import Prisma  # noqa: PLC0415 -- of the image, which may lack it
 
-        client = Prisma()
-        await client.connect()
+        async with Prisma() as client:
+            history, tables = [(await client.query_raw(query))[0] for query in (HISTORY, TABLES)]
     except Exception as error:
         raise SchemaError(
-            f"this image has no database client that {_user()} can run, or it does not reach the database: {error}"
+            f"this image has no database client that user {os.getuid()} can run, or it does not reach the database: "
+            f"{type(error).__name__}: {error}"
         ) from error
-    try:
-        history, tables = [(await client.query_raw(query))[0] for query in (HISTORY, TABLES)]
-    finally:
-        await client.disconnect()
     return bool(history["history"]), int(tables["tables"])
 
 
@@ -116,10 +113,6 @@ def _folder() -> Path:
                 if (each / "schema.prisma").is_file():
                     return each
     raise SchemaError("this image has no schema of LiteLLM's")
-
-
-def _user() -> str:
-    return f"user {os.getuid()}"
 
 
 def without_password(text: str, url: str) -> str:

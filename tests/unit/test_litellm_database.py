@@ -132,7 +132,8 @@ class Recorder(mocks.Mocks):
     def of(self, kind: str) -> dict[str, Any]:
         """The inputs of the resource of a kind of which there is one."""
         (inputs,) = (inputs for (type_, _), inputs in self.inputs.items() if type_.endswith(f":{kind}"))
-        return plain(inputs)
+        found: dict[str, Any] = plain(inputs)
+        return found
 
 
 def plain(value: Any) -> Any:
@@ -231,7 +232,12 @@ def test_data_are_saved_before_the_schema_changes(monkeypatch: pytest.MonkeyPatc
     """A database in which there is nothing is not."""
     done: list[str] = []
     monkeypatch.setattr(litellm_database, "_has_data", lambda *_: has_data)
-    monkeypatch.setattr(litellm_database, "_saved", lambda _: done.append("saved") or "file")
+
+    def saved(_: object) -> str:
+        done.append("saved")
+        return "file"
+
+    monkeypatch.setattr(litellm_database, "_saved", saved)
     monkeypatch.setattr(job, "run", lambda _: done.append("changed"))
     made = litellm_database._SchemaProvider().create(PROPS)
     assert done == (["saved", "changed"] if has_data else ["changed"])

@@ -6,9 +6,8 @@ const fs = require('node:fs')
 const http = require('node:http')
 const path = require('node:path')
 
-const VERSION = '393aa359c9ad4a4bb28630fb5613f9c281cde053'
 if (process.argv.some(each => ['--version', '-V'].includes(each))) {
-  console.log(`query-engine ${VERSION}`)
+  console.log('query-engine of @prisma/client 5.17.0')
   process.exit(0)
 }
 
@@ -16,13 +15,14 @@ const RUNTIME = path.join(__dirname, 'node_modules/@prisma/client/runtime')
 const engines = require(path.join(RUNTIME, 'query_engine_bg.postgresql.js'))
 const graphql = require('graphql')
 const pg = require('pg')
+const Result = require('pg/lib/result')
 const { PrismaPg } = require('@prisma/adapter-pg')
 const { bindAdapter } = require('@prisma/driver-adapter-utils')
 
 // Of the Python client: releases before 0.13 want the rows of a raw query in another form.
 const ROWS_BY_NAME = /^0\.([0-9]|1[0-2])\./.test(fs.readFileSync(path.join(__dirname, 'python-client'), 'utf8'))
-const NAMES = 1003 // the type name[], which the adapter does not know
-const TEXTS = 1009
+// Types of Postgres that the adapter does not know, and what they are to it: name[] and "char", of the catalog.
+const SAME_AS = { 1003: 1009, 18: 1042 }
 const DEFAULT_CONNECTIONS = 10
 const DEFAULT_WAIT_MS = 10_000
 // Parameters of a URL that are Prisma's and not libpq's.
@@ -48,7 +48,13 @@ for (const [, model, body] of datamodel.matchAll(/^model\s+(\w+)\s*\{([\s\S]*?)^
   for (const [, field, type] of body.matchAll(/^\s*(\w+)\s+(\w+)/gm)) fieldTypes[model][field] = type
 }
 
-function connect() {
+const { addFields } = Result.prototype
+Result.prototype.addFields = function (fields) {
+  for (const each of fields) each.dataTypeID = SAME_AS[each.dataTypeID] ?? each.dataTypeID
+  return addFields.call(this, fields)
+}
+
+function connection() {
   const overwritten = JSON.parse(process.env.OVERWRITE_DATASOURCES || '[]')[0]?.url
   const url = new URL(overwritten || process.env.DATABASE_URL)
   const { searchParams } = url
@@ -56,13 +62,15 @@ function connect() {
   const max = Number(searchParams.get('connection_limit')) || DEFAULT_CONNECTIONS
   const wait = Number(searchParams.get('pool_timeout')) * 1000 || DEFAULT_WAIT_MS
   for (const each of OF_PRISMA) searchParams.delete(each)
-  pg.types.setTypeParser(NAMES, pg.types.getTypeParser(TEXTS))
   const pool = new pg.Pool({
     connectionString: url.href, max, connectionTimeoutMillis: wait, application_name: 'litellm',
   })
   pool.on('error', error => console.error(`Postgres: ${error.message}`)) // of one that waits; the next query connects anew
-  return bindAdapter(new PrismaPg(pool, { schema }))
+  const at = `\`${url.hostname}:${url.port || 5432}\``
+  return { adapter: bindAdapter(new PrismaPg(pool, { schema })), at, first: () => pool.query('SELECT 1') }
 }
+
+const database = connection()
 
 function start() {
   const wasm = new WebAssembly.Module(fs.readFileSync(path.join(RUNTIME, 'query_engine_bg.postgresql.wasm')))
@@ -72,7 +80,7 @@ function start() {
     datamodel, env: process.env, logQueries: false, logLevel: 'error', ignoreEnvVarErrors: true,
     datasourceOverrides: {}, configDir: __dirname, engineProtocol: 'json',
   }
-  return new engines.QueryEngine(options, () => {}, connect())
+  return new engines.QueryEngine(options, () => {}, database.adapter)
 }
 
 // From GraphQL, as the Python client writes it, to the engine's JSON.
@@ -167,20 +175,39 @@ function cell(type, it) {
 const rowsByName = ({ columns, types, rows }) =>
   rows.map(row => Object.fromEntries(columns.map((column, i) => [column, cell(types[i], row[i])])))
 
+/** What the binary says where the database cannot be reached, which LiteLLM looks for. */
+function unreachable(error) {
+  const message = `Can't reach database server at ${database.at}: ${error.message || error.code}`
+  return { error: message, user_facing_error: { is_panic: false, message, meta: {}, error_code: 'P1001' } }
+}
+
+/** An error of the adapter's, which the engine knows by a number only. */
+function told(error) {
+  const { error_code, meta } = error.user_facing_error ?? {}
+  if (error_code !== 'P2036') return error
+  return unreachable(database.adapter.errorRegistry.consumeError(meta.id)?.error ?? error)
+}
+
 function toGraphql(answer, query) {
-  if (!answer.data) return answer
+  if (answer.errors) return { ...answer, errors: answer.errors.map(told) }
   const [result] = Object.values(answer.data)
   if (!RAW.includes(query.action)) return { ...answer, data: { result: plain(result) } }
   return { ...answer, data: { result: ROWS_BY_NAME && result?.columns ? rowsByName(result) : result } }
 }
 
 const engine = start()
-const connected = engine.connect(JSON.stringify({ traceparent: null })).then(() => null, error => error)
+const connected = Promise.all([engine.connect(JSON.stringify({ traceparent: null })), database.first()]).then(
+  () => null,
+  error => {
+    console.error(unreachable(error).error) // the client that asks keeps the reason to itself
+    return error
+  },
+)
 
 async function answer(url, transaction, body) {
   if (url === '/status') {
     const error = await connected
-    return error ? { Errors: [error.message || String(error)] } : { status: 'ok' }
+    return error ? { Errors: [unreachable(error)] } : { status: 'ok' }
   }
   if (url.startsWith('/metrics')) return { counters: [], gauges: [], histograms: [] }
   if (url === '/transaction/start') {

@@ -7,9 +7,8 @@ import path from 'node:path'
 import readline from 'node:readline'
 import { createRequire } from 'node:module'
 
-const VERSION = '393aa359c9ad4a4bb28630fb5613f9c281cde053'
 if (process.argv.includes('--version')) {
-  console.log(`schema-engine-cli ${VERSION}`)
+  console.log('schema-engine-cli of @prisma/schema-engine-wasm 7.10.0')
   process.exit(0)
 }
 if (process.argv.includes('can-connect-to-database')) {
@@ -21,6 +20,7 @@ const here = path.dirname(fs.realpathSync(process.argv[1]))
 const require = createRequire(path.join(here, 'schema-engine.mjs'))
 const engines = await import(path.join(here, 'node_modules/@prisma/schema-engine-wasm/schema_engine_bg.js'))
 const { PrismaPg } = require('schema-adapter-pg')
+const { Client } = require('pg')
 const Result = require('pg/lib/result')
 const { bindMigrationAwareSqlAdapterFactory } = require('schema-driver-adapter-utils')
 
@@ -29,13 +29,22 @@ const EVERYTHING = { externalTables: [], externalEnums: [] }
 const FILTERED = ['applyMigrations', 'createMigration', 'devDiagnostic', 'diagnoseMigrationHistory', 'evaluateDataLoss', 'schemaPush']
 const PRINT_ID = 1_000_000 // of this program's own messages; the command line counts its own from 1
 
-// The adapter does not know the type "char", which the catalog of Postgres has; as bpchar it is text to the engine too.
-const CHAR = 18
-const BPCHAR = 1042
+// Types of Postgres that the adapter does not know, and what they are to it: name[] and "char", of the catalog.
+const SAME_AS = { 1003: 1009, 18: 1042 }
 const { addFields } = Result.prototype
 Result.prototype.addFields = function (fields) {
-  for (const each of fields) if (each.dataTypeID === CHAR) each.dataTypeID = BPCHAR
+  for (const each of fields) each.dataTypeID = SAME_AS[each.dataTypeID] ?? each.dataTypeID
   return addFields.call(this, fields)
+}
+
+// LiteLLM holds Prisma's lock itself, and says so by this variable, which the binary knows.
+if (process.env.PRISMA_SCHEMA_DISABLE_ADVISORY_LOCK) {
+  const { query } = Client.prototype
+  Client.prototype.query = function (asked, ...rest) {
+    const locks = /pg_(try_)?advisory_lock/.test(typeof asked === 'string' ? asked : asked?.text)
+    if (!locks) return query.call(this, asked, ...rest)
+    return query.call(this, typeof asked === 'string' ? 'SELECT true' : { ...asked, text: 'SELECT true', values: [] }, ...rest)
+  }
 }
 
 /** A schema without what this engine takes from elsewhere or does not know any more. */
