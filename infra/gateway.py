@@ -78,7 +78,7 @@ def memory_mb(large_mb: int) -> int:
 
 
 def environment(*, fetch_urls: bool, fast_streams: bool, memory_mb: int) -> dict[str, str]:
-    """LiteLLM's environment, but for its secrets."""
+    """LiteLLM's environment, but for its secrets; `memory_mb` is a replica's without what its database takes."""
     return {
         **ENVIRONMENT,
         "LLM_GATEWAY_LARGE_BODIES_MB": str(large_bodies_mb(memory_mb)),
@@ -112,7 +112,9 @@ class Gateway(pulumi.ComponentResource):
                 command=("--config", "/app/config.yaml", "--port", str(PORT)),
                 environment={
                     **environment(
-                        fetch_urls=args.fetch_urls, fast_streams=args.fast_streams, memory_mb=args.memory_mb
+                        fetch_urls=args.fetch_urls,
+                        fast_streams=args.fast_streams,
+                        memory_mb=args.memory_mb - (database.replica_mb if database else 0),
                     ),
                     **(WITH_DATABASE if database else {}),
                 },

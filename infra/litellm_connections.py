@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from psycopg.conninfo import conninfo_to_dict
 from pydantic.alias_generators import to_camel
 
+from infra import gateway, providers
 from infra.problem import Problem
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ MAX_CONNECTIONS = 97
 POSTGRES_MB = 192
 """What Postgres takes without LiteLLM."""
 CONNECTION_MB = 10
-"""What a connection of LiteLLM's takes of Postgres' memory."""
+"""What a connection of LiteLLM's may take of Postgres' memory (measured with 1.55.0: 4)."""
 RETENTION = "90d"
 GENERAL_SETTINGS: Mapping[str, object] = {
     POOL: POOL_CONNECTIONS,
@@ -50,6 +51,13 @@ def general_settings(settings: Settings) -> dict[str, object]:
 def pool(general: Mapping[str, Any]) -> int:
     """The connections of a replica, from the generalSettings of a stack config."""
     return int(general.get(POOL, POOL_CONNECTIONS))
+
+
+def replica_mb(values: Mapping[str, Any]) -> int:
+    """What LiteLLM's database takes of a replica's memory, in MiB; 0 where it has none."""
+    if not values.get("litellm_database"):
+        return 0
+    return providers.load().release(values.get("litellm_image", "")).database_mb
 
 
 def limit(replicas: int, connections: int) -> int:
@@ -77,6 +85,10 @@ def problems(values: Mapping[str, Any]) -> Iterator[Problem]:
             what,
             "set --secret litellmDatabaseUrl postgresql://user:password@db.example:5432/litellm",
         )
+    least = gateway.LITELLM_MB + replica_mb(values)
+    if values.get("litellm_memory_mb", least) < least:
+        what = f"is too little for LiteLLM with a database, which takes {least}"
+        yield Problem("litellmMemoryMb", what, f"set litellmMemoryMb {max(least, 1024)}")
     connections = values.get("general_settings", {}).get(POOL, POOL_CONNECTIONS)
     if not isinstance(connections, int) or isinstance(connections, bool) or connections < 1:
         what = "is no number of connections, of 1 or more"

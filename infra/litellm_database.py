@@ -70,6 +70,8 @@ class LiteLLMDatabase(pulumi.ComponentResource):
     """As the replicas reach it (secret)."""
     networks: tuple[str, ...]
     """Those by which they reach it, beside their own."""
+    replica_mb: int
+    """What it takes of a replica's memory, in MiB."""
 
     def __init__(  # noqa: PLR0913 -- all are needed
         self,
@@ -84,6 +86,7 @@ class LiteLLMDatabase(pulumi.ComponentResource):
         """`server` is the stack's own, where that has LiteLLM's database; `network` the replicas'."""
         super().__init__("llm-infrastructure:litellm_database:LiteLLMDatabase", name, {})
         child = pulumi.ResourceOptions(parent=self)
+        self.replica_mb = litellm_connections.replica_mb(dict(settings))
         wanted = litellm_connections.limit(settings.replicas, litellm_connections.pool(settings.general_settings))
         instance: pulumi.Input[str] = ""
         if settings.litellm_database_url is not None or server is None:

@@ -15,7 +15,7 @@ import pulumi
 import yaml
 
 from engine.image_names import stand_ins
-from infra import demo, edge, gateway, litellm_environment, model_list, providers
+from infra import demo, edge, gateway, litellm_connections, litellm_environment, model_list, providers
 from infra.demo import DemoProvider, DemoProviderArgs
 from infra.edge import Edge, EdgeArgs
 from infra.gateway import Gateway, GatewayArgs
@@ -342,10 +342,12 @@ def _doubts(settings: Settings, models: ModelList) -> Iterator[str]:
             "clientRpm: each edge of a Swarm counts by itself, so a client whose requests are spread over N edges "
             "gets up to N times as many through. Divide the numbers by N."
         )
-    if settings.max_body_mb > (room := gateway.large_bodies_mb(settings.litellm_memory_mb)):
+    of_database = litellm_connections.replica_mb(dict(settings))
+    if settings.max_body_mb > (room := gateway.large_bodies_mb(settings.litellm_memory_mb - of_database)):
+        wanted = gateway.memory_mb(settings.max_body_mb) + of_database
         yield (
             f"maxBodyMb is {settings.max_body_mb}, but a replica has memory for {room} MB of large requests at once: "
-            f"set litellmMemoryMb to {gateway.memory_mb(settings.max_body_mb)} or more, or maxBodyMb to {room}."
+            f"set litellmMemoryMb to {wanted} or more, or maxBodyMb to {room}."
         )
     for ending in models.ending:
         yield ending.warning(_names_a_model(settings, ending))

@@ -63,6 +63,7 @@ def test_one_switch_is_enough() -> None:
             "has no effect",
             "rm --path secretVersions.litellmDatabasePassword",
         ),
+        ({"litellmMemoryMb": "512"}, "litellmMemoryMb", "is too little", "set litellmMemoryMb 1024"),
         (
             {"generalSettings": {"store_prompts_in_spend_logs": True}},
             "generalSettings.store_prompts_in_spend_logs",
