@@ -68,12 +68,15 @@ class Content:
         return f"{self.total:,} rows in {len(self.rows)} tables, schema {self.migration:04d}"
 
 
-def backup(url: str, file: Path, *, keep: int | None = None, report: Callable[[str], None]) -> Backup:
+def backup(
+    url: str, file: Path, *, keep: int | None = None, report: Callable[[str], None], engine: str | None = None
+) -> Backup:
     """Write the database at `url` to `file`, and its checksum to `file`.sha256; `report` gets a line for each step.
 
     A folder gets a file named by database and time (UTC). The file is a consistent snapshot in pg_dump's custom
     format. Only its owner may read it, and it has its name only once it is complete and was read back. Then the
     oldest backups of this database in the folder are removed until `keep` (1 or more) are left, this one among them.
+    `engine` is the address of the Docker Engine that may run the server, where that is not `docker`'s own.
 
     Raises ValueError for a file that exists or cannot be named so, or is no folder though `keep` is given, and
     BackupError.
@@ -86,7 +89,7 @@ def backup(url: str, file: Path, *, keep: int | None = None, report: Callable[[s
     if file.is_dir():
         file /= f"{_file_name(server.database)}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}.dump"
         _refuse_existing(file)
-    programs = programs_for(server)
+    programs = programs_for(server, engine)
     report(f"saving database {server.database} on {server.address} with pg_dump {programs.where}")
     partial = beside(file, ".partial")
     with file_errors(file), _new_file(partial) as stream:

@@ -149,16 +149,19 @@ def connected(url: str) -> psycopg.Connection:
     return psycopg.connect(url, connect_timeout=CONNECT_SECONDS, autocommit=True)
 
 
-def programs_for(server: Server) -> Programs:
+def programs_for(server: Server, engine: str | None = None) -> Programs:
     """The programs in the container of the stack's Postgres if that is the server, or those of this machine.
+
+    `engine` is the address of the Docker Engine to ask, where that is not `docker`'s own.
 
     Raises BackupError that says what was tried.
     """
-    container, no_container = _container(server)
+    docker = ["docker", *([f"--host={engine}"] if engine else []), *(["--tlsverify"] if _by_tls(engine) else [])]
+    container, no_container = _container(server, docker)
     if container:
         return Programs(
             where=f"in container {container}",
-            prefix=("docker", "exec", "--interactive", container),
+            prefix=(*docker, "exec", "--interactive", container),
             connection=make_conninfo(user=server.user, dbname=server.database),
             admin=make_conninfo(user=SUPERUSER, dbname=MAINTENANCE_DATABASE),
         )
@@ -180,9 +183,13 @@ def programs_for(server: Server) -> Programs:
     )
 
 
-def _container(server: Server) -> tuple[str, str]:
+def _by_tls(engine: str | None) -> bool:
+    return engine is not None and engine.startswith("tcp://")
+
+
+def _container(server: Server, docker: list[str]) -> tuple[str, str]:
     """The name of the container that is the server, or why there is none."""
-    listing = ["docker", "ps", "--format={{.Names}}", f"--filter=label={CONTAINER_LABEL}"]
+    listing = [*docker, "ps", "--format={{.Names}}", f"--filter=label={CONTAINER_LABEL}"]
     try:
         listed = output([*listing, f"--filter=publish={server.port}"])
     except ProgramError as error:
@@ -192,7 +199,7 @@ def _container(server: Server) -> tuple[str, str]:
         with suppress(ProgramError, psycopg.Error), connected(server.url) as connection:
             psql = ["psql", "--no-psqlrc", "--tuples-only", "--no-align", f"--username={SUPERUSER}"]
             found = output(
-                ["docker", "exec", name, *psql, f"--dbname={MAINTENANCE_DATABASE}", f"--command={IDENTITY}"]
+                [*docker, "exec", name, *psql, f"--dbname={MAINTENANCE_DATABASE}", f"--command={IDENTITY}"]
             )
             if connection.execute(IDENTITY).fetchone() == (found.strip(),):
                 return name, ""

@@ -12,6 +12,8 @@ from infra.workload import Placement, Workload, http_health_check
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from infra.litellm_database import LiteLLMDatabase
+
 PORT = 4000
 AGENT_PORT = 4001
 """Where litellm/entrypoint.py tells the edge that it is about to stop."""
@@ -32,6 +34,8 @@ ENVIRONMENT = {
 
 FAST_STREAMS = {"LLM_GATEWAY_FAST_STREAMS": "true"}
 """Has litellm/server.py put litellm/streams.py into LiteLLM."""
+WITH_DATABASE = {"DISABLE_SCHEMA_UPDATE": "true"}
+"""infra/litellm_database.py has changed the schema before, once for all replicas."""
 LITELLM_MB = 384
 """What LiteLLM takes without large requests, more than `rest_mb` of each release in litellm/releases.yaml (measured:
 260 for 1.55.0; 593 for 1.108.14 with two requests of 16 MB at once)."""
@@ -56,6 +60,8 @@ class GatewayArgs:
     """The Python files of `litellm/` by name; entrypoint.py starts LiteLLM with its secrets, and stops it."""
     secrets: Mapping[str, pulumi.Input[str]]
     """Environment variables of LiteLLM that are secret."""
+    database: LiteLLMDatabase | None
+    """LiteLLM's own, where it has one."""
     generation: pulumi.Input[int]
     """That of the master key, which callers tell replicas apart by."""
     network: str
@@ -72,7 +78,7 @@ def memory_mb(large_mb: int) -> int:
 
 
 def environment(*, fetch_urls: bool, fast_streams: bool, memory_mb: int) -> dict[str, str]:
-    """LiteLLM's environment, but for its secrets."""
+    """LiteLLM's environment, but for its secrets; `memory_mb` is a replica's without what its database takes."""
     return {
         **ENVIRONMENT,
         "LLM_GATEWAY_LARGE_BODIES_MB": str(large_bodies_mb(memory_mb)),
@@ -95,27 +101,35 @@ class Gateway(pulumi.ComponentResource):
     def __init__(
         self, name: str, args: GatewayArgs, placement: Placement, opts: pulumi.ResourceOptions | None = None
     ) -> None:
-        super().__init__("llm-infrastructure:gateway:Gateway", name, {}, opts)
+        after = pulumi.ResourceOptions(depends_on=[args.database.schema] if args.database else [])
+        super().__init__("llm-infrastructure:gateway:Gateway", name, {}, pulumi.ResourceOptions.merge(opts, after))
+        database = args.database
         placement.run(
             Workload(
                 name=name,
                 image=args.image,
                 entrypoint=("python3", "-IS", f"{PROGRAMS}/entrypoint.py", str(AGENT_PORT)),
                 command=("--config", "/app/config.yaml", "--port", str(PORT)),
-                environment=environment(
-                    fetch_urls=args.fetch_urls, fast_streams=args.fast_streams, memory_mb=args.memory_mb
-                ),
+                environment={
+                    **environment(
+                        fetch_urls=args.fetch_urls,
+                        fast_streams=args.fast_streams,
+                        memory_mb=args.memory_mb - (database.replica_mb if database else 0),
+                    ),
+                    **(WITH_DATABASE if database else {}),
+                },
                 files={
                     "/app/config.yaml": args.config,
                     **{f"{PROGRAMS}/{name}": text for name, text in args.programs.items()},
                 },
-                secrets=args.secrets,
+                secrets={**args.secrets, **({"DATABASE_URL": database.url} if database else {})},
                 health=http_health_check(PORT, LIVELINESS),
                 user=f"{USER_ID}:{USER_ID}",
                 file_owner=USER_ID,
                 memory_mb=args.memory_mb,
                 networks={
-                    args.network: pulumi.Output.from_input(args.generation).apply(lambda it: network_name(int(it)))
+                    args.network: pulumi.Output.from_input(args.generation).apply(lambda it: network_name(int(it))),
+                    **dict.fromkeys(database.networks if database else (), name),
                 },
                 host_gateway=HOST_NAME,
                 replicas=args.replicas,

@@ -38,8 +38,12 @@ UNVERIFIED = (
 REFUSED = {
     "LITELLM_MASTER_KEY=.*": "is the stack's own, which the edge uses: set masterKey instead",
     "LITELLM_SALT_KEY=.*": "is the stack's own: set saltKey instead",
-    r"(DATABASE|DIRECT)_\w+=.*|STORE_MODEL_IN_DB=.*|IAM_TOKEN_DB_AUTH=.*": (
-        "would give LiteLLM a database, with keys and models of its own beside those of the stack config"
+    r"(DATABASE|DIRECT)_\w+=.*|IAM_TOKEN_DB_AUTH=.*|LITELLM_PGBOUNCER\w*=.*": (
+        "would give LiteLLM another database than the stack's: litellmDatabase gives it one"
+    ),
+    "STORE_MODEL_IN_DB=.*": "takes models from elsewhere than the preview: `models` has them",
+    r"(DISABLE_SCHEMA_UPDATE|USE_\w*MIGRAT\w*|LITELLM_MIGRATION_\w+|PRISMA_\w+)=.*": (
+        "is for what changes LiteLLM's schema, which an `up` does before the replicas"
     ),
     r"LLM_GATEWAY_\w+=.*": "is for this project's own programs: set fastStreams and fetchUrls instead",
     "(HF_HUB_OFFLINE|HOME|LITELLM_LOCAL_MODEL_COST_MAP|LITELLM_MODE)=.*": (

@@ -39,8 +39,11 @@ REFUSED = {
     },
     "generalSettings": {
         "master_key=.*": "is the stack's own, which the edge uses: set masterKey instead",
-        r"(database_\w+|\w*spend_logs\w*|store_model_in_db|supported_db_objects)=.*"
-        "|allow_requests_on_db_unavailable=.*": "is for LiteLLM with a database, and this stack gives it none",
+        "database_url=.*": "is the stack's own: litellmDatabase gives it one, and litellmDatabaseUrl another",
+        "(store_model_in_db|supported_db_objects)=.*": "takes models from elsewhere: `models` has them",
+        "allow_requests_on_db_unavailable=true": "lets in any key while the database is away",
+        "store_prompts_in_spend_logs=true": "would keep prompts and answers in the database",
+        "disable_(prisma_schema_update|spend_logs)=.*": "is the stack's own: litellmDatabase decides it",
         r"(custom_auth\w*|custom_key\w*|custom_sso|custom_ui\w*|enable_jwt_auth|litellm_jwtauth|\w*oauth2\w*)=.*"
         r"|(public_routes|dangerously_\w+|control_plane_url|enable_claude_code_gateway)=.*": (
             "decides who may ask, which the edge does: a replica takes the master key and nothing else"
@@ -64,6 +67,10 @@ STRATEGIES = frozenset({
 })  # fmt: skip
 LONGEST_SECONDS = 6000
 DECIMAL = re.compile(r"-?\d*\.\d+(e[+-]?\d+)?", re.IGNORECASE)
+
+
+OF_A_DATABASE = re.compile(r"database_\w+|\w*spend_logs\w*")
+"""Names of general_settings that mean something to a LiteLLM with a database only."""
 
 
 def laid_over(config: Mapping[str, Any], values: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -90,6 +97,13 @@ def problems(values: Mapping[str, Any]) -> Iterator[Problem]:
                 (why for what, why in refused if re.fullmatch(what, shown, re.DOTALL | re.IGNORECASE)), None
             ):
                 yield Problem(place, f"cannot be set: it {why}", f"rm --path {place}")
+            elif (
+                section == "generalSettings"
+                and OF_A_DATABASE.fullmatch(name)
+                and not values.get("litellm_database", True)
+            ):
+                what = "is for a LiteLLM with a database, and this stack gives it none"
+                yield Problem(place, what, "set litellmDatabase true")
             else:
                 yield from parts(place, value, values)
                 yield from _missing(place, value, variables)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pulumi
 import yaml
 
-from infra import litellm_settings, model_table, prices, providers, retirements
+from infra import litellm_connections, litellm_settings, model_table, prices, providers, retirements
 from infra.litellm_environment import REFERENCE, in_clear, named_variables
 from infra.settings import Deployment
 
@@ -111,8 +111,11 @@ def render(text: str, settings: Settings, *, demo_url: str, today: date | None =
     `demo_url` is the demo provider's address, as http://host:port, used only where the settings let it answer.
     `today` decides which models have ended; it is the present day in UTC unless given.
     """
+    file = dict(parsed(text))
+    if with_database := litellm_connections.general_settings(settings):
+        file["general_settings"] = {**with_database, **(file.get("general_settings") or {})}
     config: dict[str, Any] = litellm_settings.laid_over(
-        parsed(text), {key: getattr(settings, section) for key, section in litellm_settings.SECTIONS.items()}
+        file, {key: getattr(settings, section) for key, section in litellm_settings.SECTIONS.items()}
     )
     variables = {*settings.variables, *key_variables(settings.models, settings.model_keys)}
     release = providers.load().release(settings.litellm_image)

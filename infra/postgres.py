@@ -154,15 +154,14 @@ LOGINS = (f"{APP_DATABASE}_1", f"{APP_DATABASE}_2")
 """The roles that the app logs in with: they take turns, so that the last one stays valid during a rotation."""
 
 
-def _logins(props: dict[str, Any], olds: dict[str, Any]) -> tuple[str, str]:
-    """The role that has the app's password, and the other one.
+def logins(pair: tuple[str, str], last: str | None, *, is_set: bool) -> tuple[str, str]:
+    """The role of a pair that gets the password, and the other one.
 
-    Counted from what the server really has: a password that never got there, as an `up` failed before, must not cost
-    the one that callers hold.
+    `last` has the one before, and `is_set` whether that is the same. Counted from what the server really has: a
+    password that never got there, as an `up` failed before, must not cost the one that callers hold.
     """
-    first, second = LOGINS
-    has_last, other = (first, second) if olds.get("app_login") == first else (second, first)
-    is_set = int(props["app_generation"]) == int(olds.get("app_generation", 0))
+    first, second = pair
+    has_last, other = (first, second) if last == first else (second, first)
     return (has_last, other) if is_set else (other, has_last)
 
 
@@ -171,21 +170,22 @@ class _RolesProvider(DeployStep):
     inputs = ROLES_INPUTS
 
     def run(self, props: dict[str, Any], olds: dict[str, Any]) -> dict[str, Any]:
-        login, other = _logins(props, olds)
-        with _connect_as_superuser(props, olds) as connection:
+        is_set = int(props["app_generation"]) == int(olds.get("app_generation", 0))
+        login, other = logins(LOGINS, olds.get("app_login"), is_set=is_set)
+        with connect_as_superuser(props, olds) as connection:
             _set_password(connection, SUPERUSER, props["superuser_password"])
             connection.execute(sql.SQL("REVOKE ALL ON DATABASE {} FROM PUBLIC").format(sql.Identifier(SUPERUSER)))
             for database in (APP_DATABASE, LITELLM_DATABASE):
                 _ensure_database(connection, database)
-            _ensure_login(connection, login, props["app_password"])
+            ensure_login(connection, login, props["app_password"], owner=APP_DATABASE)
             if not props["app_previous"]:
-                _forbid_login(connection, other)
+                forbid_login(connection, other)
         return {**props, "app_login": login}
 
 
-def _connect_as_superuser(props: dict[str, Any], olds: dict[str, Any]) -> psycopg.Connection:
+def connect_as_superuser(props: dict[str, Any], olds: dict[str, Any]) -> psycopg.Connection:
     """Connect with whichever password the server has: `olds` holds the last one that was really set."""
-    known = [props[name] for name in ("superuser_password", "superuser_previous", "initial_password")]
+    known = [props.get(name) for name in ("superuser_password", "superuser_previous", "initial_password")]
     known += [olds[name] for name in ("superuser_password",) if name in olds]
     return _first_that_opens(props["host"], int(props["port"]), filter(None, dict.fromkeys(known)))
 
@@ -232,18 +232,23 @@ def _ensure_database(connection: psycopg.Connection, name: str) -> None:
     connection.execute(sql.SQL("REVOKE ALL ON DATABASE {} FROM PUBLIC").format(identifier))
 
 
-def _ensure_login(connection: psycopg.Connection, name: str, password: str) -> None:
-    """A role that logs in and then acts as the owner of the app's database, to whom all it makes belongs."""
-    identifier, owner = sql.Identifier(name), sql.Identifier(APP_DATABASE)
+def ensure_login(
+    connection: psycopg.Connection, name: str, password: str, *, owner: str, connections: int | None = None
+) -> None:
+    """A role that logs in and then acts as the owner of a database, to whom all it makes belongs."""
+    identifier, acts_as = sql.Identifier(name), sql.Identifier(owner)
     if not _exists(connection, "pg_roles", "rolname", name):
         connection.execute(sql.SQL("CREATE ROLE {}").format(identifier))
     connection.execute(sql.SQL("ALTER ROLE {} LOGIN").format(identifier))
-    connection.execute(sql.SQL("GRANT {} TO {}").format(owner, identifier))
-    connection.execute(sql.SQL("ALTER ROLE {} SET role = {}").format(identifier, owner))
+    if connections is not None:
+        limit = sql.Literal(connections)
+        connection.execute(sql.SQL("ALTER ROLE {} CONNECTION LIMIT {}").format(identifier, limit))
+    connection.execute(sql.SQL("GRANT {} TO {}").format(acts_as, identifier))
+    connection.execute(sql.SQL("ALTER ROLE {} SET role = {}").format(identifier, acts_as))
     _set_password(connection, name, password)
 
 
-def _forbid_login(connection: psycopg.Connection, name: str) -> None:
+def forbid_login(connection: psycopg.Connection, name: str) -> None:
     """Connections that are open stay open: their clients may have changed over already."""
     if _exists(connection, "pg_roles", "rolname", name):
         connection.execute(sql.SQL("ALTER ROLE {} NOLOGIN PASSWORD NULL").format(sql.Identifier(name)))

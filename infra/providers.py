@@ -94,6 +94,8 @@ class Release:
     image_mb: int
     rest_mb: int
     """The memory of a replica at rest, in MiB."""
+    database_mb: int
+    """What its database takes beside, in MiB: the Python client, and the query engine."""
     start_seconds: float
     """Until it answers, on two cores."""
     known_for: tuple[str, ...]

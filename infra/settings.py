@@ -276,6 +276,7 @@ class SecretVersions(_Frozen):
     client_keys: Annotated[dict[ClientName, Version], AfterValidator(_sorted)] = {}
     postgres_password: Version = 1
     database_password: Version = 1
+    litellm_database_password: Version = 1
 
 
 class RetirePrevious(_Frozen):
@@ -351,6 +352,10 @@ class Settings(_Frozen):
 
     database_url: Annotated[DatabaseUrl | None, Optional] = Field(
         examples=["postgresql://user:password@db.example:5432/app"]
+    )
+    litellm_database: bool = Field(examples=["true"])
+    litellm_database_url: Annotated[DatabaseUrl | None, Optional] = Field(
+        examples=["postgresql://user:password@db.example:5432/litellm"]
     )
     protect_data: bool = Field(examples=["true"])
 

@@ -15,10 +15,11 @@ import pulumi
 import yaml
 
 from engine.image_names import stand_ins
-from infra import demo, edge, gateway, litellm_environment, model_list, providers
+from infra import demo, edge, gateway, litellm_connections, litellm_environment, model_list, providers
 from infra.demo import DemoProvider, DemoProviderArgs
 from infra.edge import Edge, EdgeArgs
 from infra.gateway import Gateway, GatewayArgs
+from infra.litellm_database import LiteLLMDatabase, Server
 from infra.migration import Migrations
 from infra.placement.docker import DockerHost
 from infra.placement.engine_placement import check_engine
@@ -114,6 +115,7 @@ def build(settings: Settings) -> Mapping[str, pulumi.Input[object]]:
         ),
         placement,
     )
+    programs = {file.name: file.read_text(encoding="utf-8") for file in sorted(Path(PROJECT, "litellm").glob("*.py"))}
     litellm = Gateway(
         "litellm",
         GatewayArgs(
@@ -124,14 +126,13 @@ def build(settings: Settings) -> Mapping[str, pulumi.Input[object]]:
             drain_seconds=settings.drain_seconds,
             fast_streams=settings.fast_streams,
             config=models.config,
-            programs={
-                file.name: file.read_text(encoding="utf-8") for file in sorted(Path(PROJECT, "litellm").glob("*.py"))
-            },
+            programs=programs,
             secrets={
                 "LITELLM_MASTER_KEY": master_key.value,
                 "LITELLM_SALT_KEY": salt_key.value,
                 **_litellm_secrets(settings),
             },
+            database=_litellm_database(settings, placement, database, programs),
             generation=master_key.generation,
             network=GATEWAY_NETWORK,
         ),
@@ -165,6 +166,8 @@ class _Database:
     server: pulumi.Input[str]
     after: pulumi.ResourceOptions
     salt_key_guarded: pulumi.ResourceOptions
+    of_litellm: Server | None
+    """Where LiteLLM's database is, unless the settings name another server."""
 
 
 def _placement(settings: Settings, identity: RotatingSecret) -> Placement:
@@ -191,7 +194,7 @@ def _database(settings: Settings, placement: Placement) -> _Database:
     if settings.database_url is not None:
         url = pulumi.Output.secret(settings.database_url.get_secret_value())
         nothing = pulumi.ResourceOptions()
-        return _Database(url=url, server="", after=nothing, salt_key_guarded=nothing)
+        return _Database(url=url, server="", after=nothing, salt_key_guarded=nothing, of_litellm=None)
     placement.network(DATA_NETWORK, opts=pulumi.ResourceOptions())
     host = placement.published_at(settings.postgres_volume)
     kept = pulumi.ResourceOptions(protect=settings.protect_data)  # data outlives only with its passwords
@@ -241,6 +244,30 @@ def _database(settings: Settings, placement: Placement) -> _Database:
         server=postgres.server,
         after=after,
         salt_key_guarded=pulumi.ResourceOptions(depends_on=[guard]),
+        of_litellm=Server(
+            instance=postgres.server,
+            host=host,
+            superuser_password=superuser_password,
+            network=DATA_NETWORK,
+            name="postgres",
+            ready=postgres,
+        ),
+    )
+
+
+def _litellm_database(
+    settings: Settings, placement: Placement, database: _Database, programs: Mapping[str, str]
+) -> LiteLLMDatabase | None:
+    """LiteLLM's own database, where the settings give it one."""
+    if not settings.litellm_database:
+        return None
+    return LiteLLMDatabase(
+        "litellm-database",
+        settings,
+        placement,
+        server=database.of_litellm,
+        network=GATEWAY_NETWORK,
+        programs=programs,
     )
 
 
@@ -318,10 +345,12 @@ def _doubts(settings: Settings, models: ModelList) -> Iterator[str]:
             "clientRpm: each edge of a Swarm counts by itself, so a client whose requests are spread over N edges "
             "gets up to N times as many through. Divide the numbers by N."
         )
-    if settings.max_body_mb > (room := gateway.large_bodies_mb(settings.litellm_memory_mb)):
+    of_database = litellm_connections.replica_mb(dict(settings))
+    if settings.max_body_mb > (room := gateway.large_bodies_mb(settings.litellm_memory_mb - of_database)):
+        wanted = gateway.memory_mb(settings.max_body_mb) + of_database
         yield (
             f"maxBodyMb is {settings.max_body_mb}, but a replica has memory for {room} MB of large requests at once: "
-            f"set litellmMemoryMb to {gateway.memory_mb(settings.max_body_mb)} or more, or maxBodyMb to {room}."
+            f"set litellmMemoryMb to {wanted} or more, or maxBodyMb to {room}."
         )
     for ending in models.ending:
         yield ending.warning(_names_a_model(settings, ending))

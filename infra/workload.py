@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -141,3 +141,6 @@ class Placement(Protocol):
 
     def run(self, workload: Workload, *, opts: pulumi.ResourceOptions) -> Sequence[Replica]:
         """Run a workload."""
+
+    def job(self, workload: Workload) -> Mapping[str, pulumi.Input[Any]]:
+        """What `infra.placement.job.run` needs to run a workload once, to its end."""

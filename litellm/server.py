@@ -15,6 +15,7 @@ import os
 import sys
 
 import bedrock
+import database
 import deployments
 import endings
 import faithful
@@ -25,6 +26,7 @@ from litellm.proxy.proxy_cli import run_server
 
 if __name__ == "__main__":
     bedrock.install()
+    database.install()
     deployments.install()
     endings.install()
     faithful.install()

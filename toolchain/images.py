@@ -144,7 +144,7 @@ class _Supply:
         to_build = [recipe for recipe in found.values() if not is_present(self._engine, recipe.tag)]
         if to_build:
             names = ", ".join(map(str, to_build))
-            question = f"Build {names} here, from Debian and PyPI packages, to stand in? It takes 1 to 3 minutes."
+            question = f"Build {names} here, from packages of Debian, PyPI and npm, to stand in? It takes minutes."
             if self._ask is not None and not self._ask(question):
                 raise _NotBuiltError(f"{names}: the stand-in was declined")
             try:
@@ -157,15 +157,17 @@ class _Supply:
 
     def _build(self, wanted: Iterable[recipes.Recipe]) -> None:
         debians = {recipe.debian: recipe for recipe in wanted if not is_present(self._engine, recipe.base)}
-        self._check_machine(needs_debootstrap=bool(debians))
+        self._check_machine(
+            needs_debootstrap=bool(debians), needs_npm=any(recipe.node_packages.exists() for recipe in wanted)
+        )
         with self._side_by_side() as pool:
             bases = {debian: pool.submit(self._make_base, recipe) for debian, recipe in debians.items()}
             built = [pool.submit(self._build_one, recipe, bases.get(recipe.debian)) for recipe in wanted]
             for each in (*bases.values(), *built):
                 each.result()
 
-    def _check_machine(self, *, needs_debootstrap: bool) -> None:
-        """Refuse what could not work before any minute is spent on it, and install debootstrap."""
+    def _check_machine(self, *, needs_debootstrap: bool, needs_npm: bool) -> None:
+        """Refuse what could not work before any minute is spent on it, and install debootstrap and npm."""
         names = {"x86_64": "amd64", "aarch64": "arm64"}
         here, there = names.get(platform.machine(), platform.machine()), self._engine.version()["Arch"]
         if here != there:
@@ -176,6 +178,10 @@ class _Supply:
             if not can_install():
                 raise _NotBuiltError("A stand-in is built with debootstrap, which this system does not have")
             install(self._steps, "debootstrap", "debian-archive-keyring")
+        if needs_npm and which("npm") is None:
+            if not can_install():
+                raise _NotBuiltError("LiteLLM's database client is fetched by npm, which this system does not have")
+            install(self._steps, "npm")
 
     def _make_base(self, recipe: recipes.Recipe) -> None:
         """Make the Debian on the engine that a stand-in starts from."""
@@ -221,6 +227,8 @@ class _Supply:
             if recipe.packages.exists():
                 shutil.copy(recipe.packages, context)
                 _download_wheels(step, recipe, context / "wheels")
+            if recipe.node_packages.exists():
+                _download_node_packages(step, context / recipe.node_packages.name)
             if base is not None:
                 step.note("waiting for its base")
                 base.result()
@@ -300,6 +308,12 @@ def _download_wheels(step: Step, recipe: recipes.Recipe, folder: Path) -> None:
     locked = ["--no-deps", "--only-binary=:all:", "--require-hashes", f"--requirement={recipe.packages}"]
     step.note("download of its Python packages")
     step.run([*pip, *target, *locked, f"--dest={folder}"])
+
+
+def _download_node_packages(step: Step, folder: Path) -> None:
+    """Fetch what the lock in a folder names, by this machine's npm with its own registry, proxy and certificates."""
+    step.note("download of its Node packages")
+    step.run(["npm", "ci", "--ignore-scripts", "--legacy-peer-deps", "--no-audit", "--no-fund"], cwd=folder)
 
 
 def _elsewhere(unavailable: Mapping[str, str], stack: str) -> str:

@@ -26,6 +26,7 @@ from urllib.parse import unquote, urlsplit
 
 import yaml
 
+from engine.own_folder import own_folder
 from toolchain import environment_file, tools
 from toolchain.progress import SetupError, Steps
 
@@ -39,11 +40,6 @@ CHANGING = {"up", "update", "destroy", "down"}
 NO_STACK_SELECTED = "no stack selected"
 ATTRIBUTES = ".attrs"
 """The ending of the file that Pulumi keeps beside each file of a state folder (gocloud.dev, blob/fileblob)."""
-
-
-def own_folder() -> Path:
-    """The user's folder for the state and the passphrase, where no setting names another place."""
-    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state").absolute() / "llm-infrastructure"
 
 
 def state_folder(backend: str) -> Path | None:

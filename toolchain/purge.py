@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 import docker
 
 from engine.connection import UNREACHABLE, connect
+from engine.own_folder import litellm_backups, own_folder
 from toolchain import environment_file, image_record, operating_system
 from toolchain.progress import SetupError
-from toolchain.pulumi import own_folder, state_folder
+from toolchain.pulumi import state_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -50,6 +51,7 @@ def purge(steps: Steps, *, project: str, stack: str, host: str, pulumi: Callable
             pulumi(step, "stack", "rm", "--yes", "--stack", stack)
             _forget_outputs(state)
     _remove_history(project, stack)
+    shutil.rmtree(litellm_backups(stack), ignore_errors=True)
     if others := _stacks():
         steps.console.print(f"Tools, images and passphrase are kept for {', '.join(others)}.", markup=False)
         return

@@ -38,8 +38,14 @@ class Recipe:
         """The stand-in's tag, which a change of the recipe changes."""
         name = f"{REGISTRY}/{self.part}-stand-in"
         folder = RECIPES / self.part
-        own = [self.packages.parent, folder / "Dockerfile"] if self.packages.exists() else [folder]
+        parts = (self.packages.parent, folder / "Dockerfile", folder / "prisma")
+        own = [each for each in parts if each.exists()] if self.packages.exists() else [folder]
         return f"{name}:{self.version}-{recipe_hash(RECIPES / 'base', *own)}"
+
+    @property
+    def node_packages(self) -> Path:
+        """The folder with the lock of its Node packages, where it has some."""
+        return RECIPES / self.part / "prisma"
 
     @property
     def packages(self) -> Path:

@@ -6,7 +6,7 @@ Replicas are replaced in waves: each waits until all of the wave before it are h
 from __future__ import annotations
 
 from contextlib import closing
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import docker
 import pulumi
@@ -28,7 +28,7 @@ from infra.placement.swarm_services import stand_part_down
 from infra.workload import LIVE, SECRETS, Replica, Workload
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
 SECONDS_TO_KILL = 5
@@ -92,6 +92,24 @@ class DockerHost(EnginePlacement):
                 replicas[number] = Replica(ready=self._ready(name, workload, container, opts), instance=container.id)
             before = [replicas[number].ready for number in wave]
         return [replicas[number] for number in sorted(replicas)]
+
+    def job(self, workload: Workload) -> Mapping[str, pulumi.Input[Any]]:
+        return {
+            "host": self._host,
+            "name": f"{self._prefix}-{workload.name}",
+            "image": self._image(workload.image).image_id,
+            "entrypoint": list(workload.entrypoint or ()),
+            "command": list(workload.command),
+            "environment": dict(workload.environment),
+            "labels": [{"label": label, "value": value} for label, value in self._labels(workload.name)],
+            "user": workload.user,
+            "file_owner": workload.file_owner,
+            "memory_mb": workload.memory_mb,
+            "host_gateway": workload.host_gateway or "",
+            "networks": [self._networks[network].name for network in sorted(workload.networks)],
+            "files": dict(workload.files),
+            "secrets": dict(workload.secrets),
+        }
 
     def _ready(
         self, name: str, workload: Workload, container: pulumi_docker.Container, opts: pulumi.ResourceOptions

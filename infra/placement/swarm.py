@@ -12,7 +12,7 @@ import re
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import docker
 import pulumi
@@ -35,7 +35,7 @@ from infra.placement.swarm_services import Converged, stand_down
 from infra.workload import LIVE, MEBIBYTE, SECRETS, Replica, Workload
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from infra.workload import HealthCheck
@@ -137,6 +137,9 @@ class Swarm(EnginePlacement):
     def published_at(self, volume: str | None = None) -> str:
         here = self._volume_node.id == self._cluster.own_id
         return self._published_at if here or volume is None else self._volume_node.address
+
+    def job(self, workload: Workload) -> Mapping[str, pulumi.Input[Any]]:
+        raise pulumi.RunError(f"{workload.name} runs on one host only")  # which the settings have told before
 
     def run(self, workload: Workload, *, opts: pulumi.ResourceOptions) -> Sequence[Replica]:
         task_spec, mode = self._task_spec(workload, opts), _mode(workload)

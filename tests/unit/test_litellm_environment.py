@@ -85,8 +85,9 @@ def test_a_certificate_may_stand_in_clear_and_no_other_file(content: str, *, pla
     [
         ("LITELLM_MASTER_KEY", "x", "set masterKey instead"),
         ("LITELLM_SALT_KEY", "x", "set saltKey instead"),
-        ("DATABASE_URL", "postgresql://h/d", "would give LiteLLM a database"),
-        ("STORE_MODEL_IN_DB", "true", "would give LiteLLM a database"),
+        ("DATABASE_URL", "postgresql://h/d", "litellmDatabase gives it one"),
+        ("STORE_MODEL_IN_DB", "true", "`models` has them"),
+        ("DISABLE_SCHEMA_UPDATE", "false", "an `up` does before the replicas"),
         ("LLM_GATEWAY_FETCH_URLS", "true", "fetchUrls"),
         ("HF_HUB_OFFLINE", "0", "is set by the stack"),
         ("PYTHONPATH", "/tmp", "which programs run"),  # noqa: S108

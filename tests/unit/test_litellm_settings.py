@@ -67,9 +67,9 @@ def test_without_any_the_file_is_what_litellm_reads() -> None:
     ("section", "name", "value", "why"),
     [
         ("generalSettings", "master_key", "os.environ/X", "set masterKey instead"),
-        ("generalSettings", "database_url", "os.environ/X", "LiteLLM with a database"),
-        ("generalSettings", "store_model_in_db", True, "LiteLLM with a database"),
-        ("generalSettings", "allow_requests_on_db_unavailable", True, "LiteLLM with a database"),
+        ("generalSettings", "database_url", "os.environ/X", "litellmDatabaseUrl another"),
+        ("generalSettings", "store_model_in_db", True, "`models` has them"),
+        ("generalSettings", "allow_requests_on_db_unavailable", True, "while the database is away"),
         ("generalSettings", "custom_auth", "mine.auth", "decides who may ask"),
         ("generalSettings", "enable_oauth2_auth", True, "decides who may ask"),
         ("generalSettings", "public_routes", ["/key/generate"], "decides who may ask"),

@@ -1,0 +1,323 @@
+"""LiteLLM's database: who logs in to it, and its schema, which is changed before a replica needs it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, urlsplit
+
+import psycopg
+import pulumi
+from pulumi.dynamic import CreateResult, DiffResult, Resource, ResourceProvider, UpdateResult
+
+from console.backup import backup
+from console.postgres_programs import BackupError
+from engine.own_folder import litellm_backups
+from infra import gateway, litellm_connections, postgres
+from infra.placement import job
+from infra.secrets import RotatingSecret
+from infra.workload import HealthCheck, Workload
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from infra.settings import Settings
+    from infra.workload import Placement
+
+LOGINS = (f"{postgres.LITELLM_DATABASE}_1", f"{postgres.LITELLM_DATABASE}_2")
+"""The roles that LiteLLM logs in with: they take turns, as the app's do."""
+PROGRAM = f"{gateway.PROGRAMS}/schema.py"
+JOB_MB = 1024
+"""What Prisma's command line and LiteLLM may take together, beside the replicas, for some seconds."""
+KEPT_BACKUPS = 5
+CONNECT_SECONDS = 15
+POOL = f"generalSettings.{litellm_connections.POOL}"
+OWN_TABLES = r"LiteLLM\_%"
+MIGRATIONS = "_prisma_migrations"
+FOREIGN = """
+    SELECT n.nspname || '.' || c.relname
+    FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+    WHERE c.relkind IN ('r', 'p', 'f') AND n.nspname <> 'information_schema' AND n.nspname NOT LIKE 'pg\\_%%'
+      AND NOT (c.relname LIKE %s OR c.relname = %s)
+    ORDER BY 1
+"""
+TABLES = "SELECT count(*) FROM pg_tables WHERE tablename LIKE %s"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Server:
+    """The stack's Postgres, as LiteLLM's database needs it."""
+
+    instance: pulumi.Input[str]
+    """Another value for each server that comes up."""
+    host: str
+    """The name under which the machine that runs the program reaches the port."""
+    superuser_password: RotatingSecret
+    network: str
+    name: str
+    """That of the server on the network."""
+    ready: pulumi.Resource
+
+
+class LiteLLMDatabase(pulumi.ComponentResource):
+    """A database for LiteLLM: a login of its own with a limit of connections, and the schema of the image.
+
+    Creates: `RotatingSecret`, `LiteLLMLogin`, `LiteLLMSchema`.
+    Type token: `llm-infrastructure:litellm_database:LiteLLMDatabase`.
+    """
+
+    url: pulumi.Output[str]
+    """As the replicas reach it (secret)."""
+    networks: tuple[str, ...]
+    """Those by which they reach it, beside their own."""
+    replica_mb: int
+    """What it takes of a replica's memory, in MiB."""
+
+    def __init__(  # noqa: PLR0913 -- all are needed
+        self,
+        name: str,
+        settings: Settings,
+        placement: Placement,
+        *,
+        server: Server | None,
+        network: str,
+        programs: Mapping[str, str],
+    ) -> None:
+        """`server` is the stack's own, where that has LiteLLM's database; `network` the replicas'."""
+        super().__init__("llm-infrastructure:litellm_database:LiteLLMDatabase", name, {})
+        child = pulumi.ResourceOptions(parent=self)
+        self.replica_mb = litellm_connections.replica_mb(dict(settings))
+        wanted = litellm_connections.limit(settings.replicas, litellm_connections.pool(settings.general_settings))
+        instance: pulumi.Input[str] = ""
+        if settings.litellm_database_url is not None or server is None:
+            url = settings.litellm_database_url
+            self.url = here = pulumi.Output.secret(url.get_secret_value() if url else "")
+            self.networks, after = (), []
+        else:
+            login = _login(name, settings, server, wanted, child)
+            self.url = login.url(placement.host_name(server.name), postgres.PORT)
+            here = login.url(server.host, settings.postgres_port)
+            self.networks, after, instance = (server.network,), [login], server.instance
+        self.schema = LiteLLMSchema(
+            f"{name}-schema",
+            url=here,
+            server=instance,
+            connections=wanted,
+            job=placement.job(
+                Workload(
+                    name=f"{name}-schema",
+                    image=settings.litellm_image,
+                    entrypoint=("python3", "-I", PROGRAM),
+                    environment={**gateway.ENVIRONMENT, "LITELLM_MIGRATION_DIR": "/tmp/migrations"},  # noqa: S108
+                    files={PROGRAM: programs["schema.py"]},
+                    secrets={"DATABASE_URL": self.url},
+                    health=HealthCheck(command=("true",)),
+                    user=f"{gateway.USER_ID}:{gateway.USER_ID}",
+                    file_owner=gateway.USER_ID,
+                    memory_mb=JOB_MB,
+                    networks=dict.fromkeys(self.networks or (network,), f"{name}-schema"),
+                    host_gateway=gateway.HOST_NAME,
+                )
+            ),
+            opts=pulumi.ResourceOptions.merge(child, pulumi.ResourceOptions(depends_on=after)),
+        )
+        self.register_outputs({})
+
+
+def _login(
+    name: str, settings: Settings, server: Server, connections: int, opts: pulumi.ResourceOptions
+) -> LiteLLMLogin:
+    kept = pulumi.ResourceOptions.merge(opts, pulumi.ResourceOptions(protect=settings.protect_data))
+    password = RotatingSecret(
+        f"{name}-password",
+        kind="password",
+        version=settings.secret_versions.litellm_database_password,
+        opts=kept,
+    )
+    return LiteLLMLogin(
+        f"{name}-login",
+        server=server.instance,
+        host=server.host,
+        port=settings.postgres_port,
+        superuser_password=server.superuser_password,
+        password=password,
+        connections=connections,
+        opts=pulumi.ResourceOptions.merge(opts, pulumi.ResourceOptions(depends_on=[server.ready])),
+    )
+
+
+LOGIN_INPUTS = ("server", "host", "port", "superuser_password", "password", "previous", "generation", "connections")
+
+
+class _LoginProvider(ResourceProvider):
+    serialize_as_secret_always = False
+
+    def create(self, props: dict[str, Any]) -> CreateResult:
+        return CreateResult("login", self._apply(props, {}))
+
+    def diff(self, id: str, olds: dict[str, Any], news: dict[str, Any]) -> DiffResult:  # noqa: A002, ARG002
+        return DiffResult(changes=any(olds.get(name) != news.get(name) for name in LOGIN_INPUTS))
+
+    def update(self, id: str, olds: dict[str, Any], news: dict[str, Any]) -> UpdateResult:  # noqa: A002, ARG002
+        return UpdateResult(self._apply(news, olds))
+
+    def _apply(self, props: dict[str, Any], olds: dict[str, Any]) -> dict[str, Any]:
+        is_set = int(props["generation"]) == int(olds.get("generation", 0))
+        login, other = postgres.logins(LOGINS, olds.get("login"), is_set=is_set)
+        with postgres.connect_as_superuser(props, olds) as connection:
+            postgres.ensure_login(
+                connection,
+                login,
+                props["password"],
+                owner=postgres.LITELLM_DATABASE,
+                connections=int(props["connections"]),
+            )
+            if not props["previous"]:
+                postgres.forbid_login(connection, other)
+        return {**props, "login": login}
+
+
+class LiteLLMLogin(Resource, module="litellm_database", name="LiteLLMLogin"):
+    """The role that LiteLLM logs in with, its password, and how many connections it may have.
+
+    Type token: `pulumi-python:dynamic/litellm_database:LiteLLMLogin`.
+    """
+
+    login: pulumi.Output[str]
+    password: pulumi.Output[str]
+
+    def __init__(  # noqa: PLR0913 -- all are needed, all by name
+        self,
+        name: str,
+        *,
+        server: pulumi.Input[str],
+        host: str,
+        port: int,
+        superuser_password: RotatingSecret,
+        password: RotatingSecret,
+        connections: int,
+        opts: pulumi.ResourceOptions,
+    ) -> None:
+        props = {
+            "server": server,
+            "host": host,
+            "port": port,
+            "superuser_password": superuser_password.value,
+            "superuser_previous": superuser_password.previous,
+            "password": password.value,
+            "previous": password.previous,
+            "generation": password.generation,
+            "connections": connections,
+            "login": None,
+        }
+        super().__init__(_LoginProvider(), name, props, opts)
+
+    def url(self, host: str, port: int) -> pulumi.Output[str]:
+        """The database's URL, by a name of its server."""
+        return pulumi.Output.secret(
+            pulumi.Output.all(self.login, self.password).apply(
+                lambda it: f"postgresql://{it[0]}:{quote(it[1], safe='')}@{host}:{port}/{postgres.LITELLM_DATABASE}"
+            )
+        )
+
+
+SCHEMA_INPUTS = ("image", "server", "database")
+
+
+class _SchemaProvider(ResourceProvider):
+    serialize_as_secret_always = False
+
+    def create(self, props: dict[str, Any]) -> CreateResult:
+        return CreateResult("schema", self._apply(props))
+
+    def diff(self, id: str, olds: dict[str, Any], news: dict[str, Any]) -> DiffResult:  # noqa: A002, ARG002
+        return DiffResult(changes=any(olds.get(name) != news.get(name) for name in SCHEMA_INPUTS))
+
+    def update(self, id: str, olds: dict[str, Any], news: dict[str, Any]) -> UpdateResult:  # noqa: A002, ARG002
+        return UpdateResult(self._apply(news))
+
+    def _apply(self, props: dict[str, Any]) -> dict[str, Any]:
+        saved = ""
+        try:
+            if _has_data(props):
+                saved = _saved(props)
+            job.run(props["job"])
+        except psycopg.OperationalError as error:
+            raise RuntimeError(f"LiteLLM's database cannot be used from where `pulumi up` runs: {error}") from None
+        except BackupError as error:
+            raise RuntimeError(f"LiteLLM's database could not be saved, so nothing was changed: {error}") from None
+        except job.JobError as error:
+            kept = f" What it held before is in {saved}." if saved else ""
+            raise RuntimeError(
+                "LiteLLM's schema was not brought up to date. The replicas go on as they are, and the next `up` "
+                f"tries again.{kept} Of the container that does it: {error}"
+            ) from None
+        return {**props, "backup": saved}
+
+
+def _saved(props: dict[str, Any]) -> str:
+    folder = litellm_backups(props["stack"])
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    made = backup(props["url"], folder, keep=KEPT_BACKUPS, report=lambda _: None, engine=props["job"]["host"])
+    return str(made.file)
+
+
+def _has_data(props: dict[str, Any]) -> bool:
+    """Whether there is something of LiteLLM's. Raises RuntimeError where anything else is, or too little room."""
+    name, stack, connections = props["database"], props["stack"], int(props["connections"])
+    with psycopg.connect(props["url"], connect_timeout=CONNECT_SECONDS, autocommit=True) as connection:
+        foreign = [str(row[0]) for row in connection.execute(FOREIGN, (OWN_TABLES, MIGRATIONS))]
+        if foreign:
+            some = ", ".join(foreign[:3]) + (", …" if foreign[3:] else "")
+            raise RuntimeError(
+                f"{name} holds tables that are not LiteLLM's ({some}). LiteLLM may drop tables that it does not "
+                "know, so its database must be its own. Nothing was changed."
+            )
+        most = int((connection.execute("SHOW max_connections").fetchone() or ("0",))[0])
+        if most <= connections:
+            raise RuntimeError(
+                f"{name}: LiteLLM's replicas need up to {connections} connections, and the server has {most}. "
+                "Nothing was changed. Make the pools smaller: "
+                f"./pulumiw config set --stack {stack} --path {POOL} 2"
+            )
+        return bool((connection.execute(TABLES, (OWN_TABLES,)).fetchone() or (0,))[0])
+
+
+def _database(url: str) -> str:
+    """Which database a URL means, without its user and password."""
+    parts = urlsplit(url)
+    return f"{parts.hostname}:{parts.port or postgres.PORT}{parts.path}"
+
+
+class LiteLLMSchema(Resource, module="litellm_database", name="LiteLLMSchema"):
+    """The schema that LiteLLM's image wants, in its database: made by that image, once, before the replicas.
+
+    Where data is there it is saved first. Destroying it leaves the database as it is.
+    Type token: `pulumi-python:dynamic/litellm_database:LiteLLMSchema`.
+    """
+
+    backup: pulumi.Output[str]
+    """The file in which the data were saved before the last change; empty where there were none."""
+
+    def __init__(  # noqa: PLR0913 -- all are needed, all by name
+        self,
+        name: str,
+        *,
+        url: pulumi.Output[str],
+        server: pulumi.Input[str],
+        connections: int,
+        job: Mapping[str, pulumi.Input[object]],
+        opts: pulumi.ResourceOptions,
+    ) -> None:
+        """`url` is the database as this machine reaches it."""
+        props = {
+            "url": url,
+            "database": pulumi.Output.unsecret(url.apply(_database)),
+            "server": server,
+            "connections": connections,
+            "image": job["image"],
+            "stack": pulumi.get_stack(),
+            "job": job,
+            "backup": None,
+        }
+        super().__init__(_SchemaProvider(), name, props, opts)

@@ -1,0 +1,120 @@
+"""A container that runs once, to its end, as a step of the deployment."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+import time
+from contextlib import closing
+from typing import TYPE_CHECKING, Any
+
+import docker
+
+from engine.connection import connect
+from infra.placement.engine_placement import LOG_FILES, LOG_SIZE, check_ours
+from infra.workload import SECRETS
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from docker.models.containers import Container
+
+POLL_SECONDS = 0.5
+LONGEST_SECONDS = 3600
+LAST_LINES = 15
+"""How much of a container's log a failure shows."""
+
+
+class JobError(Exception):
+    """A container that ended with another code than 0, or did not end. The message has its last lines."""
+
+
+def run(job: Mapping[str, Any]) -> None:
+    """Run what a placement's `job` describes, and remove its container. Raises JobError.
+
+    One that a killed `up` has left is awaited first: what it began must not be done twice at once.
+    """
+    with closing(connect(job["host"])) as engine:
+        _end_former(engine, job)
+        container = _created(engine, job)
+        try:
+            container.start()
+            _await_end(container)
+        finally:
+            container.remove(force=True)
+
+
+def _end_former(engine: docker.DockerClient, job: Mapping[str, Any]) -> None:
+    try:
+        former = engine.containers.get(job["name"])
+    except docker.errors.NotFound:
+        return
+    check_ours(former.labels, job, "container")
+    try:
+        if former.status == "running":
+            _await_end(former)
+    except JobError:
+        pass  # this run does again what that one failed at
+    finally:
+        former.remove(force=True)
+
+
+def _created(engine: docker.DockerClient, job: Mapping[str, Any]) -> Container:
+    first, *others = job["networks"]
+    container = engine.containers.create(
+        job["image"],
+        name=job["name"],
+        entrypoint=job["entrypoint"],
+        command=job["command"],
+        environment=job["environment"],
+        labels={each["label"]: each["value"] for each in job["labels"]},
+        user=job["user"],
+        cap_drop=["ALL"],
+        security_opt=["no-new-privileges:true"],
+        mem_limit=f"{int(job['memory_mb'])}m",
+        memswap_limit=f"{int(job['memory_mb'])}m",
+        extra_hosts={job["host_gateway"]: "host-gateway"} if job["host_gateway"] else None,
+        log_config=docker.types.LogConfig(type="json-file", config={"max-size": LOG_SIZE, "max-file": LOG_FILES}),
+        network=first,
+    )
+    try:
+        for other in others:
+            engine.networks.get(other).connect(container)
+        owner = int(job["file_owner"])
+        secret = {f"{SECRETS}/{name}": text for name, text in job["secrets"].items()}
+        container.put_archive("/", _archive(job["files"], 0o444, 0))
+        container.put_archive("/", _archive(secret, 0o400, owner))
+    except BaseException:
+        container.remove(force=True)
+        raise
+    return container
+
+
+def _archive(files: Mapping[str, str], mode: int, owner: int) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for path, text in files.items():
+            content = text.encode()
+            entry = tarfile.TarInfo(path.removeprefix("/"))
+            entry.size, entry.mode, entry.uid, entry.gid = len(content), mode, owner, owner
+            archive.addfile(entry, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def _await_end(container: Container) -> None:
+    deadline = time.monotonic() + LONGEST_SECONDS
+    while True:
+        container.reload()
+        state = container.attrs["State"]
+        if not state["Running"]:
+            break
+        if time.monotonic() > deadline:
+            raise JobError(f"it did not end within {LONGEST_SECONDS} s; its last lines:\n{_last_lines(container)}")
+        time.sleep(POLL_SECONDS)
+    if state["ExitCode"] != 0 or state["OOMKilled"]:
+        why = "it had too little memory" if state["OOMKilled"] else f"it exited with {state['ExitCode']}"
+        raise JobError(f"{why}; its last lines:\n{_last_lines(container)}")
+
+
+def _last_lines(container: Container) -> str:
+    return container.logs(tail=LAST_LINES).decode(errors="replace").rstrip()
