@@ -51,6 +51,9 @@ ANSWERS = {
     for name in ("openai", "anthropic")
 }
 DIRECTIVE = re.compile(r"\[\[demo ([^\]]*)\]\]")
+WORD = re.compile(r"\S+")
+ECHOED = 10_000
+"""Characters of a message that an answer repeats: all of 20 MB, in pieces, would take more memory than there is."""
 
 app = FastAPI(title="demo provider", docs_url=None, redoc_url=None, openapi_url=None)
 
@@ -100,11 +103,13 @@ def text_of(content: str | list[dict[str, Any]] | None) -> str:
 
 def answer_to(messages: list[dict[str, Any]]) -> str:
     asked = text_of(messages[-1].get("content")) if messages else ""
-    return f"This is the demo provider; no model was asked. You said: {DIRECTIVE.sub('', asked).strip()}"
+    said = DIRECTIVE.sub("", asked).strip()
+    said = said if len(said) <= ECHOED else f"{said[:ECHOED]}…"
+    return f"This is the demo provider; no model was asked. You said: {said}"
 
 
 def tokens_in(text: str) -> int:
-    return len(text.split())
+    return sum(1 for _ in WORD.finditer(text))  # one by one: a list of a large prompt's words takes 20 times its size
 
 
 def words_of(answer: str) -> list[str]:

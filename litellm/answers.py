@@ -94,6 +94,8 @@ class Exchange:
     """Whether the tokens of its stream were counted here."""
     wrapper: Any = None
     """LiteLLM's stream of its answer, in releases that do not tell of one that is left."""
+    hand_on: Callable[[bytes], Awaitable[None]] | None = None
+    """Sends the next piece of its answer, once LiteLLM has sent the first."""
 
 
 current: ContextVar[Exchange | None] = ContextVar("exchange", default=None)
@@ -132,6 +134,11 @@ class Rewriter:
         elif self.stream and message["type"] == "http.response.body":
             message = self._event(message)
         await self.send(message)
+        if message["type"] == "http.response.body" and not self.ended and not self.stream:
+            self.exchange.hand_on = self._hand_on
+
+    async def _hand_on(self, piece: bytes) -> None:
+        await self.send({"type": "http.response.body", "body": piece, "more_body": True})
 
     async def failed(self, problem: Exception) -> None:
         """Answer for LiteLLM, which raised in place of an answer."""

@@ -336,5 +336,5 @@ def install() -> None:
     if hasattr(
         proxy, "ast"
     ):  # LiteLLM 1.55.0 reads a body as Python first: seconds for a large one, and another meaning
-        proxy.ast = SimpleNamespace(literal_eval=release.loads)
+        proxy.ast = SimpleNamespace(literal_eval=room.sparing(release.loads))
     proxy.app.add_middleware(Guard, release=release, totals=totals)

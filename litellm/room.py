@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import hashlib
 import importlib
 import os
 from contextlib import asynccontextmanager
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 MEGABYTE = 1_000_000
 LARGE = MEGABYTE
 """Bytes: smaller bodies need no room."""
+LONG = 100_000
+"""Characters of a text that is not written out in debug lines."""
 DEFAULT_MB = 32
 WAIT_SECONDS = 60
 """Less than clients and load balancers wait for an answer, so that they are told."""
@@ -56,6 +59,48 @@ class Room:
             self.free += size
             async with self.change:
                 self.change.notify_all()
+
+
+class Text(str):  # noqa: SLOT000 -- what it is represented by is kept
+    """A long text of a request, which LiteLLM's debug lines do not write out.
+
+    LiteLLM 1.55.0 makes them of the whole request, ten times, whether or not they are on: most of its work on a large
+    one. What is made of a text by its representation, such as a key, tells texts apart as before.
+    """
+
+    @functools.cached_property
+    def _represented(self) -> str:
+        digest = hashlib.sha256(self.encode("utf-8", "surrogatepass")).hexdigest()
+        return f"<{len(self)} characters, SHA-256 {digest}>"
+
+    def __repr__(self) -> str:
+        return self._represented
+
+    def __deepcopy__(self, memo: object) -> Text:
+        return self
+
+
+def short_in_debug_lines(value: Any) -> Any:
+    """A large body's values, of which the long texts are each a `Text`. Changes lists and objects in place."""
+    if isinstance(value, str):
+        return Text(value) if len(value) > LONG else value
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            value[key] = short_in_debug_lines(inner)
+    elif isinstance(value, list) and value and not isinstance(value[0], int):  # millions of tokens are left alone
+        value[:] = map(short_in_debug_lines, value)
+    return value
+
+
+def sparing(loads: Callable[[bytes | str], Any]) -> Callable[[bytes | str], Any]:
+    """A reader of JSON whose large bodies cost LiteLLM's debug lines nothing."""
+
+    @functools.wraps(loads)
+    def read(body: bytes | str) -> Any:
+        value = loads(body)
+        return short_in_debug_lines(value) if len(body) > LARGE else value
+
+    return read
 
 
 def of_this_replica() -> Room:

@@ -5,7 +5,12 @@ Usage: python3 server.py LITELLM_ARGS…
 
 from __future__ import annotations
 
+# ruff: noqa: E402
 import gc
+
+# What is imported stays: to look through it for garbage takes 10 to 20 % of the start's CPU time.
+gc.disable()
+
 import os
 import sys
 
@@ -26,7 +31,8 @@ if __name__ == "__main__":
     fetching.install()
     streams.install(enabled=os.environ.get("LLM_GATEWAY_FAST_STREAMS") == "true")
     guard.install()  # the outermost, so the last
-    # What is imported stays. To look through it for garbage stops every request for 0.1 s, of 1.108.14 for 0.5 s.
+    # Nor later: that would stop every request for 0.1 s, of 1.108.14 for 0.5 s.
     gc.freeze()
+    gc.enable()
     sys.argv[0] = "litellm"
     run_server()

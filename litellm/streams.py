@@ -17,6 +17,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from answers import current
 from pydantic import BaseModel, PrivateAttr
 
 if TYPE_CHECKING:
@@ -88,17 +89,17 @@ class EventReader:
 
 
 class Event(BaseModel):
-    """A chunk for the caller, in the form that LiteLLM's proxy takes: it may change the model, and writes JSON."""
+    """Chunks for the caller that came together, in the form that LiteLLM's proxy takes: it may change their model."""
 
     model: str | None = None
-    _body: dict[str, Any] = PrivateAttr(default_factory=dict)
+    _bodies: list[dict[str, Any]] = PrivateAttr(default_factory=list)
     _hidden_params: dict[str, Any] = PrivateAttr(default_factory=dict)
 
     @classmethod
-    def of(cls, body: dict[str, Any], model: str | None, hidden_params: dict[str, Any]) -> Event:
-        """A chunk, with what LiteLLM knows of the stream."""
-        event = cls.model_construct(model=model)
-        event._body = body  # noqa: SLF001
+    def of(cls, bodies: list[dict[str, Any]], hidden_params: dict[str, Any]) -> Event:
+        """Chunks, with what LiteLLM knows of the stream."""
+        event = cls.model_construct(model=bodies[0].get("model"))
+        event._bodies = bodies  # noqa: SLF001
         event._hidden_params = hidden_params  # noqa: SLF001
         return event
 
@@ -109,12 +110,19 @@ class Event(BaseModel):
         return self
 
     def model_dump_json(self, **_: Any) -> str:
-        """What the caller gets, as ASCII, since a provider may cut a surrogate pair in two."""
-        self._body["model"] = self.model
-        return json.dumps(self._body, separators=(",", ":"))
+        """What LiteLLM's proxy makes an event of for the caller: here it may be several."""
+        if self.model != self._bodies[0].get("model"):
+            for body in self._bodies:
+                body["model"] = self.model
+        return written(self._bodies)
 
     def __str__(self) -> str:
         return "a chunk of a stream"  # LiteLLM 1.55.0 makes a text of each chunk for a debug line that is off
+
+
+def written(bodies: list[dict[str, Any]]) -> str:
+    """The data of events, without the first one's name: ASCII, since a provider may cut a surrogate pair in two."""
+    return "\n\ndata: ".join(json.dumps(body, separators=(",", ":")) for body in bodies)
 
 
 class Answer:
@@ -250,14 +258,17 @@ class Chunks(list[Any]):
 
 
 class Source:
-    """The events of a provider's answer; raises BrokenStreamError where it ends before its time."""
+    """The events of a provider's answer, those together that came together.
+
+    Raises BrokenStreamError where it ends before its time.
+    """
 
     def __init__(self, response: Any, answer: Answer) -> None:
         self.response = response
         self._answer = answer
         self._events = self._read()
 
-    def __aiter__(self) -> AsyncIterator[dict[str, Any]]:
+    def __aiter__(self) -> AsyncIterator[list[str]]:
         return self._events
 
     async def aclose(self) -> None:
@@ -265,21 +276,18 @@ class Source:
         await self._events.aclose()  # type: ignore[attr-defined]
         await self._close()
 
-    async def _read(self) -> AsyncIterator[dict[str, Any]]:
+    async def _read(self) -> AsyncIterator[list[str]]:
         reader = EventReader()
         done = False
         try:
-            async for piece in self.response.aiter_bytes():
-                for data in reader.feed(piece):
-                    if done or data.startswith("[DONE]"):
-                        done = True  # and read on: a connection that was not read to its end cannot be used again
-                    else:
-                        yield _parsed(data)
-            for data in reader.close():
-                if done or data.startswith("[DONE]"):
-                    done = True
-                else:
-                    yield _parsed(data)
+            async for found in self._found(reader):
+                events = []
+                for data in found:
+                    done = done or data.startswith("[DONE]")
+                    if not done:  # and read on: a connection that was not read to its end cannot be used again
+                        events.append(data)
+                if events:
+                    yield events
         finally:
             await self._close()
         if done:
@@ -289,6 +297,11 @@ class Source:
             raise BrokenStreamError(f"The provider answered without a stream of events ({kind}).")
         if not self._answer.is_finished():
             raise BrokenStreamError("The provider's stream ended before its answer: no finish_reason and no [DONE].")
+
+    async def _found(self, reader: EventReader) -> AsyncIterator[Iterator[str]]:
+        async for piece in self.response.aiter_bytes():
+            yield reader.feed(piece)
+        yield reader.close()
 
     async def _close(self) -> None:
         import anyio  # noqa: PLC0415 -- of LiteLLM
@@ -440,13 +453,49 @@ class Lane:
         ) or {}
         self.asked = wrapper.send_stream_usage and not (request.get("body") or {}).get("_litellm_strip_stream_usage")
         """Whether the caller wants the usage: LiteLLM 1.106 asks each provider for it, and notes who did not ask."""
+        self.chunks = self._chunks()
         self.extra: deque[Event] | None = None
         """What comes after the provider's last event; None as long as that is to come."""
+        self._exchange = current.get()
+        self._first: Event | None = None
+        """What LiteLLM got of the answer, whose model it may have changed since."""
+        self._model: str | None = None
+        """Its model before that."""
         self._limit: int = litellm.REPEATED_STREAMING_CHUNK_LIMIT
         self._last: str | None = None
         self._equal = 1
 
-    def take(self, event: dict[str, Any]) -> Event | None:
+    async def _chunks(self) -> AsyncIterator[list[dict[str, Any]]]:
+        """The chunks for the caller, those together that came together; what came before an error comes first."""
+        async for events in self.source:
+            chunks = []
+            try:
+                for data in events:
+                    if (chunk := self.take(_parsed(data))) is not None:
+                        chunks.append(chunk)
+            except Exception:
+                if chunks:
+                    yield chunks
+                raise
+            if chunks:
+                yield chunks
+
+    async def hand_on(self, chunks: list[dict[str, Any]]) -> Event | None:
+        """Send chunks to the caller; return them instead where LiteLLM has to send them: the first of an answer.
+
+        LiteLLM's generator and the frameworks below it take as much time for each chunk as all else does.
+        """
+        if self._first is None or self._exchange is None or self._exchange.hand_on is None:
+            self._first = self._event(chunks)
+            self._model = self._first.model
+            return self._first
+        if self._first.model != self._model:
+            for chunk in chunks:
+                chunk["model"] = self._first.model
+        await self._exchange.hand_on(f"data: {written(chunks)}\n\n".encode())
+        return None
+
+    def take(self, event: dict[str, Any]) -> dict[str, Any] | None:
         """Note a chunk, and say what the caller gets of it."""
         if event.get("error"):
             raise self.dialect.error(event)
@@ -457,7 +506,7 @@ class Lane:
             self._end_repetition(choices[0]["delta"])
         self.answer.add(event)
         event.pop("usage", None)  # sent at the end, to who asked for it
-        return self._event(event) if choices else None
+        return self._named(event) if choices else None
 
     def _repair(self, choice: dict[str, Any]) -> None:
         """What OpenAI's protocol says and not each provider does."""
@@ -488,12 +537,15 @@ class Lane:
             self._equal = self._equal + 1 if content == self._last and len(content) > 2 else 1  # noqa: PLR2004
             self._last = content
 
-    def _event(self, event: dict[str, Any]) -> Event:
-        event.setdefault("object", "chat.completion.chunk")
-        wrapper = self.wrapper
+    def _named(self, chunk: dict[str, Any]) -> dict[str, Any]:
+        chunk.setdefault("object", "chat.completion.chunk")
         # Azure's name the model that the deployment has.
-        model = event.get("model") if wrapper.custom_llm_provider == "azure" else wrapper.model
-        return Event.of(event, model, wrapper._hidden_params)  # noqa: SLF001
+        if self.wrapper.custom_llm_provider != "azure":
+            chunk["model"] = self.wrapper.model
+        return chunk
+
+    def _event(self, chunks: list[dict[str, Any]]) -> Event:
+        return Event.of(chunks, self.wrapper._hidden_params)  # noqa: SLF001
 
     async def replay(self, error: Exception | None) -> AsyncIterator[Any]:
         """The answer in few chunks, and how it ended."""
@@ -507,11 +559,12 @@ class Lane:
         head = self.answer.head
         extra: deque[Event] = deque()
         if not self.answer.is_finished():
-            extra.append(self._event({**head, "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}))
+            end = {**head, "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
+            extra.append(self._event([self._named(end)]))
         if self.asked:
             own = (it.usage.model_dump(exclude_none=True) for it in reversed(chunks) if getattr(it, "usage", None))
             usage = {**(self.answer.usage or {}), **next(own, {})}
-            extra.append(self._event({**head, "choices": [], "usage": usage}))
+            extra.append(self._event([self._named({**head, "choices": [], "usage": usage})]))
         return extra
 
 
@@ -551,12 +604,10 @@ def _wrapper(base: Any) -> Any:  # noqa: C901 -- LiteLLM's CustomStreamWrapper, 
             if lane.extra is None:
                 error: Exception | None = None
                 try:
-                    async for event in lane.source:
-                        if not lane.answer.head:
+                    async for chunks in lane.chunks:
+                        if (event := await lane.hand_on(chunks)) is not None:
                             self._began()
-                        chunk = lane.take(event)
-                        if chunk is not None:
-                            return chunk
+                            return event
                 except Exception as raised:  # noqa: BLE001 -- LiteLLM's own way maps and reports it
                     error = raised
                 lane.extra = lane.finish(await self._report(lane, error))
@@ -594,11 +645,12 @@ def _wrapper(base: Any) -> Any:  # noqa: C901 -- LiteLLM's CustomStreamWrapper, 
 async def _whole(source: Source, answer: Answer, dialect: OpenAIDialect | HandlerDialect) -> AsyncIterator[Any]:
     """Yield each chunk for LiteLLM's own way, with an error where that would say that a broken answer ended well."""
     try:
-        async for event in source:
-            if event.get("error"):
-                raise dialect.error(event)
-            answer.add(event)
-            yield dialect.chunk(event)
+        async for events in source:
+            for event in map(_parsed, events):
+                if event.get("error"):
+                    raise dialect.error(event)
+                answer.add(event)
+                yield dialect.chunk(event)
     finally:
         await source.aclose()
 

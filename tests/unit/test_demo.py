@@ -6,6 +6,7 @@ import asyncio
 import base64
 import json
 import struct
+import tracemalloc
 from typing import Any
 
 import httpx2
@@ -21,6 +22,18 @@ def ask(path: str, **body: object) -> httpx2.Response:
             return await client.post(path, json=body)
 
     return asyncio.run(send())
+
+
+def test_a_long_message_is_counted_whole_and_repeated_in_part() -> None:
+    """A list of its words, or an answer of one piece for each, ended the container for want of memory."""
+    text = "word " * 100_000
+    tracemalloc.start()
+    answer = ask("/v1/chat/completions", model="gpt-4o", messages=[{"role": "user", "content": text}]).json()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert answer["usage"]["prompt_tokens"] == 100_000
+    assert len(answer["choices"][0]["message"]["content"]) < 20_000
+    assert peak < 12 * len(text)
 
 
 def embedded(**body: object) -> list[Any]:

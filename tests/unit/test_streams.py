@@ -11,16 +11,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from litellm import streams
+from tests.unit import test_guard
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+programs = test_guard.programs
 TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r\n"), min_size=1).filter(str.strip)
 NOISE = st.sampled_from(["", ": ping", "event: chunk", "id: 7", "retry: 10"])
 
 
-def read(pieces: Sequence[bytes]) -> list[str]:
+@pytest.fixture(scope="module")
+def streams(programs: dict[str, Any]) -> Any:
+    """The module, as LiteLLM's process has it."""
+    return programs["streams"]
+
+
+def read(streams: Any, pieces: Sequence[bytes]) -> list[str]:
     reader = streams.EventReader()
     found = [data for piece in pieces for data in reader.feed(piece)]
     return [*found, *reader.close()]
@@ -32,13 +39,13 @@ def read(pieces: Sequence[bytes]) -> list[str]:
     cuts=st.sets(st.integers(0, 400)),
 )
 def test_events_are_the_same_however_their_bytes_are_cut(
-    events: list[tuple[str, str]], end: str, cuts: set[int]
+    streams: Any, events: list[tuple[str, str]], end: str, cuts: set[int]
 ) -> None:
     """In the middle of a line's end or of a character too, with comments, names and ids between them."""
     sent = "".join(f"{noise}{end}data: {text}{end}{end}" for text, noise in events).encode()
     bounds = [0, *sorted(cut for cut in cuts if 0 < cut < len(sent)), len(sent)]
     pieces = [sent[start:stop] for start, stop in pairwise(bounds)]
-    assert read(pieces) == [text for text, _ in events]
+    assert read(streams, pieces) == [text for text, _ in events]
 
 
 @pytest.mark.parametrize(
@@ -53,16 +60,16 @@ def test_events_are_the_same_however_their_bytes_are_cut(
         (b"", []),
     ],
 )
-def test_data_is_what_the_standard_says(sent: bytes, events: list[str]) -> None:
+def test_data_is_what_the_standard_says(streams: Any, sent: bytes, events: list[str]) -> None:
     """Lines of data are one text, one blank after the colon is not data; the last event may have no blank line."""
-    assert read([sent]) == events
+    assert read(streams, [sent]) == events
 
 
 def chunk(delta: dict[str, Any], reason: str | None = None, **more: Any) -> dict[str, Any]:
     return {"id": "1", "model": "m", "choices": [{"index": 0, "delta": delta, "finish_reason": reason}], **more}
 
 
-def test_an_answer_is_kept_in_few_chunks_however_many_it_came_in() -> None:
+def test_an_answer_is_kept_in_few_chunks_however_many_it_came_in(streams: Any) -> None:
     """What LiteLLM is given at the end: the text, each call of a tool, the end."""
     answer = streams.Answer()
     answer.add(chunk({"role": "assistant", "content": ""}))
@@ -81,7 +88,7 @@ def test_an_answer_is_kept_in_few_chunks_however_many_it_came_in() -> None:
     assert (end["choices"][0]["finish_reason"], end["usage"]) == ("tool_calls", {"total_tokens": 3})
 
 
-def test_an_answer_is_finished_when_each_of_its_choices_is() -> None:
+def test_an_answer_is_finished_when_each_of_its_choices_is(streams: Any) -> None:
     answer = streams.Answer()
     assert not answer.is_finished()
     answer.add(chunk({"content": "one"}))
@@ -91,19 +98,22 @@ def test_an_answer_is_finished_when_each_of_its_choices_is() -> None:
     assert answer.is_finished()
 
 
-def test_a_chunk_is_written_as_json_under_the_model_that_litellm_says() -> None:
-    event = streams.Event.of({"id": "1", "choices": [{"delta": {"content": "half a pair: \ud83d"}}]}, "gpt-4o", {})
-    written = event.model_copy(update={"model": "alias"}).model_dump_json(exclude_none=True)
-    assert written.isascii()
-    assert json.loads(written) == {
-        "id": "1",
-        "choices": [{"delta": {"content": "half a pair: \ud83d"}}],
-        "model": "alias",
-    }
+def test_chunks_are_written_as_json_under_the_model_that_litellm_says(streams: Any) -> None:
+    """LiteLLM's proxy puts a name before each event that it makes: several that came together are one for it."""
+    bodies = [
+        {"id": "1", "model": "gpt-4o", "choices": [{"delta": {"content": text}}]} for text in ("half: \ud83d", "b")
+    ]
+    event = streams.Event.of([dict(body) for body in bodies], {})
+    assert event.model == "gpt-4o"
+    sent = f"data: {event.model_copy(update={'model': 'alias'}).model_dump_json(exclude_none=True)}\n\n"
+    assert sent.isascii()
+    assert [json.loads(data) for data in read(streams, [sent.encode()])] == [
+        {**body, "model": "alias"} for body in bodies
+    ]
 
 
 def test_a_release_that_it_was_not_proven_with_is_left_alone(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    streams: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """And the log says so, in one line."""
     monkeypatch.setattr(importlib.metadata, "version", lambda _: "1.107.0")
@@ -112,6 +122,6 @@ def test_a_release_that_it_was_not_proven_with_is_left_alone(
     assert line == "Fast streams are off: not proven with LiteLLM 1.107.0, only with 1.55.0, 1.106.12, 1.108.14."
 
 
-def test_turned_off_it_says_nothing(caplog: pytest.LogCaptureFixture) -> None:
+def test_turned_off_it_says_nothing(streams: Any, caplog: pytest.LogCaptureFixture) -> None:
     assert not streams.install(enabled=False)
     assert caplog.messages == []
