@@ -27,8 +27,9 @@ if TYPE_CHECKING:
 LOGINS = (f"{postgres.LITELLM_DATABASE}_1", f"{postgres.LITELLM_DATABASE}_2")
 """The roles that LiteLLM logs in with: they take turns, as the app's do."""
 PROGRAM = f"{gateway.PROGRAMS}/schema.py"
-JOB_MB = 1024
-"""What Prisma's command line and LiteLLM may take together, beside the replicas, for some seconds."""
+JOB_MB = 1536
+"""What Prisma's command line and LiteLLM take together, while they run beside the replicas (1.108.14: 1024 was too
+little when this held Prisma's client as well)."""
 KEPT_BACKUPS = 5
 CONNECT_SECONDS = 15
 POOL = f"generalSettings.{litellm_connections.POOL}"

@@ -40,9 +40,6 @@ def steps(schema: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Calla
         monkeypatch.setenv("DATABASE_URL", "")
         monkeypatch.setenv("DISABLE_SCHEMA_UPDATE", "")
 
-        async def found() -> tuple[bool, int]:
-            return history, tables
-
         class Connection:
             def __enter__(self) -> Self:
                 return self
@@ -60,7 +57,7 @@ def steps(schema: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Calla
         psycopg = ModuleType("psycopg")
         psycopg.connect = lambda *_, **__: Connection()  # type: ignore[attr-defined]
         monkeypatch.setitem(sys.modules, "psycopg", psycopg)
-        monkeypatch.setattr(schema, "_found", found)
+        monkeypatch.setattr(schema, "_looked_at", lambda _: (history, tables))
         monkeypatch.setattr(schema, "_folder", lambda: tmp_path)
         monkeypatch.setattr(schema.importlib.util, "find_spec", lambda _: migrations or None)
         monkeypatch.setattr(schema.subprocess, "run", called)
