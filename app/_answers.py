@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import httpx2
 
 from app._errors import (
+    BudgetExceededError,
     ContentRefusedError,
     ContextTooLongError,
     GatewayRefusedKeyError,
@@ -197,7 +198,9 @@ BY_STATUS: dict[int | None, tuple[type[RequestError], str]] = {
 
 
 BUDGET_EXCEEDED = "budget_exceeded"
-"""The type of LiteLLM's own refusal, in each release: a text about budgets may be a provider's."""
+"""The type of the gateway's own refusal (litellm/limits.py): a text about budgets may be a provider's."""
+NO_DATABASE = "database_unavailable"
+"""The code of its refusal of a key that it cannot look up now."""
 
 
 def by_answer(error: object, status: int | None, headers: Mapping[str, str], model: str) -> LLMError:
@@ -212,9 +215,13 @@ def by_answer(error: object, status: int | None, headers: Mapping[str, str], mod
     if status in KEY_REFUSED and "litellm." not in said:
         return GatewayRefusedKeyError(f"the gateway refused LITELLM_API_KEY: {KEY_MEND}")
     if BUDGET_EXCEEDED in (told.get("type"), code):
-        return GatewayRefusedKeyError("what LITELLM_API_KEY may spend is used up: raise its budget")
+        return BudgetExceededError(
+            "what LITELLM_API_KEY may spend is used up, or would be: ask with a smaller max_tokens, or raise the budget"
+        )
     if code == NO_REPLICA:
         return GatewayUnreachableError(f"no replica of the gateway answers: see `llmctl status`, then {GATEWAY_MEND}")
+    if code == NO_DATABASE:
+        return GatewayUnreachableError("the gateway cannot look LITELLM_API_KEY up now: ask again")
     kind, message = BY_STATUS.get(status, OTHERS)
     if status in TOLD_BY_TEXT:
         kind, message = next(((kind, told) for text, kind, told in BY_TEXT if text in said), (kind, message))
