@@ -216,7 +216,7 @@ def by_answer(error: object, status: int | None, headers: Mapping[str, str], mod
         return GatewayRefusedKeyError(f"the gateway refused LITELLM_API_KEY: {KEY_MEND}")
     if BUDGET_EXCEEDED in (told.get("type"), code):
         return BudgetExceededError(
-            "what LITELLM_API_KEY may spend is used up, or would be: ask with a smaller max_tokens, or raise the budget"
+            "what LITELLM_API_KEY may spend is used up: ask with a smaller max_tokens, or raise the budget"
         )
     if code == NO_REPLICA:
         return GatewayUnreachableError(f"no replica of the gateway answers: see `llmctl status`, then {GATEWAY_MEND}")

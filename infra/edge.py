@@ -108,7 +108,7 @@ def render(  # noqa: PLR0913 -- all are needed, all by name
     max_body_mb: int,
     tls: bool,
     metrics: bool,
-    virtual_keys: bool = False,
+    virtual_keys: bool,
 ) -> str:
     """Fill in HAProxy's config, which has no secret in it.
 

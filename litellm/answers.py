@@ -98,6 +98,8 @@ class Exchange:
     """Whether it is none of a caller's: it came from within, with the master key (keys.py)."""
     keyed: bool = False
     """Whether LiteLLM counts it for a key in its database."""
+    named: bool = False
+    """Whether the edge is told who asks, as it does not know."""
     one: str | None = None
     """The model that is asked about, where it is asked about one."""
     database_away: bool = False

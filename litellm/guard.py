@@ -90,6 +90,8 @@ class Guard:
             self._note_caller(dict(scope["headers"]), exchange)
             if self.keys:
                 await self.keys.admit(scope, exchange)
+            if exchange.named:
+                send = naming(send, exchange.client or "")
             if exchange.operator and MANAGED.match(scope["path"]):
                 await self.app(scope, receive, send)
                 return
@@ -327,6 +329,17 @@ def replay(body: bytes, receive: Receive | None) -> Receive:
         return await receive()
 
     return again
+
+
+def naming(send: Send, client: str) -> Send:
+    """What sends an answer with the name of its client, for the edge's log."""
+
+    async def named(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message = {**message, "headers": [*message["headers"], (CLIENT, client.encode())]}
+        await send(message)
+
+    return named
 
 
 async def disconnected(receive: Receive) -> None:

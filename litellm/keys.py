@@ -1,9 +1,9 @@
 """Whose key a request comes with, where LiteLLM has its database.
 
-The edge names the static clients (`clientKeys` of the stack config) and hands on any other key that begins as a key of
-LiteLLM's does: a virtual key. Each static client has a virtual key too, which nobody holds: LiteLLM counts what the
-client spends, and checks its limits, under that. A key is looked up before the request's body is read, and again every
-few seconds: LiteLLM would go on with what it has of a key for as long as the key is used.
+The edge names the static clients (`clientKeys` of the stack config) and hands on other keys that begin as those of
+LiteLLM do: virtual keys. Each static client has a virtual key too, which nobody holds: what it spends counts for that
+one, and so do its limits. A key is looked up before the request's body is read, and again every few seconds: LiteLLM
+would go on with what it remembers of a key for as long as the key is used.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ OPEN = re.compile(r"/health/(liveliness|readiness)")
 MODELS = "/v1/models"
 MODEL = re.compile(rf"{MODELS}/(.+)")
 BEARER = re.compile(rb"[Bb]earer +")
-UNPRINTABLE = re.compile(r"[^\w.@:/ -]")
+UNPRINTABLE = re.compile(r"[^\w.@:/ -]", re.ASCII)
 
 
 class AwayError(Exception):
@@ -92,6 +92,8 @@ class Keys:
         self.database, self.master_key, self.salt_key = database, master_key, salt_key
         self.known: OrderedDict[str, Known] = OrderedDict()
         self.away = False
+        self.added_later: dict[str, str] = {}
+        """Static clients that were first seen while the database was away, by their keys' hashes."""
         self.trying: asyncio.Task[None] | None = None
 
     async def admit(self, scope: dict[str, Any], exchange: Exchange) -> None:
@@ -112,7 +114,8 @@ class Keys:
         elif not OPEN.fullmatch(scope["path"]):
             if is_master or not key.startswith("sk-"):
                 raise refusal(limits.unknown_key())
-            exchange.client = await self._alias(hash_of(key))
+            exchange.client = await self._alias(key)
+            exchange.named = True
             exchange.keyed, exchange.database_away = True, self.away
             if scope["method"] == "GET" and (model := MODEL.fullmatch(scope["path"])):
                 # The edge tells a static client. LiteLLM 1.55.0 tells of all of them only.
@@ -132,6 +135,8 @@ class Keys:
                 row = await self._row(token)
         except AwayError:
             known = self.known.get(token)
+            if known is None:
+                self.added_later[token] = client
             if await self.database.cached(token) is None:
                 await self.database.cache(token, known.row if known else None, client)
             return False
@@ -139,15 +144,16 @@ class Keys:
             raise refusal(limits.unknown_key())
         return True
 
-    async def _alias(self, token: str) -> str:
-        """The name of a virtual key, for the log and the lines of usage."""
+    async def _alias(self, key: str) -> str:
+        """The name of a virtual key, for the logs and the lines of usage."""
+        token = hash_of(key)
         try:
             row = await self._row(token)
         except AwayError:
             row = await self.database.cached(token)
             if row is None:
                 raise refusal(limits.away()) from None
-        if not usable(row):
+        if not usable(row) or key == self.key_of(row.key_alias or ""):
             raise refusal(limits.unknown_key())
         return UNPRINTABLE.sub("?", row.key_alias or "")[:64] or f"key-{token[:8]}"
 
@@ -201,8 +207,11 @@ class Keys:
             await asyncio.sleep(RETRY_SECONDS)
             try:
                 await asyncio.wait_for(self.database.row("0" * 64), LOOK_UP_SECONDS)
+                for token, client in self.added_later.items():  # before LiteLLM writes what they spent
+                    await asyncio.wait_for(self.database.add(token, client), LOOK_UP_SECONDS)
             except Exception:  # noqa: BLE001, S112 -- as above
                 continue
+            self.added_later.clear()
             self.known.clear()  # so that LiteLLM reads each again that it remembered without it
             self.away = False
             LOG.warning("LiteLLM's database answers again")
