@@ -9,11 +9,9 @@ would go on with what it remembers of a key for as long as the key is used.
 from __future__ import annotations
 
 import asyncio
-import functools
 import hashlib
 import hmac
 import importlib
-import importlib.util
 import logging
 import os
 import re
@@ -24,10 +22,11 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
 import limits
-from answers import Refusal, current
+import queries
+from answers import Refusal
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Awaitable, Mapping
 
     from answers import Exchange
 
@@ -36,8 +35,6 @@ LOG = logging.getLogger("litellm.keys")
 FRESH_SECONDS = 10.0
 """How long what was read of a key is taken for true: a key that is deleted, blocked or changed is so on every replica
 after that."""
-LOOK_UP_SECONDS = 3.0
-"""How long a request waits for the database."""
 RETRY_SECONDS = 2.0
 """How often a database that is away is tried."""
 MOST = 10_000
@@ -189,26 +186,31 @@ class Keys:
 
     async def _ask(self, question: Awaitable[Any]) -> Any:
         try:
-            return await asyncio.wait_for(question, LOOK_UP_SECONDS)
+            return await asyncio.wait_for(question, queries.SECONDS)
         except Exception as problem:  # noqa: BLE001 -- whatever it is, the key is neither known nor unknown
-            if not self.away:
-                self.away = True
-                LOG.warning(
-                    "LiteLLM's database is away (%s). Static clients are served without limits that are not known "
-                    "here, virtual keys while LiteLLM remembers them.",
-                    type(problem).__name__,
-                )
-                self.trying = asyncio.create_task(self._try())
+            self.lost(problem)
             raise AwayError from None
 
+    def lost(self, problem: BaseException) -> None:
+        """Note that the database does not answer, and wait for it."""
+        if self.away:
+            return
+        self.away = True
+        LOG.warning(
+            "LiteLLM's database is away (%s). Static clients are served without limits that are not known here, "
+            "virtual keys while LiteLLM remembers them.",
+            type(problem).__name__,
+        )
+        self.trying = asyncio.create_task(self._try())
+
     async def _try(self) -> None:
-        """Wait for the database."""
+        queries.trying.set(True)
         while self.away:
             await asyncio.sleep(RETRY_SECONDS)
             try:
-                await asyncio.wait_for(self.database.row("0" * 64), LOOK_UP_SECONDS)
+                await asyncio.wait_for(self.database.row("0" * 64), queries.SECONDS)
                 for token, client in self.added_later.items():  # before LiteLLM writes what they spent
-                    await asyncio.wait_for(self.database.add(token, client), LOOK_UP_SECONDS)
+                    await asyncio.wait_for(self.database.add(token, client), queries.SECONDS)
             except Exception:  # noqa: BLE001, S112 -- as above
                 continue
             self.added_later.clear()
@@ -293,25 +295,10 @@ class LiteLLM:
 
 def install() -> Keys:
     """The keys of the LiteLLM that runs. Raises where it is not as is known here, so that it does not start."""
-    if importlib.util.find_spec("prisma"):
-        http = importlib.import_module("prisma._async_http").HTTP
-        http.request = apart(http.request)
-    return Keys(
+    held = Keys(
         LiteLLM(),
         master_key=os.environ.get("LITELLM_MASTER_KEY", ""),
         salt_key=os.environ.get("LITELLM_SALT_KEY", ""),
     )
-
-
-def apart(request: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
-    """A method that asks the database, which is no provider: the exchange does not take note of it."""
-
-    @functools.wraps(request)
-    async def asked(*args: object, **kwargs: object) -> Any:
-        before = current.set(None)
-        try:
-            return await request(*args, **kwargs)
-        finally:
-            current.reset(before)
-
-    return asked
+    queries.install(held)
+    return held

@@ -27,7 +27,7 @@ def programs() -> Iterator[dict[str, Any]]:
     """The programs that run in LiteLLM's process, by name."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(PROJECT / "litellm"))
-        yield {name: importlib.import_module(name) for name in ("answers", "keys", "limits")}
+        yield {name: importlib.import_module(name) for name in ("answers", "keys", "limits", "queries")}
 
 
 @dataclass
@@ -378,19 +378,68 @@ def test_a_rate_of_litellms_is_told_as_the_edge_tells_its_own(programs: dict[str
     assert limits.read(400, {"type": "invalid_request_error", "message": "x"}, database_away=False) == {}
 
 
+class Connection:
+    """What is known of the database."""
+
+    def __init__(self) -> None:
+        self.away = False
+
+    def lost(self, problem: BaseException) -> None:
+        assert isinstance(problem, TimeoutError)
+        self.away = True
+
+
 def test_what_is_asked_of_the_database_is_asked_of_no_provider(programs: dict[str, Any]) -> None:
     """LiteLLM's client of the database is an HTTP client, as those of providers are."""
     answers = programs["answers"]
     seen: list[Any] = []
 
-    async def request() -> None:
+    async def request(*_: object) -> None:
         seen.append(answers.current.get())
 
     async def run() -> None:
         exchange = answers.Exchange()
         answers.current.set(exchange)
-        await programs["keys"].apart(request)()
+        bounded = programs["queries"].bounded(request, Connection(), unreachable=ConnectionError, silent=OSError)
+        await bounded(None, "POST", "http://localhost:1/")
         assert answers.current.get() is exchange
 
     asyncio.run(run())
     assert seen == [None]
+
+
+def test_no_request_waits_for_a_database_that_does_not_answer(
+    programs: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first one waits a little, the others do not. What LiteLLM writes is refused, so that it writes it again.
+
+    Whether the database is back is asked, and what was begun is ended.
+    """
+    queries, answers = programs["queries"], programs["answers"]
+    monkeypatch.setattr(queries, "SECONDS", 0.01)
+    connection, asked = Connection(), []
+
+    async def request(_: object, __: str, url: str) -> None:
+        asked.append(url)
+        await asyncio.Event().wait()
+
+    async def run() -> None:
+        bounded = queries.bounded(request, connection, unreachable=ConnectionError, silent=OSError)
+        answers.current.set(answers.Exchange())
+        with pytest.raises(OSError, match="did not answer in time"):
+            await bounded(None, "POST", "http://localhost:1/")
+        for caller in (answers.Exchange(), None):
+            answers.current.set(caller)
+            for end in ("/", "/transaction/start"):
+                with pytest.raises(ConnectionError):
+                    await bounded(None, "POST", f"http://localhost:1{end}")
+        assert len(asked) == 1
+        for end in ("/status", "/transaction/1/commit"):
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(bounded(None, "GET", f"http://localhost:1{end}"), 0.01)
+        queries.trying.set(True)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(bounded(None, "POST", "http://localhost:1/"), 0.01)
+        assert len(asked) == 4
+
+    asyncio.run(run())
