@@ -17,6 +17,7 @@ import os
 import re
 import time
 from collections import OrderedDict
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Protocol
@@ -43,6 +44,8 @@ OPEN = re.compile(r"/health/(liveliness|readiness)")
 """Needs no key."""
 MODELS = "/v1/models"
 MODEL = re.compile(rf"{MODELS}/(.+)")
+NOBODY = "0" * 64
+"""The hash of no key."""
 BEARER = re.compile(rb"[Bb]earer +")
 UNPRINTABLE = re.compile(r"[^\w.@:/ -]", re.ASCII)
 
@@ -191,6 +194,13 @@ class Keys:
             self.lost(problem)
             raise AwayError from None
 
+    async def answers(self) -> bool:
+        """Whether the database answers now."""
+        if not self.away:
+            with suppress(AwayError):
+                await self._ask(self.database.row(NOBODY))
+        return not self.away
+
     def lost(self, problem: BaseException) -> None:
         """Note that the database does not answer, and wait for it."""
         if self.away:
@@ -208,7 +218,7 @@ class Keys:
         while self.away:
             await asyncio.sleep(RETRY_SECONDS)
             try:
-                await asyncio.wait_for(self.database.row("0" * 64), queries.SECONDS)
+                await asyncio.wait_for(self.database.row(NOBODY), queries.SECONDS)
                 for token, client in self.added_later.items():  # before LiteLLM writes what they spent
                     await asyncio.wait_for(self.database.add(token, client), queries.SECONDS)
             except Exception:  # noqa: BLE001, S112 -- as above

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
         def lost(self, problem: BaseException) -> None: ...
 
+        async def answers(self) -> bool: ...
+
 
 SECONDS = 3.0
 """How long a request waits for an answer of the database."""
@@ -67,8 +69,26 @@ def bounded(
     return asked
 
 
+def in_time(write: Request, connection: Connection) -> Request:
+    """What writes to the database what was spent, if that answers now. LiteLLM keeps it for the next time otherwise.
+
+    LiteLLM 1.108.14 forgets what it cannot write.
+    """
+
+    @functools.wraps(write)
+    async def written(*args: object, **kwargs: object) -> Any:
+        return await write(*args, **kwargs) if await connection.answers() else None
+
+    return written
+
+
 def install(connection: Connection) -> None:
-    """Do so where this LiteLLM has such a client."""
+    """Do so where this LiteLLM has such a client. Raises where it does not write as is known here."""
     if importlib.util.find_spec("prisma"):
         httpx, http = importlib.import_module("httpx"), importlib.import_module("prisma._async_http").HTTP
         http.request = bounded(http.request, connection, unreachable=httpx.ConnectError, silent=httpx.ReadTimeout)
+        proxy = importlib.import_module("litellm.proxy.proxy_server")
+        utils = importlib.import_module("litellm.proxy.utils")
+        proxy.update_spend = in_time(proxy.update_spend, connection)
+        if hasattr(utils, "update_spend_logs_job"):
+            utils.update_spend_logs_job = in_time(utils.update_spend_logs_job, connection)

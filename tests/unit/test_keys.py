@@ -267,6 +267,7 @@ def test_without_the_database_static_clients_are_served_and_virtual_keys_while_l
             assert await gateway.refused(key) == (503, "database_unavailable")
         asked = gateway.database.asked
         await gateway.refused("sk-unknown")
+        assert await gateway.keys.answers() is False
         assert gateway.database.asked == asked
         gateway.database.away = False
         await gateway.keys.trying
@@ -406,6 +407,25 @@ def test_what_is_asked_of_the_database_is_asked_of_no_provider(programs: dict[st
 
     asyncio.run(run())
     assert seen == [None]
+
+
+def test_what_was_spent_is_written_when_the_database_answers(programs: dict[str, Any], gateway: Gateway) -> None:
+    """LiteLLM 1.108.14 takes it off its queue, and forgets it if it cannot write. Writing finds out by itself."""
+    written: list[str] = []
+
+    async def write(what: str) -> None:
+        written.append(what)
+
+    async def run() -> None:
+        in_time = programs["queries"].in_time(write, gateway.keys)
+        await in_time("first")
+        gateway.database.away = True
+        await in_time("not now")
+        assert gateway.keys.away
+        gateway.keys.trying.cancel()
+
+    asyncio.run(run())
+    assert written == ["first"]
 
 
 def test_no_request_waits_for_a_database_that_does_not_answer(
