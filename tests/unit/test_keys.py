@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from infra import edge
 from tests.stack_config import PROJECT
 
 if TYPE_CHECKING:
@@ -336,3 +337,27 @@ def test_what_was_spent_is_written_when_the_database_answers(programs: dict[str,
 
     asyncio.run(run())
     assert written == ["first"]
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_the_edge_hands_on_keys_that_it_does_not_know_only_where_litellm_has_its_database(
+    on: bool,  # noqa: FBT001
+) -> None:
+    """And puts the master key only in the place of a key that it knows."""
+    config = edge.render(
+        EDGE_CONFIG,
+        generation=1,
+        host_name=str,
+        request_timeout=600,
+        max_body_mb=1,
+        tls=False,
+        metrics=False,
+        virtual_keys=on,
+    )
+    assert f'.if streq("{"on" if on else "off"}",on)\n    acl is_virtual' in config
+    sent = [line.strip() for line in config.splitlines() if "http-request set-header authorization" in line]
+    assert [line.rsplit(" if ", 1)[1] for line in sent] == [
+        "is_virtual !{ var(txn.client) -m found }",
+        "{ req.hdr(x-llm-gateway-client) -m found }",
+    ]
+    assert config.index("http-request del-header x-llm-gateway- ") < config.index("set-header x-llm-gateway-client")
