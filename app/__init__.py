@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         stream_chat_completion_for_org,
     )
     from app._errors import (
+        BudgetExceededError,
         ContentRefusedError,
         ContextTooLongError,
         DatabaseUnavailableError,
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "BudgetExceededError",
     "ChatCompletionOptions",
     "ChatCompletionResult",
     "ChatCompletionStream",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import httpx2
 
 from app._errors import (
+    BudgetExceededError,
     ContentRefusedError,
     ContextTooLongError,
     GatewayRefusedKeyError,
@@ -199,7 +200,9 @@ BY_STATUS: dict[int | None, tuple[type[RequestError], str]] = {
 
 
 BUDGET_EXCEEDED = "budget_exceeded"
-"""The type of LiteLLM's own refusal, in each release: a text about budgets may be a provider's."""
+"""The type of the gateway's own refusal (litellm/limits.py): a text about budgets may be a provider's."""
+NO_DATABASE = "database_unavailable"
+"""The code of its refusal of a key that it cannot look up now."""
 
 
 def by_answer(error: object, status: int | None, headers: Mapping[str, str], model: str) -> LLMError:
@@ -214,9 +217,13 @@ def by_answer(error: object, status: int | None, headers: Mapping[str, str], mod
     if status in KEY_REFUSED and "litellm." not in said:
         return GatewayRefusedKeyError(f"the gateway refused LITELLM_API_KEY: {KEY_FIX}")
     if BUDGET_EXCEEDED in (told.get("type"), code):
-        return GatewayRefusedKeyError("the budget of LITELLM_API_KEY is used up: raise it")
+        return BudgetExceededError(
+            "what LITELLM_API_KEY may spend is used up: ask with a smaller max_tokens, or raise the budget"
+        )
     if code == NO_REPLICA:
         return GatewayUnreachableError(f"no replica of the gateway answers: see `llmctl status`, then {GATEWAY_FIX}")
+    if code == NO_DATABASE:
+        return GatewayUnreachableError("the gateway cannot look LITELLM_API_KEY up now: ask again")
     kind, message = BY_STATUS.get(status, OTHERS)
     if status in TOLD_BY_TEXT:
         kind, message = next(((kind, told) for text, kind, told in BY_TEXT if text in said), (kind, message))

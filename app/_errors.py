@@ -4,8 +4,9 @@
     ├── NotConfiguredError            a setting is missing or wrong
     ├── OrganizationNotFoundError     no organization has that id
     ├── DatabaseUnavailableError      the organization could not be read
-    ├── GatewayUnreachableError       nothing answers at LITELLM_URL, or the gateway has no replica left
-    ├── GatewayRefusedKeyError        the gateway does not know LITELLM_API_KEY, or its budget is used up
+    ├── GatewayUnreachableError       nothing answers at LITELLM_URL, or the gateway has no replica or database left
+    ├── GatewayRefusedKeyError        the gateway does not know LITELLM_API_KEY
+    ├── BudgetExceededError           what LITELLM_API_KEY, or its team, may spend is used up
     ├── RequestError                  the gateway answered, for one model, with an error
     │   ├── ModelUnknownError         no model of that name is served
     │   ├── ContextTooLongError       the messages are longer than the model takes
@@ -41,11 +42,18 @@ class DatabaseUnavailableError(LLMError):
 
 
 class GatewayUnreachableError(LLMError):
-    """Nothing answers at LITELLM_URL, or the gateway behind it has no replica left."""
+    """Nothing answers at LITELLM_URL, or the gateway has no replica left, or cannot look the key up now."""
 
 
 class GatewayRefusedKeyError(LLMError):
-    """The gateway does not know LITELLM_API_KEY, or what that key may spend is used up."""
+    """The gateway does not know LITELLM_API_KEY."""
+
+
+class BudgetExceededError(LLMError):
+    """What LITELLM_API_KEY may spend, or its team, is used up, or would be by this request.
+
+    No other model is asked: it would be refused as well.
+    """
 
 
 class RequestError(LLMError):

@@ -108,17 +108,19 @@ def render(  # noqa: PLR0913 -- all are needed, all by name
     max_body_mb: int,
     tls: bool,
     metrics: bool,
+    virtual_keys: bool,
 ) -> str:
     """Fill in HAProxy's config, which has no secret in it.
 
     `generation` is that of the master key, `host_name` tells by which name an alias is found, `request_timeout` is in
-    seconds.
+    seconds. `virtual_keys` says whether keys that the edge does not know may be LiteLLM's.
     """
     newest, previous = gateway.network_name(generation), gateway.network_name(generation - 1)
     return Template(template).substitute(
         PORT=PORT,
         TLS=_switch(tls),
         METRICS=_switch(metrics),
+        VIRTUAL_KEYS=_switch(virtual_keys),
         METRICS_PORT=METRICS_PORT,
         HEALTH_PORT=HEALTH_PORT,
         PEERS_PORT=PEERS_PORT,

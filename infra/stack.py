@@ -80,6 +80,7 @@ def build(settings: Settings) -> Mapping[str, pulumi.Input[object]]:
             max_body_mb=settings.max_body_mb,
             tls=settings.tls_certificate is not None,
             metrics=settings.metrics_port is not None,
+            virtual_keys=settings.litellm_database,
         )
     )
 

@@ -11,6 +11,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import limits
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping
 
@@ -92,6 +94,16 @@ class Exchange:
     """LiteLLM's ids of the answers that it has told of (usage.py)."""
     estimated: bool = False
     """Whether the tokens of its stream were counted here."""
+    operator: bool = False
+    """Whether it is none of a caller's: it came from within, with the master key (keys.py)."""
+    keyed: bool = False
+    """Whether LiteLLM counts it for a key in its database."""
+    named: bool = False
+    """Whether the edge is told who asks, as it does not know."""
+    one: str | None = None
+    """The model that is asked about, where it is asked about one."""
+    database_away: bool = False
+    """Whether that could not be looked up."""
     wrapper: Any = None
     """LiteLLM's stream of its answer, in releases that do not tell of one that is left."""
     hand_on: Callable[[bytes], Awaitable[None]] | None = None
@@ -168,6 +180,12 @@ class Rewriter:
         content, told = json.loads(self.held), self.release.told()
         models = sorted(content["data"], key=lambda model: model["id"])
         content["data"] = [{**model, **told.get(model["id"], {})} for model in models]
+        if (one := self.exchange.one) is not None:
+            content = next((model for model in content["data"] if model["id"] == one), None)
+            if content is None:
+                refused = limits.not_for_key()
+                start = {**start, "status": refused.pop("status")}
+                content = {"error": refused}
         await answer(self.send, start["status"], content, others(start["headers"]))
 
     async def _rewritten(self, start: Message) -> None:
@@ -178,11 +196,11 @@ class Rewriter:
             content = {"detail": self.held.decode(errors="replace")}
         known = content.get("error") if isinstance(content, dict) else content
         known = known if isinstance(known, dict) else {"message": known or content.get("detail", content)}
-        changed = self._as_said(status) or self._read_as(status, known)
+        changed = self._of_key(status, known) or self._as_said(status) or self._read_as(status, known)
         status = changed.pop("status", status)
         problem = {"type": None, "param": None, "code": None, **known, **changed}
         problem["message"] = text_of(problem.get("message"))
-        if problem["type"] in {None, "None"} or changed:
+        if problem["type"] in {None, "None"} or (changed and "type" not in changed):
             problem["type"] = "invalid_request_error" if status < FAILED else "server_error"
         if problem["param"] == "None":
             problem["param"] = None
@@ -190,7 +208,13 @@ class Rewriter:
             content = {"error": problem}
         elif changed or not isinstance(content, dict) or content.get("type") != "error":
             content = anthropic_error(problem["message"], status)
-        await answer(self.send, status, content, others(start["headers"]))
+        await answer(self.send, status, content, [*others(start["headers"]), *limits.headers_of(problem)])
+
+    def _of_key(self, status: int, known: Mapping[str, Any]) -> dict[str, Any]:
+        """LiteLLM's refusal of what a key may, where it counts for one and no provider was asked."""
+        if not self.exchange.keyed or self.exchange.asked:
+            return {}
+        return limits.read(status, known, database_away=self.exchange.database_away)
 
     def _as_said(self, status: int) -> dict[str, Any]:
         """The provider's own status, where LiteLLM has another for its refusal."""

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
 
 import answers
+import keys
 import release as releases
 import room
 import usage
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     Receive = Callable[[], Awaitable[Message]]
     Send = Callable[[Message], Awaitable[None]]
     App = Callable[[Scope, Receive, Send], Awaitable[None]]
+    from keys import Keys
     from release import Release
     from usage import Totals
 
@@ -57,14 +59,16 @@ CLIENT, CALL = b"x-llm-gateway-client", b"x-llm-gateway-call"
 """Who asks, and the request's id. The edge sets both, and lets none of a caller's through."""
 ORGANIZATION = b"x-llm-organization"
 """On whose behalf a client asks, which it says itself. No provider is told."""
+MANAGED = re.compile(r"/(budget|customer|end_user|global|key|organization|spend|team|user)/")
+"""LiteLLM's paths for whoever has the master key and is within. The edge lets nobody there."""
 LABEL = re.compile(rb"[A-Za-z0-9][A-Za-z0-9._:@/-]{0,99}")
 
 
 class Guard:
     """ASGI middleware that lets through what a client may ask, and repairs what LiteLLM answers."""
 
-    def __init__(self, app: App, release: Release, totals: Totals) -> None:
-        self.app, self.release, self.totals = app, release, totals
+    def __init__(self, app: App, release: Release, totals: Totals, keys: Keys | None = None) -> None:
+        self.app, self.release, self.totals, self.keys = app, release, totals, keys
         self.room = room.of_this_replica()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -83,6 +87,14 @@ class Guard:
         anthropic = "/messages" in scope["path"]
         exchange = Exchange()
         try:
+            self._note_caller(dict(scope["headers"]), exchange)
+            if self.keys:
+                await self.keys.admit(scope, exchange)
+            if exchange.named:
+                send = naming(send, exchange.client or "")
+            if exchange.operator and MANAGED.match(scope["path"]):
+                await self.app(scope, receive, send)
+                return
             body = await self._checked(scope, receive, held, exchange)
         except Refusal as refusal:
             later = [(b"retry-after", b"5")] if refusal.status == OVERLOADED else []
@@ -137,7 +149,6 @@ class Guard:
         """
         release, path = self.release, scope["path"]
         headers = dict(scope["headers"])
-        self._note_caller(headers, exchange)
         scope["headers"] = [
             (name, value)
             for name, value in scope["headers"]
@@ -320,6 +331,17 @@ def replay(body: bytes, receive: Receive | None) -> Receive:
     return again
 
 
+def naming(send: Send, client: str) -> Send:
+    """What sends an answer with the name of its client, for the edge's log."""
+
+    async def named(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message = {**message, "headers": [*message["headers"], (CLIENT, client.encode())]}
+        await send(message)
+
+    return named
+
+
 async def disconnected(receive: Receive) -> None:
     """Wait until a caller has left, or has its answer."""
     while (await receive())["type"] != "http.disconnect":
@@ -331,10 +353,10 @@ def install() -> None:
     release = releases.running()
     answers.watch()
     room.spare_the_count()
-    totals = usage.install(release.models, release.version)
+    totals, held = usage.install(release.models, release.version), keys.install()
     proxy = importlib.import_module("litellm.proxy.proxy_server")
     if hasattr(
         proxy, "ast"
     ):  # LiteLLM 1.55.0 reads a body as Python first: seconds for a large one, and another meaning
         proxy.ast = SimpleNamespace(literal_eval=room.sparing(release.loads))
-    proxy.app.add_middleware(Guard, release=release, totals=totals)
+    proxy.app.add_middleware(Guard, release=release, totals=totals, keys=held)

@@ -29,6 +29,13 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]
         yield made
 
 
+@pytest.fixture(scope="session")
+def with_database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+    """One whose LiteLLM has its database, for all tests that leave it as it is."""
+    with deployed(tmp_path_factory.mktemp("with-database"), lambda it: it.set(litellmDatabase="true")) as made:
+        yield made
+
+
 @pytest.fixture
 def environment(deployment: Deployment, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """What `make up` writes to .env."""

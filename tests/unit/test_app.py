@@ -68,7 +68,7 @@ def sse(*events: str) -> httpx2.Response:
 
 
 def error(status: int, message: str = "", code: str | None = None) -> httpx2.Response:
-    kind = "budget_exceeded" if message.startswith("Budget") else None  # as LiteLLM 1.55.0 to 1.108.7
+    kind = "budget_exceeded" if message.startswith("The budget") else None  # as litellm/limits.py
     body = {"message": message, "type": kind, "param": None, "code": code or str(status)}
     return httpx2.Response(status, json={"error": body}, headers={"x-litellm-call-id": "call-9"})
 
@@ -514,7 +514,9 @@ FAILURES: list[tuple[str, int, str, str | None, type[app.LLMError], bool]] = [
     ("quoted 429", 400, QUOTED.format(429), None, app.RateLimitedError, True),
     ("gateway's 401", 401, "The API key is missing", "invalid_api_key", app.GatewayRefusedKeyError, False),
     ("gateway's 403", 403, "not allowed", None, app.GatewayRefusedKeyError, False),
-    ("budget", 400, "Budget has been exceeded! Current cost: 1", "400", app.GatewayRefusedKeyError, False),
+    ("budget", 429, "The budget of this key is used up.", "insufficient_quota", app.BudgetExceededError, False),
+    ("a provider's quota", 429, "litellm.RateLimitError: quota", "insufficient_quota", app.RateLimitedError, True),
+    ("no database", 503, "The gateway's database", "database_unavailable", app.GatewayUnreachableError, False),
     ("a provider's budget", 500, "litellm.APIError: our budget was exceeded in Q3", None, app.ProviderError, True),
     ("a provider's text", 500, "litellm.APIError: Invalid model name", None, app.ProviderError, True),
     ("no replica", 503, "No replica of the gateway", "service_unavailable", app.GatewayUnreachableError, False),

@@ -72,6 +72,7 @@ def answer(outcome: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         (app.ContentRefusedError, 422),
         (app.RequestRejectedError, 422),
         (app.RateLimitedError, 429),
+        (app.BudgetExceededError, 500),
         (app.NotConfiguredError, 500),
         (app.GatewayRefusedKeyError, 500),
         (app.ModelUnknownError, 502),

@@ -34,6 +34,7 @@ def of_edge(name: str, *, litellm: int) -> int:
         max_body_mb=1,
         tls=False,
         metrics=False,
+        virtual_keys=False,
     )
     (seconds,) = re.findall(rf"^\s*{name} (\d+)s$", config, re.MULTILINE)
     return int(seconds)
