@@ -20,6 +20,7 @@ from urllib.parse import parse_qsl
 import answers
 import release as releases
 import room
+import spend
 import usage
 from answers import NOT_FOUND, OVERLOADED, UNSUPPORTED, Exchange, Mender, Refusal, answer, current, error
 from parameters import fitting
@@ -329,6 +330,7 @@ async def disconnected(receive: Receive) -> None:
 def install() -> None:
     """Put the guard before LiteLLM's app. Raises where that is not possible, so that LiteLLM does not start."""
     release = releases.running()
+    spend.install(release.version)
     answers.watch()
     room.spare_the_count()
     totals = usage.install(release.models, release.version)
