@@ -118,7 +118,7 @@ def unblock(alias: Called, as_json: AsJson = False) -> None:
 
 @keys.command("delete")
 def delete(alias: Called, yes: Yes = False) -> None:
-    """Delete a key for ever:  llmctl keys delete batch. What it has spent stays on the bill."""
+    """Delete a key for ever, but not what it has spent:  llmctl keys delete batch."""
     from console.management import gateway  # noqa: PLC0415
 
     asked = gateway()

@@ -226,7 +226,8 @@ class Gateway:
 def gateway() -> Gateway:
     """The gateway at LITELLM_URL, whose LiteLLM has a database.
 
-    Raises NotConfiguredError, ProgramError where its containers cannot be reached, ManagementError without a database.
+    Raises NotConfiguredError, ProgramError where its containers cannot be reached, and ManagementError without a
+    database.
     """
     settings = Settings.load()
     unseen: list[str] = []

@@ -96,7 +96,7 @@ def unblock(team: Called, as_json: AsJson = False) -> None:
 
 @teams.command("delete")
 def delete(team: Called, yes: Yes = False) -> None:
-    """Delete a team and its keys for ever:  llmctl teams delete research. What they have spent stays on the bill."""
+    """Delete a team and its keys for ever, but not what they have spent:  llmctl teams delete research."""
     from console.management import gateway  # noqa: PLC0415
 
     asked = gateway()

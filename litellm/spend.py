@@ -1,9 +1,9 @@
 """LiteLLM's table of spend, where the stack has LiteLLM's database: what its rows say more, and what they add up to.
 
-LiteLLM's key of a row is the provider's id of the answer, and a later row with the same is dropped: of a provider that
-gives an id twice, one answer would be on the bill. So a row has LiteLLM's id of the call here, which callers see as
-`x-litellm-call-id`. What the edge and the caller say of a request goes to `spend_logs_metadata`, LiteLLM's own place
-for labels. It is added when the answer is there, so no provider can be told of it.
+LiteLLM's key of a row is the provider's id of the answer, and a later row with the same is dropped: of a provider
+that gives an id twice, one answer would be on the bill. So a row has LiteLLM's id of the call here, which callers see
+as `x-litellm-call-id`. What the edge and the caller say of a request goes to `spend_logs_metadata`, LiteLLM's own
+place for labels. It is added when the answer is there, so no provider can be told of it.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ ADDED = ("client", "call_id", "organization", "model", "answered_by", "provider"
 KEEPS_IDS = "responses"
 """Calls of that type: LiteLLM finds an earlier answer by its id in a row."""
 PATH = "/llm-gateway/spend/"
-"""Where `llmctl usage` asks from within the container, with the master key. `client,model/2026-11-01T00:00:00Z` follows:
-what to add up by, and from when on."""
+"""Where `llmctl usage` asks from within the container, with the master key. What to add up by follows, and from when
+on: `client,model/2026-11-01T00:00:00Z`."""
 EVER = "-infinity"
 SECONDS = 60
 """How long Postgres may add up."""
@@ -41,7 +41,10 @@ NOBODY = "'-'"
 GROUPS = {
     "client": f"COALESCE(metadata->>'user_api_key_alias', said->>'client', {NOBODY})",
     "team": f"COALESCE(team_alias, metadata->>'user_api_key_team_alias', NULLIF(team_id, ''), {NOBODY})",
-    "key": f"COALESCE(key_name, LEFT(NULLIF(api_key, ''), 8) || '…', {NOBODY})",
+    # LiteLLM 1.55.0 has a row for the master key, later releases a word.
+    "key": f"""CASE
+        WHEN api_key = 'litellm_proxy_master_key' OR (holder = 'default_user_id' AND key_alias IS NULL)
+        THEN 'master key' ELSE COALESCE(key_name, LEFT(NULLIF(api_key, ''), 8) || '…', {NOBODY}) END""",
     "org": f"COALESCE(said->>'organization', {NOBODY})",
     "model": f"COALESCE(said->>'model', NULLIF(model_group, ''), NULLIF(model, ''), {NOBODY})",
     "day": "to_char(\"startTime\", 'YYYY-MM-DD')",
@@ -49,10 +52,12 @@ GROUPS = {
 """What can be added up by, as `console/usage.py` names it."""
 SQL = """
 WITH told AS (
-    SELECT spent.*, metadata #> '{{{LABELS},{OURS}}}' AS said, team_alias, key_name
+    SELECT spent.*, metadata #> '{{{LABELS},{OURS}}}' AS said, team_alias, key_name, key_alias, holder
     FROM "LiteLLM_SpendLogs" spent
     LEFT JOIN (SELECT team_id, team_alias FROM "LiteLLM_TeamTable") team USING (team_id)
-    LEFT JOIN (SELECT token AS api_key, key_name FROM "LiteLLM_VerificationToken") held USING (api_key)
+    LEFT JOIN (
+        SELECT token AS api_key, key_name, key_alias, user_id AS holder FROM "LiteLLM_VerificationToken"
+    ) held USING (api_key)
     WHERE "startTime" >= ($1::text)::timestamptz AT TIME ZONE 'UTC'
 ), answers AS (
     SELECT
