@@ -39,36 +39,38 @@ SECONDS = 60
 
 NOBODY = "'-'"
 GROUPS = {
-    "client": f"COALESCE(metadata->>'user_api_key_alias', said->>'client', {NOBODY})",
-    "team": f"COALESCE(team_alias, metadata->>'user_api_key_team_alias', NULLIF(team_id, ''), {NOBODY})",
+    "client": f"COALESCE(user_api_key_alias, said->>'client', {NOBODY})",
+    "team": f"COALESCE(team_alias, user_api_key_team_alias, NULLIF(team_id, ''), {NOBODY})",
     # LiteLLM 1.55.0 has a row for the master key, later releases a word.
     "key": f"""CASE
         WHEN api_key = 'litellm_proxy_master_key' OR (holder = 'default_user_id' AND key_alias IS NULL)
-        THEN 'master key' ELSE COALESCE(key_name, LEFT(NULLIF(api_key, ''), 8) || '…', {NOBODY}) END""",
+        THEN 'master key' ELSE COALESCE(key_name, key_alias, LEFT(NULLIF(api_key, ''), 8) || '…', {NOBODY}) END""",
     "org": f"COALESCE(said->>'organization', {NOBODY})",
     "model": f"COALESCE(said->>'model', NULLIF(model_group, ''), NULLIF(model, ''), {NOBODY})",
     "day": "to_char(\"startTime\", 'YYYY-MM-DD')",
 }
 """What can be added up by, as `console/usage.py` names it."""
 SQL = """
-WITH told AS (
-    SELECT spent.*, metadata #> '{{{LABELS},{OURS}}}' AS said, team_alias, key_name, key_alias, holder
-    FROM "LiteLLM_SpendLogs" spent
-    LEFT JOIN (SELECT team_id, team_alias FROM "LiteLLM_TeamTable") team USING (team_id)
-    LEFT JOIN (
-        SELECT token AS api_key, key_name, key_alias, user_id AS holder FROM "LiteLLM_VerificationToken"
-    ) held USING (api_key)
+WITH told AS MATERIALIZED (
+    SELECT
+        request_id, api_key, team_id, model, model_group, custom_llm_provider, cache_hit, "startTime",
+        spend, prompt_tokens, completion_tokens, total_tokens,
+        -- Once for each row: it is large, and kept compressed and apart.
+        of.user_api_key_alias, of.user_api_key_team_alias, of.{LABELS}->'{OURS}' AS said,
+        of.status IS NOT DISTINCT FROM 'failure' AS is_failure
+    FROM "LiteLLM_SpendLogs", jsonb_to_record(COALESCE(metadata, '{{}}')) AS of (
+        status text, user_api_key_alias text, user_api_key_team_alias text, {LABELS} jsonb
+    )
     WHERE "startTime" >= ($1::text)::timestamptz AT TIME ZONE 'UTC'
 ), answers AS (
     SELECT
         {groups},
         COALESCE(said->>'call_id', request_id) AS call,
-        metadata->>'status' IS NOT DISTINCT FROM 'failure' AS is_failure,
+        is_failure,
         said->>'status' IS NOT DISTINCT FROM 'left' AS is_left,
         -- LiteLLM guesses the tokens of a prompt that failed. What broke off midway it has a price for.
-        metadata->>'status' IS DISTINCT FROM 'failure' OR spend > 0 AS is_used,
-        said->>'estimated' IS NOT DISTINCT FROM 'true'
-            OR metadata->>'status' IS NOT DISTINCT FROM 'failure' AS is_estimate,
+        NOT is_failure OR spend > 0 AS is_used,
+        is_failure OR said->>'estimated' IS NOT DISTINCT FROM 'true' AS is_estimate,
         prompt_tokens, completion_tokens, total_tokens, "startTime",
         CASE WHEN cache_hit = 'True' THEN 0 WHEN spend > 0 THEN spend END AS cost,
         COALESCE(
@@ -77,6 +79,10 @@ WITH told AS (
                 ELSE custom_llm_provider || '/' || model END
         ) AS answered_by
     FROM told
+    LEFT JOIN (SELECT team_id, team_alias FROM "LiteLLM_TeamTable") team USING (team_id)
+    LEFT JOIN (
+        SELECT token AS api_key, key_name, key_alias, user_id AS holder FROM "LiteLLM_VerificationToken"
+    ) held USING (api_key)
 ), calls AS (
     SELECT
         answers.*,
@@ -92,7 +98,7 @@ WITH told AS (
         COALESCE(sum(completion_tokens) FILTER (WHERE is_used), 0) AS completion_tokens,
         COALESCE(sum(total_tokens) FILTER (WHERE is_used AND is_estimate), 0) AS estimated_tokens,
         count(*) FILTER (WHERE is_used AND cost IS NULL AND total_tokens = 0) AS uncounted,
-        sum(cost) FILTER (WHERE is_used) AS cost,
+        round(sum(cost::numeric) FILTER (WHERE is_used), 12) AS cost,
         COALESCE(sum(total_tokens) FILTER (WHERE is_used AND cost IS NULL), 0) AS unpriced_tokens
     FROM calls
     GROUP BY {names}

@@ -29,6 +29,16 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]
         yield made
 
 
+@pytest.fixture(scope="session")
+def with_database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+    """One whose LiteLLM has a database: for tests that leave its release as it is, and then for those that do not."""
+    home = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(home))  # where an `up` keeps backups of that database
+        with deployed(tmp_path_factory.mktemp("database"), lambda made: made.set(litellmDatabase="true")) as made:
+            yield made
+
+
 @pytest.fixture
 def environment(deployment: Deployment, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """What `make up` writes to .env."""

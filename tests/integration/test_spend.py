@@ -140,8 +140,10 @@ def test_what_is_gone_or_has_no_name_is_told_all_the_same(ask: Ask) -> None:
         "told": {"user_api_key_alias": None},
         "said": {"client": None},
     }
-    rows = ask(deleted, master, word, by="client,team,key,org")["rows"]
+    bare = {"metadata": None, "api_key": "", "team_id": ""}
+    rows = ask(deleted, master, word, bare, by="client,team,key,org")["rows"]
     assert [[*row.values()][:4] for row in rows] == [
+        ["-", "-", "-", "-"],
         ["-", "-", "master key", "-"],
         ["batch", "former", "01234567…", "-"],
         ["edge", "-", "master key", "-"],
