@@ -135,7 +135,7 @@ class Gateway:
     def has_database(self) -> bool:
         """Whether LiteLLM has a database. Raises ProgramError, and ManagementError where it does not answer."""
         [(_, body)] = self.ask(("GET", "/health/readiness", None))
-        state = str(body.get("db", "") if isinstance(body, dict) else body)
+        state = str(body["db"]) if isinstance(body, dict) and "db" in body else sentence(body)[:200]
         if state == "connected":
             return True
         if state.lower() == "not connected":

@@ -223,7 +223,7 @@ def test_a_stack_without_the_database_is_refused_with_the_command_that_turns_it_
     litellm.answers["/health/readiness"] = [200, {"status": "healthy", "db": "Not connected"}]
     assert "./pulumiw config set litellmDatabase true && ./pulumiw up" in refusal(*command)
     litellm.answers["/health/readiness"] = [503, {"error": {"message": "the database is away"}}]
-    assert "LiteLLM does not reach its database" in refusal(*command)
+    assert "LiteLLM does not reach its database (it says 'the database is away')" in refusal(*command)
 
 
 @pytest.mark.parametrize(
