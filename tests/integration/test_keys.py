@@ -47,7 +47,7 @@ def chat(deployment: Deployment, key: str, **more: Any) -> str:
     """The model's name of an answer to a key, once."""
     with openai.OpenAI(base_url=f"{deployment.outputs['litellmUrl']}/v1", api_key=key, max_retries=0) as client:
         asked = client.chat.completions.create(model="gpt-4o", messages=[{"role": "user", "content": PROMPT}], **more)
-        return asked.model
+        return str(asked.model)
 
 
 def refused(deployment: Deployment, key: str) -> bool:
