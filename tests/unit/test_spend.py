@@ -150,7 +150,7 @@ def test_postgres_adds_up_and_changes_nothing(modules: Any) -> None:
     (mode,), (_limit,), (question, since) = database.asked
     assert (mode, since) == ("SET TRANSACTION READ ONLY", "2026-11-01T00:00:00Z")
     assert 'GROUP BY "by_org", "by_model"' in question
-    assert "{" not in question.replace("'{spend_logs_metadata,llm_gateway}'", "")
+    assert "{" not in question.replace("'{}'", "")
     ask(modules, "/llm-gateway/spend/day", database)
     assert database.asked[-1][1] == "-infinity"
 
