@@ -17,12 +17,14 @@ import typer
 from rich.console import Console
 
 import app
+from console.keys_cli import keys
+from console.served import check_served, served
 from console.tables import of_models, of_organizations, print_table, say, told
+from console.teams_cli import teams
 from console.usage_cli import usage
 
 if TYPE_CHECKING:
     from app.organizations import Organization
-    from console.gateway_report import Gateway
 
 CLIENT = Path(app.__file__).parent
 INSTALLED = CLIENT / "_migrations"
@@ -45,6 +47,8 @@ migrate = typer.Typer(
 )
 cli.add_typer(org, name="org")
 cli.add_typer(migrate, name="migrate")
+cli.add_typer(keys, name="keys")
+cli.add_typer(teams, name="teams")
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 Model = Annotated[str | None, typer.Option("--model", "-m", help="The model to ask, as `llmctl models` names it.")]
@@ -112,7 +116,7 @@ def models(
     as_json: AsJson = False,
 ) -> None:
     """List the models that the gateway serves, and say on stderr which of them will end:  llmctl models."""
-    gateway = _served()
+    gateway = served()
     if as_json:
         print(json.dumps(told(gateway) if verbose else gateway.models))
     elif verbose:
@@ -331,23 +335,10 @@ def _text(given: str | None) -> str:
     return text
 
 
-def _served() -> Gateway:
-    from app import Settings  # noqa: PLC0415
-    from console import gateway_report  # noqa: PLC0415
-
-    return gateway_report.accepted(Settings.load())
-
-
 def _check_models(model: str | None, fallback: str | None, *, no_fallback: bool, force: bool) -> None:
     if fallback is not None and no_fallback:
         raise typer.BadParameter("--fallback and --no-fallback cannot be combined")
-    wanted = [name for name in (model, fallback) if name is not None]
-    if force or not wanted:
-        return
-    served = _served().models
-    for name in wanted:
-        if name not in served:
-            raise typer.BadParameter(f"the gateway does not serve {name}; it serves {', '.join(served)} (or --force)")
+    check_served([name for name in (model, fallback) if name is not None], force=force)
 
 
 def _database_url() -> str:
@@ -394,6 +385,9 @@ def _expected(error: Exception) -> bool:
     import psycopg  # noqa: PLC0415
 
     from app import LLMError, migrations  # noqa: PLC0415
+    from console.management import ManagementError  # noqa: PLC0415
     from console.postgres_programs import BackupError  # noqa: PLC0415
+    from console.programs import ProgramError  # noqa: PLC0415
 
-    return isinstance(error, (LLMError, BackupError, migrations.MigrationError, psycopg.Error))
+    known = (LLMError, BackupError, ManagementError, ProgramError, migrations.MigrationError, psycopg.Error)
+    return isinstance(error, known)

@@ -1,7 +1,8 @@
-"""`llmctl usage`: who used what, from the lines that the replicas write (litellm/usage.py).
+"""`llmctl usage`: who used what, from LiteLLM's database, else from the lines that the replicas write.
 
-The engine keeps a replica's lines as long as the replica's container is there, and only the latest megabytes of them.
-What a collector kept can be read in their place.
+The database adds up what it has by itself (litellm/spend.py). The engine keeps a replica's lines (litellm/usage.py)
+as long as the replica's container is there, and only the latest megabytes of them. What a collector kept can be read
+in their place.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 from app import organizations
 from app._errors import LLMError
 from app._settings import Settings
-from console import containers
+from console import containers, management
 from console.programs import ProgramError
 from console.status import found
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 MARK = '{"event": "usage"'
 FAILED, LEFT = "failure", "left"
@@ -31,6 +32,12 @@ NEEDED = {
 }
 """The fields of a line that are read here."""
 UNITS = {"min": 60, "h": 3600, "d": 86400}
+DATABASE, LINES = "database", "lines"
+ONLY_IN_DATABASE = {"team", "key"}
+"""What no line tells of."""
+EVER = "-infinity"
+ADD_UP = "/llm-gateway/spend"
+NOT_FOUND = 404
 NOBODY = "-"
 """What a group is called that has no name: no organization was said."""
 
@@ -40,10 +47,10 @@ class Row:
     """What one group has used. A call is a request, however often its provider was tried."""
 
     group: Mapping[str, str]
-    """By `client`, `org`, `model` and `day` (in UTC), as far as was asked for."""
+    """By `client`, `team`, `key`, `org`, `model` and `day` (in UTC), as far as was asked for."""
     calls: int
-    failed: int
-    """Calls without an answer. What their providers may bill is in no number here."""
+    failed: int | None
+    """Calls without an answer; None where the source has none of them."""
     left: int
     """Calls whose caller did not wait for the end."""
     prompt_tokens: int
@@ -71,11 +78,15 @@ class Log:
 class Usage:
     """Who used what."""
 
+    source: str
+    """`database`, or `lines`."""
     since: datetime | None
     """From when on was asked for."""
     rows: tuple[Row, ...]
     without_price: tuple[str, ...]
     """The providers' models whose cost is unknown."""
+    begins: datetime | None
+    """When the oldest row of the database was written; None of lines."""
     logs: tuple[Log, ...]
     unseen: tuple[str, ...]
     """What could not be read, and why."""
@@ -144,14 +155,75 @@ def _time(text: str) -> datetime:
     return time if time.tzinfo else time.replace(tzinfo=UTC)
 
 
-def of_logs(by: Sequence[str], since: datetime | None) -> Usage:
-    """What the replicas of the stack at LITELLM_URL have written. Raises ProgramError, and NotConfiguredError."""
+def of_stack(by: Sequence[str], since: datetime | None, *, source: str | None = None) -> Usage:
+    """What the stack at LITELLM_URL knows: its database where LiteLLM has one, unless a source is named.
+
+    Raises ProgramError, NotConfiguredError, and ManagementError for what the stack cannot tell.
+    """
     settings = Settings.load()
     unseen: list[str] = []
     url = str(settings.litellm_url).rstrip("/")
     stack, _ = found(settings.litellm_url.port or 0, settings.required_api_key(), unseen, other_than=url)
     if stack is None:
         raise ProgramError(unseen[0])
+    if source != LINES:
+        told = _told(stack, by, since)
+        if told is not None:
+            return of_database(told, by, since)
+        if source == DATABASE:
+            raise management.ManagementError(management.NO_DATABASE)
+    check_lines(by)
+    return _of_logs(stack, by, since)
+
+
+def check_lines(by: Sequence[str]) -> None:
+    """Refuse what no line tells of. Raises ManagementError."""
+    if wanted := ONLY_IN_DATABASE.intersection(by):
+        raise management.ManagementError(
+            f"only LiteLLM's database has what was used by {' and '.join(sorted(wanted))}; {management.NO_DATABASE}"
+        )
+
+
+def _told(stack: containers.Stack, by: Sequence[str], since: datetime | None) -> Mapping[str, Any] | None:
+    """What the stack's database adds up; None without one. Raises ProgramError and ManagementError."""
+    try:
+        gateway = management.of_stack(stack)
+    except ProgramError:
+        return None  # and the lines of replicas elsewhere or of yesterday may be read all the same
+    start = f"{since.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}" if since else EVER
+    [(status, body)] = gateway.ask(("GET", f"{ADD_UP}/{','.join(by)}/{start}", None))
+    if status == NOT_FOUND:
+        return None
+    if status >= management.FAILED:
+        raise management.ManagementError(f"{management.sentence(body)}: llmctl usage --source lines")
+    told: Mapping[str, Any] = body
+    return told
+
+
+def of_database(told: Mapping[str, Any], by: Sequence[str], since: datetime | None) -> Usage:
+    """What LiteLLM's database has told (litellm/spend.py)."""
+    names = _names({row["by_org"] for row in told["rows"]} - {NOBODY}) if "org" in by else {}
+    rows = []
+    for row in told["rows"]:
+        group = {each: row.pop(f"by_{each}") for each in by}
+        if "org" in group:
+            group["org"] = names.get(group["org"], group["org"])
+        if not told["has_failures"]:
+            row["failed"] = None
+        rows.append(Row(group=group, **row))
+    return Usage(
+        source=DATABASE,
+        begins=_time(told["since"]) if told["since"] else None,
+        since=since,
+        rows=tuple(sorted(rows, key=lambda row: tuple(row.group.values()))),
+        without_price=tuple(told["without_price"]),
+        logs=(),
+        unseen=(),
+    )
+
+
+def _of_logs(stack: containers.Stack, by: Sequence[str], since: datetime | None) -> Usage:
+    """What the replicas of a stack have written."""
     unseen = [stack.unseen] if stack.unseen else []
     lines: list[str] = []
     logs: list[Log] = []
@@ -179,7 +251,7 @@ def of_lines(
     """What these lines say, whatever else is among them. A line that comes twice counts once."""
     doubts = list(unseen)
     calls = list(_calls(_events(lines, since, doubts)))
-    names = _names(event for event, _ in calls) if "org" in by else {}
+    names = _names({event["organization"] for event, _ in calls} - {None}) if "org" in by else {}
     groups: dict[tuple[str, ...], _Group] = defaultdict(_Group)
     without_price = set()
     for event, is_new in calls:
@@ -187,6 +259,8 @@ def of_lines(
         if event["status"] != FAILED and event["cost"] is None and event["total_tokens"]:
             without_price.add(f"{event['provider']}/{event['answered_by']}")
     return Usage(
+        source=LINES,
+        begins=None,
         since=since,
         rows=tuple(groups[key].row(dict(zip(by, key, strict=True))) for key in sorted(groups)),
         without_price=tuple(sorted(without_price)),
@@ -237,9 +311,9 @@ def _value(event: Mapping[str, Any], group: str, names: Mapping[str, str]) -> st
     return event[group] or NOBODY
 
 
-def _names(calls: Iterable[Mapping[str, Any]]) -> Mapping[str, str]:
+def _names(ids: Collection[str]) -> Mapping[str, str]:
     """The names of organizations by their ids, where the app's database has them."""
-    if not any(event["organization"] for event in calls):
+    if not ids:
         return {}
     try:
         return {str(each.id): each.name for each in organizations.listed()}

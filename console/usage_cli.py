@@ -1,4 +1,4 @@
-"""The command `llmctl usage`: which lines are read, and how what they say is shown."""
+"""The command `llmctl usage`: what is read, and how what it says is shown."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
     from console.usage import Row, Usage
 
-By = StrEnum("By", ["client", "org", "model", "day"])
+By = StrEnum("By", ["client", "team", "key", "org", "model", "day"])
+Source = StrEnum("Source", ["database", "lines"])
 BY = [By.client, By.model]
 STDIN = Path("-")
 
@@ -40,22 +41,33 @@ def usage(
     since: Annotated[
         str | None, typer.Option(help="Start of the period: 7d, 12h, 30min, 2026-11-01 or 2026-11-01T12:00 (UTC).")
     ] = None,
+    source: Annotated[
+        Source | None, typer.Option(help="What to read (default: LiteLLM's database where the stack has it).")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print comma-separated values.")] = False,
 ) -> None:
     """Show who used what, and what it cost:  llmctl usage --by client --by day --since 7d.
 
-    Reads the replicas' lines from the engine that `docker` uses; set DOCKER_HOST for another one. The lines of a
-    replica that was replaced are gone.
+    Reads LiteLLM's database if the stack has it, else the replicas' lines; a replica that was replaced takes its
+    lines with it. Both come from the engine that `docker` uses; set DOCKER_HOST for another one.
     """
     from console import usage  # noqa: PLC0415
 
     if as_json and as_csv:
         raise typer.BadParameter("--json and --csv cannot be combined")
     groups = list(dict.fromkeys(each.value for each in by or BY))
+    if files:
+        if source == Source.database:
+            raise typer.BadParameter("a file has lines: leave out --source")
+        usage.check_lines(groups)
     start = usage.moment(since, now=datetime.now(UTC)) if since else None
     try:
-        used = usage.of_lines(_lines(files), groups, start) if files else usage.of_logs(groups, start)
+        used = (
+            usage.of_lines(_lines(files), groups, start)
+            if files
+            else usage.of_stack(groups, start, source=source and source.value)
+        )
     except ProgramError as error:
         say(f"llmctl: {error}")
         raise typer.Exit(1) from None
@@ -94,7 +106,7 @@ def _print_table(rows: Sequence[Row], groups: Sequence[str]) -> None:
     for row in rows:
         mark = "~" if row.estimated_tokens else ""
         tokens = [f"{mark}{row.prompt_tokens:,}", f"{mark}{row.completion_tokens:,}"]
-        counts = [f"{number:,}" for number in (row.calls, row.failed, row.left)]
+        counts = ["?" if number is None else f"{number:,}" for number in (row.calls, row.failed, row.left)]
         cells.append((*row.group.values(), *counts, *tokens, _cost(row, mark)))
     print_table(cells, texts=len(groups))
 
@@ -109,7 +121,7 @@ def _cost(row: Row, mark: str) -> str:
 def _explain(used: Usage) -> None:
     """Say on standard error what the numbers are made of."""
     if not used.rows:
-        say("no line of usage was found")
+        say("nothing was used" if used.source == Source.database else "no line of usage was found")
     if any(row.estimated_tokens for row in used.rows):
         say("~ includes tokens that LiteLLM counted, not the provider")
     if used.without_price:
@@ -123,6 +135,13 @@ def _explain(used: Usage) -> None:
         say(f"lines from before {_time(max(began))} may be gone (docs/spend.md)")
     for what in used.unseen:
         say(f"not seen: {what}")
+    if any(row.failed is None for row in used.rows):
+        say("failed ?: this release of LiteLLM keeps no failed calls in its database: --source lines has the latest")
+    if used.source == Source.database:
+        since = f", which begins {_time(used.begins)}" if used.begins else ""
+        say(f"source: LiteLLM's database{since}; the last minute may be missing")
+    else:
+        say("source: the lines of the replicas")
 
 
 def _time(time: Any) -> str:  # noqa: ANN401 -- a datetime, or None

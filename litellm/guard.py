@@ -21,6 +21,7 @@ import answers
 import keys
 import release as releases
 import room
+import spend
 import usage
 from answers import NOT_FOUND, OVERLOADED, UNSUPPORTED, Exchange, Refusal, Rewriter, answer, current, error
 from parameters import fitting
@@ -351,6 +352,7 @@ async def disconnected(receive: Receive) -> None:
 def install() -> None:
     """Put the guard before LiteLLM's app. Raises where that is not possible, so that LiteLLM does not start."""
     release = releases.running()
+    spend.install(release.version)
     answers.watch()
     room.spare_the_count()
     totals, held = usage.install(release.models, release.version), keys.install()

@@ -76,7 +76,7 @@ class Text(str):  # noqa: SLOT000 -- what it is represented by is kept
     def __repr__(self) -> str:
         return self._represented
 
-    def __deepcopy__(self, memo: object) -> Text:
+    def __deepcopy__(self, _: object) -> Text:
         return self
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import pytest
@@ -31,8 +32,13 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]
 
 @pytest.fixture(scope="session")
 def with_database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
-    """One whose LiteLLM has its database, for all tests that leave it as it is."""
-    with deployed(tmp_path_factory.mktemp("with-database"), lambda it: it.set(litellmDatabase="true")) as made:
+    """One whose LiteLLM has a database: for tests that leave its release as it is, and then for those that do not."""
+    with ExitStack() as held:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("home")))  # an `up` keeps backups there
+            made = held.enter_context(
+                deployed(tmp_path_factory.mktemp("database"), lambda made: made.set(litellmDatabase="true"))
+            )
         yield made
 
 

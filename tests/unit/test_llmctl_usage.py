@@ -6,6 +6,7 @@ import csv
 import io
 import json
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -13,15 +14,18 @@ import pytest
 from typer.testing import CliRunner
 
 from app import DatabaseUnavailableError, organizations
-from console import cli, containers, usage
+from console import cli, containers, management, usage
+from console.management import ManagementError
 from console.programs import ProgramError
 from tests.stack_config import KEY
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from typer.testing import Result
 
+RELEASES: dict[str, dict[str, Any]] = json.loads(
+    Path(__file__).with_name("management_answers.json").read_text(encoding="utf-8")
+)
+NO_DATABASE = [404, {"error": {"message": "LiteLLM has no database"}}]
 NOW = datetime(2026, 11, 29, 12, tzinfo=UTC)
 ACME = organizations.Organization(id=UUID(int=1), name="acme", llm_model="m", llm_fallback_model=None, created_at=NOW)
 
@@ -217,6 +221,19 @@ def stack(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[list[str]]:
         return f"2026-11-29T08:00:00.5Z started\n{said}\n2026-11-29T10:00:00.123456789Z {line()}\n"
 
     monkeypatch.setattr(containers, "output", output)
+    database(monkeypatch, NO_DATABASE)
+    return asked
+
+
+def database(monkeypatch: pytest.MonkeyPatch, answer: list[Any]) -> list[Any]:
+    """Have LiteLLM answer so when its database is asked; returns what it was asked."""
+    asked: list[Any] = []
+
+    def output(_: list[str], *, given: str, **__: Any) -> str:
+        asked.extend(json.loads(given))
+        return json.dumps([answer])
+
+    monkeypatch.setattr(management, "output", output)
     return asked
 
 
@@ -244,3 +261,74 @@ def test_where_no_stack_is_seen_the_command_fails_and_says_what_to_do(monkeypatc
     failed = llmctl()
     assert (failed.exit_code, failed.stdout) == (1, "")
     assert failed.stderr == "llmctl: what runs: no edge publishes port 4000 (name another engine by DOCKER_HOST)\n"
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_where_litellm_has_its_database_that_is_read(
+    stack: list[list[str]], monkeypatch: pytest.MonkeyPatch, release: str
+) -> None:
+    """It goes further back than any log. The last line says what the table came from."""
+    asked = database(monkeypatch, RELEASES[release]["spend"])
+    monkeypatch.setattr(organizations, "listed", list)
+    by = ("client", "team", "key", "org", "model", "day")
+    shown = llmctl(*(word for each in by for word in ("--by", each)), "--since", "2026-11-01")
+    assert shown.exit_code == 0, shown.exception
+    assert (stack, asked) == ([], [["GET", f"/llm-gateway/spend/{','.join(by)}/2026-11-01T00:00:00Z", None]])
+    assert shown.stdout.split()[:6] == list(by)
+    assert shown.stderr.splitlines()[-1].startswith("source: LiteLLM's database, which begins 2026-11-29 ")
+    assert "openai/nobody-knows" in next(it for it in shown.stderr.splitlines() if it.startswith("unknown cost"))
+    used = json.loads(llmctl("--json", *(word for each in by for word in ("--by", each))).stdout)
+    assert (used["source"], used["logs"]) == ("database", [])
+    unpriced = next(row for row in used["rows"] if row["group"]["model"] == "local")
+    assert (unpriced["cost"], unpriced["unpriced_tokens"]) == (None, 13)
+
+
+def test_failed_calls_that_a_release_does_not_keep_are_unknown_and_never_none(
+    stack: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """LiteLLM 1.55.0 has them in another table, without whose they are."""
+    told: dict[str, Any] = {"since": None, "without_price": [], "has_failures": False}
+    row = {
+        "by_client": "app",
+        **dict.fromkeys(("calls", "failed", "left", "prompt_tokens", "completion_tokens"), 1),
+        "estimated_tokens": 2,
+        "uncounted": 0,
+        "cost": 0.5,
+        "unpriced_tokens": 0,
+    }
+    database(monkeypatch, [200, {**told, "rows": [row]}])
+    shown = llmctl("--by", "client")
+    assert shown.stdout.splitlines()[-1].split() == ["app", "1", "?", "1", "~1", "~1", "~0.500000"]
+    assert "failed ?: this release of LiteLLM keeps no failed calls in its database" in shown.stderr
+    database(monkeypatch, [200, {**told, "has_failures": True, "rows": [row]}])
+    assert llmctl("--by", "client").stdout.splitlines()[-1].split()[2] == "1"
+    assert stack == []
+
+
+def test_the_lines_can_be_read_beside_a_database(stack: list[list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = database(monkeypatch, RELEASES["1.108.14"]["spend"])
+    shown = llmctl("--source", "lines")
+    assert (shown.exit_code, asked, len(stack)) == (0, [], 2)
+    assert shown.stderr.splitlines()[-1] == "source: the lines of the replicas"
+
+
+def test_a_database_that_does_not_answer_is_no_other_source(
+    stack: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lines would be taken for all there is."""
+    database(
+        monkeypatch, [503, {"error": {"message": "LiteLLM's database did not answer (ClientNotConnectedError)"}}]
+    )
+    failed = llmctl()
+    assert isinstance(failed.exception, ManagementError)
+    assert "did not answer (ClientNotConnectedError): llmctl usage --source lines" in str(failed.exception)
+    assert stack == []
+
+
+def test_what_only_a_database_has_is_refused_without_one(stack: list[list[str]]) -> None:
+    """With the command that turns it on."""
+    for arguments in (("--by", "team"), ("--by", "key", "-"), ("--source", "database")):
+        refused = llmctl(*arguments)
+        assert isinstance(refused.exception, ManagementError)
+        assert "./pulumiw config set litellmDatabase true" in str(refused.exception)
+    assert stack == []

@@ -1,0 +1,336 @@
+"""LiteLLM's keys and teams, where the stack has LiteLLM's database: asked from within a replica's container."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from app._settings import Settings
+from console import containers, in_replica
+from console.programs import ProgramError, output
+from console.status import found
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+SECONDS = 120.0
+PROGRAM = Path(in_replica.__file__).read_text(encoding="utf-8")
+NO_DATABASE = (
+    "this stack's LiteLLM has no database, which keeps keys, teams and what they spend:\n"
+    "    ./pulumiw config set litellmDatabase true && ./pulumiw up"
+)
+FAILED = 400
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@/-]{0,99}", re.ASCII)
+DURATION = re.compile(r"[1-9]\d{0,5}[smhd]|1mo", re.ASCII)
+HASH_BEGINNING = 8
+"""Characters of a key's hash that name it where it has no alias."""
+
+Named = TypeVar("Named", "Key", "Team")
+Request = tuple[str, str, Any]
+
+
+class ManagementError(Exception):
+    """What was asked for is not done. The message says why, and what to do."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Key:
+    """A virtual key, by LiteLLM's names. The key itself is known to nobody but its holder."""
+
+    key_alias: str | None
+    key_name: str
+    """How the key begins and ends."""
+    token: str
+    """Its hash, which LiteLLM knows it by."""
+    team_id: str | None
+    team_alias: str | None
+    models: tuple[str, ...]
+    """Those that it may ask; all where it has none."""
+    spend: float
+    """US dollars, since the budget began anew."""
+    max_budget: float | None
+    budget_duration: str | None
+    budget_reset_at: datetime | None
+    rpm_limit: int | None
+    tpm_limit: int | None
+    blocked: bool
+    expires: datetime | None
+    created_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Team:
+    """A team, by LiteLLM's names: its keys share its budget and limits."""
+
+    team_id: str
+    team_alias: str | None
+    keys: tuple[str, ...]
+    """The aliases of its keys."""
+    models: tuple[str, ...]
+    spend: float
+    max_budget: float | None
+    budget_duration: str | None
+    budget_reset_at: datetime | None
+    rpm_limit: int | None
+    tpm_limit: int | None
+    blocked: bool
+    created_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What a key or a team may, by LiteLLM's names; None for no limit."""
+
+    models: tuple[str, ...] = ()
+    max_budget: float | None = None
+    """US dollars."""
+    budget_duration: str | None = None
+    """After which the budget begins anew, as `30d`."""
+    rpm_limit: int | None = None
+    tpm_limit: int | None = None
+
+    def body(self) -> dict[str, Any]:
+        """As LiteLLM takes it. Raises ManagementError for what it would take wrongly or not at all."""
+        if self.budget_duration is not None:
+            if self.max_budget is None:
+                raise ManagementError("--budget-duration needs --max-budget")
+            checked_duration(self.budget_duration)
+        names = ("max_budget", "budget_duration", "rpm_limit", "tpm_limit")
+        given = {name: value for name in names if (value := getattr(self, name)) is not None}
+        return {**given, "models": list(self.models)}
+
+
+def checked_duration(text: str) -> str:
+    """A duration that each release of LiteLLM reads alike. Raises ManagementError."""
+    if not DURATION.fullmatch(text):
+        raise ManagementError(f"{text} is no duration: say 30d, 12h, 30m, 90s or 1mo")
+    return text
+
+
+def checked_name(text: str) -> str:
+    """A name for a key or a team. Raises ManagementError."""
+    if text.startswith("sk-"):
+        raise ManagementError("name a key by its alias (llmctl keys list): a command line can be read by all")
+    if not NAME.fullmatch(text):
+        raise ManagementError(f"{text!r} is no name: 1 to 100 letters, digits or ._:@/-, the first a letter or digit")
+    return text
+
+
+class Gateway:
+    """A replica whose LiteLLM can be asked. All of them have the one database."""
+
+    def __init__(self, container: str) -> None:
+        self.container = container
+
+    def ask(self, *requests: Request) -> list[tuple[int, Any]]:
+        """The status and body of each answer. Raises ProgramError."""
+        command = ["docker", "exec", "--interactive", self.container, "python3", "-I", "-c", PROGRAM]
+        answered = json.loads(output(command, given=json.dumps(requests), seconds=SECONDS))
+        return [(status, body) for status, body in answered]
+
+    def has_database(self) -> bool:
+        """Whether LiteLLM has a database. Raises ProgramError, and ManagementError where it does not answer."""
+        [(_, body)] = self.ask(("GET", "/health/readiness", None))
+        state = str(body["db"]) if isinstance(body, dict) and "db" in body else sentence(body)[:200]
+        if state == "connected":
+            return True
+        if state.lower() == "not connected":
+            return False
+        raise ManagementError(f"LiteLLM does not reach its database (it says {state!r}): llmctl status")
+
+    def answers(self, *requests: Request) -> list[Any]:
+        """The bodies of answers. Raises ProgramError, and ManagementError for a refusal."""
+        answered = self.ask(*requests)
+        for status, body in answered:
+            if status >= FAILED:
+                raise ManagementError(f"LiteLLM refused: {sentence(body)}")
+        return [body for _, body in answered]
+
+    def all(self) -> tuple[list[Key], list[Team]]:
+        """All keys and teams, by alias. Raises ProgramError and ManagementError."""
+        key_rows, team_rows = self.answers(("GET", "/spend/keys", None), ("GET", "/team/list", None))
+        names = {row["team_id"]: row.get("team_alias") for row in team_rows}
+        keys = sorted((key_of(row, names) for row in key_rows), key=lambda key: (key.key_alias or "~", key.token))
+        teams = [team_of(row, [key for key in keys if key.team_id == row["team_id"]]) for row in team_rows]
+        return keys, sorted(teams, key=lambda team: (team.team_alias or "~", team.team_id))
+
+    def keys(self) -> list[Key]:
+        """All keys. Raises ProgramError and ManagementError."""
+        return self.all()[0]
+
+    def teams(self) -> list[Team]:
+        """All teams. Raises ProgramError and ManagementError."""
+        return self.all()[1]
+
+    def key(self, name: str) -> Key:
+        """The key of an alias, or whose hash begins so. Raises ProgramError and ManagementError."""
+        checked_name(name)
+        return key_called(name, self.keys())
+
+    def team(self, name: str) -> Team:
+        """The team of an alias or id. Raises ProgramError and ManagementError."""
+        return team_called(name, self.teams())
+
+    def create_key(self, alias: str, limits: Limits, *, team: str | None, duration: str | None) -> tuple[Key, str]:
+        """A new key, and the key itself, which nobody can be told again. Raises ProgramError and ManagementError."""
+        body = {"key_alias": checked_name(alias), **limits.body()}
+        if duration is not None:
+            body["duration"] = checked_duration(duration)
+        keys, teams = self.all()
+        if any(key.key_alias == alias for key in keys):
+            raise ManagementError(f"there is a key {alias} already: llmctl keys show {alias}")
+        if team is not None:
+            of = team_called(team, teams)
+            wrong = sorted(set(limits.models) - set(of.models)) if of.models else []
+            if wrong:
+                raise ManagementError(f"team {team} may not ask {', '.join(wrong)}, only {', '.join(of.models)}")
+            body["team_id"] = of.team_id
+        [made] = self.answers(("POST", "/key/generate", body))
+        return self.key(alias), made["key"]
+
+    def create_team(self, alias: str, limits: Limits) -> Team:
+        """A new team. Raises ProgramError and ManagementError."""
+        body = {"team_alias": checked_name(alias), **limits.body()}
+        if any(alias in (team.team_alias, team.team_id) for team in self.teams()):
+            raise ManagementError(f"there is a team {alias} already: llmctl teams show {alias}")
+        [made] = self.answers(("POST", "/team/new", body))
+        return self.team(made["team_id"])
+
+    def block_key(self, key: Key, *, blocked: bool) -> Key:
+        """Let a key ask nothing more, or again. Raises ProgramError and ManagementError."""
+        self.ask(("POST", "/key/block" if blocked else "/key/unblock", {"key": key.token}))
+        # LiteLLM 1.55.0 answers 500 when it has done it.
+        now = next((each for each in self.keys() if each.token == key.token), None)
+        if now is None or now.blocked != blocked:
+            raise ManagementError(f"LiteLLM did not {'block' if blocked else 'unblock'} the key: llmctl keys list")
+        return now
+
+    def block_team(self, team: Team, *, blocked: bool) -> Team:
+        """Let a team's keys ask nothing more, or again. Raises ProgramError and ManagementError."""
+        self.answers(("POST", "/team/block" if blocked else "/team/unblock", {"team_id": team.team_id}))
+        return self.team(team.team_id)
+
+    def delete_key(self, key: Key) -> None:
+        """Delete a key. Raises ProgramError and ManagementError."""
+        self.answers(("POST", "/key/delete", {"keys": [key.token]}))
+
+    def delete_team(self, team: Team) -> None:
+        """Delete a team and its keys. Raises ProgramError and ManagementError."""
+        self.answers(("POST", "/team/delete", {"team_ids": [team.team_id]}))
+
+
+def gateway() -> Gateway:
+    """The gateway at LITELLM_URL, whose LiteLLM has a database.
+
+    Raises NotConfiguredError, ProgramError where its containers cannot be reached, and ManagementError without a
+    database.
+    """
+    settings = Settings.load()
+    unseen: list[str] = []
+    url = str(settings.litellm_url).rstrip("/")
+    stack, _ = found(settings.litellm_url.port or 0, settings.required_api_key(), unseen, other_than=url)
+    if stack is None:
+        raise ProgramError(unseen[0])
+    made = of_stack(stack)
+    if not made.has_database():
+        raise ManagementError(NO_DATABASE)
+    return made
+
+
+def of_stack(stack: containers.Stack) -> Gateway:
+    """A replica of a stack that can be asked on this engine. Raises ProgramError where there is none."""
+    replicas = [part for part in stack.parts if part.kind == containers.REPLICA and part.up]
+    here = next((part.container for part in replicas if part.container), None)
+    if here is None:
+        raise ProgramError(
+            "no replica runs on the engine that `docker` asks: name that of a node which has one by DOCKER_HOST"
+            if replicas
+            else "no replica of the stack is up: llmctl status"
+        )
+    return Gateway(here)
+
+
+def key_called(name: str, keys: Sequence[Key]) -> Key:
+    """The key of an alias, or whose hash begins so. Raises ManagementError."""
+    checked_name(name)
+    named = [key for key in keys if key.key_alias == name] or [
+        key for key in keys if len(name) >= HASH_BEGINNING and key.token.startswith(name)
+    ]
+    return one(named, f"no key has the alias {name}: llmctl keys list")
+
+
+def team_called(name: str, teams: Sequence[Team]) -> Team:
+    """The team of an alias or id. Raises ManagementError."""
+    named = [team for team in teams if name == team.team_id] or [team for team in teams if name == team.team_alias]
+    return one(named, f"no team is called {name}: llmctl teams list")
+
+
+def one(named: Sequence[Named], nobody: str) -> Named:
+    """The only one of those that a name fits. Raises ManagementError."""
+    if not named:
+        raise ManagementError(nobody)
+    if len(named) > 1:
+        ids = ", ".join(each.token[:12] if isinstance(each, Key) else each.team_id for each in named)
+        raise ManagementError(f"several are called so: name one by its id ({ids})")
+    return named[0]
+
+
+def sentence(body: Any) -> str:  # noqa: ANN401 -- any JSON
+    """What is wrong, from any of the forms that LiteLLM has for it."""
+    while isinstance(body, dict):
+        body = next((body[name] for name in ("error", "detail", "message") if body.get(name)), "it says nothing")
+    if isinstance(body, list):
+        fields = [
+            f"{'.'.join(map(str, each.get('loc', ())[1:]))}: {each.get('msg')}"
+            if isinstance(each, dict)
+            else str(each)
+            for each in body
+        ]
+        return "; ".join(fields)
+    text = " ".join(str(body).split())
+    if inner := re.fullmatch(r"\{'(?:error|message)': '(.*)'\}", text):  # Python's words for a JSON object
+        text = inner[1]
+    return text.removeprefix("Internal Server Error, ")
+
+
+def key_of(row: Mapping[str, Any], teams: Mapping[str, str | None]) -> Key:
+    """A key, of LiteLLM's row."""
+    return Key(
+        key_alias=row.get("key_alias"),
+        key_name=row.get("key_name") or "",
+        token=row["token"],
+        team_id=row.get("team_id"),
+        team_alias=teams.get(row.get("team_id") or ""),
+        expires=_time(row.get("expires")),
+        **_common(row),
+    )
+
+
+def team_of(row: Mapping[str, Any], keys: Sequence[Key]) -> Team:
+    """A team, of LiteLLM's row."""
+    return Team(
+        team_id=row["team_id"],
+        team_alias=row.get("team_alias"),
+        keys=tuple(key.key_alias or key.key_name for key in keys),
+        **_common(row),
+    )
+
+
+def _common(row: Mapping[str, Any]) -> dict[str, Any]:
+    names = ("max_budget", "budget_duration", "rpm_limit", "tpm_limit")
+    return {
+        **{name: row.get(name) for name in names},
+        "models": tuple(row.get("models") or ()),
+        "spend": float(row.get("spend") or 0),
+        "blocked": bool(row.get("blocked")),
+        "budget_reset_at": _time(row.get("budget_reset_at")),
+        "created_at": _time(row.get("created_at")),
+    }
+
+
+def _time(text: str | None) -> datetime | None:
+    return datetime.fromisoformat(text) if text else None
