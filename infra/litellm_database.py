@@ -8,12 +8,13 @@ from urllib.parse import quote, urlsplit
 
 import psycopg
 import pulumi
-from pulumi.dynamic import CreateResult, DiffResult, Resource, ResourceProvider, UpdateResult
+from pulumi.dynamic import Resource
 
 from console.backup import backup
 from console.postgres_programs import BackupError
 from engine.own_folder import litellm_backups
 from infra import gateway, litellm_connections, postgres
+from infra.deploy_step import DeployStep
 from infra.placement import job
 from infra.secrets import RotatingSecret
 from infra.workload import HealthCheck, Workload
@@ -147,22 +148,11 @@ def _login(
     )
 
 
-LOGIN_INPUTS = ("server", "host", "port", "superuser_password", "password", "previous", "generation", "connections")
+class _LoginProvider(DeployStep):
+    id = "login"
+    inputs = ("server", "host", "port", "superuser_password", "password", "previous", "generation", "connections")
 
-
-class _LoginProvider(ResourceProvider):
-    serialize_as_secret_always = False
-
-    def create(self, props: dict[str, Any]) -> CreateResult:
-        return CreateResult("login", self._apply(props, {}))
-
-    def diff(self, id: str, olds: dict[str, Any], news: dict[str, Any]) -> DiffResult:  # noqa: A002, ARG002
-        return DiffResult(changes=any(olds.get(name) != news.get(name) for name in LOGIN_INPUTS))
-
-    def update(self, id: str, olds: dict[str, Any], news: dict[str, Any]) -> UpdateResult:  # noqa: A002, ARG002
-        return UpdateResult(self._apply(news, olds))
-
-    def _apply(self, props: dict[str, Any], olds: dict[str, Any]) -> dict[str, Any]:
+    def run(self, props: dict[str, Any], olds: dict[str, Any]) -> dict[str, Any]:
         is_set = int(props["generation"]) == int(olds.get("generation", 0))
         login, other = postgres.logins(LOGINS, olds.get("login"), is_set=is_set)
         with postgres.connect_as_superuser(props, olds) as connection:
@@ -222,22 +212,11 @@ class LiteLLMLogin(Resource, module="litellm_database", name="LiteLLMLogin"):
         )
 
 
-SCHEMA_INPUTS = ("image", "server", "database")
+class _SchemaProvider(DeployStep):
+    id = "schema"
+    inputs = ("image", "server", "database")
 
-
-class _SchemaProvider(ResourceProvider):
-    serialize_as_secret_always = False
-
-    def create(self, props: dict[str, Any]) -> CreateResult:
-        return CreateResult("schema", self._apply(props))
-
-    def diff(self, id: str, olds: dict[str, Any], news: dict[str, Any]) -> DiffResult:  # noqa: A002, ARG002
-        return DiffResult(changes=any(olds.get(name) != news.get(name) for name in SCHEMA_INPUTS))
-
-    def update(self, id: str, olds: dict[str, Any], news: dict[str, Any]) -> UpdateResult:  # noqa: A002, ARG002
-        return UpdateResult(self._apply(news))
-
-    def _apply(self, props: dict[str, Any]) -> dict[str, Any]:
+    def run(self, props: dict[str, Any], olds: dict[str, Any]) -> dict[str, Any]:  # noqa: ARG002
         saved = ""
         try:
             if _has_data(props):

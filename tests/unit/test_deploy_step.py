@@ -16,6 +16,8 @@ import infra.stack
 from infra.deploy_step import DeployStep
 
 STORED = {
+    ("infra.litellm_database", "_LoginProvider"),
+    ("infra.litellm_database", "_SchemaProvider"),
     ("infra.migration", "_Provider"),
     ("infra.placement.guard", "_EngineGuardProvider"),
     ("infra.placement.health", "_Provider"),

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-URL = "postgresql://litellm_1:pass%2Fword@postgres:5432/litellm"
+LOGIN, PASSWORD = "litellm_1", "pass%2Fword"
+URL = f"postgresql://{LOGIN}:{PASSWORD}@postgres:5432/litellm"
 
 
 @pytest.fixture
