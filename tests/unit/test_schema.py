@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-LOGIN, PASSWORD = "litellm_1", "pass%2Fword"
-URL = f"postgresql://{LOGIN}:{PASSWORD}@postgres:5432/litellm"
+PASSWORD = "pass%2Fword"
+URL = f"postgresql://litellm_1:{PASSWORD}@postgres:5432/litellm"
 
 
 @pytest.fixture
@@ -117,7 +117,7 @@ def test_an_older_release_leaves_the_database_of_a_newer_one_alone(steps: Callab
     assert "the database is that of a newer LiteLLM" in refused
 
 
-@pytest.mark.parametrize("leaked", [URL, "password pass%2Fword", "password pass/word"])
+@pytest.mark.parametrize("leaked", [URL, f"password {PASSWORD}", "password pass/word"])
 def test_what_it_prints_has_no_password(schema: Any, leaked: str) -> None:
     said = schema.without_password(f"cannot connect: {leaked}", URL)
     assert said.startswith("cannot connect: ")
