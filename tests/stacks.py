@@ -58,7 +58,7 @@ def free_port() -> int:
     """A port that nothing listens on, below those that the kernel gives to connections: one of them could take it."""
     while True:
         with socket.socket() as probe, suppress(OSError):
-            port = random.randrange(20_000, 32_000)  # noqa: S311 -- not for secrets
+            port = random.randrange(20_000, 32_000)
             probe.bind(("127.0.0.1", port))
             return port
 
