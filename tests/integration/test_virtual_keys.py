@@ -108,7 +108,7 @@ def test_what_is_no_key_is_refused_as_the_edge_refuses_it(with_database: Deploym
                 return refused.body == of_edge
             return False
 
-        until(lambda: all(refused_now() for _ in REPLICAS * 2), f"{ends} holds on each replica")  # noqa: B023
+        until(lambda: all(refused_now() for _ in REPLICAS * 2), f"{ends} holds on each replica")
 
 
 def test_a_budget_that_is_used_up_is_openais_quota_error_and_is_not_repeated(with_database: Deployment) -> None:
