@@ -71,6 +71,12 @@ def test_one_switch_is_enough() -> None:
             "rm --path",
         ),
         (
+            {"generalSettings": {"disable_adding_master_key_hash_to_db": False}},
+            "generalSettings.disable_adding_master_key_hash_to_db",
+            "is the stack's own",
+            "rm --path",
+        ),
+        (
             {"litellmDatabase": "false", "generalSettings": {"database_connection_pool_limit": 5}},
             "generalSettings.database_connection_pool_limit",
             "this stack gives it none",
