@@ -72,6 +72,12 @@ def test_one_switch_is_enough() -> None:
             "rm --path",
         ),
         (
+            {"generalSettings": {"allow_requests_on_db_unavailable": "yes"}},
+            "generalSettings.allow_requests_on_db_unavailable",
+            "lets in any key",
+            "rm --path",
+        ),
+        (
             {"generalSettings": {"disable_adding_master_key_hash_to_db": False}},
             "generalSettings.disable_adding_master_key_hash_to_db",
             "is the stack's own",
