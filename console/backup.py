@@ -99,7 +99,7 @@ def backup(
             content = content_of(programs, written)
         _give_name(partial, file, digest)
     report(f"complete: {content}")
-    removed = () if keep is None else _remove_older(file, server.database, keep)
+    removed = () if keep is None else remove_older(file, server.database, keep)
     for each in removed:
         report(f"removed {each}: {keep} are kept")
     return Backup(
@@ -124,7 +124,7 @@ def _file_name(database: str) -> str:
     return re.sub(r"[^\w.-]", "_", database)
 
 
-def _remove_older(file: Path, database: str, keep: int) -> tuple[Path, ...]:
+def remove_older(file: Path, database: str, keep: int) -> tuple[Path, ...]:
     """Remove the oldest backups of a database beside `file` until `keep` are left, and what killed ones have left."""
     # However the clock of this machine was set when the others were made: the new one stays.
     others = [each for each in backups_in(file.parent, database) if each != file]

@@ -39,6 +39,7 @@ GENERAL_SETTINGS: Mapping[str, object] = {
     POOL: POOL_CONNECTIONS,
     "maximum_spend_logs_retention_period": RETENTION,  # 1.55.0 keeps all
     "store_prompts_in_spend_logs": False,
+    "disable_adding_master_key_hash_to_db": True,  # 1.55.0 would take a former master key for a virtual key
 }
 """What LiteLLM's general_settings have with a database, unless the stack config says otherwise."""
 

@@ -10,7 +10,7 @@ import psycopg
 import pulumi
 from pulumi.dynamic import Resource
 
-from console.backup import backup
+from console.backup import Backup, backup, remove_older
 from console.postgres_programs import BackupError
 from engine.own_folder import litellm_backups
 from infra import gateway, litellm_connections, postgres
@@ -217,29 +217,31 @@ class _SchemaProvider(DeployStep):
     inputs = ("image", "server", "database")
 
     def run(self, props: dict[str, Any], olds: dict[str, Any]) -> dict[str, Any]:  # noqa: ARG002
-        saved = ""
+        saved: Backup | None = None
         try:
+            job.end_former(props["job"])  # or it would change what is looked at and saved here
             if _has_data(props):
                 saved = _saved(props)
             job.run(props["job"])
-        except psycopg.OperationalError as error:
+            if saved:  # not before: each try saves, and what was there before the first must stay
+                remove_older(saved.file, saved.database, KEPT_BACKUPS)
+        except psycopg.Error as error:
             raise RuntimeError(f"LiteLLM's database cannot be used from where `pulumi up` runs: {error}") from None
         except BackupError as error:
             raise RuntimeError(f"LiteLLM's database could not be saved, so nothing was changed: {error}") from None
         except job.JobError as error:
-            kept = f" What it held before is in {saved}." if saved else ""
+            kept = f" What it held before is in {saved.file}." if saved else ""
             raise RuntimeError(
                 "LiteLLM's schema was not brought up to date. The replicas go on as they are, and the next `up` "
                 f"tries again.{kept} Of the container that does it: {error}"
             ) from None
-        return {**props, "backup": saved}
+        return {**props, "backup": str(saved.file) if saved else ""}
 
 
-def _saved(props: dict[str, Any]) -> str:
+def _saved(props: dict[str, Any]) -> Backup:
     folder = litellm_backups(props["stack"])
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    made = backup(props["url"], folder, keep=KEPT_BACKUPS, report=lambda _: None, engine=props["job"]["host"])
-    return str(made.file)
+    return backup(props["url"], folder, report=lambda _: None, engine=props["job"]["host"])
 
 
 def _has_data(props: dict[str, Any]) -> bool:

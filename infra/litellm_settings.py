@@ -41,9 +41,11 @@ REFUSED = {
         "master_key=.*": "is the stack's own, which the edge uses: set masterKey instead",
         "database_url=.*": "is the stack's own: litellmDatabase gives it one, and litellmDatabaseUrl another",
         "(store_model_in_db|supported_db_objects)=.*": "takes models from elsewhere: `models` has them",
-        "allow_requests_on_db_unavailable=true": "lets in any key while the database is away",
-        "store_prompts_in_spend_logs=true": "would keep prompts and answers in the database",
-        "disable_(prisma_schema_update|spend_logs)=.*": "is the stack's own: litellmDatabase decides it",
+        "allow_requests_on_db_unavailable=(?!false$).*": "lets in any key while the database is away",
+        "store_prompts_in_spend_logs=(?!false$).*": "would keep prompts and answers in the database",
+        "disable_(prisma_schema_update|spend_logs|adding_master_key_hash_to_db)=.*": (
+            "is the stack's own: litellmDatabase decides it"
+        ),
         r"(custom_auth\w*|custom_key\w*|custom_sso|custom_ui\w*|enable_jwt_auth|litellm_jwtauth|\w*oauth2\w*)=.*"
         r"|(public_routes|dangerously_\w+|control_plane_url|enable_claude_code_gateway)=.*": (
             "decides who may ask, which the edge does: a replica takes the master key and nothing else"

@@ -60,8 +60,9 @@ CLIENT, CALL = b"x-llm-gateway-client", b"x-llm-gateway-call"
 """Who asks, and the request's id. The edge sets both, and lets none of a caller's through."""
 ORGANIZATION = b"x-llm-organization"
 """On whose behalf a client asks, which it says itself. No provider is told."""
-MANAGED = re.compile(r"/(budget|customer|end_user|global|key|organization|spend|team|user)/")
-"""LiteLLM's paths for whoever has the master key and is within. The edge lets nobody there."""
+MANAGED = re.compile(rf"/(budget|customer|end_user|global|key|organization|spend|team|user)/|{spend.PATH}")
+"""Paths for whoever has the master key and is within. The edge lets nobody there. What they ask of the database takes
+longer than a caller would wait for it (queries.py)."""
 LABEL = re.compile(rb"[A-Za-z0-9][A-Za-z0-9._:@/-]{0,99}")
 
 

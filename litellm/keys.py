@@ -43,7 +43,7 @@ MOST = 10_000
 OPEN = re.compile(r"/health/(liveliness|readiness)")
 """Needs no key."""
 MODELS = "/v1/models"
-MODEL = re.compile(rf"{MODELS}/(.+)")
+MODEL = re.compile(rf"{MODELS}/(.+)", re.DOTALL)
 NOBODY = "0" * 64
 """The hash of no key."""
 BEARER = re.compile(rb"[Bb]earer +")
@@ -137,6 +137,8 @@ class Keys:
             known = self.known.get(token)
             if known is None:
                 self.added_later[token] = client
+            elif not usable(known.row):
+                raise refusal(limits.unknown_key()) from None
             if await self.database.cached(token) is None:
                 await self.database.cache(token, known.row if known else None, client)
             return False
@@ -303,8 +305,13 @@ class LiteLLM:
         self.proxy.user_api_key_cache.delete_cache(key=token)
 
 
-def install() -> Keys:
-    """The keys of the LiteLLM that runs. Raises where it is not as is known here, so that it does not start."""
+def install() -> Keys | None:
+    """The keys of the LiteLLM that runs; None where it has no database.
+
+    Raises where LiteLLM is not as is known here, so that it does not start.
+    """
+    if not os.environ.get("DATABASE_URL"):
+        return None
     held = Keys(
         LiteLLM(),
         master_key=os.environ.get("LITELLM_MASTER_KEY", ""),

@@ -184,9 +184,15 @@ def labelled(payload: dict[str, Any], kwargs: Mapping[str, Any], answer: Any, ve
 
 
 def install(version: str) -> None:
-    """Have LiteLLM label its rows, and tell of them. Raises where it makes them elsewhere, so it does not start."""
-    tracking = importlib.import_module("litellm.proxy.spend_tracking.spend_tracking_utils")
+    """Have LiteLLM label its rows, and tell of them. Raises where it makes them elsewhere, so it does not start.
+
+    Without a database it makes no rows, so that nothing is changed.
+    """
     proxy = importlib.import_module("litellm.proxy.proxy_server")
+    proxy.app.add_middleware(Spend, proxy=proxy)
+    if not os.environ.get("DATABASE_URL"):
+        return
+    tracking = importlib.import_module("litellm.proxy.spend_tracking.spend_tracking_utils")
     made = tracking.get_logging_payload
     if proxy.get_logging_payload is not made:
         raise RuntimeError("LiteLLM makes the rows of its table of spend in a way that is not known")
@@ -195,4 +201,3 @@ def install(version: str) -> None:
         return labelled(made(kwargs, response_obj, *args, **others), kwargs or {}, response_obj, version)
 
     tracking.get_logging_payload = proxy.get_logging_payload = get_logging_payload
-    proxy.app.add_middleware(Spend, proxy=proxy)

@@ -30,12 +30,8 @@ class JobError(Exception):
 
 
 def run(job: Mapping[str, Any]) -> None:
-    """Run what a placement's `job` describes, and remove its container. Raises JobError.
-
-    One that a killed `up` has left is awaited first: what it began must not be done twice at once.
-    """
+    """Run what a placement's `job` describes, and remove its container. Raises JobError."""
     with closing(connect(job["host"])) as engine:
-        _end_former(engine, job)
         container = _created(engine, job)
         try:
             container.start()
@@ -44,19 +40,21 @@ def run(job: Mapping[str, Any]) -> None:
             container.remove(force=True)
 
 
-def _end_former(engine: docker.DockerClient, job: Mapping[str, Any]) -> None:
-    try:
-        former = engine.containers.get(job["name"])
-    except docker.errors.NotFound:
-        return
-    check_ours(former.labels, job, "container")
-    try:
-        if former.status == "running":
-            _await_end(former)
-    except JobError:
-        pass  # this run does again what that one failed at
-    finally:
-        former.remove(force=True)
+def end_former(job: Mapping[str, Any]) -> None:
+    """Await and remove the container that a killed `up` has left. Call it before anything else of a new run."""
+    with closing(connect(job["host"])) as engine:
+        try:
+            former = engine.containers.get(job["name"])
+        except docker.errors.NotFound:
+            return
+        check_ours(former.labels, job, "container")
+        try:
+            if former.status == "running":
+                _await_end(former)
+        except JobError:
+            pass  # the new run does again what that one failed at
+        finally:
+            former.remove(force=True)
 
 
 def _created(engine: docker.DockerClient, job: Mapping[str, Any]) -> Container:

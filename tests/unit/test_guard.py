@@ -7,6 +7,7 @@ import importlib
 import ipaddress
 import json
 import socket
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -433,6 +434,23 @@ def test_who_asks_is_what_the_edge_says_and_for_whom_what_the_client_says(
         "stream": True,
     }
     assert [it for it in replica.seen[0]["headers"] if it[0].startswith(b"x-")] == [(b"x-litellm-call-id", b"call-1")]
+
+
+@pytest.mark.parametrize("path", ["/key/list", "/llm-gateway/spend/client/-infinity"])
+def test_an_operator_from_within_is_no_caller_whose_queries_end_early(
+    replica: Replica, programs: dict[str, Any], path: str
+) -> None:
+    """A bill may take longer than a caller waits for the database: it must not count as away for that."""
+
+    async def admit(_: object, exchange: Any) -> None:
+        exchange.operator = exchange.call_id is None
+
+    noted: list[Any] = []
+    replica.guard.keys = SimpleNamespace(admit=admit)
+    replica.on_request = lambda: noted.append(programs["answers"].current.get())
+    assert replica.ask(b"", path, method="GET")[0] == 200
+    assert replica.ask(b"", path, method="GET", headers={b"x-llm-gateway-call": b"c-1"})[0] == 200
+    assert [each is None for each in noted] == [True, False]
 
 
 @pytest.mark.parametrize("name", [b"", b"o" * 101, b"acme\n", "Zürich".encode(), b'acme"', b" acme"])

@@ -316,8 +316,33 @@ def test_who_asks_about_one_model_is_answered_from_the_models_of_the_key(gateway
     async def run() -> None:
         exchange, scope, _ = await gateway.ask(VIRTUAL, path="/v1/models/openai/gpt-4o")
         assert (exchange.one, scope["path"]) == ("openai/gpt-4o", "/v1/models")
+        exchange, scope, _ = await gateway.ask(VIRTUAL, path="/v1/models/two\nlines")
+        assert (exchange.one, scope["path"]) == ("two\nlines", "/v1/models")
 
     asyncio.run(run())
+
+
+def test_a_client_that_is_blocked_stays_so_while_the_database_is_away(gateway: Gateway, later: Any) -> None:
+    async def run() -> None:
+        own = gateway.token((await gateway.ask(MASTER, client="app"))[2])
+        gateway.database.rows[own].blocked = True
+        later()
+        assert await gateway.refused(MASTER, client="app") == (401, "invalid_api_key")
+        gateway.database.away = True
+        later()
+        assert await gateway.refused(MASTER, client="app") == (401, "invalid_api_key")
+        assert own not in gateway.database.memory
+        gateway.keys.trying.cancel()
+
+    asyncio.run(run())
+
+
+def test_a_litellm_without_a_database_need_not_be_as_is_known_here(
+    programs: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("DATABASE_URL", raising=False)
+    monkeypatch.setattr(programs["keys"], "LiteLLM", lambda: pytest.fail("LiteLLM was looked at"))
+    assert programs["keys"].install() is None
 
 
 def test_what_was_spent_is_written_when_the_database_answers(programs: dict[str, Any], gateway: Gateway) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -68,6 +69,18 @@ def test_one_switch_is_enough() -> None:
             {"generalSettings": {"store_prompts_in_spend_logs": True}},
             "generalSettings.store_prompts_in_spend_logs",
             "keep prompts",
+            "rm --path",
+        ),
+        (
+            {"generalSettings": {"allow_requests_on_db_unavailable": "yes"}},
+            "generalSettings.allow_requests_on_db_unavailable",
+            "lets in any key",
+            "rm --path",
+        ),
+        (
+            {"generalSettings": {"disable_adding_master_key_hash_to_db": False}},
+            "generalSettings.disable_adding_master_key_hash_to_db",
+            "is the stack's own",
             "rm --path",
         ),
         (
@@ -222,7 +235,9 @@ def test_what_the_job_says_is_the_reason_of_the_up(monkeypatch: pytest.MonkeyPat
         raise job.JobError("it exited with 1; its last lines:\nthe reason")
 
     monkeypatch.setattr(litellm_database, "_has_data", lambda *_: True)
-    monkeypatch.setattr(litellm_database, "_saved", lambda _: "/backups/litellm.dump")
+    monkeypatch.setattr(litellm_database, "_saved", lambda _: SimpleNamespace(file="/backups/litellm.dump"))
+    monkeypatch.setattr(litellm_database, "remove_older", lambda *_: pytest.fail("a backup was removed"))
+    monkeypatch.setattr(job, "end_former", lambda _: None)
     monkeypatch.setattr(job, "run", failing)
     with pytest.raises(RuntimeError, match=r"the next `up` tries again(.|\n)*/backups/litellm.dump(.|\n)*the reason"):
         litellm_database._SchemaProvider().create(PROPS)
@@ -230,29 +245,39 @@ def test_what_the_job_says_is_the_reason_of_the_up(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("has_data", [True, False])
 def test_data_are_saved_before_the_schema_changes(monkeypatch: pytest.MonkeyPatch, *, has_data: bool) -> None:
-    """A database in which there is nothing is not."""
+    """When what a killed `up` began has ended. A database in which there is nothing is not saved."""
     done: list[str] = []
+    monkeypatch.setattr(job, "end_former", lambda _: done.append("ended"))
     monkeypatch.setattr(litellm_database, "_has_data", lambda *_: has_data)
 
-    def saved(_: object) -> str:
+    def saved(_: object) -> Any:
         done.append("saved")
-        return "file"
+        return SimpleNamespace(file="file", database="litellm")
 
     monkeypatch.setattr(litellm_database, "_saved", saved)
     monkeypatch.setattr(job, "run", lambda _: done.append("changed"))
+    monkeypatch.setattr(litellm_database, "remove_older", lambda *_: done.append("removed"))
     made = litellm_database._SchemaProvider().create(PROPS)
-    assert done == (["saved", "changed"] if has_data else ["changed"])
+    assert done == (["ended", "saved", "changed", "removed"] if has_data else ["ended", "changed"])
     assert made.outs is not None
     assert made.outs["backup"] == ("file" if has_data else "")
 
 
-@pytest.mark.parametrize("error", [BackupError("no pg_dump"), psycopg.OperationalError("refused")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        BackupError("no pg_dump"),
+        psycopg.OperationalError("refused"),
+        psycopg.errors.InsufficientPrivilege("no right"),
+    ],
+)
 def test_without_a_backup_nothing_changes(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     def failing(_: object) -> str:
         raise error
 
     monkeypatch.setattr(litellm_database, "_has_data", lambda *_: True)
     monkeypatch.setattr(litellm_database, "_saved", failing)
+    monkeypatch.setattr(job, "end_former", lambda _: None)
     monkeypatch.setattr(job, "run", lambda _: pytest.fail("the schema was changed"))
     with pytest.raises(RuntimeError, match=str(error)):
         litellm_database._SchemaProvider().create(PROPS)

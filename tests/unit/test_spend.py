@@ -170,12 +170,18 @@ def test_who_asks_for_anything_else_is_refused(modules: Any, caplog: pytest.LogC
 
 
 def test_a_release_that_makes_its_rows_elsewhere_is_not_run(modules: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a database it makes none, and runs as it is."""
     tracking = SimpleNamespace(get_logging_payload=print)
-    proxy = SimpleNamespace(get_logging_payload=sorted)
+    app = SimpleNamespace(add_middleware=lambda *_, **__: None)
+    proxy = SimpleNamespace(get_logging_payload=sorted, app=app)
     names = {
         "litellm.proxy.spend_tracking.spend_tracking_utils": tracking,
         "litellm.proxy.proxy_server": proxy,
     }
     monkeypatch.setattr(modules.spend.importlib, "import_module", names.__getitem__)
+    monkeypatch.delenv("DATABASE_URL", raising=False)
+    modules.spend.install("1.55.0")
+    assert (tracking.get_logging_payload, proxy.get_logging_payload) == (print, sorted)
+    monkeypatch.setenv("DATABASE_URL", "postgresql://db.example/litellm")
     with pytest.raises(RuntimeError, match="in a way that is not known"):
         modules.spend.install("1.55.0")
