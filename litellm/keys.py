@@ -40,6 +40,8 @@ RETRY_SECONDS = 2.0
 """How often a database that is away is tried."""
 MOST = 10_000
 """Keys that are remembered, those that were used last."""
+UNSEEN_AT_ONCE = 2
+"""Unknown keys that a replica looks up at once: fewer than its pool has connections, as anyone can make keys up."""
 OPEN = re.compile(r"/health/(liveliness|readiness)")
 """Needs no key."""
 MODELS = "/v1/models"
@@ -91,6 +93,9 @@ class Keys:
     def __init__(self, database: Database, *, master_key: str, salt_key: str) -> None:
         self.database, self.master_key, self.salt_key = database, master_key, salt_key
         self.known: OrderedDict[str, Known] = OrderedDict()
+        """What was read of each key; also that there is none, which is forgotten when it is no longer fresh."""
+        self.reading: dict[str, asyncio.Task[Any]] = {}
+        self.unseen = asyncio.Semaphore(UNSEEN_AT_ONCE)
         self.away = False
         self.added_later: dict[str, str] = {}
         """Static clients that were first seen while the database was away, by their keys' hashes."""
@@ -132,15 +137,17 @@ class Keys:
             row = await self._row(token)
             if row is None:
                 await self._ask(self.database.add(token, client))
+                self.known.pop(token, None)
                 row = await self._row(token)
         except AwayError:
             known = self.known.get(token)
-            if known is None:
+            row = known.row if known else None
+            if row is None:
                 self.added_later[token] = client
-            elif not usable(known.row):
+            elif not usable(row):
                 raise refusal(limits.unknown_key()) from None
             if await self.database.cached(token) is None:
-                await self.database.cache(token, known.row if known else None, client)
+                await self.database.cache(token, row, client)
             return False
         if not usable(row):
             raise refusal(limits.unknown_key())
@@ -160,25 +167,42 @@ class Keys:
         return UNPRINTABLE.sub("?", row.key_alias or "")[:64] or f"key-{token[:8]}"
 
     async def _row(self, token: str) -> Any:
-        """What the database has of a key, as it is or was some seconds ago. Raises AwayError."""
+        """What the database has of a key, as it is or was some seconds ago. Raises AwayError.
+
+        However many requests come with a key, one query is made for it.
+        """
         known = self.known.get(token)
         if known and time.monotonic() - known.read < FRESH_SECONDS:
             self.known.move_to_end(token)
             return known.row
         if self.away:
             raise AwayError
-        row = await self._ask(self.database.row(token))
-        if row is None:
-            self.known.pop(token, None)
-            self.database.forget(token)
-            return None
-        if known is None or await self._changed(token, known.row, row):
+        reading = self.reading.get(token)
+        if reading is None:
+            reading = self.reading[token] = asyncio.create_task(self._read(token, known.row if known else None))
+            reading.add_done_callback(lambda done: (self.reading.pop(token), done.cancelled() or done.exception()))
+        return await asyncio.shield(reading)
+
+    async def _read(self, token: str, before: Any) -> Any:
+        """Look a key up. One that was never seen waits for others that were not, and no other key for it."""
+        if before is None:
+            row = await self._ask_in_turn(token)
+        else:
+            row = await self._ask(self.database.row(token))
+        if row is None or before is None or await self._changed(token, before, row):
             self.database.forget(token)
         self.known[token] = Known(row, time.monotonic())
         self.known.move_to_end(token)
         while len(self.known) > MOST:
             self.known.popitem(last=False)
         return row
+
+    async def _ask_in_turn(self, token: str) -> Any:
+        try:
+            async with asyncio.timeout(queries.SECONDS), self.unseen:
+                return await self._ask(self.database.row(token))
+        except TimeoutError:
+            raise AwayError from None
 
     async def _changed(self, token: str, before: Any, now: Any) -> bool:
         """Whether LiteLLM must read a key again.
@@ -190,10 +214,16 @@ class Keys:
         return terms(before) != terms(now) or not more or (now.spend or 0) < (before.spend or 0)
 
     async def _ask(self, question: Awaitable[Any]) -> Any:
+        """What the database answers. Raises AwayError; that it is away is noted if it answers no other question."""
         try:
             return await asyncio.wait_for(question, queries.SECONDS)
         except Exception as problem:  # noqa: BLE001 -- whatever it is, the key is neither known nor unknown
-            self.lost(problem)
+            try:
+                await asyncio.wait_for(self.database.row(NOBODY), queries.SECONDS)
+            except Exception:  # noqa: BLE001 -- as above
+                self.lost(problem)
+            else:
+                LOG.warning("LiteLLM's database answers, but not about one key (%s).", type(problem).__name__)
             raise AwayError from None
 
     async def answers(self) -> bool:

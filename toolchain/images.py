@@ -47,6 +47,7 @@ REGISTRY_SECONDS = 30
 """How long a registry may take to say anything. The engine tries longer where packets are dropped."""
 TOO_MANY = re.compile(r"toomanyrequests|too many requests|\b429\b", re.IGNORECASE)
 """How an engine says that a registry is there and wants to be asked later: in its words, or by the status."""
+WITHOUT_A_CLIENT = "For litellmDatabase: install npm, remove the image (docker rmi --force), and run `make up`."
 ENGINE_FAILURES = (docker.errors.DockerException, requests.RequestException)
 
 
@@ -178,10 +179,9 @@ class _Supply:
             if not can_install():
                 raise _NotBuiltError("A stand-in is built with debootstrap, which this system does not have")
             install(self._steps, "debootstrap", "debian-archive-keyring")
-        if needs_npm and which("npm") is None:
-            if not can_install():
-                raise _NotBuiltError("LiteLLM's database client is fetched by npm, which this system does not have")
-            install(self._steps, "npm")
+        if needs_npm and which("npm") is None and can_install():
+            with suppress(SetupError):  # only LiteLLM's database needs it
+                install(self._steps, "npm")
 
     def _make_base(self, recipe: recipes.Recipe) -> None:
         """Make the Debian on the engine that a stand-in starts from."""
@@ -227,8 +227,9 @@ class _Supply:
             if recipe.packages.exists():
                 shutil.copy(recipe.packages, context)
                 _download_wheels(step, recipe, context / "wheels")
-            if recipe.node_packages.exists():
-                _download_node_packages(step, context / recipe.node_packages.name)
+            if recipe.node_packages.exists() and not _has_node_packages(step, context / recipe.node_packages.name):
+                without = f"{recipe.tag} has no database client, as npm did not give its packages. {WITHOUT_A_CLIENT}"
+                self._steps.console.print(without, markup=False)
             if base is not None:
                 step.note("waiting for its base")
                 base.result()
@@ -310,10 +311,18 @@ def _download_wheels(step: Step, recipe: recipes.Recipe, folder: Path) -> None:
     step.run([*pip, *target, *locked, f"--dest={folder}"])
 
 
-def _download_node_packages(step: Step, folder: Path) -> None:
-    """Fetch what the lock in a folder names, by this machine's npm with its own registry, proxy and certificates."""
+def _has_node_packages(step: Step, folder: Path) -> bool:
+    """Fetch what the lock in a folder names, by this machine's npm with its own registry, proxy and certificates.
+
+    Returns whether they could be had.
+    """
     step.note("download of its Node packages")
-    step.run(["npm", "ci", "--ignore-scripts", "--legacy-peer-deps", "--no-audit", "--no-fund"], cwd=folder)
+    try:
+        step.run(["npm", "ci", "--ignore-scripts", "--legacy-peer-deps", "--no-audit", "--no-fund"], cwd=folder)
+    except (CommandError, OSError):
+        shutil.rmtree(folder / "node_modules", ignore_errors=True)
+        return False
+    return True
 
 
 def _elsewhere(unavailable: Mapping[str, str], stack: str) -> str:

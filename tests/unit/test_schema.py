@@ -60,7 +60,8 @@ def steps(schema: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Calla
         monkeypatch.setitem(sys.modules, "psycopg", psycopg)
         monkeypatch.setattr(schema, "_looked_at", lambda _: (history, tables))
         monkeypatch.setattr(schema, "_folder", lambda: tmp_path)
-        monkeypatch.setattr(schema.importlib.util, "find_spec", lambda _: migrations or None)
+        found = {"prisma.client": True, "litellm_proxy_extras": migrations}
+        monkeypatch.setattr(schema.importlib.util, "find_spec", lambda name: found[name] or None)
         monkeypatch.setattr(schema.subprocess, "run", called)
         try:
             schema.main()
@@ -122,3 +123,10 @@ def test_what_it_prints_has_no_password(schema: Any, leaked: str) -> None:
     said = schema.without_password(f"cannot connect: {leaked}", URL)
     assert said.startswith("cannot connect: ")
     assert "word" not in said.removeprefix("cannot connect: ").removeprefix("password ")
+
+
+def test_an_image_without_a_client_says_how_to_get_one(schema: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that was built where npm gave nothing."""
+    monkeypatch.setattr(schema.importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(schema.SchemaError, match="install npm"):
+        schema.main()

@@ -1,0 +1,63 @@
+"""How keys are looked up in LiteLLM's database when many are, or one cannot be."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from tests.unit import test_keys
+
+if TYPE_CHECKING:
+    from tests.unit.test_keys import Gateway, Row
+
+programs, gateway = test_keys.programs, test_keys.gateway
+VIRTUAL = test_keys.VIRTUAL
+
+
+def test_made_up_keys_hold_up_no_other(programs: dict[str, Any], gateway: Gateway) -> None:
+    """Each costs a query, so few are looked up at once, and none twice. A key that is known does not wait."""
+    gateway.hold(VIRTUAL, key_alias="team")
+    open_at_once, most, answering = 0, 0, asyncio.Event()
+    answered = gateway.database.row
+
+    async def row(token: str) -> Row | None:
+        nonlocal open_at_once, most
+        open_at_once += 1
+        most = max(most, open_at_once)
+        await answering.wait()
+        open_at_once -= 1
+        return await answered(token)
+
+    async def ask() -> None:
+        await gateway.ask(VIRTUAL)
+        gateway.database.row = row  # type: ignore[method-assign]
+        made_up = [asyncio.create_task(gateway.refused(f"sk-made-up-{number % 5}")) for number in range(20)]
+        await asyncio.sleep(0)
+        await asyncio.wait_for(gateway.ask(VIRTUAL), 1)
+        answering.set()
+        assert set(await asyncio.gather(*made_up)) == {(401, "invalid_api_key")}
+        assert most == programs["keys"].UNSEEN_AT_ONCE
+        assert gateway.database.asked == 1 + 5
+        assert await gateway.refused("sk-made-up-0") == (401, "invalid_api_key")
+        assert gateway.database.asked == 1 + 5
+
+    asyncio.run(ask())
+
+
+def test_a_key_that_cannot_be_read_does_not_take_the_database_for_away(gateway: Gateway) -> None:
+    """It can be tried again, and all others are served as before."""
+    gateway.hold(VIRTUAL, key_alias="team")
+    broken, answered = gateway.token("sk-of-an-odd-row"), gateway.database.row
+
+    async def row(token: str) -> Row | None:
+        if token == broken:
+            raise ValueError
+        return await answered(token)
+
+    async def ask() -> None:
+        gateway.database.row = row  # type: ignore[method-assign]
+        assert await gateway.refused("sk-of-an-odd-row") == (503, "database_unavailable")
+        assert not gateway.keys.away
+        assert (await gateway.ask(VIRTUAL))[0].client == "team"
+
+    asyncio.run(ask())
