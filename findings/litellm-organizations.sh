@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Version:   LiteLLM 1.106.12 (openai 2.54.0)
-# Behaviour: A Router that is given a list of two OpenAI organizations makes two deployments with the same id. A rate
-#            limit of one takes both out: the next call fails without a request, although the other organization
-#            answers.
+# Behaviour: A Router with a list of two OpenAI organizations makes two deployments with the same id. If one reaches its
+#            rate limit, both are taken out: the next call fails without a request, although the other organization
+#            would answer.
 # Expected:  Two ids, and the other organization is asked. LiteLLM's page on proxy configs, "Multiple OpenAI
 #            Organizations", says that a list under `organization` makes a separate deployment of each; its page on
 #            routing says that a cooldown is of one deployment.

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Version:   LiteLLM 1.55.0 (openai 1.57.0)
-# Behaviour: Two tool calls arrive, each whole in one chunk, as many providers send them. stream_chunk_builder appends
-#            the arguments of both to the first call, where they are no longer JSON, and leaves the second with none.
-# Expected:  Each call keeps its own arguments: the chunks tell them apart by index and id. LiteLLM's page "Streaming +
-#            Async" has this helper for the complete response.
+# Behaviour: Two tool calls arrive, each complete in one chunk, as many providers send them. stream_chunk_builder appends
+#            the arguments of both to the first call, where they are no longer JSON. The second call has none.
+# Expected:  Each call keeps its own arguments: the chunks have an index and an id for each. LiteLLM's page "Streaming +
+#            Async" recommends this helper to get the complete response.
 # Seen:
 #   > chunk 1: weather {"city": "Oslo"}
 #   > chunk 2: clock {"zone": "CET"}

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Version:   openai (Python) 1.57.0, a release that LiteLLM 1.55.0 takes; newer ones read it well
+# Version:   openai (Python) 1.57.0, which LiteLLM 1.55.0 uses; newer releases read the stream correctly
 # Behaviour: If the events of a chat stream have the line "event: message", the SDK treats them as events of the
 #            Assistants API: the chunks have no choices, and the answer is in attributes that their type does not
 #            declare.

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Version:   openai (Node) 6.49.0
-# Behaviour: Of an error that is JSON without a member "error", such as the {"detail": …} that gateways made with
-#            FastAPI, LiteLLM among them, send for a path they do not have, the message is "404 status code (no body)".
-#            A body that is no JSON is quoted.
-# Expected:  The body's text, as of a body that is no JSON, and as openai (Python) 1.57.0 has it. FastAPI's page
-#            "Handling errors" has detail as the form of every HTTPException.
+# Behaviour: If an error's body is JSON without a member "error", the message is "404 status code (no body)". LiteLLM and
+#            other gateways made with FastAPI send such a body, {"detail": …}, for a path that they do not have. A body
+#            that is not JSON is quoted.
+# Expected:  The body's text, as with a body that is not JSON, and as in openai (Python) 1.57.0. According to FastAPI's
+#            page "Handling errors" every HTTPException is sent as detail.
 # Seen:
 #   > {"error":{"message":"Not Found"}} => 404 Not Found
 #   > Not Found => 404 Not Found

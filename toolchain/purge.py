@@ -27,7 +27,8 @@ PROJECT = Path(__file__).resolve().parent.parent
 ENVIRONMENT_FILE = PROJECT / ".env"
 NOTICE = """\
 This removes stack {stack}, with its database and secrets, from {host}.
-This cannot be undone: `.venv/bin/llmctl backup FILE` saves the database.
+This cannot be undone: `.venv/bin/llmctl backup FILE` saves the app's database.
+docs/litellm-database.md says how to save LiteLLM's, if the stack has it. Its earlier backups are removed too.
 Purging the last stack also removes the tools and images that were made here, and the passphrase."""
 
 
