@@ -48,7 +48,7 @@ def main() -> None:
     """Change the schema, and see that LiteLLM's client can use it. Raises SchemaError."""
     if importlib.util.find_spec("prisma.client") is None:
         raise SchemaError(
-            "this image of LiteLLM has no database client. If `make up` built it: install npm there, remove the image "
+            "this image of LiteLLM has no database client. If `make up` built it: install npm, remove the image "
             "(docker rmi --force), and run `make up` again"
         )
     os.environ["DATABASE_URL"] = url = SECRET.read_text(encoding="utf-8").strip()
