@@ -27,7 +27,7 @@ LANES   = -n 2
 FILES   = $(LANES) --dist loadfile
 
 .PHONY: help up down purge push environment prepare check check-deploy integration drill bench test forget-coverage \
-        test-swarm one-host coverage ci test-runbooks test-clients test-engines test-official test-pythons test-upgrade docs findings locks retirements
+        test-swarm swarm-at-rest swarm-under-load coverage ci test-runbooks test-clients test-engines test-official test-pythons test-upgrade docs findings locks retirements
 help:
 	@sed -n 's/^# //p' Makefile
 
@@ -83,14 +83,16 @@ coverage:
 test-swarm: prepare
 	$(BIN)/pytest tests/swarm $(if $(NAME),-k "$(NAME)")
 
-## The Swarm's tests want little of two cores for themselves, and go on beside all others.
-ci: PYTEST = $(BIN)/coverage run -m pytest
-ci: forget-coverage check prepare
-	$(MAKE) -j2 --output-sync=line one-host test-swarm PYTEST="$(PYTEST)"
-	$(MAKE) coverage
+swarm-at-rest: prepare
+	$(BIN)/pytest tests/swarm --ignore=tests/swarm/test_stack.py
 
-one-host: integration
-	$(MAKE) drill
+swarm-under-load: prepare
+	$(BIN)/pytest tests/swarm/test_stack.py
+
+ci: PYTEST = $(BIN)/coverage run -m pytest
+ci: forget-coverage check
+	$(MAKE) -j2 --output-sync=line integration swarm-at-rest PYTEST="$(PYTEST)"
+	$(MAKE) drill coverage swarm-under-load
 
 test-runbooks: prepare
 	$(BIN)/pytest tests/integration/test_runbooks.py $(if $(NAME),-k "$(NAME)")
