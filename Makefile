@@ -25,8 +25,10 @@ PYTEST  = $(BIN)/pytest
 ## Two at a time; tests of one file share a stack.
 LANES   = -n 2
 FILES   = $(LANES) --dist loadfile
+## Their starts take both cores for half a minute, so that nothing else runs beside them.
+WITH_DATABASE = $(addprefix tests/integration/test_,keys.py litellm_database.py spend.py virtual_keys.py)
 
-.PHONY: help up down purge push environment prepare check check-deploy integration drill bench test forget-coverage \
+.PHONY: help up down purge push environment prepare check check-deploy integration database drill bench test forget-coverage \
         test-swarm swarm-at-rest swarm-under-load coverage ci test-runbooks test-clients test-engines test-official test-pythons test-upgrade docs findings locks retirements
 help:
 	@sed -n 's/^# //p' Makefile
@@ -62,7 +64,10 @@ check-deploy: environment
 	$(BIN)/pytest tests/deploy --stack $(STACK) $(if $(SPEND),--spend)
 
 integration: prepare
-	$(PYTEST) $(FILES) tests/toolchain tests/integration --ignore=tests/integration/test_runbooks.py
+	$(PYTEST) $(FILES) tests/toolchain tests/integration $(addprefix --ignore=,tests/integration/test_runbooks.py $(WITH_DATABASE))
+
+database: prepare
+	$(PYTEST) $(FILES) $(WITH_DATABASE)
 
 drill: prepare
 	$(BIN)/pytest $(FILES) tests/drills $(if $(NAME),-k "$(NAME)")
@@ -71,7 +76,7 @@ bench: prepare
 	@$(BIN)/python -m benchmarks $(if $(ONLY),--only $(ONLY)) $(if $(NAME),--name "$(NAME)") $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(RECORD),--record)
 
 test: PYTEST = $(BIN)/coverage run -m pytest
-test: forget-coverage check integration drill coverage
+test: forget-coverage check integration database drill coverage
 
 forget-coverage: environment
 	$(BIN)/coverage erase
@@ -92,7 +97,7 @@ swarm-under-load: prepare
 ci: PYTEST = $(BIN)/coverage run -m pytest
 ci: forget-coverage check
 	$(MAKE) -j2 --output-sync=line integration swarm-at-rest PYTEST="$(PYTEST)"
-	$(MAKE) drill coverage swarm-under-load
+	$(MAKE) database drill coverage swarm-under-load
 
 test-runbooks: prepare
 	$(BIN)/pytest tests/integration/test_runbooks.py $(if $(NAME),-k "$(NAME)")
