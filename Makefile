@@ -97,7 +97,7 @@ swarm-under-load: prepare
 ci: PYTEST = $(BIN)/coverage run -m pytest
 ci: forget-coverage check
 	$(MAKE) -j2 --output-sync=line integration swarm-at-rest PYTEST="$(PYTEST)"
-	$(MAKE) database drill coverage swarm-under-load
+	$(MAKE) database drill coverage swarm-under-load PYTEST="$(PYTEST)"
 
 test-runbooks: prepare
 	$(BIN)/pytest tests/integration/test_runbooks.py $(if $(NAME),-k "$(NAME)")
