@@ -12,8 +12,6 @@ from engine.connection import UNREACHABLE, connect
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    Streams = tuple[bytes | None, bytes | None]
-
 
 class InsideError(Exception):
     """The program ran in no container to its end. The message is one line."""
@@ -40,7 +38,8 @@ def printed(inside: Mapping[str, Any], command: Sequence[str]) -> str:
                     problem = InsideError(f"{container.name}: {error.explanation}")
                     continue
                 # Under load an engine has ended a command with 0 and passed on nothing of what it printed.
-                output, errors = ((each or b"").decode(errors="replace") for each in cast("Streams", streams))
+                both = cast("tuple[bytes | None, bytes | None]", streams)
+                output, errors = ((each or b"").decode(errors="replace") for each in both)
                 if code == 0 and output:
                     return output
                 lines = errors.strip().splitlines() or ["it said nothing"]

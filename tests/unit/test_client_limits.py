@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+import docker
 import pytest
 
 from infra import client_limits
+from infra.placement import inside
 from infra.placement.inside import InsideError, NobodyError
 from infra.stack_config import validate
 from tests.stack_config import raw_config
@@ -23,8 +26,9 @@ SWARM = {"placement": "swarm", "bindAddress": "0.0.0.0", "allowPlainHttp": "true
 
 def problems(limits: object, **changes: object) -> dict[str, tuple[str, str]]:
     """What is wrong with a stack config that has limits, with the command that mends it, by key."""
-    values = {"litellmDatabase": "true", "clientKeys": {"batch": ""}, "clientLimits": limits, **changes}
-    _, found = validate(raw_config("staging", demo="true", protectData="false", **values), SECRET & values.keys())
+    values = {"litellmDatabase": "true", "clientKeys": {"batch": ""}, "clientLimits": limits, "demo": "true"}
+    values |= {"protectData": "false", **changes}
+    _, found = validate(raw_config("staging", **values), SECRET & values.keys())
     return {each.key: (each.what, each.command) for each in found}
 
 
@@ -185,3 +189,53 @@ def test_a_removal_leaves_a_key_without_limits(replica: Replica, capsys: pytest.
     replica.fails = NobodyError("none runs")
     PROVIDER.delete(ID, PROPS)
     assert capsys.readouterr().err.count("stay in LiteLLM's database") == 2
+
+
+class Container(SimpleNamespace):
+    """A container that answers a command with what it is told."""
+
+    name: str
+    answer: Any
+
+    def exec_run(self, command: list[str], *, demux: bool) -> Any:
+        assert demux
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+
+def in_containers(monkeypatch: pytest.MonkeyPatch, *answers: Any) -> list[Any]:
+    """Have an engine with containers, and return how it is asked for them."""
+    asked: list[Any] = []
+    found = [Container(name=f"litellm-{number}", answer=answer) for number, answer in enumerate(answers, 1)]
+
+    def listed(**options: Any) -> list[Container]:
+        asked.append(options)
+        return found[::-1]
+
+    engine = SimpleNamespace(containers=SimpleNamespace(list=listed), close=lambda: None)
+    monkeypatch.setattr(inside, "connect", lambda _: engine)
+    return asked
+
+
+INSIDE = {"host": "unix:///engine", "labels": [{"label": "stack.part", "value": "litellm"}]}
+
+
+def test_a_program_runs_in_the_first_container_that_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is paused, one that fails and one that loses what it printed are passed over."""
+    paused = docker.errors.APIError("conflict", explanation="is paused")
+    asked = in_containers(monkeypatch, paused, (1, (b"", b"no")), (0, (None, None)), (0, (b"yes", b"a warning")))
+    assert inside.printed(INSIDE, ["program"]) == "yes"
+    assert asked[0]["filters"] == {"label": ["stack.part=litellm"]}
+
+
+def test_why_a_program_ran_nowhere_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    in_containers(monkeypatch, (1, (None, b"Traceback\nthe reason\n")))
+    with pytest.raises(InsideError, match="litellm-1: the reason"):
+        inside.printed(INSIDE, ["program"])
+    in_containers(monkeypatch)
+    with pytest.raises(NobodyError):
+        inside.printed(INSIDE, ["program"])
+    monkeypatch.setattr(inside, "connect", lambda _: (_ for _ in ()).throw(ConnectionRefusedError("refused")))
+    with pytest.raises(InsideError, match="the engine at unix:///engine does not answer: refused"):
+        inside.printed(INSIDE, ["program"])
