@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from app._settings import Settings
 from console import containers, in_replica
+from console.durations import DURATION
 from console.programs import ProgramError, output
 from console.status import found
 
@@ -25,7 +26,6 @@ NO_DATABASE = (
 )
 FAILED = 400
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@/-]{0,99}", re.ASCII)
-DURATION = re.compile(r"[1-9]\d{0,5}[smhd]|1mo", re.ASCII)
 HASH_BEGINNING = 8
 """Characters of a key's hash that name it where it has no alias."""
 

@@ -72,6 +72,8 @@ class LiteLLMDatabase(pulumi.ComponentResource):
     """As the replicas reach it (secret)."""
     networks: tuple[str, ...]
     """Those by which they reach it, beside their own."""
+    instance: pulumi.Output[str]
+    """Another value for each database that it may be."""
     replica_mb: int
     """What it takes of a replica's memory, in MiB."""
 
@@ -100,6 +102,7 @@ class LiteLLMDatabase(pulumi.ComponentResource):
             self.url = login.url(placement.host_name(server.name), postgres.PORT)
             here = login.url(server.host, settings.postgres_port)
             self.networks, after, instance = (server.network,), [login], server.instance
+        self.instance = pulumi.Output.concat(instance, " ", pulumi.Output.unsecret(here.apply(_database)))
         self.schema = LiteLLMSchema(
             f"{name}-schema",
             url=here,

@@ -30,6 +30,7 @@ from pydantic.alias_generators import to_camel
 from engine.allowed_images import moves, replaced_litellm, unfit
 from engine.certificates import lacks_certificates
 from infra import litellm_environment, prices, providers, retirements
+from infra.limits import ClientLimits
 from infra.workload import LAST_PORT, LOOPBACK
 
 if TYPE_CHECKING:
@@ -348,6 +349,9 @@ class Settings(_Frozen):
     retire_previous: RetirePrevious = Field(examples=["--path retirePrevious.clientKeys.app 1"])
     client_rpm: Annotated[dict[ClientName, Rpm], AfterValidator(_sorted)] = Field(
         examples=["--path clientRpm.app 600"]
+    )
+    client_limits: Annotated[dict[ClientName, ClientLimits], AfterValidator(_sorted)] = Field(
+        examples=["--path clientLimits.app.budget 50"]
     )
 
     database_url: Annotated[DatabaseUrl | None, Optional] = Field(

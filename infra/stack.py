@@ -15,7 +15,7 @@ import pulumi
 import yaml
 
 from engine.image_names import stand_ins
-from infra import demo, edge, gateway, litellm_connections, litellm_environment, model_list, providers
+from infra import client_limits, demo, edge, gateway, litellm_connections, litellm_environment, model_list, providers
 from infra.demo import DemoProvider, DemoProviderArgs
 from infra.edge import Edge, EdgeArgs
 from infra.gateway import Gateway, GatewayArgs
@@ -117,6 +117,7 @@ def build(settings: Settings) -> Mapping[str, pulumi.Input[object]]:
         placement,
     )
     programs = {file.name: file.read_text(encoding="utf-8") for file in sorted(Path(PROJECT, "litellm").glob("*.py"))}
+    of_litellm = _litellm_database(settings, placement, database, programs)
     litellm = Gateway(
         "litellm",
         GatewayArgs(
@@ -133,13 +134,14 @@ def build(settings: Settings) -> Mapping[str, pulumi.Input[object]]:
                 "LITELLM_SALT_KEY": salt_key.value,
                 **_litellm_secrets(settings),
             },
-            database=_litellm_database(settings, placement, database, programs),
+            database=of_litellm,
             generation=master_key.generation,
             network=GATEWAY_NETWORK,
         ),
         placement,
         pulumi.ResourceOptions(depends_on=[migrations, front]),
     )
+    client_limits.build(settings, placement, of_litellm, litellm)
     if settings.demo_answers:
         # After the replicas, whose image it has: one that does not work must stop at the first of them.
         DemoProvider(
@@ -346,6 +348,7 @@ def _doubts(settings: Settings, models: ModelList) -> Iterator[str]:
             "clientRpm: each edge of a Swarm counts by itself, so a client whose requests are spread over N edges "
             "gets up to N times as many through. Divide the numbers by N."
         )
+    yield from client_limits.doubts(settings)
     of_database = litellm_connections.replica_mb(dict(settings))
     if settings.max_body_mb > (room := gateway.large_bodies_mb(settings.litellm_memory_mb - of_database)):
         wanted = gateway.memory_mb(settings.max_body_mb) + of_database

@@ -21,7 +21,7 @@ from pulumi.runtime.config import _SECRET_KEYS, CONFIG, get_config_env, get_conf
 from pydantic import TypeAdapter, ValidationError
 from pydantic.alias_generators import to_camel
 
-from infra import litellm_connections, litellm_environment, litellm_settings, model_problems
+from infra import client_problems, limits, litellm_connections, litellm_environment, litellm_settings, model_problems
 from infra.problem import Problem
 from infra.settings import Settings, is_secret
 from infra.workload import LAST_PORT
@@ -91,7 +91,7 @@ def validate(
             values[name] = adapter(field).validate_python(value)
         except ValidationError as error:
             problems.extend(
-                Problem(_path(key, each["loc"]), _what(each), set_command(key)) for each in error.errors()
+                Problem(_path(key, each["loc"]), _what(each), _mending(key, each["loc"])) for each in error.errors()
             )
         except json.JSONDecodeError:
             problems.append(Problem(key, "is not a JSON document", set_command(key)))
@@ -165,6 +165,11 @@ def _path(key: str, location: tuple[int | str, ...]) -> str:
     return key + "".join(steps)
 
 
+def _mending(key: str, location: Place) -> str:
+    """The command that sets a value that is wrong by itself."""
+    return (limits.command(location) if key == "clientLimits" else None) or set_command(key)
+
+
 def _what(error: Mapping[str, Any]) -> str:
     return str(error["msg"]).removeprefix("Value error, ")
 
@@ -199,37 +204,7 @@ def _contradictions(values: Mapping[str, Any]) -> Iterator[Problem]:
     yield from model_problems.problems(values)
     yield from litellm_settings.problems(values)
     yield from litellm_connections.problems(values)
-    yield from _client_key_problems(values)
-
-
-def _client_key_problems(values: Mapping[str, Any]) -> Iterator[Problem]:
-    owners: dict[str, str] = {}
-    if (master := values.get("master_key")) is not None:
-        owners[master.get_secret_value()] = "masterKey"
-    for client, keys in values.get("client_keys", {}).items():
-        for key in keys:
-            owner = owners.setdefault(key.get_secret_value(), client)
-            if owner != client:
-                yield Problem(
-                    f"clientKeys.{client}", f"is the same key as that of {owner}", set_command("clientKeys")
-                )
-    named = {
-        "secretVersions.clientKeys": getattr(values.get("secret_versions"), "client_keys", {}),
-        "retirePrevious.clientKeys": getattr(values.get("retire_previous"), "client_keys", {}),
-        "clientRpm": values.get("client_rpm", {}),
-    }
-    clients = {"app", *values.get("client_keys", {})}
-    for key, of_clients in named.items():
-        for client in of_clients:
-            if client not in clients and "client_keys" in values:
-                what = f"there is no such client (clientKeys has {', '.join(sorted(clients))})"
-                yield Problem(f"{key}.{client}", what, f"rm --path {key}.{client}")
-    for client, version in named["secretVersions.clientKeys"].items():
-        if version > 1 and values.get("client_keys", {}).get(client):
-            what = "has no effect while its key is set: set a new one to rotate it"
-            yield Problem(
-                f"secretVersions.clientKeys.{client}", what, f"rm --path secretVersions.clientKeys.{client}"
-            )
+    yield from client_problems.problems(values)
 
 
 def _port_problems(values: Mapping[str, Any]) -> Iterator[Problem]:

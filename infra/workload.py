@@ -144,3 +144,6 @@ class Placement(Protocol):
 
     def job(self, workload: Workload) -> Mapping[str, pulumi.Input[Any]]:
         """What `infra.placement.job.run` needs to run a workload once, to its end."""
+
+    def inside(self, part: str) -> Mapping[str, pulumi.Input[Any]]:
+        """What `infra.placement.inside.printed` needs to find the containers of a workload."""

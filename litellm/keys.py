@@ -127,9 +127,8 @@ class Keys:
                 exchange.one, scope["path"], scope["raw_path"] = model[1], MODELS, MODELS.encode()
 
     def key_of(self, client: str) -> str:
-        """The virtual key of a static client: the same on each replica, and after each rotation of a key."""
-        digest = hmac.new(self.salt_key.encode(), f"llm-gateway client {client}".encode(), hashlib.sha256)
-        return f"sk-{digest.hexdigest()}"
+        """The virtual key of a static client."""
+        return key_of(client, self.salt_key)
 
     async def _admit_client(self, token: str, client: str) -> bool:
         """Have LiteLLM know a static client, and return whether the database answers."""
@@ -280,6 +279,12 @@ def usable(row: Any) -> bool:
     if expires is not None and expires.tzinfo is None:
         expires = expires.replace(tzinfo=UTC)
     return expires is None or expires > datetime.now(UTC)
+
+
+def key_of(client: str, salt_key: str) -> str:
+    """The virtual key of a static client: the same on each replica, and after each rotation of a key."""
+    digest = hmac.new(salt_key.encode(), f"llm-gateway client {client}".encode(), hashlib.sha256)
+    return f"sk-{digest.hexdigest()}"
 
 
 def hash_of(key: str) -> str:

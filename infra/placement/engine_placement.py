@@ -105,6 +105,10 @@ class EnginePlacement:
                 return dict(each.split("=", 1) for each in environment if "=" in each)
         return {}
 
+    def inside(self, part: str) -> Mapping[str, pulumi.Input[Any]]:
+        labels = [{"label": k, "value": v} for k, v in self._labels(part)]
+        return {"host": self._host, "labels": labels}
+
     def _other_names(self, image: str) -> Sequence[str]:  # noqa: ARG002 -- for those who have some
         return ()
 

@@ -16,6 +16,7 @@ import infra.stack
 from infra.deploy_step import DeployStep
 
 STORED = {
+    ("infra.client_limits", "_Provider"),
     ("infra.litellm_database", "_LoginProvider"),
     ("infra.litellm_database", "_SchemaProvider"),
     ("infra.migration", "_Provider"),

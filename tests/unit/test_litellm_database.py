@@ -219,6 +219,24 @@ def test_a_server_of_ones_own_takes_the_place_of_the_stacks(registered: Callable
     assert len(recorder.containers()["litellm-1"]["networksAdvanced"]) == 1
 
 
+def test_limits_of_a_client_name_the_replicas_and_no_secret(registered: Callable[..., Recorder]) -> None:
+    """A client without limits has none of it."""
+    limits = {"batch": {"rpm": 600, "budget": "12.5", "models": ["gpt-4o"]}}
+    recorder = registered(litellmDatabase="true", clientKeys={"batch": ""}, clientLimits=limits)
+    found = recorder.of("ClientLimits")
+    assert found.pop("inside")["labels"][1] == {"label": "llm-infrastructure.part", "value": "litellm"}
+    assert "localhost:5432/litellm" in found["database"]
+    given = {name: found[name] for name in found if not name.startswith("__")}
+    assert given == {
+        "client": "batch",
+        "database": found["database"],
+        "rpm": 600,
+        "budget": 12.5,
+        "models": ["gpt-4o"],
+    }
+    assert "value-of-" not in str(found).replace("value-of-identity", "")
+
+
 PROPS: dict[str, Any] = {
     "url": URL,
     "database": "db.example:5432/litellm",

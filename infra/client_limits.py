@@ -1,0 +1,150 @@
+"""Budgets and limits of the clients of the stack config, in LiteLLM's database."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pulumi
+from pulumi.dynamic import ReadResult, Resource
+
+from infra import gateway
+from infra.deploy_step import DeployStep
+from infra.placement.inside import InsideError, NobodyError, printed
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from infra.gateway import Gateway
+    from infra.limits import ClientLimits
+    from infra.litellm_database import LiteLLMDatabase
+    from infra.settings import Settings
+    from infra.workload import Placement
+
+PROGRAM = ("python3", "-Es", f"{gateway.PROGRAMS}/apply_limits.py")
+"""Not isolated (-I): it is one of the files beside it."""
+LIMITS = {
+    "rpm": "rpm_limit",
+    "tpm": "tpm_limit",
+    "budget": "max_budget",
+    "budgetDuration": "budget_duration",
+    "models": "models",
+}
+"""LiteLLM's names, by those of the stack config."""
+WHOLE = ("rpm", "tpm")
+"""Those that are whole numbers, which Pulumi's are not."""
+
+
+def build(
+    settings: Settings, placement: Placement, database: LiteLLMDatabase | None, replicas: Gateway
+) -> list[LimitsOfClient]:
+    """Limits for each client that the settings give some, applied once the replicas are healthy."""
+    if database is None:
+        return []
+    opts = pulumi.ResourceOptions(depends_on=[replicas], deleted_with=replicas)
+    return [
+        LimitsOfClient(
+            f"client-limits-{client}",
+            client=client,
+            limits=limits,
+            database=database.instance,
+            inside=placement.inside("litellm"),
+            opts=opts,
+        )
+        for client, limits in settings.client_limits.items()
+    ]
+
+
+def doubts(settings: Settings) -> Iterator[str]:
+    """What a preview warns of."""
+    counted = [client for client, limits in settings.client_limits.items() if limits.rpm or limits.tpm]
+    if counted and settings.replicas > 1:
+        yield (
+            f"clientLimits: each of the {settings.replicas} replicas counts the rpm and tpm of {', '.join(counted)} "
+            f"by itself, so up to {settings.replicas} times as much gets through. clientRpm is exact."
+        )
+
+
+class _Provider(DeployStep):
+    id = "client-limits"
+    inputs = ("client", "database", "inside", *LIMITS)
+
+    def run(self, props: dict[str, Any], olds: dict[str, Any]) -> dict[str, Any]:  # noqa: ARG002
+        try:
+            has_database, _ = _asked(props, _wanted(props))
+        except InsideError as error:
+            raise RuntimeError(
+                f"the limits of client {props['client']} were not applied: {error}. The next `up` tries again."
+            ) from None
+        if not has_database:
+            raise RuntimeError(f"the limits of client {props['client']} were not applied: LiteLLM has no database")
+        return props
+
+    def read(self, id_: str, props: dict[str, Any]) -> ReadResult:
+        """What the client may now. Where nobody can tell, what the state has: it is not gone."""
+        try:
+            has_database, limits = _asked(props)
+        except InsideError as error:
+            _say(f"the limits of client {props['client']} could not be read, and are taken to be as before: {error}")
+            return ReadResult(id_, props, dict(props))
+        if not has_database:
+            _say(f"the limits of client {props['client']} are taken to be as before: LiteLLM has no database")
+            return ReadResult(id_, props, dict(props))
+        own = {name: value for name, value in props.items() if name not in LIMITS}
+        now = {name: limits[key] for name, key in LIMITS.items() if limits and limits[key] is not None}
+        return ReadResult(id_, {**own, **now}, {**own, **now})
+
+    def delete(self, id_: str, props: dict[str, Any]) -> None:  # noqa: ARG002
+        """Take the limits away. The key stays, and what it has spent."""
+        what = f"the limits of client {props['client']} stay in LiteLLM's database"
+        try:
+            has_database, _ = _asked(props, dict.fromkeys(LIMITS.values()))
+        except NobodyError as error:  # each `up` has replicas that run; what is left ends with the database
+            _say(f"{what}: {error}")
+            return
+        except InsideError as error:
+            raise RuntimeError(f"{what}: {error}. The next `up` tries again.") from None
+        if not has_database:
+            _say(f"{what}, which LiteLLM does not use any more")
+
+
+def _wanted(props: Mapping[str, Any]) -> dict[str, Any]:
+    """Limits by LiteLLM's names, null for none."""
+    given = {key: props.get(name) for name, key in LIMITS.items()}
+    return {key: int(value) if value and key in map(LIMITS.get, WHOLE) else value for key, value in given.items()}
+
+
+def _asked(props: Mapping[str, Any], limits: Mapping[str, Any] | None = None) -> tuple[bool, dict[str, Any] | None]:
+    """Whether LiteLLM has a database, and what the client's key may there, once it has `limits` if there are any."""
+    arguments = [] if limits is None else [json.dumps(limits)]
+    answer = json.loads(printed(props["inside"], [*PROGRAM, props["client"], *arguments]))
+    return answer["database"], answer["limits"]
+
+
+def _say(text: str) -> None:
+    """Have Pulumi show a line: it does so with what a provider writes to standard error."""
+    print(text, file=sys.stderr, flush=True)
+
+
+class LimitsOfClient(Resource, module="client_limits", name="ClientLimits"):
+    """What a client of the stack config may, as LiteLLM counts it. Deleting it leaves the client without limits.
+
+    Type token: `pulumi-python:dynamic/client_limits:ClientLimits`.
+    """
+
+    def __init__(  # noqa: PLR0913 -- all are needed, all by name
+        self,
+        name: str,
+        *,
+        client: str,
+        limits: ClientLimits,
+        database: pulumi.Input[str],
+        inside: Mapping[str, pulumi.Input[Any]],
+        opts: pulumi.ResourceOptions,
+    ) -> None:
+        """`database` is another value for each that LiteLLM may have, `inside` where its replicas are."""
+        given = limits.model_dump(by_alias=True, exclude_none=True)
+        if "models" in given:
+            given["models"] = list(given["models"])
+        super().__init__(_Provider(), name, {"client": client, "database": database, "inside": inside, **given}, opts)

@@ -1,0 +1,49 @@
+"""A program that runs in a container of the stack, on one Docker host."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from typing import TYPE_CHECKING, Any, cast
+
+import docker
+
+from engine.connection import UNREACHABLE, connect
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+
+class InsideError(Exception):
+    """The program ran in no container to its end. The message is one line."""
+
+
+class NobodyError(InsideError):
+    """No container of the workload runs."""
+
+
+def printed(inside: Mapping[str, Any], command: Sequence[str]) -> str:
+    """What a command prints in the first container of a workload where it succeeds.
+
+    `inside` is what a placement's `inside` describes. The command line must hold no secret. Raises InsideError.
+    """
+    labels = [f"{each['label']}={each['value']}" for each in inside["labels"]]
+    try:
+        with closing(connect(inside["host"])) as engine:
+            found = engine.containers.list(filters={"label": labels}, ignore_removed=True)
+            problem: InsideError = NobodyError("none of its containers runs")
+            for container in sorted(found, key=lambda each: str(each.name)):
+                try:
+                    code, streams = container.exec_run(list(command), demux=True)
+                except docker.errors.APIError as error:
+                    problem = InsideError(f"{container.name}: {error.explanation}")
+                    continue
+                # Under load an engine has ended a command with 0 and passed on nothing of what it printed.
+                both = cast("tuple[bytes | None, bytes | None]", streams)
+                output, errors = ((each or b"").decode(errors="replace") for each in both)
+                if code == 0 and output:
+                    return output
+                lines = errors.strip().splitlines() or ["it said nothing"]
+                problem = InsideError(f"{container.name}: {lines[-1]}")
+            raise problem
+    except UNREACHABLE as error:
+        raise InsideError(f"the engine at {inside['host']} does not answer: {error}") from None
