@@ -26,7 +26,7 @@ PYTEST  = $(BIN)/pytest
 LANES   = -n 2
 FILES   = $(LANES) --dist loadfile
 ## Their starts take both cores for half a minute, so that nothing else runs beside them.
-WITH_DATABASE = $(addprefix tests/integration/test_,keys.py litellm_database.py spend.py virtual_keys.py)
+WITH_DATABASE = $(addprefix tests/integration/test_,client_limits.py keys.py litellm_database.py spend.py virtual_keys.py)
 
 .PHONY: help up down purge push environment prepare check check-deploy integration database drill bench test forget-coverage \
         test-swarm swarm-at-rest swarm-under-load coverage ci test-runbooks test-clients test-engines test-official test-pythons test-upgrade docs findings locks retirements
