@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pulumi
 from pulumi.dynamic import ReadResult, Resource
 
-from infra import gateway
+from infra import programs
 from infra.deploy_step import DeployStep
 from infra.placement.inside import InsideError, NobodyError, printed
 
@@ -22,8 +22,7 @@ if TYPE_CHECKING:
     from infra.settings import Settings
     from infra.workload import Placement
 
-PROGRAM = ("python3", "-Es", f"{gateway.PROGRAMS}/apply_limits.py")
-"""Not isolated (-I): it is one of the files beside it."""
+PROGRAM = ("python3", "-I", programs.RUN, "apply_limits")
 LIMITS = {
     "rpm": "rpm_limit",
     "tpm": "tpm_limit",

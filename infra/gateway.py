@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pulumi
 
+from infra import programs
 from infra.workload import Placement, Workload, http_health_check
 
 if TYPE_CHECKING:
@@ -19,8 +20,6 @@ AGENT_PORT = 4001
 """Where litellm/entrypoint.py tells the edge that it is about to stop."""
 LIVELINESS = "/health/liveliness"
 HOST_NAME = "host.docker.internal"
-PROGRAMS = "/opt/llm-gateway"
-"""Their folder in a replica. Not /app: the official image has LiteLLM's sources there, and would import those."""
 USER_ID = 65534
 """That of `nobody`."""
 
@@ -56,8 +55,6 @@ class GatewayArgs:
     fast_streams: bool
     config: str
     """LiteLLM's rendered config."""
-    programs: Mapping[str, str]
-    """The Python files of `litellm/` by name; entrypoint.py starts LiteLLM with its secrets, and stops it."""
     secrets: Mapping[str, pulumi.Input[str]]
     """Environment variables of LiteLLM that are secret."""
     database: LiteLLMDatabase | None
@@ -108,7 +105,7 @@ class Gateway(pulumi.ComponentResource):
             Workload(
                 name=name,
                 image=args.image,
-                entrypoint=("python3", "-IS", f"{PROGRAMS}/entrypoint.py", str(AGENT_PORT)),
+                entrypoint=("python3", "-IS", programs.RUN, "entrypoint", str(AGENT_PORT)),
                 command=("--config", "/app/config.yaml", "--port", str(PORT)),
                 environment={
                     **environment(
@@ -118,10 +115,7 @@ class Gateway(pulumi.ComponentResource):
                     ),
                     **(WITH_DATABASE if database else {}),
                 },
-                files={
-                    "/app/config.yaml": args.config,
-                    **{f"{PROGRAMS}/{name}": text for name, text in args.programs.items()},
-                },
+                files={"/app/config.yaml": args.config, **programs.files()},
                 secrets={**args.secrets, **({"DATABASE_URL": database.url} if database else {})},
                 health=http_health_check(PORT, LIVELINESS),
                 user=f"{USER_ID}:{USER_ID}",

@@ -13,7 +13,7 @@ from pulumi.dynamic import Resource
 from console.backup import Backup, backup, remove_older
 from console.postgres_programs import BackupError
 from engine.own_folder import litellm_backups
-from infra import gateway, litellm_connections, postgres
+from infra import gateway, litellm_connections, postgres, programs
 from infra.deploy_step import DeployStep
 from infra.placement import job
 from infra.secrets import RotatingSecret
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 LOGINS = (f"{postgres.LITELLM_DATABASE}_1", f"{postgres.LITELLM_DATABASE}_2")
 """The roles that LiteLLM logs in with: they take turns, as the app's do."""
-PROGRAM = f"{gateway.PROGRAMS}/schema.py"
 JOB_MB = 1536
 """What Prisma's command line and LiteLLM take together, while they run beside the replicas (1.108.14: 1024 was too
 little when this held Prisma's client as well)."""
@@ -77,7 +76,7 @@ class LiteLLMDatabase(pulumi.ComponentResource):
     replica_mb: int
     """What it takes of a replica's memory, in MiB."""
 
-    def __init__(  # noqa: PLR0913 -- all are needed
+    def __init__(
         self,
         name: str,
         settings: Settings,
@@ -85,7 +84,6 @@ class LiteLLMDatabase(pulumi.ComponentResource):
         *,
         server: Server | None,
         network: str,
-        programs: Mapping[str, str],
     ) -> None:
         """`server` is the stack's own, where that has LiteLLM's database; `network` the replicas'."""
         super().__init__("llm-infrastructure:litellm_database:LiteLLMDatabase", name, {})
@@ -112,9 +110,9 @@ class LiteLLMDatabase(pulumi.ComponentResource):
                 Workload(
                     name=f"{name}-schema",
                     image=settings.litellm_image,
-                    entrypoint=("python3", "-I", PROGRAM),
+                    entrypoint=("python3", "-I", programs.SCHEMA),
                     environment={**gateway.ENVIRONMENT, "LITELLM_MIGRATION_DIR": "/tmp/migrations"},  # noqa: S108
-                    files={PROGRAM: programs["schema.py"]},
+                    files=programs.schema(),
                     secrets={"DATABASE_URL": self.url},
                     health=HealthCheck(command=("true",)),
                     user=f"{gateway.USER_ID}:{gateway.USER_ID}",

@@ -116,8 +116,7 @@ def build(settings: Settings) -> Mapping[str, pulumi.Input[object]]:
         ),
         placement,
     )
-    programs = {file.name: file.read_text(encoding="utf-8") for file in sorted(Path(PROJECT, "litellm").glob("*.py"))}
-    of_litellm = _litellm_database(settings, placement, database, programs)
+    of_litellm = _litellm_database(settings, placement, database)
     litellm = Gateway(
         "litellm",
         GatewayArgs(
@@ -128,7 +127,6 @@ def build(settings: Settings) -> Mapping[str, pulumi.Input[object]]:
             drain_seconds=settings.drain_seconds,
             fast_streams=settings.fast_streams,
             config=models.config,
-            programs=programs,
             secrets={
                 "LITELLM_MASTER_KEY": master_key.value,
                 "LITELLM_SALT_KEY": salt_key.value,
@@ -258,19 +256,12 @@ def _database(settings: Settings, placement: Placement) -> _Database:
     )
 
 
-def _litellm_database(
-    settings: Settings, placement: Placement, database: _Database, programs: Mapping[str, str]
-) -> LiteLLMDatabase | None:
+def _litellm_database(settings: Settings, placement: Placement, database: _Database) -> LiteLLMDatabase | None:
     """LiteLLM's own database, where the settings give it one."""
     if not settings.litellm_database:
         return None
     return LiteLLMDatabase(
-        "litellm-database",
-        settings,
-        placement,
-        server=database.of_litellm,
-        network=GATEWAY_NETWORK,
-        programs=programs,
+        "litellm-database", settings, placement, server=database.of_litellm, network=GATEWAY_NETWORK
     )
 
 

@@ -1,6 +1,6 @@
 """Give a static client its limits in LiteLLM's database: infra/client_limits.py runs this in a replica.
 
-Usage: python3 apply_limits.py CLIENT [LIMITS]
+Usage: python3 run.py apply_limits CLIENT [LIMITS]
 
 LIMITS is a JSON object with each of LIMITS below, null for none. Without it nothing changes. Prints `{"database":
 whether LiteLLM has one, "limits": those of the client's key}`, null where there is no such key. LiteLLM is asked on
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -135,7 +134,3 @@ def main(client: str, limits: str = "null") -> None:
         row = litellm.row() if wanted is None else None
         has = apply(litellm, wanted) if wanted is not None else told(row) if row else None
     print(json.dumps({"database": has_database, "limits": has}))
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

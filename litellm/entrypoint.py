@@ -1,6 +1,6 @@
 """Start LiteLLM with its secrets, and have callers sent elsewhere before it is stopped.
 
-Usage: python3 entrypoint.py AGENT_PORT LITELLM_ARGS…
+Usage: python3 run.py entrypoint AGENT_PORT LITELLM_ARGS…
 
 Secrets come as files, so that `docker inspect` shows none; LiteLLM reads them as os.environ/NAME.
 
@@ -22,7 +22,6 @@ import time
 from pathlib import Path
 
 SECRETS = Path("/run/secrets")
-SERVER = Path(__file__).with_name("server.py")
 FORGOTTEN_SECONDS = 3
 """An edge that has not asked for so long is gone; edges ask twice a second."""
 POLL_SECONDS = 0.1
@@ -65,7 +64,7 @@ def connections(port: int) -> int:
     return sum(row[1].endswith(f":{port:04X}") and row[3] == ESTABLISHED for row in rows)
 
 
-def main() -> int:
+def main(agent_port: str, *arguments: str) -> int:
     """Run LiteLLM until it ends; return its exit code, as a shell would."""
     secrets = {file.name: file.read_text().rstrip("\n") for file in SECRETS.glob("*") if file.is_file()}
     if "SSL_CERT_FILE" in secrets:  # Google's library reads another variable
@@ -73,14 +72,14 @@ def main() -> int:
     # A request takes two open files, and some engines start a container with 1,024 of them.
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    agent_port, *arguments = sys.argv[1:]
     port = int(arguments[arguments.index("--port") + 1])
+    command = [sys.executable, sys.argv[0], "server", *arguments]
     stopping: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, _: stopping.append(number))
     with (
         Agents(("", int(agent_port)), Agent) as agents,
-        subprocess.Popen([sys.executable, str(SERVER), *arguments], env={**os.environ, **secrets}) as litellm,
+        subprocess.Popen(command, env={**os.environ, **secrets}) as litellm,
     ):
         threading.Thread(target=agents.serve_forever, daemon=True).start()
         while litellm.poll() is None and not stopping:
@@ -93,7 +92,3 @@ def main() -> int:
         code = litellm.wait()
         agents.shutdown()
     return code if code >= 0 else 128 - code
-
-
-if __name__ == "__main__":
-    sys.exit(main())

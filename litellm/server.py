@@ -1,6 +1,6 @@
 """LiteLLM's own server, in one process with what this project puts around it.
 
-Usage: python3 server.py LITELLM_ARGS…
+Usage: python3 run.py server LITELLM_ARGS…
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ import guard
 import streams
 from litellm.proxy.proxy_cli import run_server
 
-if __name__ == "__main__":
+
+def main(*_: str) -> None:
+    """Run it until it ends."""
     bedrock.install()
     database.install()
     deployments.install()

@@ -14,7 +14,7 @@ import yaml
 from benchmarks.containers import container, network
 from engine.connection import connect
 from engine.image_names import stand_ins
-from infra import gateway
+from infra import gateway, programs
 from tests.stack_config import KEY, PROJECT
 from tests.stacks import free_port, image_of, stand_in_for
 from toolchain import recipes
@@ -161,16 +161,13 @@ def pair_of(release: str, folder: Path) -> Iterator[Pair]:
                     image,
                     on=on,
                     name=way,
-                    entrypoint=("python3", f"{gateway.PROGRAMS}/server.py"),
+                    entrypoint=("python3", programs.RUN, "server"),
                     command=("--config", "/config/config.yaml", "--port", str(gateway.PORT)),
                     environment={**gateway.ENVIRONMENT, **environment},
                     port=gateway.PORT,
                     published=own_port,
                     files={
-                        **{
-                            f"{gateway.PROGRAMS}/{file.name}": file.read_text()
-                            for file in PROJECT.glob("litellm/*.py")
-                        },
+                        **programs.files(),
                         "/config/config.yaml": json.dumps(CONFIG),
                         "/config/recorder.py": RECORDER,
                     },

@@ -39,8 +39,8 @@ NETWORK = "198.18.0.{}"
 MAC = "02:00:00:00:00:{:02x}"
 """A card has its address for life: its neighbours remember it over a restart.
 
-So has the bridge, which otherwise takes the lowest of the cards plugged into it: when that machine is lost, the others
-look for the registry under an address that is gone, for up to a minute.
+So has the bridge, which otherwise takes the lowest of the cards plugged into it: when that machine is lost, the
+others look for the registry under an address that is gone, for up to a minute.
 """
 BRIDGE = "bridge"
 REGISTRY_PORT = 5000

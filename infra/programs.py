@@ -1,0 +1,29 @@
+"""The Python modules of `litellm/`, as a container gets them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+AT = "/opt/llm-gateway"
+"""Their folder there. Not /app: the official image has LiteLLM's sources there, and would import those."""
+RUN = f"{AT}/run.py"
+"""Runs one of them: `python3 RUN NAME ARGS…`."""
+SCHEMA = f"{AT}/schema.py"
+"""Is for a container of its own."""
+
+_FOLDER = Path(__file__).parent.parent / "litellm"
+
+
+def files() -> dict[str, str]:
+    """What a replica needs, by path: `run.py`, and the other modules in one text, which that reads."""
+    modules = sorted(file for file in _FOLDER.glob("*.py") if f"{AT}/{file.name}" not in {RUN, SCHEMA})
+    return {RUN: _read("run.py"), f"{AT}/modules.txt": "".join(f"#: {it.name}\n{_read(it.name)}" for it in modules)}
+
+
+def schema() -> dict[str, str]:
+    """The program that brings LiteLLM's database to a release, by path."""
+    return {SCHEMA: _read("schema.py")}
+
+
+def _read(name: str) -> str:
+    return (_FOLDER / name).read_text(encoding="utf-8")
