@@ -25,10 +25,12 @@ PYTEST  = $(BIN)/pytest
 ## Two at a time; tests of one file share a stack.
 LANES   = -n 2
 FILES   = $(LANES) --dist loadfile
+## These use neither the stack that most of them share nor a database of LiteLLM's.
+INDEPENDENT = tests/toolchain $(addprefix tests/integration/test_,backup.py providers.py remote_hosts.py)
 ## Their starts take both cores for half a minute, so that nothing else runs beside them.
 WITH_DATABASE = $(addprefix tests/integration/test_,client_limits.py keys.py litellm_database.py spend.py virtual_keys.py)
 
-.PHONY: help up down purge push environment prepare check check-deploy integration database drill bench test forget-coverage \
+.PHONY: help up down purge push environment prepare check check-deploy integration independent database drill bench test forget-coverage \
         test-swarm swarm-at-rest swarm-under-load coverage ci test-runbooks test-clients test-engines test-official test-pythons test-upgrade docs findings locks retirements
 help:
 	@sed -n 's/^# //p' Makefile
@@ -64,7 +66,10 @@ check-deploy: environment
 	$(BIN)/pytest tests/deploy --stack $(STACK) $(if $(SPEND),--spend)
 
 integration: prepare
-	$(PYTEST) $(FILES) tests/toolchain tests/integration $(addprefix --ignore=,tests/integration/test_runbooks.py $(WITH_DATABASE))
+	$(PYTEST) $(FILES) tests/integration $(addprefix --ignore=,tests/integration/test_runbooks.py $(WITH_DATABASE) $(INDEPENDENT))
+
+independent: prepare
+	$(PYTEST) $(INDEPENDENT)
 
 database: prepare
 	$(PYTEST) $(FILES) $(WITH_DATABASE)
@@ -76,7 +81,7 @@ bench: prepare
 	@$(BIN)/python -m benchmarks $(if $(ONLY),--only $(ONLY)) $(if $(NAME),--name "$(NAME)") $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(RECORD),--record)
 
 test: PYTEST = $(BIN)/coverage run -m pytest
-test: forget-coverage check integration database drill coverage
+test: forget-coverage check integration independent database drill coverage
 
 forget-coverage: environment
 	$(BIN)/coverage erase
@@ -97,7 +102,9 @@ swarm-under-load: prepare
 ci: PYTEST = $(BIN)/coverage run -m pytest
 ci: forget-coverage check
 	$(MAKE) -j2 --output-sync=line integration swarm-at-rest PYTEST="$(PYTEST)"
-	$(MAKE) database drill coverage swarm-under-load PYTEST="$(PYTEST)"
+	$(MAKE) database drill PYTEST="$(PYTEST)"
+	$(MAKE) -j2 --output-sync=line independent swarm-under-load PYTEST="$(PYTEST)"
+	$(MAKE) coverage
 
 test-runbooks: prepare
 	$(BIN)/pytest tests/integration/test_runbooks.py $(if $(NAME),-k "$(NAME)")

@@ -37,7 +37,7 @@ def _pulumi_tools() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     """The stack that drills break; each leaves it whole."""
     with deployed(tmp_path_factory.mktemp("drilled")) as made:
