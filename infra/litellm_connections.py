@@ -102,6 +102,9 @@ def _of_a_server_of_ones_own(values: Mapping[str, Any], url: str) -> Iterator[Pr
     if not url.startswith(("postgresql://", "postgres://")):
         what = "must be a URL, as postgresql://user:password@db.example:5432/litellm: Prisma takes no other form"
         yield Problem("litellmDatabaseUrl", what, "set --secret litellmDatabaseUrl postgresql://…")
+    elif "," in _place(url)[0]:
+        what = "names several hosts, and Prisma takes one: name the address that always leads to the primary"
+        yield Problem("litellmDatabaseUrl", what, "set --secret litellmDatabaseUrl postgresql://…")
     app = values.get("database_url")
     if app is not None and _place(app.get_secret_value()) == _place(url):
         what = "is the app's database: LiteLLM may drop tables that it does not know, so it needs one of its own"

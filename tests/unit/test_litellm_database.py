@@ -58,6 +58,7 @@ def test_one_switch_is_enough() -> None:
         ({"databaseUrl": URL, "litellmDatabaseUrl": URL}, "litellmDatabaseUrl", "is the app's database", "set"),
         ({"litellmDatabase": "false", "litellmDatabaseUrl": URL}, "litellmDatabaseUrl", "no effect", "true"),
         ({"litellmDatabaseUrl": "host=h dbname=d"}, "litellmDatabaseUrl", "must be a URL", "set --secret"),
+        ({"litellmDatabaseUrl": "postgresql://h1,h2:5432/d"}, "litellmDatabaseUrl", "several hosts", "set --secret"),
         (
             {"litellmDatabaseUrl": URL, "secretVersions": {"litellmDatabasePassword": 2}},
             "secretVersions.litellmDatabasePassword",
