@@ -114,6 +114,9 @@ def _remove_labelled(step: Step, client: docker.DockerClient, label: dict[str, A
         for service in client.services.list(filters=label):
             step.note(str(service.name))
             service.remove()  # type: ignore[no-untyped-call]
+        for secret in client.secrets.list(filters=label):
+            step.note(str(secret.name))
+            secret.remove()
     for container in client.containers.list(all=True, filters=label):
         step.note(str(container.name))
         container.remove(force=True)

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from toolchain import mirrors
+from tests.release.debian import unpacked
 from toolchain.operating_system import CACHE, exclusive
 from toolchain.progress import Steps
 
-KEYS = "/usr/share/keyrings/debian-archive-keyring.gpg"
 PACKAGES = ("docker.io", "containerd")
-"""Not runc: that of a newer Debian asks for a newer C library, and any runc will do."""
+"""Not runc: that of a newer Debian asks for a newer C library."""
 MOBY = "github.com/moby/moby/v2"
+RUNC = "github.com/opencontainers/runc"
+BUILDERS = ("go", "gcc", "pkg-config")
+"""The programs that build an engine."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +29,8 @@ class Engine:
     """The Debian whose packages it is of; none for this machine's own."""
     moby: str = ""
     """The version of the Go module that it is built from, beside the containerd of that Debian."""
+    runc: str = ""
+    """The version of the Go module that its runc is built from; none for this machine's own."""
     api: str
     """The versions of the API that it takes, as `make up` says them."""
     containerd_store: bool = False
@@ -38,9 +41,10 @@ class Engine:
 
     def programs(self) -> list[Path]:
         """The folders to put in front of PATH."""
-        folders = [_of_debian(self.debian)] if self.debian else []
+        folders = [unpacked(self.debian, *PACKAGES)] if self.debian else []
         return [
-            *([_built(self.moby)] if self.moby else []),
+            *([_moby(self.moby)] if self.moby else []),
+            *([_runc(self.runc)] if self.runc else []),
             *(usr / name for usr in folders for name in ("bin", "sbin")),
         ]
 
@@ -57,68 +61,47 @@ ENGINES = {
         variables=(("DOCKER_MIN_API_VERSION", "1.44"),),
     ),
     "29.0": Engine(debian="testing", moby="v2.0.0-beta.1", api="1.44 to 1.52", containerd_store=True),
-    "newest": Engine(debian="testing", moby="v2.0.0-beta.24", api="1.40 to 1.56", containerd_store=True),
+    "newest": Engine(
+        debian="testing", moby="v2.0.0-beta.24", runc="v1.5.3", api="1.40 to 1.56", containerd_store=True
+    ),
 }
-"""Engine 29.0 to 29.2 take no API before 1.44; the module's beta of 2025-10-31 is 29.0's last but for its name."""
+"""Engine 29.0 to 29.2 take no API before 1.44; the module's beta of 2025-10-31 is 29.0's last but for its name.
+
+The newest gives each container a time namespace, which runc knows from 1.2 on.
+"""
 
 
 @cache
-def _of_debian(suite: str) -> Path:
-    """The newest packages of a release of Debian, unpacked and not installed, from the mirrors of this machine."""
-    with Steps() as steps, steps.step(f"Get the engine of Debian {suite}") as step, exclusive("engines", step):
-        kept = CACHE / "engines" / suite
-        apt = _apt(kept / "apt", suite, mirrors.package_sources(mirrors.index_targets(step), suite))
-        step.run([*apt, "update"])
-        with TemporaryDirectory() as folder:
-            step.run([*apt, "download", *PACKAGES], cwd=Path(folder))
-            packages = sorted(Path(folder).iterdir())
-            target = kept / "_".join(package.stem for package in packages)
-            if not target.exists():
-                making = target.with_suffix(".making")
-                shutil.rmtree(making, ignore_errors=True)
-                for package in packages:
-                    step.run(["dpkg-deb", "--extract", str(package), str(making)])
-                making.rename(target)
-    return target / "usr"
-
-
-def _apt(folder: Path, suite: str, sources: list[str]) -> list[str]:
-    """An apt that knows one release, and leaves this machine's alone."""
-    for name in ("lists/partial", "cache/archives/partial"):
-        (folder / name).mkdir(parents=True, exist_ok=True)
-    (folder / "status").touch()
-    of_suite = [source.replace("deb ", f"deb [signed-by={KEYS}] ") for source in sources if f" {suite} " in source]
-    (folder / "sources.list").write_text("\n".join(of_suite[:1]) + "\n")
-    settings = {
-        "Dir::Etc::sourcelist": folder / "sources.list",
-        "Dir::Etc::sourceparts": "/dev/null",
-        "Dir::State::Lists": folder / "lists",
-        "Dir::State::status": folder / "status",
-        "Dir::Cache": folder / "cache",
-        "APT::Sandbox::User": "root",
-        "Acquire::IndexTargets::deb::DEP-11::DefaultEnabled": "false",
-        "Acquire::Languages": "none",
-    }
-    return ["apt-get", "--quiet", *(f"--option={name}={value}" for name, value in settings.items())]
+def _moby(version: str) -> Path:
+    """An engine, whose build takes minutes."""
+    name = f"{MOBY}/dockerversion.Version={version.removeprefix('v')}"
+    return _built(MOBY, version, f"-ldflags=-s -w -X {name}", "./cmd/dockerd", "./cmd/docker-proxy", CGO_ENABLED="0")
 
 
 @cache
-def _built(version: str) -> Path:
-    """An engine built from the Go module proxy, which takes minutes once."""
-    with Steps() as steps, steps.step(f"Build {MOBY} {version}") as step, exclusive("engines", step):
-        folder = CACHE / "engines" / f"moby-{version}"
+def _runc(version: str) -> Path:
+    """A runc with seccomp, linked with a library that the oldest Debian of the table has too."""
+    library = unpacked("bookworm", "libseccomp-dev")
+    [described] = library.glob("lib/*/pkgconfig")
+    flags = ("-mod=mod", "-tags=seccomp", f"-ldflags=-s -w -X main.version={version.removeprefix('v')}")
+    places = {"PKG_CONFIG_PATH": str(described), "PKG_CONFIG_SYSROOT_DIR": str(library.parent)}
+    return _built(RUNC, version, *flags, ".", CGO_ENABLED="1", **places)
+
+
+def _built(module: str, version: str, *arguments: str, **variables: str) -> Path:
+    """The folder of programs that `go build` makes of a module of the Go module proxy, once."""
+    with Steps() as steps, steps.step(f"Build {module} {version}") as step, exclusive("engines", step):
+        folder = CACHE / "engines" / f"{module.split('/')[2]}-{version}"
         if not folder.exists():
             making = folder.with_suffix(".making")
             making.mkdir(parents=True, exist_ok=True)
             with TemporaryDirectory(dir=CACHE) as caches:
                 places = {name: f"{caches}/{name}" for name in ("GOCACHE", "GOMODCACHE", "GOTMPDIR")}
                 Path(places["GOTMPDIR"]).mkdir()
-                environment = {**os.environ, **places, "CGO_ENABLED": "0", "GOFLAGS": "-modcacherw"}
-                told = step.run(["go", "mod", "download", "-json", f"{MOBY}@{version}"], env=environment)
+                environment = {**os.environ, **places, "GOFLAGS": "-modcacherw", **variables}
+                told = step.run(["go", "mod", "download", "-json", f"{module}@{version}"], env=environment)
                 source = json.loads(told[told.index("{") :])["Dir"]
-                name = f"{MOBY}/dockerversion.Version={version.removeprefix('v')}"
-                flags = ["-trimpath", "-v", f"-ldflags=-s -w -X {name}"]
-                build = ["go", "build", *flags, "-o", str(making), "./cmd/dockerd", "./cmd/docker-proxy"]
+                build = ["go", "build", "-trimpath", "-v", "-o", str(making), *arguments]
                 step.run(build, cwd=Path(source), env=environment)
             making.rename(folder)
     return folder

@@ -17,7 +17,7 @@ from engine.connection import connect
 from engine.inspection import look_at
 from tests.drills.test_changes import serve_ours
 from tests.engines import Daemon, needs_an_engine_of_its_own, own_network
-from tests.release.engines import ENGINES
+from tests.release.engines import BUILDERS, ENGINES
 from tests.stacks import as_soon_as_replaced, deployed, image_of
 from toolchain.__main__ import IMAGE_SETTINGS
 
@@ -36,8 +36,10 @@ pytestmark = [
 def daemon(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Daemon]:
     """An engine with the stack's images."""
     kind = ENGINES[request.param]
-    if kind.moby and shutil.which("go") is None:
-        pytest.skip("this engine is built from the Go module proxy, and Go is not installed")
+    if kind.moby and (missing := [name for name in BUILDERS if shutil.which(name) is None]):
+        pytest.skip(
+            f"this engine is built from the Go module proxy, with what is not installed: {', '.join(missing)}"
+        )
     for folder in reversed(kind.programs()):
         monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
     for name, value in kind.variables:

@@ -1,4 +1,7 @@
-"""The project with each Python of this machine that it takes: `make test-pythons`, before each release."""
+"""The project with each Python that it takes, as far as they can be had: `make test-pythons`, before each release.
+
+docs/machines.md has what was seen, and when.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.release.debian import unpacked
 from tests.release.releases import repository
 from toolchain.environment import OLDEST_PYTHON
+
+OF_DEBIAN = ("3.14", "3.15")
+"""Those that Debian testing has, for machines of older releases."""
 
 
 def pythons() -> dict[str, str]:
@@ -29,14 +36,30 @@ def pythons() -> dict[str, str]:
     return {".".join(map(str, it)): found[it] for minor, it in newest.items() if minor >= OLDEST_PYTHON}
 
 
+def of_debian(minor: str) -> str:
+    """A Python of Debian testing, as a program that starts it with the C library that it wants."""
+    if shutil.which("dpkg-deb") is None:
+        pytest.skip("this Python is a package of Debian")
+    usr = unpacked("testing", f"python{minor}-venv", dependencies=True)
+    for file in usr.glob("lib/python3*/_sysconfig*"):  # they say where the pip for new environments is
+        file.write_text(re.sub(r"(?<=[\"'])/usr(?=/share/python-wheels)", str(usr), file.read_text()))
+    [loader] = usr.glob("lib/*/ld-linux-*.so.*")
+    program = usr / "bin/python3"
+    program.write_text(
+        f'#!/bin/sh\nexec {loader} --argv0 "$0" --library-path {loader.parent} {usr}/bin/python{minor} "$@"\n'
+    )
+    program.chmod(0o755)
+    return str(program)
+
+
 PYTHONS = pythons()
 
 
-@pytest.mark.skipif(not PYTHONS, reason=f"the only Python here that is new enough is {sys.version.split()[0]}")
-@pytest.mark.parametrize("version", PYTHONS or [""])
+@pytest.mark.parametrize("version", [*PYTHONS, *OF_DEBIAN])
 @pytest.mark.timeout(3600)  # an environment is installed
 def test_the_unit_tests_pass(version: str, tmp_path: Path) -> None:
     """In an environment that `make environment` makes, whose interpreter is the one that was named."""
+    python = PYTHONS.get(version) or of_debian(version)
     clone = repository(tmp_path / "clone")
     environment = {name: value for name, value in os.environ.items() if name != "VIRTUAL_ENV"}
 
@@ -54,7 +77,7 @@ def test_the_unit_tests_pass(version: str, tmp_path: Path) -> None:
         assert done.returncode == 0, done.stdout
         return done.stdout
 
-    run("make", "environment", f"PYTHON={PYTHONS[version]}")
+    run("make", "environment", f"PYTHON={python}")
     assert version in run(".venv/bin/python", "--version")
     assert " passed" in run(".venv/bin/pytest", "--quiet", "-p", "no:cacheprovider", "tests/unit")
     assert version in run(".venv/bin/python", "--version")

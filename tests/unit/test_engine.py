@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import grp
 import hashlib
+import io
 import json
 import os
 import pwd
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, cast
 import docker
 import pulumi
 import pytest
+from rich.console import Console
 
 from engine import connection, unreachable
 from engine.certificates import CERTIFICATE_FILES
@@ -296,6 +298,35 @@ def test_what_was_never_tried_is_said(version: Mapping[str, object], info: Mappi
     assert not found.refused
     assert len(found.doubts) == 1
     assert doubt in found.doubts[0]
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_an_engine_is_installed_only_where_there_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, there: bool
+) -> None:
+    """Which one is said before. One that is there and does not run is started, whoever made it."""
+    said, done = io.StringIO(), list[str]()
+
+    def connect(_: str) -> FakeEngine:
+        if "start" not in done:
+            raise FileNotFoundError
+        return FakeEngine({}, {})
+
+    def install(_: Steps, *packages: str) -> None:
+        assert "distribution's engine is installed, the package docker.io" in said.getvalue()
+        done.append(f"install {packages[0]}")
+
+    monkeypatch.setattr(connection, "DEFAULT_HOST", f"unix://{tmp_path}/docker.sock")
+    monkeypatch.setattr(engine_setup, "connect", connect)
+    monkeypatch.setattr(engine_setup, "can_install", lambda: True)
+    monkeypatch.setattr(engine_setup, "which", lambda name: name if there else None)
+    monkeypatch.setattr(engine_setup, "install", install)
+    monkeypatch.setattr(engine_setup, "exclusive", lambda *_: nullcontext())
+    for name in ("start", "_start_by_systemd"):
+        monkeypatch.setattr(engine_setup, name, lambda *_, **__: done.append("start"))
+    engine_setup.ensure(Steps(Console(file=said, width=200)), f"unix://{tmp_path}/docker.sock", "dev")
+    assert done == (["start"] if there else ["install docker.io", "start"])
+    assert "Docker Engine 20.10.24" in said.getvalue()
 
 
 class _NoImages:

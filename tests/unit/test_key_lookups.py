@@ -32,7 +32,8 @@ def test_made_up_keys_hold_up_no_other(programs: dict[str, Any], gateway: Gatewa
         await gateway.ask(VIRTUAL)
         gateway.database.row = row  # type: ignore[method-assign]
         made_up = [asyncio.create_task(gateway.refused(f"sk-made-up-{number % 5}")) for number in range(20)]
-        await asyncio.sleep(0)
+        for _ in range(100):  # all that does not wait has begun by then
+            await asyncio.sleep(0)
         await asyncio.wait_for(gateway.ask(VIRTUAL), 1)
         answering.set()
         assert set(await asyncio.gather(*made_up)) == {(401, "invalid_api_key")}

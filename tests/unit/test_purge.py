@@ -33,6 +33,7 @@ STATE = {
     }
 }
 IMAGES = {"postgres:17": "llm-infrastructure.invalid/one", "haproxy:3.0": "llm-infrastructure.invalid/in-use"}
+KINDS = ["services", "secrets", "containers", "networks", "volumes"]
 
 
 class Engine:
@@ -40,7 +41,7 @@ class Engine:
 
     def __init__(self) -> None:
         self.gone: list[str] = []
-        for kind in ("services", "containers", "networks", "volumes"):
+        for kind in KINDS:
             setattr(self, kind, SimpleNamespace(list=self._list(kind)))
         self.images = SimpleNamespace(remove=self._remove_image)
 
@@ -134,7 +135,7 @@ def test_with_the_last_stack_all_goes(here: Machine) -> None:
     here.purge()
     assert here.pulumi == ["state", "destroy", "stack"]
     assert here.engine.gone == [
-        *("services", "containers", "networks", "volumes"),
+        *KINDS,
         "llm-infrastructure.invalid/one",
     ]
     assert "in-use stays: a container uses it" in here.written.getvalue().replace("\n", "")
@@ -154,7 +155,7 @@ def test_what_other_stacks_use_stays(here: Machine, *, elsewhere: bool) -> None:
     here.purge()
     assert "are kept for dev-2" in here.written.getvalue()
     assert here.history() == {"dev-2"}
-    assert here.engine.gone == ["services", "containers", "networks", "volumes"]
+    assert here.engine.gone == KINDS
     assert [each.exists() for each in (here.own / "passphrase", here.cache, here.record)] == [True, True, True]
 
 
