@@ -81,13 +81,13 @@ def _models(limits: Mapping[str, ClientLimits], settings: Settings) -> Iterator[
     """Models that a client may ask and nothing answers. The day does not matter: a model that ends is warned of."""
     text = model_list.FILE.read_text(encoding="utf-8")
     models = model_list.render(text, settings, demo_url="http://demo", today=date.min)
-    lacking = {each.name: each.variables[0] for each in models.left_out}
+    missing = {each.name: each.variables[0] for each in models.left_out}
     for client, each in limits.items():
         for index, name in enumerate(each.models or ()):
             place = f"clientLimits.{client}.models[{index}]"
             if any(fnmatchcase(name, served) for served in models.served):
                 continue
-            if variable := lacking.get(name):
+            if variable := missing.get(name):
                 command = f"set {litellm_environment.set_arguments(variable)}"
                 yield Problem(place, f"{name} is not served, as {variable} is not set", command)
             else:

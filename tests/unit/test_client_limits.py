@@ -25,7 +25,7 @@ SWARM = {"placement": "swarm", "bindAddress": "0.0.0.0", "allowPlainHttp": "true
 
 
 def problems(limits: object, **changes: object) -> dict[str, tuple[str, str]]:
-    """What is wrong with a stack config that has limits, with the command that mends it, by key."""
+    """What is wrong with a stack config that has limits, with the command that fixes it, by key."""
     values = {"litellmDatabase": "true", "clientKeys": {"batch": ""}, "clientLimits": limits, "demo": "true"}
     values |= {"protectData": "false", **changes}
     _, found = validate(raw_config("staging", **values), SECRET & values.keys())
