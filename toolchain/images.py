@@ -138,7 +138,8 @@ class _Supply:
                 builds = (recipes.STAND_INS[part], *recipes.UPGRADES)
                 can_be = " or ".join(str(each) for each in builds if each.part == part)
                 raise _NotBuiltError(
-                    f"{reference} is not on the engine and cannot be pulled, and no stand-in can be built for it: only "
+                    f"{reference} is not on the engine and cannot be pulled, and no stand-in for it can be built: "
+                    "only "
                     f"{can_be} can be built here, and only for an image whose name and tag say so"
                 )
             found[part] = recipe

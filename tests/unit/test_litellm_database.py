@@ -91,7 +91,7 @@ def test_one_switch_is_enough() -> None:
         ),
     ],
 )
-def test_what_does_not_fit_is_refused_with_what_mends_it(
+def test_what_does_not_fit_is_refused_with_the_command_that_fixes_it(
     changes: dict[str, object], key: str, what: str, command: str
 ) -> None:
     found = problems(**changes)
