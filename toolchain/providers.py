@@ -66,8 +66,8 @@ PROVEN = """
 ## What was tested
 
 The real providers were not called. LiteLLM {releases} called a server that speaks each provider's
-protocol as its documents describe it. "yes" means that the caller got what the provider sent, with its status. "-" means that the
-provider has no embeddings. A number is a note below, on a release that does something else.
+protocol as its documents describe it. "yes" means that the caller got what the provider sent, with its status. "-"
+means that the provider has no embeddings. A number is a note below, on a release that does something else.
 
 | column | what was seen |
 |---|---|
