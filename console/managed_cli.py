@@ -30,7 +30,8 @@ TpmLimit = Annotated[int | None, typer.Option(min=1, help="Tokens a minute.")]
 Force = Annotated[bool, typer.Option("--force", help="Allow models that the gateway does not serve.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 Name = Annotated[
-    str, typer.Argument(help="The alias, a team's id, or the first characters of a key's hash (--json).")
+    str,
+    typer.Argument(metavar="NAME", help="The alias, a team's id, or the first characters of a key's hash (--json)."),
 ]
 
 COLUMNS = ("spend ($)", "budget ($)", "rpm", "tpm", "models", "blocked")
@@ -99,7 +100,9 @@ def print_one(each: Key | Team, *, as_json: bool) -> None:
     if as_json:
         print(to_json(each.told()))
     else:
-        print_table([(name, _text(value)) for name, value in each.told().items()])
+        print_table(
+            [(name, _text(value)) for name, value in {**each.told(), "models": each.models or ("all",)}.items()]
+        )
 
 
 def agreed(question: str, *, yes: bool) -> bool:
