@@ -71,7 +71,9 @@ def _limits(values: Mapping[str, Any]) -> Iterator[Problem]:
         if each.budget_duration and each.budget is None:
             place = f"clientLimits.{client}"
             yield Problem(
-                f"{place}.budgetDuration", "has no effect without a budget", f"set --path {place}.budget 50"
+                f"{place}.budgetDuration",
+                "has no effect without a budget: set one, or remove this",
+                f"set --path {place}.budget 50",
             )
     if any(each.models for each in limits.values()) and values.keys() >= Settings.model_fields.keys():
         yield from _models(limits, Settings.model_construct(**values))
