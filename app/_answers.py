@@ -228,7 +228,8 @@ def by_answer(error: object, status: int | None, headers: Mapping[str, str], mod
     if status in TOLD_BY_TEXT:
         kind, message = next(((kind, told) for text, kind, told in BY_TEXT if text in said), (kind, message))
     if status in KEY_REFUSED:
-        kind, message = ProviderError, "the provider of {model} refused the gateway's key: set a valid one"
+        kind = ProviderError
+        message = "the provider of {model} refused the gateway's key: set another (docs/runbooks/rotate-a-secret.md)"
     elif (kind, message) == OTHERS and status is not None and status >= httpx2.codes.INTERNAL_SERVER_ERROR:
         kind, message = ProviderError, "the provider of {model} failed (status {status}): try again"
     param = told.get("param")

@@ -43,7 +43,7 @@ class Part:
     up: bool
     """Runs, is healthy or was made just now, and answers the edge."""
     since: datetime | None
-    """When it came to be in its state, where the engine tells."""
+    """Since when it is in its state, where the engine tells."""
     restarts: int | None
     """How often the engine had to start it again; None on a Swarm, which makes another one."""
     image: str

@@ -52,7 +52,7 @@ class Traffic:
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """What the holder of a key has asked of the models since the edge's container came to be.
+    """What the holder of a key has asked of the models since the edge's container was created.
 
     What an old worker still answers after a reload, at most one request a connection, is missing.
     """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -38,8 +38,32 @@ class ManagementError(Exception):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Key:
-    """A virtual key, by LiteLLM's names. The key itself is known to nobody but its holder."""
+class Limited:
+    """What keys and teams have in common, by LiteLLM's names."""
+
+    models: tuple[str, ...]
+    """Those that it may ask; all where it has none."""
+    spend: float
+    """US dollars, since the budget last started over."""
+    max_budget: float | None
+    budget_duration: str | None
+    budget_reset_at: datetime | None
+    rpm_limit: int | None
+    tpm_limit: int | None
+    blocked: bool
+    created_at: datetime | None
+
+    def told(self) -> dict[str, Any]:
+        """The fields by name: first those that only a key or a team has."""
+        common = {each.name for each in fields(Limited)}
+        return dict(sorted(asdict(self).items(), key=lambda item: item[0] in common))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Key(Limited):
+    """A virtual key. Only its holder knows the key itself."""
+
+    kind = field = "key"  # LiteLLM's name for the id in a request; with an `s` for several
 
     key_alias: str | None
     key_name: str
@@ -48,37 +72,39 @@ class Key:
     """Its hash, which LiteLLM knows it by."""
     team_id: str | None
     team_alias: str | None
-    models: tuple[str, ...]
-    """Those that it may ask; all where it has none."""
-    spend: float
-    """US dollars, since the budget began anew."""
-    max_budget: float | None
-    budget_duration: str | None
-    budget_reset_at: datetime | None
-    rpm_limit: int | None
-    tpm_limit: int | None
-    blocked: bool
     expires: datetime | None
-    created_at: datetime | None
+
+    def __str__(self) -> str:
+        return f"key {self.key_alias or self.token} ({self.key_name}), team {self.team}"
+
+    @property
+    def id(self) -> str:
+        return self.token
+
+    @property
+    def team(self) -> str:
+        """What its team is called."""
+        return self.team_alias or self.team_id or "-"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Team:
-    """A team, by LiteLLM's names: its keys share its budget and limits."""
+class Team(Limited):
+    """A team, whose keys share its budget and limits."""
+
+    kind, field = "team", "team_id"
 
     team_id: str
     team_alias: str | None
     keys: tuple[str, ...]
     """The aliases of its keys."""
-    models: tuple[str, ...]
-    spend: float
-    max_budget: float | None
-    budget_duration: str | None
-    budget_reset_at: datetime | None
-    rpm_limit: int | None
-    tpm_limit: int | None
-    blocked: bool
-    created_at: datetime | None
+
+    def __str__(self) -> str:
+        keys = f" and its keys ({', '.join(self.keys)})" if self.keys else ""
+        return f"team {self.team_alias or self.team_id}{keys}"
+
+    @property
+    def id(self) -> str:
+        return self.team_id
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +115,7 @@ class Limits:
     max_budget: float | None = None
     """US dollars."""
     budget_duration: str | None = None
-    """After which the budget begins anew, as `30d`."""
+    """After how long the budget starts over, such as `30d`."""
     rpm_limit: int | None = None
     tpm_limit: int | None = None
 
@@ -107,7 +133,7 @@ class Limits:
 def checked_duration(text: str) -> str:
     """A duration that each release of LiteLLM reads alike. Raises ManagementError."""
     if not DURATION.fullmatch(text):
-        raise ManagementError(f"{text} is no duration: say 30d, 12h, 30m, 90s or 1mo")
+        raise ManagementError(f"{text} is not a duration: use 30d, 12h, 30m, 90s or 1mo")
     return text
 
 
@@ -116,7 +142,9 @@ def checked_name(text: str) -> str:
     if text.startswith("sk-"):
         raise ManagementError("name a key by its alias (llmctl keys list): a command line can be read by all")
     if not NAME.fullmatch(text):
-        raise ManagementError(f"{text!r} is no name: 1 to 100 letters, digits or ._:@/-, the first a letter or digit")
+        raise ManagementError(
+            f"{text!r} is not a valid name: 1 to 100 letters, digits or ._:@/-, the first a letter or digit"
+        )
     return text
 
 
@@ -176,7 +204,7 @@ class Gateway:
         return team_called(name, self.teams())
 
     def create_key(self, alias: str, limits: Limits, *, team: str | None, duration: str | None) -> tuple[Key, str]:
-        """A new key, and the key itself, which nobody can be told again. Raises ProgramError and ManagementError."""
+        """A new key, and the key itself, which cannot be read again. Raises ProgramError and ManagementError."""
         body = {"key_alias": checked_name(alias), **limits.body()}
         if duration is not None:
             body["duration"] = checked_duration(duration)
@@ -200,27 +228,23 @@ class Gateway:
         [made] = self.answers(("POST", "/team/new", body))
         return self.team(made["team_id"])
 
-    def block_key(self, key: Key, *, blocked: bool) -> Key:
-        """Let a key ask nothing more, or again. Raises ProgramError and ManagementError."""
-        self.ask(("POST", "/key/block" if blocked else "/key/unblock", {"key": key.token}))
-        # LiteLLM 1.55.0 answers 500 when it has done it.
-        now = next((each for each in self.keys() if each.token == key.token), None)
-        if now is None or now.blocked != blocked:
-            raise ManagementError(f"LiteLLM did not {'block' if blocked else 'unblock'} the key: llmctl keys list")
+    def named(self, kind: str, name: str) -> Key | Team:
+        """The `key` or `team` of a name. Raises ProgramError and ManagementError."""
+        return self.key(name) if kind == Key.kind else self.team(name)
+
+    def block(self, each: Key | Team, *, blocked: bool) -> Key | Team:
+        """Refuse a key, or all keys of a team, or accept them again. Raises ProgramError and ManagementError."""
+        verb = "block" if blocked else "unblock"
+        [(status, body)] = self.ask(("POST", f"/{each.kind}/{verb}", {each.field: each.id}))
+        now = self.named(each.kind, each.id)
+        if now.blocked != blocked:  # LiteLLM 1.55.0 answers 500 when it has blocked a key
+            why = sentence(body) if status >= FAILED else f"it is as before: llmctl {each.kind}s list"
+            raise ManagementError(f"LiteLLM did not {verb} the {each.kind}: {why}")
         return now
 
-    def block_team(self, team: Team, *, blocked: bool) -> Team:
-        """Let a team's keys ask nothing more, or again. Raises ProgramError and ManagementError."""
-        self.answers(("POST", "/team/block" if blocked else "/team/unblock", {"team_id": team.team_id}))
-        return self.team(team.team_id)
-
-    def delete_key(self, key: Key) -> None:
-        """Delete a key. Raises ProgramError and ManagementError."""
-        self.answers(("POST", "/key/delete", {"keys": [key.token]}))
-
-    def delete_team(self, team: Team) -> None:
-        """Delete a team and its keys. Raises ProgramError and ManagementError."""
-        self.answers(("POST", "/team/delete", {"team_ids": [team.team_id]}))
+    def delete(self, each: Key | Team) -> None:
+        """Delete a key, or a team and its keys. Raises ProgramError and ManagementError."""
+        self.answers(("POST", f"/{each.kind}/delete", {f"{each.field}s": [each.id]}))
 
 
 def gateway() -> Gateway:
@@ -274,7 +298,7 @@ def one(named: Sequence[Named], nobody: str) -> Named:
     if not named:
         raise ManagementError(nobody)
     if len(named) > 1:
-        ids = ", ".join(each.token[:12] if isinstance(each, Key) else each.team_id for each in named)
+        ids = ", ".join(each.id[:12] if each.kind == Key.kind else each.id for each in named)
         raise ManagementError(f"several are called so: name one by its id ({ids})")
     return named[0]
 

@@ -71,7 +71,9 @@ def _limits(values: Mapping[str, Any]) -> Iterator[Problem]:
         if each.budget_duration and each.budget is None:
             place = f"clientLimits.{client}"
             yield Problem(
-                f"{place}.budgetDuration", "has no effect without a budget", f"set --path {place}.budget 50"
+                f"{place}.budgetDuration",
+                "has no effect without a budget: set one, or remove this",
+                f"set --path {place}.budget 50",
             )
     if any(each.models for each in limits.values()) and values.keys() >= Settings.model_fields.keys():
         yield from _models(limits, Settings.model_construct(**values))
@@ -81,13 +83,13 @@ def _models(limits: Mapping[str, ClientLimits], settings: Settings) -> Iterator[
     """Models that a client may ask and nothing answers. The day does not matter: a model that ends is warned of."""
     text = model_list.FILE.read_text(encoding="utf-8")
     models = model_list.render(text, settings, demo_url="http://demo", today=date.min)
-    lacking = {each.name: each.variables[0] for each in models.left_out}
+    missing = {each.name: each.variables[0] for each in models.left_out}
     for client, each in limits.items():
         for index, name in enumerate(each.models or ()):
             place = f"clientLimits.{client}.models[{index}]"
             if any(fnmatchcase(name, served) for served in models.served):
                 continue
-            if variable := lacking.get(name):
+            if variable := missing.get(name):
                 command = f"set {litellm_environment.set_arguments(variable)}"
                 yield Problem(place, f"{name} is not served, as {variable} is not set", command)
             else:

@@ -18,7 +18,7 @@ EXAMPLES = {"rpm": "600", "tpm": "100000", "budget": "50", "budgetDuration": "30
 
 def _duration(text: str) -> str:
     if not DURATION.fullmatch(text):
-        raise ValueError("is no duration of LiteLLM's: say 30s, 30m, 30h, 30d or 1mo")
+        raise ValueError("is not a duration that LiteLLM reads: use 30s, 30m, 30h, 30d or 1mo")
     return text
 
 
@@ -37,13 +37,13 @@ class ClientLimits(BaseModel):
     budget: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     """US dollars."""
     budget_duration: Annotated[str, AfterValidator(_duration)] | None = None
-    """After which the budget begins anew."""
+    """After which the budget starts over."""
     models: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     """Those that it may ask."""
 
 
 def command(location: Sequence[int | str]) -> str | None:
-    """The command that mends a value of `clientLimits`, by its place in there; None where nothing better is known."""
+    """The command that fixes a value of `clientLimits`, by its location there; None where nothing better is known."""
     client, *steps = (each for each in location if not str(each).startswith("["))
     if not steps:
         return None

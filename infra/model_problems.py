@@ -142,4 +142,6 @@ def _nothing_served(values: Mapping[str, Any]) -> Iterator[Problem]:
     what = "nothing can answer: no provider key and no local model is set"
     for field in litellm_environment.NAMED:
         yield Problem(to_camel(field), what, f"set --secret {to_camel(field)} sk-…")
-        what = "nothing can answer, as above: the key of one provider is enough"
+        what = "or this key: one provider's is enough, and docs/providers.md has all of them"
+    what = "or no key, to try the stack with the demo provider: its data can then be thrown away"
+    yield Problem("demo", what, "set-all --plaintext demo=true --plaintext protectData=false")

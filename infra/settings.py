@@ -389,7 +389,7 @@ class Settings(_Frozen):
 
     @property
     def demo_answers(self) -> bool:
-        """Whether the demo provider stands in for the providers."""
+        """Whether the demo provider answers for all providers."""
         return self.demo and not self.variables.keys() & providers.load().keys
 
 

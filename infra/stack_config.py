@@ -197,9 +197,8 @@ def _contradictions(values: Mapping[str, Any]) -> Iterator[Problem]:
             what = f"has no effect while {key} is set: set a new {key} to rotate it"
             yield Problem(f"secretVersions.{key}", what, f"rm --path secretVersions.{key}")
     if values.get("demo") and values.get("protect_data"):
-        yield Problem(
-            "demo", "cannot be combined with protectData: data worth protecting is not for a demo", "set demo false"
-        )
+        what = "cannot be combined with protectData; if the data can be thrown away, set that to false instead"
+        yield Problem("demo", what, "set demo false")
     yield from litellm_environment.problems(values)
     yield from model_problems.problems(values)
     yield from litellm_settings.problems(values)

@@ -29,7 +29,7 @@ SECONDS = 20
 LIMITS = ("rpm_limit", "tpm_limit", "max_budget", "budget_duration", "models")
 NEVER = "36500d"
 """LiteLLM 1.55.0 keeps a budget's period that is taken away, and would go on to reset what was spent. It gets one of
-a hundred years in its place, which stands for none here."""
+a hundred years instead, which counts as none here."""
 WAIT_SECONDS = 1.0
 TRIES = int(keys.FRESH_SECONDS / WAIT_SECONDS) + 2
 """How often a replica is asked to make a key, which it may remember for some seconds though somebody deleted it."""
@@ -102,7 +102,7 @@ def told(row: Mapping[str, Any]) -> dict[str, Any]:
 def apply(litellm: LiteLLM, wanted: Mapping[str, Any]) -> dict[str, Any]:
     """Give the key its limits, and return those that it has then. Raises SystemExit where LiteLLM does not take them.
 
-    Only what differs is sent: a budget's period would begin anew.
+    Only what differs is sent: anything else would restart a budget's period.
     """
     row = litellm.row()
     if row is None:

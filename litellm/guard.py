@@ -61,8 +61,8 @@ CLIENT, CALL = b"x-llm-gateway-client", b"x-llm-gateway-call"
 ORGANIZATION = b"x-llm-organization"
 """On whose behalf a client asks, which it says itself. No provider is told."""
 MANAGED = re.compile(rf"/(budget|customer|end_user|global|key|organization|spend|team|user)/|{spend.PATH}")
-"""Paths for whoever has the master key and is within. The edge lets nobody there. What they ask of the database takes
-longer than a caller would wait for it (queries.py)."""
+"""Paths for anyone who has the master key and is in the container. The edge passes none of them on. Their database
+queries take longer than a caller would wait (queries.py)."""
 LABEL = re.compile(rb"[A-Za-z0-9][A-Za-z0-9._:@/-]{0,99}")
 
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 LOG = logging.getLogger("litellm.keys")
 
 FRESH_SECONDS = 10.0
-"""How long what was read of a key is taken for true: a key that is deleted, blocked or changed is so on every replica
+"""How long what was read of a key counts as true: a key that is deleted, blocked or changed is so on every replica
 after that."""
 RETRY_SECONDS = 2.0
 """How often a database that is away is tried."""

@@ -78,7 +78,7 @@ def _looked_at(url: str) -> tuple[bool, int]:
 async def _found() -> tuple[bool, int]:
     """Whether LiteLLM has a history of migrations, and how many tables; asked as LiteLLM asks."""
     try:
-        from prisma import Prisma  # noqa: PLC0415 -- of the image, which may lack it
+        from prisma import Prisma  # noqa: PLC0415 -- of the image, where it may be missing
 
         async with Prisma() as client:
             history, tables = [(await client.query_raw(query))[0] for query in (HISTORY, TABLES)]

@@ -128,7 +128,7 @@ def query(by: Sequence[str]) -> str:
 
 
 class Spend:
-    """ASGI middleware that tells what was used to whoever has the master key."""
+    """ASGI middleware that answers what was used, to anyone with the master key."""
 
     def __init__(self, app: App, proxy: Any) -> None:
         self.app, self.proxy = app, proxy

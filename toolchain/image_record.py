@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 RECORD = Path(__file__).resolve().parent.parent / ".images.yaml"
 HEADER = """\
-# Images that were built on this machine, by the image of the stack config that each stands in for.
+# Images that were built on this machine, by the image of the stack config that each is used for.
 # Written by `make up` where an image could not be pulled. Remove a line to have the pull tried again.
-# To build one anew, with Debian's latest updates: docker rmi --force the image, then make up.
+# To rebuild one, with Debian's latest updates: docker rmi --force the image, then make up.
 """
 
 

@@ -1,7 +1,7 @@
-"""The images that the stack runs: present on the engine, pulled, or stood in for by one that is built here.
+"""The images that the stack runs: present on the engine, pulled, or replaced by a stand-in that is built here.
 
 A stand-in is built from Debian and PyPI packages, from a recipe in `images/`, on networks without an image registry.
-Its tag is the project's own and holds a hash of the recipe. Which image stands in for which is recorded in
+Its tag is the project's own and holds a hash of the recipe. Which one is used for which image is recorded in
 `.images.yaml`, which the program reads (`engine.image_names`).
 """
 
@@ -74,7 +74,7 @@ def ensure(  # noqa: PLR0913 -- the options are keyword-only
             recipe = recipes.recipe_for(reference)
             if image != reference and recipe is not None and image != recipe.tag:
                 note = "its recipe has changed since; to rebuild it, remove its line from"
-                steps.console.print(f"{image} stands in for {reference}: {note} {record.name}", markup=False)
+                steps.console.print(f"{image} is used instead of {reference}: {note} {record.name}", markup=False)
     missing = {part: reference for part, reference in wanted.items() if part not in chosen}
     if missing:
         chosen |= _Supply(steps, engine, stack, ask).get(missing)
@@ -138,14 +138,15 @@ class _Supply:
                 builds = (recipes.STAND_INS[part], *recipes.UPGRADES)
                 can_be = " or ".join(str(each) for each in builds if each.part == part)
                 raise _NotBuiltError(
-                    f"{reference} is not on the engine and cannot be pulled, and nothing can stand in for it: only "
+                    f"{reference} is not on the engine and cannot be pulled, and no stand-in for it can be built: "
+                    "only "
                     f"{can_be} can be built here, and only for an image whose name and tag say so"
                 )
             found[part] = recipe
         to_build = [recipe for recipe in found.values() if not is_present(self._engine, recipe.tag)]
         if to_build:
             names = ", ".join(map(str, to_build))
-            question = f"Build {names} here, from packages of Debian, PyPI and npm, to stand in? It takes minutes."
+            question = f"Build {names} here instead, from packages of Debian, PyPI and npm? It takes minutes."
             if self._ask is not None and not self._ask(question):
                 raise _NotBuiltError(f"{names}: the stand-in was declined")
             try:
@@ -153,7 +154,7 @@ class _Supply:
             except (*ENGINE_FAILURES, CommandError, OSError) as error:
                 raise _NotBuiltError(f"A stand-in could not be built: {error}") from error
         for part, reference in unavailable.items():
-            self._steps.console.print(f"{found[part].tag} stands in for {reference}", markup=False)
+            self._steps.console.print(f"{found[part].tag} is used instead of {reference}", markup=False)
         return {part: recipe.tag for part, recipe in found.items()}
 
     def _build(self, wanted: Iterable[recipes.Recipe]) -> None:

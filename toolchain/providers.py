@@ -22,25 +22,24 @@ ABOUT = f"""
 
 <!-- Written by `make docs` from litellm/providers.yaml. Change that, then run it again. -->
 
-How a model of each provider is added to a stack. The commands are for the stack that is selected, and for its
-first model: take `models[1]` for the second. Where a command ends without a value, Pulumi asks for it, so that
-a key is in no process list and no shell history.
+How to add a model of each provider. The commands work on the selected stack and add its first model. Use
+`models[1]` for the second one, and so on: `./pulumiw config get models` shows those that are there. If a command
+ends without a value, Pulumi asks for it, so the key is in no process list and no shell history.
 
-A model is served when every variable that its entry names is there. Else `./pulumiw preview` says which one is
-missing, with the command that sets it, and the others are served without it. A provider that is not on this
-page works as well: write the entry in LiteLLM's form, and name the variable of its key in it (`api_key:
-os.environ/NAME`).
+A model is served when every variable that its entry names is set. Otherwise it is left out, and `./pulumiw preview`
+names the variable and the command that sets it. Providers that are not on this page work too: write the entry in
+LiteLLM's form, and name the variable of the key in it (`api_key: os.environ/NAME`).
 
 ## Two forms of a model
 
-In short: `name`, which callers ask for; `model`, which is LiteLLM's provider/model; `apiBase` for a server of
-your own; `inputCostPerToken` and `outputCostPerToken` in US dollars. Without prices a provider's model has
-those of LiteLLM's list, and a model on a server of your own costs nothing.
+The short form has `name`, which callers ask for; `model`, LiteLLM's provider/model; `apiBase` for your own server;
+and `inputCostPerToken` and `outputCostPerToken` in US dollars. Without prices, a provider's model has those of
+LiteLLM's list, and a model on your own server costs nothing.
 
-In LiteLLM's own form: `model_name`, `litellm_params`, `model_info`, as in LiteLLM's `model_list`. It takes all
-that LiteLLM does: several deployments of one name with their `weight`, `order`, `rpm` and `tpm`, patterns
-(`model_name: groq/*` with `model: groq/*`), and what a provider needs beside a key. Write a longer list into
-the stack's file:
+LiteLLM's own form has `model_name`, `litellm_params` and `model_info`, as in LiteLLM's `model_list`. It accepts
+everything that LiteLLM does: several deployments of one name with their `weight`, `order`, `rpm` and `tpm`, patterns
+(`model_name: groq/*` with `model: groq/*`), and what a provider needs besides a key. Write a longer list into
+`Pulumi.STACK.yaml`:
 
 ```yaml
 config:
@@ -59,53 +58,56 @@ config:
         weight: 1
 ```
 
-Keys are variables of `litellmEnvironment`, and entries name them `os.environ/NAME`; a key in clear in an entry
-is refused. Files, as a service account's, are `litellmFiles`, and entries find them in `{FILES}`. Both are
-files in the replicas alone, and a change replaces the replicas in waves, without interruption.
+Keys are variables in `litellmEnvironment`, and entries name them as `os.environ/NAME`. A key in clear in an entry is
+refused. Files, such as a service account's key, are in `litellmFiles`, and entries find them in `{FILES}`.
+Only the replicas get them. A change replaces the replicas in waves, without interruption.
 """
 PROVEN = """
-## What was tried of each
+## What was tested
 
-Each provider was asked for a completion, a stream, a call of a function (whole and as a stream), a vector, and for
-what it says of a mistake (400), a refused key (401) and too many requests (429), before a server that speaks its
-protocol as its documents have it, by LiteLLM {releases}. "yes" is that the caller got what the provider
-said, with its status; "broken off" that half a stream ends with an error, and not with "stop"; "reasoning" that what
-the model thought is no part of the answer's text, and is counted; "key" that every request went to the provider's own
-host with the provider's key, and no key to anybody else: for Bedrock the signature was verified, for Vertex AI the
-exchange of the service account's signature for a token. "-" is that the provider has no vectors; a number is the note
-on what one release does otherwise.
+The real providers were not called. LiteLLM {releases} called a server that speaks each provider's
+protocol as its documents describe it. "yes" means that the caller got what the provider sent, with its status. "-"
+means that the provider has no embeddings. A number is a note below, on a release that does something else.
+
+| column | what was seen |
+|---|---|
+| chat, stream, embedding | an answer in one piece, a stream, a vector |
+| broken off | half a stream ends with an error, not with "stop" |
+| tools | a function call, whole and as a stream |
+| reasoning | what the model thought is not in the answer's text, and is counted |
+| error | a mistake (400), a refused key (401), too many requests (429) |
+| key | every request went to the provider's own host with the provider's key, and no key went anywhere else |
+
+For Bedrock the signature was verified, and for Vertex AI the exchange of the service account's signature for a token.
 
 {table}
 
 {notes}
-
-The real providers were not asked.
 """
 COLUMNS = ("chat", "stream", "broken off", "tools", "reasoning", "embedding", "error", "key")
 OTHERWISE = """
-## What callers are told otherwise than the provider said
+## Where an answer differs from the provider's
 
-The gateway puts these right, the same on each release:
+The gateway corrects these, the same on each release:
 
 - The status of errors, and streams that are broken off.
-- Why an answer ended. A full context is "length". A reason that LiteLLM would call "stop", though it does not say
-  that the answer is whole, is told as the provider has it: `pause_turn`.
-- A blank message, for which newer releases write a sentence of their own to Anthropic. It goes there as it came, and
-  is refused there.
-- `reasoning_effort` without `max_tokens`, at which newer releases leave older Claude models a tenth of what they may
-  write otherwise. It changes no limit.
+- Why an answer ended. A full context is "length". LiteLLM calls `pause_turn` "stop", although the answer is not
+  complete; callers get `pause_turn`.
+- A blank message. Newer releases replace it with a sentence of theirs when they call Anthropic. Here it is sent as it
+  is, and Anthropic refuses it.
+- `reasoning_effort` without `max_tokens`. With it, newer releases cut the longest answer of older Claude models to a
+  tenth. Here it changes no limit.
 
-What is left:
+What remains:
 
 - 1.55.0 loses a refusal that is not streamed: the answer is empty. 1.108.14 has it in `provider_specific_fields`,
   where the app module finds it.
-- A page of HTML with status 200, as a proxy's sign-in, is a 400 or a 500 that quotes it.
+- A page of HTML with status 200, such as a proxy's sign-in page, becomes a 400 or a 500 that quotes it.
 """
 AFTER = """
 ## Call it from the OpenAI SDK
 
-Every provider's models are called the same way: the gateway's address as `base_url`, a client's key, the
-model's name.
+All models are called the same way: with the gateway's address as `base_url`, a client's key, and the model's name.
 
 ```python
 import os
@@ -126,24 +128,23 @@ const answer = await client.chat.completions.create({{
 }});
 ```
 
-`./pulumiw stack output litellmUrl` is the address, without `/v1`; `./pulumiw stack output litellmApiKey
---show-secrets` the key of client `app`. [clients.md](clients.md) has other clients' keys, and which paths there
-are. Python code of this project uses the `app` module, which knows both.
+`.env` has the address, without `/v1`, and the key of client `app`. [clients.md](clients.md) has the keys of other
+clients, and the API paths. Python code in this project uses the [app module](app.md), which reads both by itself.
 
 ## Callbacks
 
-`litellmSettings` is laid over `litellm_settings` of [litellm/config.yaml](../litellm/config.yaml),
-`routerSettings` and `generalSettings` over their sections. A callback is taken when its variables are there;
-`preview` names those that are missing.
+`litellmSettings` is merged into `litellm_settings` of [litellm/config.yaml](../litellm/config.yaml), and
+`routerSettings` and `generalSettings` into their sections. A callback is used when its variables are set. `preview`
+names those that are missing.
 
 {callbacks}
 
-Python code of your own cannot be a callback: a replica has none but LiteLLM's and this project's.
+Your own Python code cannot be a callback: a replica has only LiteLLM's and this project's.
 
 ## A private authority
 
-For providers and servers whose certificates come from an authority of your own. The file must hold the public
-authorities too if public providers are asked:
+For providers and servers whose certificates come from your own authority. If you also use public providers, the file
+must have the public authorities too:
 
 ```sh
 {set} --path 'litellmFiles["ca.pem"]' < ca.pem
@@ -151,12 +152,12 @@ authorities too if public providers are asked:
 ./pulumiw up
 ```
 
-`SSL_VERIFY=False` is refused: keys and prompts would go to anyone who answers. Seen with LiteLLM 1.55.0 and
+`SSL_VERIFY=False` is refused, because keys and prompts would go to anyone who answers. Tested with LiteLLM 1.55.0 and
 1.108.14, for every provider of this page.
 
-Python 3.13, as in the image of 1.108.14 that is built here, accepts only certificates as RFC 5280 has them: with the
-key identifiers of the authority and of what it signed, and with the authority's key usage. Otherwise no provider
-behind it is reached: "certificate verify failed: Missing Authority Key Identifier".
+The image of 1.108.14 that is built here has Python 3.13, which accepts only certificates that follow RFC 5280: with
+key identifiers for the authority and for what it signed, and with the authority's key usage. Other certificates fail
+with "certificate verify failed: Missing Authority Key Identifier".
 
 ## An outgoing proxy
 
@@ -166,8 +167,8 @@ behind it is reached: "certificate verify failed: Missing Authority Key Identifi
 ./pulumiw up
 ```
 
-A URL with a password in it must be set with `--secret`. Seen with LiteLLM 1.55.0 and 1.108.14: requests to
-every provider of this page go to the proxy, those to hosts of `NO_PROXY` do not.
+Set a URL that has a password with `--secret`. Tested with LiteLLM 1.55.0 and 1.108.14: requests to every provider of
+this page go to the proxy, and those to hosts in `NO_PROXY` do not.
 """
 
 
@@ -267,7 +268,7 @@ def _set_all(values: Mapping[str, str]) -> str:
 
 
 def _section(prefix: str, provider: Provider) -> str:
-    facts = [f"[What it is asked]({provider.page}).", provider.note.strip()]
+    facts = [f"[The provider's documents]({provider.page}).", provider.note.strip()]
     if provider.files:
         facts.insert(0, " ".join(f"`{name}` is {what}." for name, what in provider.files.items()))
     if provider.package:

@@ -2,8 +2,8 @@
 
 Without any setting it keeps the state and the passphrase of its secrets in the user's own state folder,
 `${XDG_STATE_HOME:-~/.local/state}/llm-infrastructure`. `PULUMI_BACKEND_URL` puts the state elsewhere, and
-`PULUMI_CONFIG_PASSPHRASE` or `PULUMI_CONFIG_PASSPHRASE_FILE` set a passphrase of your own. Who has the state and
-the passphrase has every secret of the stack; who loses one of them has lost those that were generated.
+`PULUMI_CONFIG_PASSPHRASE` or `PULUMI_CONFIG_PASSPHRASE_FILE` set your own passphrase. Anyone with the state and
+the passphrase can read every secret of the stack. If you lose either, the generated secrets cannot be recovered.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ SECONDS_TO_KILL = 5
 """What a container gets beside its own time to stop, so that the engine kills none that is just ending."""
 
 # The provider accepts the first without applying it to a container that exists; a container that was stopped (which a
-# refresh tells by mustRun) or came to be but could not be started is made again, so that its health is awaited.
+# refresh tells by mustRun) or was created but could not be started is recreated, so that its health is awaited.
 REPLACED_BY = ["healthcheck", "mustRun", "#initerror"]
 
 # What stops a container must end the waiting too.

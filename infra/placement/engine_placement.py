@@ -54,7 +54,7 @@ def check_engine(host: str, built: Mapping[str, str]) -> None:
         raise pulumi.RunError(f"{found.name}: {found.refused}. Nothing was changed.")
     for reference, name in missing.items():
         raise pulumi.RunError(
-            f"{name} is not on the engine, and .images.yaml says that it stands in for {reference}. Nothing was "
+            f"{name} is not on the engine, and .images.yaml says to use it instead of {reference}. Nothing was "
             "changed.\n"
             f"  make up STACK={pulumi.get_stack()}, which pulls {reference} or builds it again"
         )
@@ -115,7 +115,7 @@ class EnginePlacement:
     def _stand_in(self, reference: str) -> str:
         name = self._stand_ins.get(reference, reference)
         if name != reference:
-            pulumi.log.warn(f"{name} stands in for {reference} (.images.yaml): it was built on this machine.")
+            pulumi.log.warn(f"{name} is used instead of {reference} (.images.yaml): it was built on this machine.")
         return name
 
     def _labels(self, part: str) -> list[tuple[str, pulumi.Input[str]]]:

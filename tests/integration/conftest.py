@@ -45,9 +45,21 @@ def with_database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployme
 @pytest.fixture
 def environment(deployment: Deployment, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """What `make up` writes to .env."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("LITELLM_URL", deployment.outputs["litellmUrl"])
-    monkeypatch.setenv("LITELLM_API_KEY", deployment.outputs["litellmApiKey"])
-    monkeypatch.setenv("DATABASE_URL", deployment.outputs["databaseUrl"])
+    yield from _environment(deployment, monkeypatch, tmp_path)
+
+
+@pytest.fixture
+def environment_with_database(
+    with_database: Deployment, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Iterator[None]:
+    """The same, of the stack whose LiteLLM has a database."""
+    yield from _environment(with_database, monkeypatch, tmp_path)
+
+
+def _environment(made: Deployment, monkeypatch: pytest.MonkeyPatch, folder: Path) -> Iterator[None]:
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("LITELLM_URL", made.outputs["litellmUrl"])
+    monkeypatch.setenv("LITELLM_API_KEY", made.outputs["litellmApiKey"])
+    monkeypatch.setenv("DATABASE_URL", made.outputs["databaseUrl"])
     yield
     app.close()

@@ -70,7 +70,7 @@ def test_limits_are_applied_found_changed_and_taken_away(limited: Deployment) ->
     limited.up()
     row = in_litellm(limited)
     assert (row["max_budget"], row["rpm_limit"], row["models"]) == (5, 600, ["gpt-4o"])
-    assert row["budget_reset_at"] == reset  # what was not changed has not begun anew
+    assert row["budget_reset_at"] == reset  # a budget that was not changed has not started over
     limited.refresh(expect_no_changes=True)
 
     state = limited.pulumi("stack", "export").stdout

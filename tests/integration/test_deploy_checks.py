@@ -74,7 +74,7 @@ def failed(result: subprocess.CompletedProcess[str]) -> set[str]:
 def wait_until(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + DEADLINE_SECONDS
     while not condition():
-        assert time.monotonic() < deadline, "it did not come to be in time"
+        assert time.monotonic() < deadline, "it was not there in time"
         time.sleep(0.1)
 
 

@@ -16,24 +16,10 @@ from tests.stacks import LLMCTL, REPLICAS
 from tests.swarm.cluster import until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
     from tests.stacks import Deployment
 
 PROMPT = "what a key asks"
 NO_DATABASE = "./pulumiw config set litellmDatabase true && ./pulumiw up"
-
-
-@pytest.fixture
-def _asked(with_database: Deployment, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """What `make up` writes to .env, of the stack with the database."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("LITELLM_URL", with_database.outputs["litellmUrl"])
-    monkeypatch.setenv("LITELLM_API_KEY", with_database.outputs["litellmApiKey"])
-    monkeypatch.setenv("DATABASE_URL", with_database.outputs["databaseUrl"])
-    yield
-    app.close()
 
 
 def llmctl(*arguments: str, fails: bool = False) -> str:
@@ -64,7 +50,7 @@ def used(by: str, *options: str) -> dict[str, dict[str, Any]]:
     return {row["group"][by]: row for row in found["rows"]}
 
 
-@pytest.mark.usefixtures("_asked")
+@pytest.mark.usefixtures("environment_with_database")
 def test_a_team_s_bill_is_what_its_keys_and_organizations_asked(with_database: Deployment) -> None:
     """The same question twice is two calls, though the provider gives both answers one id."""
     name = uuid.uuid4().hex[:8]
@@ -90,7 +76,7 @@ def test_a_team_s_bill_is_what_its_keys_and_organizations_asked(with_database: D
         assert key not in with_database.container(replica).logs().decode()
 
 
-@pytest.mark.usefixtures("_asked")
+@pytest.mark.usefixtures("environment_with_database")
 def test_an_organization_of_the_app_is_on_the_bill_with_the_client(with_database: Deployment) -> None:
     """A client of the stack config has a key of its own in the database, under its name."""
     organization = organizations.create(f"org-{uuid.uuid4()}")
@@ -106,7 +92,7 @@ def test_an_organization_of_the_app_is_on_the_bill_with_the_client(with_database
     assert with_database.outputs["litellmApiKey"] not in llmctl("keys", "list", "--json")
 
 
-@pytest.mark.usefixtures("_asked")
+@pytest.mark.usefixtures("environment_with_database")
 def test_a_key_that_is_blocked_or_deleted_asks_nothing_more(with_database: Deployment) -> None:
     """Of any replica. What it has spent stays on the bill."""
     alias = f"key-{uuid.uuid4().hex[:8]}"
@@ -122,7 +108,7 @@ def test_a_key_that_is_blocked_or_deleted_asks_nothing_more(with_database: Deplo
     until(lambda: used("client").get(alias, {}).get("calls", 0) > 0, "what it spent is told")
 
 
-@pytest.mark.usefixtures("_asked")
+@pytest.mark.usefixtures("environment_with_database")
 def test_what_litellm_would_take_wrongly_is_refused() -> None:
     """Before anything changes."""
     before = llmctl("keys", "list", "--json")

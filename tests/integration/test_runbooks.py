@@ -190,7 +190,7 @@ def asked_twice(deployment: Deployment) -> int:
 
 
 def test_restore(deployment: Deployment, tmp_path: Path) -> None:
-    """After the loss of a volume; what the database held before the restore comes back by the way back."""
+    """After the loss of a volume. Undoing the restore brings back what the database held before it."""
     added(deployment, "saved")
     file = tmp_path / "saved.dump"
     with runbook("restore", deployment, BACKUP=str(file)) as book:

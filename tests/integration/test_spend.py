@@ -151,7 +151,7 @@ def test_what_is_gone_or_has_no_name_is_told_all_the_same(ask: Ask) -> None:
 
 
 def test_what_has_no_price_is_unknown_and_never_free(ask: Ask) -> None:
-    """But for what a cache answered. The models that lack one are named as the provider calls them."""
+    """But for what a cache answered. Models without one are named as the provider calls them."""
     unpriced = {"spend": 0.0, "model": "openai/llama", "said": {"call_id": None}}
     told = ask(
         {}, unpriced, {"spend": 0.0, "cache_hit": "True"}, {"spend": 0.0, "prompt_tokens": 0, "completion_tokens": 0}

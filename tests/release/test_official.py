@@ -95,7 +95,7 @@ def daemon(kind: Engine, server: Hosts, monkeypatch: pytest.MonkeyPatch) -> Iter
 
 
 class User:
-    """A user who has cloned the project onto a machine with Python and an engine, and nothing of Pulumi's."""
+    """A user who has cloned the project onto a machine with Python and an engine, but without Pulumi."""
 
     def __init__(self, deployment: Deployment, home: Path) -> None:
         self._folder = deployment.folder

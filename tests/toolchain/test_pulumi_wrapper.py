@@ -268,7 +268,7 @@ def test_your_own_settings_win(user: User, tmp_path: Path) -> None:
     (tmp_path / "state").mkdir()
     clone.environment |= {
         "PULUMI_BACKEND_URL": (tmp_path / "state").as_uri(),
-        "PULUMI_CONFIG_PASSPHRASE": "of one's own",
+        "PULUMI_CONFIG_PASSPHRASE": "my own",
     }
     clone.pulumi("stack", "init", "dev")
     assert list((tmp_path / "state").rglob("dev.json"))

@@ -122,7 +122,7 @@ def test_a_client_that_has_not_asked_yet_gets_its_key_as_by_its_first_request(
 def test_only_what_differs_is_sent(
     program: ModuleType, litellm: SimpleNamespace, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A budget's period would begin anew. What 1.55.0 answers is not what it has done."""
+    """Another request would restart a budget's period. What 1.55.0 answers is not what it has done."""
     litellm.row = {"max_budget": 5.0, "budget_duration": "30d", "rpm_limit": 5, "models": [], "spend": 3.0}
     for _ in range(2):
         assert run(program, capsys, max_budget=5, budget_duration="30d", rpm_limit=6)["limits"]["rpm_limit"] == 6

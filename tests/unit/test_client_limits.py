@@ -25,7 +25,7 @@ SWARM = {"placement": "swarm", "bindAddress": "0.0.0.0", "allowPlainHttp": "true
 
 
 def problems(limits: object, **changes: object) -> dict[str, tuple[str, str]]:
-    """What is wrong with a stack config that has limits, with the command that mends it, by key."""
+    """What is wrong with a stack config that has limits, with the command that fixes it, by key."""
     values = {"litellmDatabase": "true", "clientKeys": {"batch": ""}, "clientLimits": limits, "demo": "true"}
     values |= {"protectData": "false", **changes}
     _, found = validate(raw_config("staging", **values), SECRET & values.keys())
@@ -50,7 +50,7 @@ def test_each_limit_may_be_set_as_pulumi_writes_it(duration: str) -> None:
         (
             {"batch": {"budget": 1, "budgetDuration": "monthly"}},
             "clientLimits.batch.budgetDuration",
-            "say 30s, 30m, 30h, 30d or 1mo",
+            "use 30s, 30m, 30h, 30d or 1mo",
             "set --path clientLimits.batch.budgetDuration 30d",
         ),
         (
@@ -74,7 +74,9 @@ def test_each_limit_may_be_set_as_pulumi_writes_it(duration: str) -> None:
         ),
     ],
 )
-def test_what_is_wrong_is_refused_with_what_mends_it(limits: object, key: str, what: str, command: str) -> None:
+def test_what_is_wrong_is_refused_with_the_command_that_fixes_it(
+    limits: object, key: str, what: str, command: str
+) -> None:
     found = problems(limits)
     assert found.keys() == {key}
     assert what in found[key][0]

@@ -1,4 +1,4 @@
-"""One deadline over all that is waited for: the servers here go on for ever, and so would a call without one."""
+"""One deadline for the whole call: the servers here never end, and without it neither would the call."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whose key a request comes with, with a database in LiteLLM's place: who is let in, and what key it counts for."""
+"""Whose key a request has, with a fake database for LiteLLM's: which keys are accepted, and what each counts for."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ def test_a_static_client_counts_under_a_key_of_its_own_that_no_rotation_changes(
 
 
 def test_only_the_edge_can_name_a_client(gateway: Gateway) -> None:
-    """Whoever says to be one without the master key is left to LiteLLM, with the key that it has."""
+    """A request that names a client without the master key goes to LiteLLM with the key that it has."""
 
     async def run() -> None:
         exchange, _, seen = await gateway.ask(VIRTUAL, client="app")
@@ -216,7 +216,7 @@ def test_a_change_of_a_key_holds_after_some_seconds_and_not_before_the_database_
 @pytest.mark.parametrize(
     ("remembered", "now", "read_again"),
     [(5.0, 4.0, False), (5.0, 7.0, True), (5.0, 0.0, True)],
-    ids=["not yet written", "spent elsewhere", "begun anew"],
+    ids=["not yet written", "spent elsewhere", "started over"],
 )
 def test_spend_is_read_again_where_the_database_knows_better(
     gateway: Gateway,

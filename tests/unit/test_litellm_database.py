@@ -32,7 +32,7 @@ SWARM = {"placement": "swarm", "bindAddress": "0.0.0.0", "allowPlainHttp": "true
 
 
 def problems(**changes: object) -> dict[str, tuple[str, str]]:
-    """What is wrong with a stack config that has LiteLLM's database, with the command that mends it, by key."""
+    """What is wrong with a stack config that has LiteLLM's database, with the command that fixes it, by key."""
     values = {"litellmDatabase": "true", **changes}
     _, found = validate(raw_config("staging", demo="true", protectData="false", **values), SECRET & values.keys())
     return {each.key: (each.what, each.command) for each in found}
@@ -92,7 +92,7 @@ def test_one_switch_is_enough() -> None:
         ),
     ],
 )
-def test_what_does_not_fit_is_refused_with_what_mends_it(
+def test_what_does_not_fit_is_refused_with_the_command_that_fixes_it(
     changes: dict[str, object], key: str, what: str, command: str
 ) -> None:
     found = problems(**changes)

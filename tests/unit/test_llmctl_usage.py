@@ -315,7 +315,7 @@ def test_the_lines_can_be_read_beside_a_database(stack: list[list[str]], monkeyp
 def test_a_database_that_does_not_answer_is_no_other_source(
     stack: list[list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Lines would be taken for all there is."""
+    """Otherwise some lines would look like all of them."""
     database(
         monkeypatch, [503, {"error": {"message": "LiteLLM's database did not answer (ClientNotConnectedError)"}}]
     )

@@ -53,6 +53,16 @@ def test_a_module_has_at_most_400_lines(files: list[str]) -> None:
     assert {file for file, count in lines.items() if count > MOST_LINES} == LONG.keys()
 
 
+def test_a_long_file_that_nobody_writes_is_marked_as_data(files: list[str]) -> None:
+    """Locks and recorded results, in .gitattributes: a reader's tools fold them and count none of them."""
+    written = (".py", ".md")
+    long = [it for it in files if not it.endswith(written) and (PROJECT / it).read_bytes().count(b"\n") > MOST_LINES]
+    command = ["git", "check-attr", "linguist-generated", "--", *long]
+    told = subprocess.run(command, cwd=PROJECT, check=True, capture_output=True, text=True).stdout.splitlines()
+    assert "requirements.lock" in long
+    assert [line for line in told if not line.endswith(": set")] == []
+
+
 def test_commands_that_errors_name_say_which_stack(files: list[str]) -> None:
     """The one that is selected may be another."""
     sources = [file for file in files if file.startswith(("infra/", "toolchain/")) and file.endswith(".py")]

@@ -64,7 +64,7 @@ def test_dev_needs_nothing() -> None:
 def test_staging_and_prod_need_a_provider_key_or_a_local_model(stack: str) -> None:
     """And prod, which a Swarm publishes on every address of its nodes, a certificate."""
     also = ["tlsCertificate"] if stack == "prod" else []
-    assert keys(stack) == [*also, "openaiApiKey", "anthropicApiKey"]
+    assert keys(stack) == [*also, "openaiApiKey", "anthropicApiKey", "demo"]
     assert keys(stack, anthropicApiKey="sk-ant-1") == also
     local = {"name": "llama", "model": "ollama/llama3.1", "apiBase": "http://gpu:11434"}
     assert keys(stack, models=[local], allowPlainHttp="true") == []
