@@ -128,9 +128,13 @@ class Gateway:
 
     def ask(self, *requests: Request) -> list[tuple[int, Any]]:
         """The status and body of each answer. Raises ProgramError."""
-        command = ["docker", "exec", "--interactive", self.container, "python3", "-I", "-c", PROGRAM]
-        answered = json.loads(output(command, given=json.dumps(requests), seconds=SECONDS))
+        answered = json.loads(self.run(PROGRAM, json.dumps(requests)))
         return [(status, body) for status, body in answered]
+
+    def run(self, program: str, given: str) -> str:
+        """What the text of a program prints in the container, which reads `given`. Raises ProgramError."""
+        command = ["docker", "exec", "--interactive", self.container, "python3", "-I", "-c", program]
+        return output(command, given=given, seconds=SECONDS)
 
     def has_database(self) -> bool:
         """Whether LiteLLM has a database. Raises ProgramError, and ManagementError where it does not answer."""
@@ -229,16 +233,21 @@ def gateway() -> Gateway:
     Raises NotConfiguredError, ProgramError where its containers cannot be reached, and ManagementError without a
     database.
     """
+    made = replica()
+    if not made.has_database():
+        raise ManagementError(NO_DATABASE)
+    return made
+
+
+def replica() -> Gateway:
+    """A replica of the gateway at LITELLM_URL, with a database or without. Raises as `gateway`, but for that."""
     settings = Settings.load()
     unseen: list[str] = []
     url = str(settings.litellm_url).rstrip("/")
     stack, _ = found(settings.litellm_url.port or 0, settings.required_api_key(), unseen, other_than=url)
     if stack is None:
         raise ProgramError(unseen[0])
-    made = of_stack(stack)
-    if not made.has_database():
-        raise ManagementError(NO_DATABASE)
-    return made
+    return of_stack(stack)
 
 
 def of_stack(stack: containers.Stack) -> Gateway:

@@ -44,7 +44,7 @@ class BackupError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """The server and database of DATABASE_URL, as it answered."""
+    """The server and database of a URL, as it answered."""
 
     url: str
     database: str
@@ -57,6 +57,8 @@ class Server:
     version: int
     """The major version."""
     password: str
+    variable: str
+    """Which has the URL."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,8 +120,8 @@ class Programs:
                 raise BackupError(f"{program} {self.where} failed: {reason(errors.read().decode(errors='replace'))}")
 
 
-def server_at(url: str) -> Server:
-    """The server at `url`, once it has answered. Raises BackupError."""
+def server_at(url: str, variable: str = "DATABASE_URL") -> Server:
+    """The server at `url`, which `variable` has, once it has answered. Raises BackupError."""
     try:
         with connected(url) as connection:
             row = connection.execute(
@@ -137,10 +139,11 @@ def server_at(url: str) -> Server:
                 port=info.port,
                 version=info.server_version // 10000,
                 password=info.password,
+                variable=variable,
             )
     except psycopg.Error as error:
         raise BackupError(
-            f"the database at DATABASE_URL cannot be used: {one_line(error)} (run `llmctl doctor`)"
+            f"the database at {variable} cannot be used: {one_line(error)} (run `llmctl doctor`)"
         ) from None
 
 

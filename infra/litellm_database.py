@@ -11,6 +11,7 @@ import pulumi
 from pulumi.dynamic import Resource
 
 from console.backup import Backup, backup, remove_older
+from console.litellm_database import LOGINS, MIGRATIONS
 from console.postgres_programs import BackupError
 from engine.own_folder import litellm_backups
 from infra import gateway, litellm_connections, postgres, programs
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
     from infra.settings import Settings
     from infra.workload import Placement
 
-LOGINS = (f"{postgres.LITELLM_DATABASE}_1", f"{postgres.LITELLM_DATABASE}_2")
-"""The roles that LiteLLM logs in with: they take turns, as the app's do."""
 JOB_MB = 1536
 """What Prisma's command line and LiteLLM take together, while they run beside the replicas (1.108.14: 1024 was too
 little when this held Prisma's client as well)."""
@@ -34,7 +33,6 @@ KEPT_BACKUPS = 5
 CONNECT_SECONDS = 15
 POOL = f"generalSettings.{litellm_connections.POOL}"
 OWN_TABLES = r"LiteLLM\_%"
-MIGRATIONS = "_prisma_migrations"
 FOREIGN = """
     SELECT n.nspname || '.' || c.relname
     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -69,6 +67,8 @@ class LiteLLMDatabase(pulumi.ComponentResource):
 
     url: pulumi.Output[str]
     """As the replicas reach it (secret)."""
+    here: pulumi.Output[str]
+    """As this machine reaches it (secret)."""
     networks: tuple[str, ...]
     """Those by which they reach it, beside their own."""
     instance: pulumi.Output[str]
@@ -93,17 +93,17 @@ class LiteLLMDatabase(pulumi.ComponentResource):
         instance: pulumi.Input[str] = ""
         if settings.litellm_database_url is not None or server is None:
             url = settings.litellm_database_url
-            self.url = here = pulumi.Output.secret(url.get_secret_value() if url else "")
+            self.url = self.here = pulumi.Output.secret(url.get_secret_value() if url else "")
             self.networks, after = (), []
         else:
             login = _login(name, settings, server, wanted, child)
             self.url = login.url(placement.host_name(server.name), postgres.PORT)
-            here = login.url(server.host, settings.postgres_port)
+            self.here = login.url(server.host, settings.postgres_port)
             self.networks, after, instance = (server.network,), [login], server.instance
-        self.instance = pulumi.Output.concat(instance, " ", pulumi.Output.unsecret(here.apply(_database)))
+        self.instance = pulumi.Output.concat(instance, " ", pulumi.Output.unsecret(self.here.apply(_database)))
         self.schema = LiteLLMSchema(
             f"{name}-schema",
-            url=here,
+            url=self.here,
             server=instance,
             connections=wanted,
             job=placement.job(

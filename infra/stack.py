@@ -154,6 +154,7 @@ def build(settings: Settings) -> Mapping[str, pulumi.Input[object]]:
         "litellmApiKey": pulumi.Output.secret(client_keys["app"][0]),
         "clientKeys": pulumi.Output.secret({client: keys[0] for client, keys in client_keys.items()}),
         "databaseUrl": pulumi.Output.secret(database.url),
+        **({"litellmDatabaseUrl": of_litellm.here} if of_litellm else {}),
         "models": list(models.served),
         "replicas": settings.replicas,
         "litellmConfig": models.config,

@@ -33,6 +33,7 @@ SERVER = Server(
     port=9,
     version=17,
     password="the-password",
+    variable="DATABASE_URL",
 )
 
 
