@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import DownloadColumn, Progress, TextColumn, TimeElapsedColumn, TransferSpeedColumn
 
 from console import litellm_database
-from console.postgres_programs import BackupError, connected, programs_for, server_at
+from console.postgres_programs import BackupError, programs_for, server_at
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -106,11 +106,12 @@ def backup(  # noqa: PLR0913 -- all by name
         file /= f"{_file_name(server.database)}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}.dump"
         _refuse_existing(file, *_companions(file, litellm))
     made = _saved(server, file, report, engine)
-    if litellm is None:
-        _refuse_half(server, file)
-        beside_it = None
-    else:
-        beside_it = _companion_saved(litellm, file, report, engine)
+    if litellm is None and server.litellm_beside:
+        raise BackupError(
+            f"{file} is complete, but LiteLLM has a database on the same server, which is not in it: "
+            f"{litellm_database.VARIABLE} is not set (./pulumiw up writes it to .env). Older backups were kept"
+        )
+    beside_it = None if litellm is None else _companion_saved(litellm, file, report, engine)
     removed = () if keep is None else remove_older(file, server.database, keep)
     for each in removed:
         report(f"removed {each}: {keep} are kept")
@@ -133,17 +134,6 @@ def _companion_saved(url: str, file: Path, report: Callable[[str], None], engine
         raise BackupError(
             f"{file} is complete, but has no LiteLLM database beside it, and older backups were kept: {error}"
         ) from error
-
-
-def _refuse_half(server: Server, file: Path) -> None:
-    """Raise BackupError where LiteLLM has a database too, which nobody has named."""
-    with connected(server.url) as connection:
-        in_use = litellm_database.in_use_beside(connection)
-    if in_use:
-        raise BackupError(
-            f"{file} is complete, but LiteLLM has a database on the same server, which is not in it: "
-            f"{litellm_database.VARIABLE} is not set (./pulumiw up writes it to .env). Older backups were kept"
-        )
 
 
 def _saved(server: Server, file: Path, report: Callable[[str], None], engine: str | None) -> Backup:

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     Run = Callable[[str, str], str]
 
 VARIABLE = "LITELLM_DATABASE_URL"
-LOGINS = ("litellm_1", "litellm_2")
-"""The roles that LiteLLM logs in with: they take turns, as the app's do."""
 TABLES = "LiteLLM_"
 """How the names of LiteLLM's tables begin."""
 MIGRATIONS = "_prisma_migrations"
@@ -50,12 +48,6 @@ ENCRYPTED = {
 def is_litellms(content: Content) -> bool:
     """Whether an archive holds LiteLLM's tables and no others."""
     return bool(content.rows) and all(OWN.fullmatch(table) for table in content.rows)
-
-
-def in_use_beside(connection: psycopg.Connection) -> bool:
-    """Whether LiteLLM is connected to another database on a server."""
-    query = "SELECT count(*) FROM pg_stat_activity WHERE datname <> current_database() AND usename = ANY(%s)"
-    return connection.execute(query, ([*LOGINS],)).fetchone() != (0,)
 
 
 def objections(restored: str, live: str, run: Run, report: Callable[[str], None]) -> Iterator[str]:

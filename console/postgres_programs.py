@@ -36,6 +36,9 @@ CONNECT_SECONDS = 15
 IDENTITY = (
     "SELECT concat(system_identifier, ' ', extract(epoch FROM pg_postmaster_start_time())) FROM pg_control_system()"
 )
+LITELLM_LOGINS = ("litellm_1", "litellm_2")
+"""The roles that LiteLLM logs in with: they take turns, as the app's do."""
+BESIDE = "SELECT count(*) FROM pg_stat_activity WHERE datname <> current_database() AND usename = ANY(%s)"
 
 
 class BackupError(Exception):
@@ -59,6 +62,8 @@ class Server:
     password: str
     variable: str
     """Which has the URL."""
+    litellm_beside: bool
+    """Whether LiteLLM is connected to another database there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +145,7 @@ def server_at(url: str, variable: str = "DATABASE_URL") -> Server:
                 version=info.server_version // 10000,
                 password=info.password,
                 variable=variable,
+                litellm_beside=connection.execute(BESIDE, ([*LITELLM_LOGINS],)).fetchone() != (0,),
             )
     except psycopg.Error as error:
         raise BackupError(

@@ -11,8 +11,8 @@ import pulumi
 from pulumi.dynamic import Resource
 
 from console.backup import Backup, backup, remove_older
-from console.litellm_database import LOGINS, MIGRATIONS
-from console.postgres_programs import BackupError
+from console.litellm_database import MIGRATIONS
+from console.postgres_programs import LITELLM_LOGINS, BackupError
 from engine.own_folder import litellm_backups
 from infra import gateway, litellm_connections, postgres, programs
 from infra.deploy_step import DeployStep
@@ -155,7 +155,7 @@ class _LoginProvider(DeployStep):
 
     def run(self, props: dict[str, Any], olds: dict[str, Any]) -> dict[str, Any]:
         is_set = int(props["generation"]) == int(olds.get("generation", 0))
-        login, other = postgres.logins(LOGINS, olds.get("login"), is_set=is_set)
+        login, other = postgres.logins(LITELLM_LOGINS, olds.get("login"), is_set=is_set)
         with postgres.connect_as_superuser(props, olds) as connection:
             postgres.ensure_login(
                 connection,
