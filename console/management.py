@@ -241,23 +241,38 @@ def gateway() -> Gateway:
 
 def replica() -> Gateway:
     """A replica of the gateway at LITELLM_URL, with a database or without. Raises as `gateway`, but for that."""
+    return of_stack(_stack())
+
+
+def replicas() -> dict[str, Gateway]:
+    """Each that runs on the engine that `docker` asks, by its name. Raises as `replica`."""
+    stack = _stack()
+    of_stack(stack)
+    return {
+        part.name: Gateway(part.container)
+        for part in stack.parts
+        if part.kind == containers.REPLICA and part.up and part.container
+    }
+
+
+def _stack() -> containers.Stack:
     settings = Settings.load()
     unseen: list[str] = []
     url = str(settings.litellm_url).rstrip("/")
     stack, _ = found(settings.litellm_url.port or 0, settings.required_api_key(), unseen, other_than=url)
     if stack is None:
         raise ProgramError(unseen[0])
-    return of_stack(stack)
+    return stack
 
 
 def of_stack(stack: containers.Stack) -> Gateway:
     """A replica of a stack that can be asked on this engine. Raises ProgramError where there is none."""
-    replicas = [part for part in stack.parts if part.kind == containers.REPLICA and part.up]
-    here = next((part.container for part in replicas if part.container), None)
+    up = [part for part in stack.parts if part.kind == containers.REPLICA and part.up]
+    here = next((part.container for part in up if part.container), None)
     if here is None:
         raise ProgramError(
             "no replica runs on the engine that `docker` asks: name that of a node which has one by DOCKER_HOST"
-            if replicas
+            if up
             else "no replica of the stack is up: llmctl status"
         )
     return Gateway(here)

@@ -249,8 +249,7 @@ def _has_data(props: dict[str, Any]) -> bool:
     """Whether there is something of LiteLLM's. Raises RuntimeError where anything else is, or too little room."""
     name, stack, connections = props["database"], props["stack"], int(props["connections"])
     with psycopg.connect(props["url"], connect_timeout=CONNECT_SECONDS, autocommit=True) as connection:
-        foreign = [str(row[0]) for row in connection.execute(FOREIGN, (OWN_TABLES, MIGRATIONS))]
-        if foreign:
+        if foreign := foreign_tables(connection):
             some = ", ".join(foreign[:3]) + (", …" if foreign[3:] else "")
             raise RuntimeError(
                 f"{name} holds tables that are not LiteLLM's ({some}). LiteLLM may drop tables that it does not "
@@ -264,6 +263,11 @@ def _has_data(props: dict[str, Any]) -> bool:
                 f"./pulumiw config set --stack {stack} --path {POOL} 2"
             )
         return bool((connection.execute(TABLES, (OWN_TABLES,)).fetchone() or (0,))[0])
+
+
+def foreign_tables(connection: psycopg.Connection) -> list[str]:
+    """Those in the database that are not LiteLLM's."""
+    return [str(row[0]) for row in connection.execute(FOREIGN, (OWN_TABLES, MIGRATIONS))]
 
 
 def _database(url: str) -> str:

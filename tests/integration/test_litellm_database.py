@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import stat
 import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -240,6 +242,79 @@ def test_one_of_two_databases_is_restored_alone(deployment: Deployment, saved: P
     assert "leave --only out" in refused(deployment, companion(saved), "--only", "app")
     companion(saved).unlink()
     assert "tables that are not LiteLLM's" in refused(deployment, saved, "--only", "litellm")
+
+
+def checked(name: str, deployment: Deployment) -> str:
+    """What the checks of a deployed stack report of the database; it has no secret of the stack."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-rs", f"tests/deploy/test_{name}.py", "--stack", deployment.name],
+        cwd=deployment.folder,
+        env={key: value for key, value in os.environ.items() if key != "STACK"} | deployment.environment,
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert [key for key, value in deployment.secrets().items() if value in done.stdout] == []
+    return done.stdout
+
+
+def doctor() -> dict[str, set[str]]:
+    """What the doctor says of LiteLLM's database, by how bad it is."""
+    done = subprocess.run([LLMCTL, "doctor", "--json"], capture_output=True, text=True, check=False)
+    found: dict[str, set[str]] = {"ok": set(), "warning": set(), "failure": set()}
+    for each in json.loads(done.stdout):
+        if each["check"].startswith("LiteLLM's"):
+            found[each["status"]].add(each["detail"])
+            assert bool(each["fix"]) == (each["status"] != "ok")
+    return found
+
+
+def test_a_database_that_is_well_is_said_to_be(deployment: Deployment, saved: Path) -> None:
+    """By the doctor, the status and the checks of a deployed stack."""
+    assert saved
+    said = doctor()
+    assert (said["warning"], said["failure"]) == (set(), set())
+    assert said["ok"] >= {
+        "it answers",
+        "it is that of the release that runs",
+        *(f"{name} is connected to it" for name in REPLICAS),
+    }
+    assert llmctl("status", "--json")["wrong"] == []
+    said_of_checks = checked("litellm_database", deployment)
+    assert "failed" not in said_of_checks
+    assert "7 passed" in said_of_checks
+
+
+def test_what_is_wrong_with_the_database_is_named_with_what_fixes_it(deployment: Deployment, saved: Path) -> None:
+    """A role that others have bounded, and one that cannot log in any more."""
+    assert saved
+    role = str(rows(deployment, "SELECT session_user")[0][0])
+    taken = int(rows(deployment, "SELECT count(*) FROM pg_stat_activity WHERE usename = session_user")[0][0])
+    with role_set(deployment, f"{role} CONNECTION LIMIT {taken + 2}"):
+        assert any(f"of {taken + 2} connections" in each for each in doctor()["warning"])
+        said = checked("litellm_database", deployment)
+        assert "test_its_login_is_bounded_and_acts_as_the_owner" in said
+        assert "secretVersions.litellmDatabasePassword 2" in said
+    with role_set(deployment, f"{role} NOLOGIN"):
+        (detail,) = doctor()["failure"]
+        assert "it cannot be used" in detail
+        done = subprocess.run([LLMCTL, "status", "--json"], capture_output=True, text=True, check=False)
+        assert done.returncode == 1
+        assert any("LiteLLM's database: it cannot be used" in each for each in json.loads(done.stdout)["wrong"])
+    assert doctor()["failure"] == set()
+
+
+@contextmanager
+def role_set(deployment: Deployment, change: str) -> Iterator[None]:
+    """A role that somebody has changed."""
+    role = change.split(maxsplit=1)[0]
+    limit = litellm_connections.limit(len(REPLICAS), litellm_connections.POOL_CONNECTIONS)
+    psql = ("psql", "-XqU", "postgres", "-c")
+    deployment.read("postgres", *psql, f"ALTER ROLE {change}")
+    try:
+        yield
+    finally:
+        deployment.read("postgres", *psql, f"ALTER ROLE {role} LOGIN CONNECTION LIMIT {limit}")
 
 
 def test_what_was_written_under_another_salt_key_is_told_before_anything_changes(
