@@ -135,6 +135,7 @@ def _login(
         f"{name}-password",
         kind="password",
         version=settings.secret_versions.litellm_database_password,
+        retire=settings.retire_previous.litellm_database_password,
         opts=kept,
     )
     return LiteLLMLogin(

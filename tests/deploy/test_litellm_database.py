@@ -1,4 +1,4 @@
-"""LiteLLM's own database, where the stack has one: who reaches it, its schema, and the replicas that use it."""
+"""LiteLLM's own database, of a stack that has one: who reaches it, its schema, and the replicas that use it."""
 
 from __future__ import annotations
 
@@ -26,8 +26,6 @@ SECONDS = 15
 @pytest.fixture
 def url(stack: DeployedStack) -> str:
     """The database as this machine reaches it."""
-    if not stack.settings.litellm_database:
-        pytest.skip("LiteLLM has no database of its own (litellmDatabase)")
     found: str = stack.outputs["litellmDatabaseUrl"]
     return found
 
@@ -59,8 +57,8 @@ def test_its_login_is_bounded_and_acts_as_the_owner(stack: DeployedStack, connec
         " FROM pg_roles, pg_database WHERE rolname = session_user AND datname = current_database()"
     ).fetchone()
     assert found == (wanted, True, False), (
-        f"someone changed LiteLLM's role: of its connections, whether it acts as the owner, and whether as itself, is "
-        f"{found}, and should be {(wanted, True, False)}. Rotate its password, which puts all of it right: "
+        f"someone changed LiteLLM's role: of its connections, whether it acts as the owner, and whether as itself, "
+        f"is {found}, and should be {(wanted, True, False)}. Rotate its password, which puts all of it right: "
         f"./pulumiw config set --stack {stack.name} --path secretVersions.litellmDatabasePassword "
         f"{settings.secret_versions.litellm_database_password + 1} && {stack.up}"
     )
@@ -73,19 +71,17 @@ def test_it_holds_nothing_but_litellms_tables(connection: psycopg.Connection) ->
     )
 
 
+@pytest.mark.of_kind("litellm")
 def test_its_schema_is_that_of_the_release_that_runs(
     url: str, connection: psycopg.Connection, instance: Instance, inside: Host
 ) -> None:
-    if instance.part.kind != "litellm":
-        pytest.skip("it is no replica")
     told = inside.check_output(f"python3 -I -c {shlex.quote(litellm_check.PROGRAM)}")
     found = litellm_check.of_release(url, json.loads(told), SECONDS)
     assert found.status == "ok", f"{found.detail}. {found.fix}"
 
 
+@pytest.mark.of_kind("litellm")
 def test_each_replica_is_connected_to_it(url: str, stack: DeployedStack, instance: Instance, inside: Host) -> None:
-    if instance.part.kind != "litellm":
-        pytest.skip("it is no replica")
     asked = shlex.quote(json.dumps([["GET", "/health/readiness", None]]))
     told = inside.check_output(f"echo {asked} | python3 -I -c {shlex.quote(management.PROGRAM)}")
     [[_, body]] = json.loads(told)
