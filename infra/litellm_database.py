@@ -67,7 +67,7 @@ class LiteLLMDatabase(pulumi.ComponentResource):
 
     url: pulumi.Output[str]
     """As the replicas reach it (secret)."""
-    here: pulumi.Output[str]
+    here: pulumi.Input[str]
     """As this machine reaches it (secret)."""
     networks: tuple[str, ...]
     """Those by which they reach it, beside their own."""
@@ -93,17 +93,18 @@ class LiteLLMDatabase(pulumi.ComponentResource):
         instance: pulumi.Input[str] = ""
         if settings.litellm_database_url is not None or server is None:
             url = settings.litellm_database_url
-            self.url = self.here = pulumi.Output.secret(url.get_secret_value() if url else "")
+            self.url = here = pulumi.Output.secret(url.get_secret_value() if url else "")
             self.networks, after = (), []
         else:
             login = _login(name, settings, server, wanted, child)
             self.url = login.url(placement.host_name(server.name), postgres.PORT)
-            self.here = login.url(server.host, settings.postgres_port)
+            here = login.url(server.host, settings.postgres_port)
             self.networks, after, instance = (server.network,), [login], server.instance
-        self.instance = pulumi.Output.concat(instance, " ", pulumi.Output.unsecret(self.here.apply(_database)))
+        self.here = here
+        self.instance = pulumi.Output.concat(instance, " ", pulumi.Output.unsecret(here.apply(_database)))
         self.schema = LiteLLMSchema(
             f"{name}-schema",
-            url=self.here,
+            url=here,
             server=instance,
             connections=wanted,
             job=placement.job(

@@ -154,7 +154,7 @@ def build(settings: Settings) -> Mapping[str, pulumi.Input[object]]:
         "litellmApiKey": pulumi.Output.secret(client_keys["app"][0]),
         "clientKeys": pulumi.Output.secret({client: keys[0] for client, keys in client_keys.items()}),
         "databaseUrl": pulumi.Output.secret(database.url),
-        "litellmDatabaseUrl": pulumi.Output.secret(of_litellm.here) if of_litellm else None,
+        "litellmDatabaseUrl": of_litellm and pulumi.Output.secret(of_litellm.here),
         "models": list(models.served),
         "replicas": settings.replicas,
         "litellmConfig": models.config,
