@@ -58,6 +58,8 @@ class Settings(BaseSettings):
     """The key of this client; needed for any request."""
     database_url: Annotated[SecretStr, AfterValidator(_database_url)] | None = None
     """The database with the organizations; needed for what reads them."""
+    litellm_database_url: Annotated[SecretStr, AfterValidator(_database_url)] | None = None
+    """LiteLLM's own database, where the stack has it; `llmctl` saves, restores and checks it."""
 
     @classmethod
     def load(cls) -> Settings:

@@ -1,4 +1,7 @@
-"""The app's database in one file: what `llmctl backup` does, and what it writes."""
+"""The stack's databases in files: what `llmctl backup` does, and what it writes.
+
+A backup is a file with the app's database, and beside it one with LiteLLM's own where the stack has that.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,14 @@ import hashlib
 import os
 import re
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import IO, TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import DownloadColumn, Progress, TextColumn, TimeElapsedColumn, TransferSpeedColumn
 
+from console import litellm_database
 from console.postgres_programs import BackupError, programs_for, server_at
 
 if TYPE_CHECKING:
@@ -48,6 +52,8 @@ class Backup:
     """The number of the last migration in it; 0 where it has none."""
     removed: tuple[Path, ...]
     """Older backups that were removed, as there were more than were to be kept."""
+    litellm: Backup | None = None
+    """That of LiteLLM's own database, which belongs to it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,30 +71,73 @@ class Content:
         return sum(self.rows.values())
 
     def __str__(self) -> str:
-        return f"{self.total:,} rows in {len(self.rows)} tables, schema {self.migration:04d}"
+        schema = f", schema {self.migration:04d}" if self.migration else ""
+        return f"{self.total:,} rows in {len(self.rows)} tables{schema}"
 
 
-def backup(
-    url: str, file: Path, *, keep: int | None = None, report: Callable[[str], None], engine: str | None = None
+def backup(  # noqa: PLR0913 -- all by name
+    url: str,
+    file: Path,
+    *,
+    litellm: str | None = None,
+    keep: int | None = None,
+    report: Callable[[str], None],
+    engine: str | None = None,
 ) -> Backup:
     """Write the database at `url` to `file`, and its checksum to `file`.sha256; `report` gets a line for each step.
 
     A folder gets a file named by database and time (UTC). The file is a consistent snapshot in pg_dump's custom
-    format. Only its owner may read it, and it has its name only once it is complete and was read back. Then the
-    oldest backups of this database in the folder are removed until `keep` (1 or more) are left, this one among them.
+    format. Only its owner may read it, and it has its name only once it is complete and was read back. LiteLLM's
+    database, at `litellm`, is then written in the same way to the file's `companion`: the two are one backup. Then
+    the oldest backups of this database in the folder are removed until `keep` (1 or more) are left, this one among
+    them.
     `engine` is the address of the Docker Engine that may run the server, where that is not `docker`'s own.
 
     Raises ValueError for a file that exists or cannot be named so, or is no folder though `keep` is given, and
-    BackupError.
+    BackupError, also where LiteLLM uses a database on the same server and `litellm` is not given. What is complete
+    then stays, and nothing is removed.
     """
     if keep is not None and not file.is_dir():
         raise ValueError(f"{file} is not a folder: --keep needs the folder that the backups are in")
     if not file.is_dir():
-        _refuse_existing(file)
+        _refuse_existing(file, *_companions(file, litellm))
     server = server_at(url)
     if file.is_dir():
         file /= f"{_file_name(server.database)}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}.dump"
-        _refuse_existing(file)
+        _refuse_existing(file, *_companions(file, litellm))
+    made = _saved(server, file, report, engine)
+    if litellm is None and server.litellm_beside:
+        raise BackupError(
+            f"{file} is complete, but LiteLLM has a database on the same server, which is not in it: "
+            f"{litellm_database.VARIABLE} is not set (./pulumiw up writes it to .env). Older backups were kept"
+        )
+    beside_it = None if litellm is None else _companion_saved(litellm, file, report, engine)
+    removed = () if keep is None else remove_older(file, server.database, keep)
+    for each in removed:
+        report(f"removed {each}: {keep} are kept")
+    return replace(made, removed=removed, litellm=beside_it)
+
+
+def companion(file: Path) -> Path:
+    """The file with LiteLLM's database that belongs to one with the app's."""
+    return file.with_name(f"{file.stem}.litellm{file.suffix}")
+
+
+def _companions(file: Path, litellm: str | None) -> tuple[Path, ...]:
+    return () if litellm is None else (companion(file),)
+
+
+def _companion_saved(url: str, file: Path, report: Callable[[str], None], engine: str | None) -> Backup:
+    try:
+        return _saved(server_at(url, litellm_database.VARIABLE), companion(file), report, engine)
+    except BackupError as error:
+        raise BackupError(
+            f"{file} is complete, but has no LiteLLM database beside it, and older backups were kept: {error}"
+        ) from error
+
+
+def _saved(server: Server, file: Path, report: Callable[[str], None], engine: str | None) -> Backup:
+    """Write one database to a file."""
     programs = programs_for(server, engine)
     report(f"saving database {server.database} on {server.address} with pg_dump {programs.where}")
     partial = beside(file, ".partial")
@@ -99,9 +148,6 @@ def backup(
             content = content_of(programs, written)
         _give_name(partial, file, digest)
     report(f"complete: {content}")
-    removed = () if keep is None else remove_older(file, server.database, keep)
-    for each in removed:
-        report(f"removed {each}: {keep} are kept")
     return Backup(
         file=file,
         database=server.database,
@@ -110,7 +156,7 @@ def backup(
         tables=len(content.rows),
         rows=content.total,
         migration=content.migration,
-        removed=removed,
+        removed=(),
     )
 
 
@@ -125,20 +171,35 @@ def _file_name(database: str) -> str:
 
 
 def remove_older(file: Path, database: str, keep: int) -> tuple[Path, ...]:
-    """Remove the oldest backups of a database beside `file` until `keep` are left, and what killed ones have left."""
+    """Remove the oldest backups of a database beside `file` until `keep` are left, and what killed ones have left.
+
+    The last `keep` that have LiteLLM's database stay too if `file` has it: others are no substitute for them.
+    """
     # However the clock of this machine was set when the others were made: the new one stays.
     others = [each for each in backups_in(file.parent, database) if each != file]
-    removed = tuple(others[: max(0, len(others) + 1 - keep)])
+    stay = {*_last(others, keep - 1)}
+    if companion(file).exists():
+        stay.update(_last([each for each in others if companion(each).exists()], keep - 1))
+    removed = []
     with file_errors(file):
-        for each in removed:
+        for old in others:
+            if old in stay:
+                continue
             # In this order, so that the next run finds what a kill has left.
-            beside(each, ".sha256").unlink(missing_ok=True)
-            each.unlink(missing_ok=True)
+            for each in (companion(old), old):
+                beside(each, ".sha256").unlink(missing_ok=True)
+                if each.exists():
+                    each.unlink(missing_ok=True)
+                    removed.append(each)
         for partial in file.parent.glob(f"{_file_name(database)}-*.dump.partial"):
             with suppress(BlockingIOError, FileNotFoundError), partial.open("rb") as stream:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 partial.unlink()
-    return removed
+    return tuple(removed)
+
+
+def _last(files: list[Path], number: int) -> list[Path]:
+    return files[max(0, len(files) - number) :]
 
 
 def _dump(programs: Programs, server: Server, stream: IO[bytes]) -> tuple[int, str]:
@@ -188,14 +249,15 @@ def read_content(lines: Iterable[bytes], *, progress: Callable[[], None] = lambd
     return Content(rows, last)
 
 
-def _refuse_existing(file: Path) -> None:
-    if not file.name or re.search(r"[\n\\]", file.name):
-        raise ValueError(f"a backup cannot be named {file.name!r}")
-    for each in (file, beside(file, ".sha256")):
-        if each.exists():
-            raise ValueError(f"{each} exists and will not be overwritten: name another file")
-    if (partial := beside(file, ".partial")).exists():
-        raise ValueError(f"{partial} exists: another backup is writing it; if that one was killed, remove it")
+def _refuse_existing(*files: Path) -> None:
+    for file in files:
+        if not file.name or re.search(r"[\n\\]", file.name):
+            raise ValueError(f"a backup cannot be named {file.name!r}")
+        for each in (file, beside(file, ".sha256")):
+            if each.exists():
+                raise ValueError(f"{each} exists and will not be overwritten: name another file")
+        if (partial := beside(file, ".partial")).exists():
+            raise ValueError(f"{partial} exists: another backup is writing it; if that one was killed, remove it")
 
 
 def beside(file: Path, suffix: str) -> Path:

@@ -10,14 +10,15 @@ import dataclasses
 import json
 import os
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
 import app
+from console.backup_cli import backup, restore
 from console.keys_cli import keys
+from console.options import FOLDER, AsJson, Folder
 from console.served import check_served, served
 from console.tables import of_models, of_organizations, print_table, say, told
 from console.teams_cli import teams
@@ -26,9 +27,6 @@ from console.usage_cli import usage
 if TYPE_CHECKING:
     from app.organizations import Organization
 
-CLIENT = Path(app.__file__).parent
-INSTALLED = CLIENT / "_migrations"
-FOLDER = INSTALLED if INSTALLED.is_dir() else CLIENT.parent / "migrations"
 LOOK_SECONDS = 2
 HELP = {"help_option_names": ["-h", "--help"]}
 cli = typer.Typer(
@@ -50,13 +48,11 @@ cli.add_typer(migrate, name="migrate")
 cli.add_typer(keys, name="keys")
 cli.add_typer(teams, name="teams")
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 Model = Annotated[str | None, typer.Option("--model", "-m", help="The model to ask, as `llmctl models` names it.")]
 Id = Annotated[str, typer.Argument(metavar="ID", help="The organization's id, as `llmctl org list` shows it.")]
 Fallback = Annotated[str | None, typer.Option(help="The model to ask once if the preferred one fails.")]
 NoFallback = Annotated[bool, typer.Option("--no-fallback", help="Use no fallback.")]
 Force = Annotated[bool, typer.Option("--force", help="Accept models that the gateway does not serve.")]
-Folder = Annotated[Path, typer.Option("--folder", help="The folder with the migrations.")]
 
 
 @cli.command()
@@ -223,53 +219,8 @@ def migrate_new(
     print(migrations.new(folder, name))
 
 
-@cli.command()
-def backup(
-    file: Annotated[
-        Path | None, typer.Argument(help="The file to write, or its folder. A backup in a folder is named by time.")
-    ] = None,
-    keep: Annotated[
-        int | None, typer.Option(min=1, help="How many backups to keep in the folder. The oldest are deleted.")
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Save the database to a file and print its name:  llmctl backup.
-
-    With --keep, use a folder for each stack: backups of another stack's database may have the same names.
-    """
-    from console import backup  # noqa: PLC0415
-
-    made = backup.backup(_database_url(), file or Path(), keep=keep, report=say)
-    print(_json(made) if as_json else made.file)
-
-
-@cli.command()
-def restore(
-    file: Annotated[
-        Path, typer.Argument(help="A backup, or a folder, of which the newest backup is taken.", exists=True)
-    ],
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for the database's name.")] = False,
-    folder: Folder = FOLDER,
-    as_json: AsJson = False,
-) -> None:
-    """Replace the database with a saved one:  llmctl restore FILE.
-
-    The replaced database is kept; its new name is printed.
-    """
-    from console import restore  # noqa: PLC0415
-
-    if not yes and not sys.stdin.isatty():
-        raise typer.BadParameter("there is no terminal to ask on: pass --yes")
-
-    def typed(database: str) -> bool:
-        if yes:
-            return True
-        # Not by typer, whose prompts leave a space on standard output.
-        print("Type the database's name to continue: ", end="", file=sys.stderr, flush=True)
-        return sys.stdin.readline().strip() == database
-
-    done = restore.restore(_database_url(), file, folder, confirm=typed, report=say)
-    print(_json(done) if as_json else done.kept)
+cli.command()(backup)
+cli.command()(restore)
 
 
 @cli.command()

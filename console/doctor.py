@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import psycopg
 
@@ -13,6 +12,8 @@ from app import migrations, organizations
 from app._errors import LLMError
 from app._settings import Settings
 from app._unreachable import KEY_FIX
+from console import litellm_check
+from console.finding import Finding
 from console.gateway_report import ENDING_FIX, MODELS_FIX, SECONDS, GatewayError, ask
 
 if TYPE_CHECKING:
@@ -24,19 +25,8 @@ WITH_COLLATION_VERSIONS = 150000
 VERSION_FIX = "./pulumiw up, unless litellmImage of the stack config names that one"
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """What a check found."""
-
-    check: str
-    status: Literal["ok", "warning", "failure"]
-    detail: str
-    fix: str = ""
-    """The command or step that fixes it; empty where nothing is to be fixed."""
-
-
 def examine(folder: Path) -> Iterator[Finding]:
-    """Check the settings, the gateway and the database, in this order; `folder` has the migrations."""
+    """Check the settings, the gateway and the databases, in this order; `folder` has the migrations."""
     try:
         settings = Settings.load()
         settings.required_api_key()
@@ -47,6 +37,10 @@ def examine(folder: Path) -> Iterator[Finding]:
     served: set[str] = set()
     yield from _gateway(settings, served)
     yield from _database(settings, folder, served)
+    if settings.litellm_database_url is not None:
+        yield from litellm_check.examine(settings.litellm_database_url.get_secret_value(), round(SECONDS))
+    else:
+        yield from litellm_check.nobody_named(settings)
 
 
 def _gateway(settings: Settings, served: set[str]) -> Iterator[Finding]:

@@ -156,9 +156,13 @@ class Gateway:
 
     def ask(self, *requests: Request) -> list[tuple[int, Any]]:
         """The status and body of each answer. Raises ProgramError."""
-        command = ["docker", "exec", "--interactive", self.container, "python3", "-I", "-c", PROGRAM]
-        answered = json.loads(output(command, given=json.dumps(requests), seconds=SECONDS))
+        answered = json.loads(self.run(PROGRAM, json.dumps(requests)))
         return [(status, body) for status, body in answered]
+
+    def run(self, program: str, given: str) -> str:
+        """What the text of a program prints in the container, which reads `given`. Raises ProgramError."""
+        command = ["docker", "exec", "--interactive", self.container, "python3", "-I", "-c", program]
+        return output(command, given=given, seconds=SECONDS)
 
     def has_database(self) -> bool:
         """Whether LiteLLM has a database. Raises ProgramError, and ManagementError where it does not answer."""
@@ -253,26 +257,46 @@ def gateway() -> Gateway:
     Raises NotConfiguredError, ProgramError where its containers cannot be reached, and ManagementError without a
     database.
     """
+    made = replica()
+    if not made.has_database():
+        raise ManagementError(NO_DATABASE)
+    return made
+
+
+def replica() -> Gateway:
+    """A replica of the gateway at LITELLM_URL, with a database or without. Raises as `gateway`, but for that."""
+    return of_stack(_stack())
+
+
+def replicas() -> dict[str, Gateway]:
+    """Each that runs on the engine that `docker` asks, by its name. Raises as `replica`."""
+    stack = _stack()
+    of_stack(stack)
+    return {
+        part.name: Gateway(part.container)
+        for part in stack.parts
+        if part.kind == containers.REPLICA and part.up and part.container
+    }
+
+
+def _stack() -> containers.Stack:
     settings = Settings.load()
     unseen: list[str] = []
     url = str(settings.litellm_url).rstrip("/")
     stack, _ = found(settings.litellm_url.port or 0, settings.required_api_key(), unseen, other_than=url)
     if stack is None:
         raise ProgramError(unseen[0])
-    made = of_stack(stack)
-    if not made.has_database():
-        raise ManagementError(NO_DATABASE)
-    return made
+    return stack
 
 
 def of_stack(stack: containers.Stack) -> Gateway:
     """A replica of a stack that can be asked on this engine. Raises ProgramError where there is none."""
-    replicas = [part for part in stack.parts if part.kind == containers.REPLICA and part.up]
-    here = next((part.container for part in replicas if part.container), None)
+    up = [part for part in stack.parts if part.kind == containers.REPLICA and part.up]
+    here = next((part.container for part in up if part.container), None)
     if here is None:
         raise ProgramError(
             "no replica runs on the engine that `docker` asks: name that of a node which has one by DOCKER_HOST"
-            if replicas
+            if up
             else "no replica of the stack is up: llmctl status"
         )
     return Gateway(here)

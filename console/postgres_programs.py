@@ -36,6 +36,9 @@ CONNECT_SECONDS = 15
 IDENTITY = (
     "SELECT concat(system_identifier, ' ', extract(epoch FROM pg_postmaster_start_time())) FROM pg_control_system()"
 )
+LITELLM_LOGINS = ("litellm_1", "litellm_2")
+"""The roles that LiteLLM logs in with: they take turns, as the app's do."""
+BESIDE = "SELECT count(*) FROM pg_stat_activity WHERE datname <> current_database() AND usename = ANY(%s)"
 
 
 class BackupError(Exception):
@@ -44,7 +47,7 @@ class BackupError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """The server and database of DATABASE_URL, as it answered."""
+    """The server and database of a URL, as it answered."""
 
     url: str
     database: str
@@ -57,6 +60,10 @@ class Server:
     version: int
     """The major version."""
     password: str
+    variable: str
+    """Which has the URL."""
+    litellm_beside: bool
+    """Whether LiteLLM is connected to another database there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,8 +125,8 @@ class Programs:
                 raise BackupError(f"{program} {self.where} failed: {reason(errors.read().decode(errors='replace'))}")
 
 
-def server_at(url: str) -> Server:
-    """The server at `url`, once it has answered. Raises BackupError."""
+def server_at(url: str, variable: str = "DATABASE_URL") -> Server:
+    """The server at `url`, which `variable` has, once it has answered. Raises BackupError."""
     try:
         with connected(url) as connection:
             row = connection.execute(
@@ -137,10 +144,12 @@ def server_at(url: str) -> Server:
                 port=info.port,
                 version=info.server_version // 10000,
                 password=info.password,
+                variable=variable,
+                litellm_beside=connection.execute(BESIDE, ([*LITELLM_LOGINS],)).fetchone() != (0,),
             )
     except psycopg.Error as error:
         raise BackupError(
-            f"the database at DATABASE_URL cannot be used: {one_line(error)} (run `llmctl doctor`)"
+            f"the database at {variable} cannot be used: {one_line(error)} (run `llmctl doctor`)"
         ) from None
 
 

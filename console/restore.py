@@ -1,8 +1,9 @@
-"""The app's database out of a file: what `llmctl restore` does.
+"""The stack's databases out of files: what `llmctl restore` does.
 
-It makes a new database beside the present one and fills it as the app's own role, so that no file ever runs as
-superuser. It counts the rows and brings the schema up to date, and only then has the two change names, in one
-transaction. Whatever ends it before that leaves the present database as it was.
+It makes a new database beside the present one and fills it as the database's own role, so that no file ever runs as
+superuser. It counts the rows and brings the app's schema up to date, or sees that LiteLLM can use what it gets, and
+only then has the two change names, in one transaction. Whatever ends it before that leaves the present database as it
+was.
 """
 
 from __future__ import annotations
@@ -13,27 +14,31 @@ import re
 import shlex
 import subprocess
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Literal
 
 import psycopg
 from psycopg.conninfo import make_conninfo
 
 from app import migrations
-from console.backup import backups_in, beside, content_of, file_errors, shown_progress
+from console import litellm_database
+from console.backup import backups_in, beside, companion, content_of, file_errors, shown_progress
 from console.postgres_programs import BackupError, connected, one_line, programs_for, server_at
 from console.programs import reason
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from io import FileIO
     from pathlib import Path
 
     from console.backup import Content
+    from console.litellm_database import Run
     from console.postgres_programs import Programs, Server
 
+Only = Literal["app", "litellm"]
 POLL_SECONDS = 0.2
 
 MAY_RESTORE = """
@@ -95,47 +100,147 @@ class Restored:
     """The migration files that were applied to it, as it was older than they are."""
     drop: str
     """The command that drops what is kept."""
+    litellm: Restored | None = None
+    """LiteLLM's own database, if that was restored beside the app's."""
 
 
-def restore(
-    url: str, file: Path, folder: Path, *, confirm: Callable[[str], bool], report: Callable[[str], None]
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """A file that was read, and the database that it replaces."""
+
+    server: Server
+    programs: Programs
+    file: Path
+    stream: FileIO
+    content: Content
+    of_litellm: bool
+
+
+def restore(  # noqa: PLR0913 -- all by name
+    url: str,
+    file: Path,
+    folder: Path,
+    *,
+    litellm: str | None = None,
+    only: Only | None = None,
+    force: bool = False,
+    run: Run = litellm_database.in_replica,
+    confirm: Callable[[str], bool],
+    report: Callable[[str], None],
 ) -> Restored:
     """Put what `file` holds in the place of the database at `url`, and keep the present one under another name.
 
     Of a folder it is the newest backup of this database. `folder` has the migrations: what the file does not have is
     applied, and a file with one that `folder` does not have is refused.
-    `confirm` is asked once, with the database's name, before anything is made; `report` gets a line for each step.
-    Sessions in the database are ended at the last moment.
+    LiteLLM's database, at `litellm`, gets the file's companion, or `file` itself if that has LiteLLM's tables; `only`
+    restores one of the two. It must have the schema of the present one, and be of the salt key that the replicas
+    have, unless `force` is given. `run` runs the text of a program in a replica.
+    `confirm` is asked for each database, by its name, before anything is made; `report` gets a line for each step.
+    Sessions in a database are ended at the last moment.
 
     Raises BackupError, and MigrationError for a folder that cannot be read; the database is as it was then.
     """
     newest = len(migrations.read(folder))
     if file.is_dir():
         file = _newest(file, server_at(url).database)
-    with file_errors(file), file.open("rb", buffering=0) as stream:
-        _check_sum(stream, file)
-        server = server_at(url)
-        programs = programs_for(server)
-        report(f"reading {file} with pg_restore {programs.where}")
-        content = content_of(programs, stream)
-        if content.migration > newest:
-            raise BackupError(
-                f"{file} has migration {content.migration:04d} and {folder} ends at {newest:04d}: use the version of "
-                "this project that the backup is from, or a later one"
+    with ExitStack() as opened:
+        plans = _plans(opened, url, file, litellm, only, report)
+        for plan in plans:
+            _refuse(plan, newest, folder)
+        for plan in plans:
+            live = plan.server.database
+            report(
+                f"this replaces database {live} on {plan.server.address} with {plan.file} ({plan.content}) and ends "
+                "the sessions in it; what it holds now is kept under another name"
             )
-        if programs.sql(MAY_RESTORE, live=server.database) != "t":
+            if not confirm(live):
+                raise BackupError(f"nothing was changed: that is not the name of database {live}")
+        done: list[Restored] = []
+        for plan in plans:
+            try:
+                one = _restore(plan, partial(_finished, plan, folder, run, report, force=force), report)
+            except BackupError as error:
+                also = "".join(f". LiteLLM's is restored, what it held before is {each.kept}" for each in done)
+                raise BackupError(f"{error}{also}") from error
+            done.append(replace(one, litellm=done[0] if done else None))
+        return done[-1]
+
+
+def _plans(  # noqa: PLR0913, PLR0917 -- those of `restore`
+    opened: ExitStack, url: str, file: Path, litellm: str | None, only: Only | None, report: Callable[[str], None]
+) -> list[_Plan]:
+    """What is to be restored: LiteLLM's database first, as there is more that it may be refused for."""
+
+    def of_app() -> _Plan:
+        return _read(opened, file, url, report)
+
+    def of_litellm(file: Path) -> _Plan:
+        if litellm is None:
             raise BackupError(
-                f"the role {server.role} of DATABASE_URL is not allowed to restore: it must own database "
-                f"{server.database} and be able to create another (as superuser: ALTER ROLE {server.role} CREATEDB)"
+                f"{file} has LiteLLM's database, and {litellm_database.VARIABLE} is not set: ./pulumiw up writes it "
+                "to .env where litellmDatabase is on. The app's database alone: --only app"
             )
-        report(
-            f"this replaces database {server.database} on {server.address} with {file} ({content}) and ends the "
-            "sessions in it; what it holds now is kept under another name"
+        return _read(opened, file, litellm, report, of_litellm=True)
+
+    beside_it = companion(file)
+    if only == "litellm":
+        return [of_litellm(beside_it if beside_it.exists() else file)]
+    plan = of_app()
+    if litellm_database.is_litellms(plan.content):
+        if only == "app":
+            raise BackupError(f"{file} has LiteLLM's database, and not the app's: leave --only out")
+        return [of_litellm(file)]
+    if only == "app":
+        return [plan]
+    if beside_it.exists():
+        return [of_litellm(beside_it), plan]
+    if litellm is not None:
+        report(f"there is no {beside_it}: LiteLLM's database stays as it is")
+    return [plan]
+
+
+def _read(
+    opened: ExitStack, file: Path, url: str, report: Callable[[str], None], *, of_litellm: bool = False
+) -> _Plan:
+    opened.enter_context(file_errors(file))
+    stream = opened.enter_context(file.open("rb", buffering=0))
+    _check_sum(stream, file)
+    server = server_at(url, litellm_database.VARIABLE) if of_litellm else server_at(url)
+    programs = programs_for(server)
+    report(f"reading {file} with pg_restore {programs.where}")
+    content = content_of(programs, stream)
+    stream.seek(0)
+    return _Plan(server, programs, file, stream, content, of_litellm)
+
+
+def _refuse(plan: _Plan, newest: int, folder: Path) -> None:
+    """Raise BackupError for what can be seen before anything is made."""
+    server = plan.server
+    if plan.of_litellm and not litellm_database.is_litellms(plan.content):
+        raise BackupError(f"{plan.file} has tables that are not LiteLLM's: it is not a backup of LiteLLM's database")
+    if plan.content.migration > newest:
+        raise BackupError(
+            f"{plan.file} has migration {plan.content.migration:04d} and {folder} ends at {newest:04d}: use the "
+            "version of this project that the backup is from, or a later one"
         )
-        if not confirm(server.database):
-            raise BackupError(f"nothing was changed: that is not the name of database {server.database}")
-        stream.seek(0)
-        return _restore(server, programs, stream, content, folder, report)
+    if plan.programs.sql(MAY_RESTORE, live=server.database) != "t":
+        raise BackupError(
+            f"the role {server.role} of {server.variable} is not allowed to restore: it must own database "
+            f"{server.database} and be able to create another (as superuser: ALTER ROLE {server.role} CREATEDB)"
+        )
+
+
+def _finished(  # noqa: PLR0913 -- those of `restore`
+    plan: _Plan, folder: Path, run: Run, report: Callable[[str], None], restored: str, *, force: bool
+) -> Sequence[migrations.Migration]:
+    """Bring a restored database up to date, or see that it is. Raises BackupError and MigrationError."""
+    if not plan.of_litellm:
+        return migrations.up(restored, folder, report=report)
+    for why in litellm_database.objections(restored, plan.server.url, run, report):
+        if not force:
+            raise BackupError(f"{plan.file} {why}")
+        report(f"{plan.file} {why}")
+    return ()
 
 
 def _newest(folder: Path, database: str) -> Path:
@@ -146,14 +251,10 @@ def _newest(folder: Path, database: str) -> Path:
     return backups[-1]
 
 
-def _restore(  # noqa: PLR0913, PLR0917 -- the steps of `restore` that have something to undo
-    server: Server,
-    programs: Programs,
-    stream: FileIO,
-    content: Content,
-    folder: Path,
-    report: Callable[[str], None],
+def _restore(
+    plan: _Plan, finish: Callable[[str], Sequence[migrations.Migration]], report: Callable[[str], None]
 ) -> Restored:
+    server, programs, content = plan.server, plan.programs, plan.content
     live, stamp = server.database, f"{datetime.now(UTC):%Y%m%d_%H%M%S}"
     new, kept = f"{live}_restored_{stamp}", f"{live}_before_{stamp}"
     if len(new.encode()) > migrations.LONGEST_NAME_BYTES:
@@ -164,10 +265,10 @@ def _restore(  # noqa: PLR0913, PLR0917 -- the steps of `restore` that have some
             try:
                 programs.sql(CREATE, live=live, new=new)
                 report(f"restoring into the new database {new}")
-                _fill(programs, new, stream)
+                _fill(programs, new, plan.stream)
                 url = make_conninfo(server.url, dbname=new)
                 _count(url, content)
-                migrated = migrations.up(url, folder, report=report)
+                migrated = finish(url)
                 report(f"{new} is complete and replaces {live}")
                 _refuse_unlocked(lock)
                 _switch(programs, server, new=new, kept=kept)

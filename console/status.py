@@ -15,7 +15,7 @@ import psycopg
 from app._errors import LLMError
 from app._settings import Settings
 from app._unreachable import KEY_FIX
-from console import containers
+from console import containers, litellm_check
 from console.doctor import collation
 from console.edge_statistics import Client, Statistics, statistics
 from console.gateway_report import MODELS_FIX, GatewayError, ask
@@ -78,6 +78,7 @@ def read() -> Status:
         wrong=(
             *wrong,
             *_sorting(settings),
+            *_of_litellm(settings),
             *(stack.short if stack else ()),
             *(f"{part.name}: {part.state} ({part.look})" for part in parts if not part.up),
         ),
@@ -111,6 +112,14 @@ def _sorting(settings: Settings) -> list[str]:
     except (LLMError, psycopg.Error):
         return []
     return [f"{found.check}: {found.detail} ({found.fix})"] if found and found.status != "ok" else []
+
+
+def _of_litellm(settings: Settings) -> list[str]:
+    """What is wrong with LiteLLM's own database, as far as its server tells."""
+    if settings.litellm_database_url is None:
+        return []
+    found = litellm_check.of_server(settings.litellm_database_url.get_secret_value(), DATABASE_SECONDS)
+    return [f"{each.check}: {each.detail} ({each.fix})" for each in found if each.status == "failure"]
 
 
 def found(

@@ -109,8 +109,11 @@ def _of_a_server_of_ones_own(values: Mapping[str, Any], url: str) -> Iterator[Pr
     if app is not None and _place(app.get_secret_value()) == _place(url):
         what = "is the app's database: LiteLLM may drop tables that it does not know, so it needs one of its own"
         yield Problem("litellmDatabaseUrl", what, "set --secret litellmDatabaseUrl postgresql://…/litellm")
-    if getattr(values.get("secret_versions"), "litellm_database_password", 1) > 1:
-        key = "secretVersions.litellmDatabasePassword"
+    for numbers, least in (("secretVersions", 1), ("retirePrevious", 0)):
+        given = values.get("secret_versions" if numbers == "secretVersions" else "retire_previous")
+        if getattr(given, "litellm_database_password", least) <= least:
+            continue
+        key = f"{numbers}.litellmDatabasePassword"
         yield Problem(key, "has no effect while litellmDatabaseUrl is set: that has the password", f"rm --path {key}")
 
 

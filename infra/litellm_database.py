@@ -11,7 +11,8 @@ import pulumi
 from pulumi.dynamic import Resource
 
 from console.backup import Backup, backup, remove_older
-from console.postgres_programs import BackupError
+from console.litellm_database import MIGRATIONS
+from console.postgres_programs import LITELLM_LOGINS, BackupError
 from engine.own_folder import litellm_backups
 from infra import gateway, litellm_connections, postgres, programs
 from infra.deploy_step import DeployStep
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
     from infra.settings import Settings
     from infra.workload import Placement
 
-LOGINS = (f"{postgres.LITELLM_DATABASE}_1", f"{postgres.LITELLM_DATABASE}_2")
-"""The roles that LiteLLM logs in with: they take turns, as the app's do."""
 JOB_MB = 1536
 """What Prisma's command line and LiteLLM take together, while they run beside the replicas (1.108.14: 1024 was too
 little when this held Prisma's client as well)."""
@@ -34,7 +33,6 @@ KEPT_BACKUPS = 5
 CONNECT_SECONDS = 15
 POOL = f"generalSettings.{litellm_connections.POOL}"
 OWN_TABLES = r"LiteLLM\_%"
-MIGRATIONS = "_prisma_migrations"
 FOREIGN = """
     SELECT n.nspname || '.' || c.relname
     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -69,6 +67,8 @@ class LiteLLMDatabase(pulumi.ComponentResource):
 
     url: pulumi.Output[str]
     """As the replicas reach it (secret)."""
+    here: pulumi.Input[str]
+    """As this machine reaches it (secret)."""
     networks: tuple[str, ...]
     """Those by which they reach it, beside their own."""
     instance: pulumi.Output[str]
@@ -100,6 +100,7 @@ class LiteLLMDatabase(pulumi.ComponentResource):
             self.url = login.url(placement.host_name(server.name), postgres.PORT)
             here = login.url(server.host, settings.postgres_port)
             self.networks, after, instance = (server.network,), [login], server.instance
+        self.here = here
         self.instance = pulumi.Output.concat(instance, " ", pulumi.Output.unsecret(here.apply(_database)))
         self.schema = LiteLLMSchema(
             f"{name}-schema",
@@ -135,6 +136,7 @@ def _login(
         f"{name}-password",
         kind="password",
         version=settings.secret_versions.litellm_database_password,
+        retire=settings.retire_previous.litellm_database_password,
         opts=kept,
     )
     return LiteLLMLogin(
@@ -155,7 +157,7 @@ class _LoginProvider(DeployStep):
 
     def run(self, props: dict[str, Any], olds: dict[str, Any]) -> dict[str, Any]:
         is_set = int(props["generation"]) == int(olds.get("generation", 0))
-        login, other = postgres.logins(LOGINS, olds.get("login"), is_set=is_set)
+        login, other = postgres.logins(LITELLM_LOGINS, olds.get("login"), is_set=is_set)
         with postgres.connect_as_superuser(props, olds) as connection:
             postgres.ensure_login(
                 connection,
@@ -249,8 +251,7 @@ def _has_data(props: dict[str, Any]) -> bool:
     """Whether there is something of LiteLLM's. Raises RuntimeError where anything else is, or too little room."""
     name, stack, connections = props["database"], props["stack"], int(props["connections"])
     with psycopg.connect(props["url"], connect_timeout=CONNECT_SECONDS, autocommit=True) as connection:
-        foreign = [str(row[0]) for row in connection.execute(FOREIGN, (OWN_TABLES, MIGRATIONS))]
-        if foreign:
+        if foreign := foreign_tables(connection):
             some = ", ".join(foreign[:3]) + (", …" if foreign[3:] else "")
             raise RuntimeError(
                 f"{name} holds tables that are not LiteLLM's ({some}). LiteLLM may drop tables that it does not "
@@ -264,6 +265,11 @@ def _has_data(props: dict[str, Any]) -> bool:
                 f"./pulumiw config set --stack {stack} --path {POOL} 2"
             )
         return bool((connection.execute(TABLES, (OWN_TABLES,)).fetchone() or (0,))[0])
+
+
+def foreign_tables(connection: psycopg.Connection) -> list[str]:
+    """Those in the database that are not LiteLLM's."""
+    return [str(row[0]) for row in connection.execute(FOREIGN, (OWN_TABLES, MIGRATIONS))]
 
 
 def _database(url: str) -> str:

@@ -310,10 +310,22 @@ class _SaltKeyProvider(GuardProvider):
 
 
 def _litellm_has_tables(props: dict[str, Any]) -> bool:
-    passwords = filter(None, (props["superuser_password"], props["superuser_previous"]))
-    with _first_that_opens(props["host"], int(props["port"]), passwords, LITELLM_DATABASE) as connection:
+    with _litellms_database(props) as connection:
         query = "SELECT 1 FROM pg_tables WHERE tablename LIKE 'LiteLLM\\_%' LIMIT 1"
         return connection.execute(query).fetchone() is not None
+
+
+def _litellms_database(props: dict[str, Any]) -> psycopg.Connection:
+    if "url" not in props:
+        passwords = filter(None, (props["superuser_password"], props["superuser_previous"]))
+        return _first_that_opens(props["host"], int(props["port"]), passwords, LITELLM_DATABASE)
+    try:
+        return psycopg.connect(props["url"], connect_timeout=CONNECT_SECONDS, autocommit=True)
+    except psycopg.OperationalError as error:
+        raise RuntimeError(
+            f"saltKey is changed, and whether LiteLLM's database holds what it encrypts is not known: {error}. "
+            "Restore saltKey (if it was not set: ./pulumiw config rm saltKey), or have the server answer"
+        ) from None
 
 
 class SaltKeyGuard(Resource, module="postgres", name="SaltKeyGuard"):
@@ -322,22 +334,26 @@ class SaltKeyGuard(Resource, module="postgres", name="SaltKeyGuard"):
     Creates: nothing outside the state. Type token: `pulumi-python:dynamic/postgres:SaltKeyGuard`.
     """
 
-    def __init__(  # noqa: PLR0913 -- all are needed, all by name
+    def __init__(
         self,
         name: str,
         *,
         configured: str | None,
-        host: str,
-        port: int,
-        superuser_password: RotatingSecret,
+        server: tuple[str, int, RotatingSecret] | None,
+        url: str | None,
         opts: pulumi.ResourceOptions | None = None,
     ) -> None:
-        """`configured` is the salt key of the stack config."""
-        props = {
-            "configured": pulumi.Output.secret(configured) if configured else "",
-            "host": host,
-            "port": port,
-            "superuser_password": superuser_password.value,
-            "superuser_previous": superuser_password.previous,
+        """`configured` is the salt key of the stack config.
+
+        `url` is LiteLLM's database, where that is not in the stack's own `server`: its host, port and superuser.
+        """
+        props: dict[str, pulumi.Input[object]] = {
+            "configured": pulumi.Output.secret(configured) if configured else ""
         }
+        if url is not None:
+            props["url"] = pulumi.Output.secret(url)
+        elif server is not None:
+            host, port, superuser = server
+            props |= {"host": host, "port": port}
+            props |= {"superuser_password": superuser.value, "superuser_previous": superuser.previous}
         super().__init__(_SaltKeyProvider(), name, props, opts)

@@ -285,6 +285,7 @@ class RetirePrevious(_Frozen):
 
     client_keys: Annotated[dict[ClientName, Count], AfterValidator(_sorted)] = {}
     database_password: Count = 0
+    litellm_database_password: Count = 0
 
 
 class Settings(_Frozen):

@@ -154,6 +154,7 @@ def build(settings: Settings) -> Mapping[str, pulumi.Input[object]]:
         "litellmApiKey": pulumi.Output.secret(client_keys["app"][0]),
         "clientKeys": pulumi.Output.secret({client: keys[0] for client, keys in client_keys.items()}),
         "databaseUrl": pulumi.Output.secret(database.url),
+        "litellmDatabaseUrl": of_litellm and pulumi.Output.secret(of_litellm.here),
         "models": list(models.served),
         "replicas": settings.replicas,
         "litellmConfig": models.config,
@@ -195,7 +196,8 @@ def _database(settings: Settings, placement: Placement) -> _Database:
     if settings.database_url is not None:
         url = pulumi.Output.secret(settings.database_url.get_secret_value())
         nothing = pulumi.ResourceOptions()
-        return _Database(url=url, server="", after=nothing, salt_key_guarded=nothing, of_litellm=None)
+        guarded = _salt_key_guard(settings, None, nothing) if settings.litellm_database else nothing
+        return _Database(url=url, server="", after=nothing, salt_key_guarded=guarded, of_litellm=None)
     placement.network(DATA_NETWORK, opts=pulumi.ResourceOptions())
     host = placement.published_at(settings.postgres_volume)
     kept = pulumi.ResourceOptions(protect=settings.protect_data)  # data outlives only with its passwords
@@ -232,19 +234,11 @@ def _database(settings: Settings, placement: Placement) -> _Database:
         placement,
     )
     after = pulumi.ResourceOptions(depends_on=[postgres])
-    guard = SaltKeyGuard(
-        "salt-key-guard",
-        configured=_text(settings.salt_key),
-        host=host,
-        port=settings.postgres_port,
-        superuser_password=superuser_password,
-        opts=after,
-    )
     return _Database(
         url=postgres.database_url,
         server=postgres.server,
         after=after,
-        salt_key_guarded=pulumi.ResourceOptions(depends_on=[guard]),
+        salt_key_guarded=_salt_key_guard(settings, (host, settings.postgres_port, superuser_password), after),
         of_litellm=Server(
             instance=postgres.server,
             host=host,
@@ -254,6 +248,20 @@ def _database(settings: Settings, placement: Placement) -> _Database:
             ready=postgres,
         ),
     )
+
+
+def _salt_key_guard(
+    settings: Settings, server: tuple[str, int, RotatingSecret] | None, opts: pulumi.ResourceOptions
+) -> pulumi.ResourceOptions:
+    """What has the salt key wait for the look at LiteLLM's database, in the stack's server or another one."""
+    guard = SaltKeyGuard(
+        "salt-key-guard",
+        configured=_text(settings.salt_key),
+        server=server,
+        url=_text(settings.litellm_database_url),
+        opts=opts,
+    )
+    return pulumi.ResourceOptions(depends_on=[guard])
 
 
 def _litellm_database(settings: Settings, placement: Placement, database: _Database) -> LiteLLMDatabase | None:

@@ -13,7 +13,12 @@ from toolchain.progress import SetupError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-OUTPUTS = {"LITELLM_URL": "litellmUrl", "LITELLM_API_KEY": "litellmApiKey", "DATABASE_URL": "databaseUrl"}
+OUTPUTS = {
+    "LITELLM_URL": "litellmUrl",
+    "LITELLM_API_KEY": "litellmApiKey",
+    "DATABASE_URL": "databaseUrl",
+    "LITELLM_DATABASE_URL": "litellmDatabaseUrl",
+}
 """Each variable, and the output of the stack that is its value."""
 
 
@@ -41,7 +46,7 @@ def write(path: Path, outputs: Mapping[str, str]) -> None:
         return
     try:
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        kept = [line for line in lines if not _is_of(line, values)]
+        kept = [line for line in lines if not _is_of(line, OUTPUTS)]  # another stack's too
         text = "".join(
             f"{line}\n" for line in [*kept, *(f"{name}={shlex.quote(value)}" for name, value in values.items())]
         )

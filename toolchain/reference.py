@@ -36,8 +36,9 @@ command that fixes it. Everything else is in [litellm/config.yaml](../litellm/co
 """
 ABOUT_LLMCTL = """
 `.venv/bin/llmctl`, after `make up`. It asks the gateway at `LITELLM_URL` with `LITELLM_API_KEY`, and the database at
-`DATABASE_URL`, from the environment or `.env`. Data goes to standard output and everything else to standard error.
-The exit code is 0, 1 after a failure, and 2 for wrong usage.
+`DATABASE_URL`, from the environment or `.env`; for backups and checks also LiteLLM's, at `LITELLM_DATABASE_URL`.
+Data goes to standard output and everything else to standard error. The exit code is 0, 1 after a failure, and 2 for
+wrong usage.
 """
 
 

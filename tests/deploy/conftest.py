@@ -1,9 +1,9 @@
 """What an operator runs after `pulumi up`: `make check-deploy STACK=dev`, or pytest tests/deploy --stack dev.
 
 The checks ask the stack and change nothing. What a check needs and cannot get is another check's failure: it is
-skipped, and says which. Those of test_docker… and test_swarm… are for stacks that are placed so; all others hold
-for both. Containers on other nodes of a Swarm than the one that dockerHost names are looked into if `--node` names
-their engines.
+skipped, and says which. Those of test_docker… and test_swarm… are for stacks that are placed so, and those of
+test_litellm_database for stacks that have one; all others hold for all. Containers on other nodes of a Swarm than the
+one that dockerHost names are looked into if `--node` names their engines.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "of_kind(name): of all parts of the stack, look into those of one kind")
     # The usual form prints the arguments of functions, and some of them are secret.
     if config.option.tbstyle == "auto":
         config.option.tbstyle = "short"
@@ -55,8 +56,11 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Leave out the checks that are for another placement than the stack's."""
-    others = tuple(f"test_{name}" for name in PLACEMENTS if name != _stack(config).settings.placement)
+    """Leave out the checks that are for another placement than the stack's, or for what it does not have."""
+    settings = _stack(config).settings
+    others = tuple(f"test_{name}" for name in PLACEMENTS if name != settings.placement)
+    if not settings.litellm_database:
+        others += ("test_litellm_database",)
     here = collection_path.parent == Path(__file__).parent
     return True if here and collection_path.name.startswith(others) else None
 
@@ -66,7 +70,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "part" in metafunc.fixturenames:
         metafunc.parametrize("part", stack.parts, ids=[part.name for part in stack.parts])
     if "instance" in metafunc.fixturenames:
-        reached = [pytest.param(it, id=it.name) for it in stack.instances if it.host is not None]
+        marker = metafunc.definition.get_closest_marker("of_kind")
+        kinds = marker.args if marker else {part.kind for part in stack.parts}
+        reached = [
+            pytest.param(it, id=it.name) for it in stack.instances if it.host is not None and it.part.kind in kinds
+        ]
         none = pytest.mark.skip(reason="it takes a container: see test_each_container_can_be_looked_into")
         metafunc.parametrize("instance", reached or [pytest.param(None, id="none", marks=none)])
 

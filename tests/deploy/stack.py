@@ -34,6 +34,7 @@ SETTINGS = {
     "master-key": "masterKey",
     "postgres-password": "postgresPassword",
     "database-password": "databasePassword",
+    "litellm-database-password": "litellmDatabasePassword",
 }
 """The key of the stack config of a secret that can be rotated, by its resource."""
 CLIENT_KEY = "client-key-"
@@ -306,7 +307,7 @@ class DeployedStack(ABC):
     def _configured(self) -> Iterator[Secret]:
         for key, text in self._secret_settings.items():
             values = [*_texts(json.loads(text))] if key in STRUCTURED else [text]
-            if key == "databaseUrl":
+            if key in {"databaseUrl", "litellmDatabaseUrl"}:
                 values.append(str(conninfo_to_dict(text).get("password", "")))
             for value in values:
                 yield Secret(name=f"{key} of the config", value=value, renew=self._set(key))

@@ -207,9 +207,11 @@ def test_the_data_is_protected_as_configured(stack: DeployedStack) -> None:
     """The volume and the passwords without which nobody can read it, as `protectData` says."""
     wanted = stack.settings.protect_data
     volumes = [*stack.of_type(VOLUME)]
-    passwords = [it for it in stack.of_type(":RotatingSecret") if it["name"] in PASSWORDS]
+    of_litellm = stack.settings.litellm_database and stack.settings.litellm_database_url is None
+    names = PASSWORDS | ({"litellm-database-password"} if of_litellm else set())
+    passwords = [it for it in stack.of_type(":RotatingSecret") if it["name"] in names]
     there = (len(volumes), len(passwords))
-    assert there == (stack.volumes, len(PASSWORDS)), f"the state has no volume, or no password of it: {stack.up}"
+    assert there == (stack.volumes, len(names)), f"the state has no volume, or no password of it: {stack.up}"
     wrong = [it["name"] for it in (*volumes, *passwords) if bool(it.get("protect")) != wanted]
     wrong += [it["name"] for it in volumes if bool(it.get("retainOnDelete")) != wanted]
     assert wrong == [], (

@@ -3,23 +3,34 @@
 from __future__ import annotations
 
 import json
+import os
 import stat
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+import openai
 import psycopg
 import pytest
 from pulumi.automation import CommandError
 
+from console import litellm_database
+from console.backup import companion
 from engine.own_folder import litellm_backups
 from infra import litellm_connections
-from tests.stacks import REPLICAS, deployed, stand_in_for
+from tests.stacks import LLMCTL, REPLICAS, deployed, stand_in_for
 from tests.swarm.cluster import until
-from toolchain import recipes
+from toolchain import environment_file, recipes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
+
+    from openai import OpenAI
 
     from tests.stacks import Deployment
 
@@ -35,6 +46,19 @@ if body is not None:
     request.add_header("content-type", "application/json")
 print(urllib.request.urlopen(request, timeout=60).read().decode())
 """
+
+ENCRYPT = """
+import base64, json, pathlib
+from litellm.proxy.common_utils.encrypt_decrypt_utils import encrypt_value
+salt = pathlib.Path("/run/secrets/LITELLM_SALT_KEY").read_text().strip()
+print(json.dumps([base64.b64encode(encrypt_value("a key", each)).decode() for each in (salt, "another")]))
+"""
+TELL = """
+import io, sys
+sys.stdin = io.StringIO({given!r})
+exec({PROGRAM!r})
+"""
+HELLO: dict[str, Any] = {"model": "gpt-4o", "messages": [{"role": "user", "content": "hello"}]}
 
 
 @pytest.fixture(scope="module")
@@ -130,6 +154,200 @@ def test_the_password_is_in_no_log_process_or_inspection(deployment: Deployment,
         assert password not in str(container.top()["Processes"])
 
 
+@pytest.fixture
+def saved(deployment: Deployment, key: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A backup of the stack, made by who has what `up` writes to .env."""
+    assert key
+    monkeypatch.chdir(tmp_path)
+    for variable, output in environment_file.OUTPUTS.items():
+        monkeypatch.setenv(variable, deployment.outputs[output])
+    return Path(llmctl("backup", "--json")["file"])
+
+
+def llmctl(*arguments: str | Path) -> dict[str, Any]:
+    """What a command says that does what it should."""
+    done = subprocess.run([LLMCTL, *map(str, arguments)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def refused(deployment: Deployment, *arguments: str | Path) -> str:
+    """Why a restore is refused. It changes no database."""
+    query = "SELECT datname FROM pg_database"
+    before = sorted(rows(deployment, query))
+    done = subprocess.run(
+        [LLMCTL, "restore", "--yes", *map(str, arguments)], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (1, ""), done.stderr
+    assert sorted(rows(deployment, query)) == before
+    return done.stderr
+
+
+def test_a_restore_brings_both_databases_back_and_no_caller_notices(
+    deployment: Deployment, key: str, saved: Path
+) -> None:
+    """Neither a client of the stack config nor a virtual key that is in use. What came after is kept elsewhere."""
+    before = spend(deployment)
+    later = asked(deployment, "/key/generate", {"key_alias": "later"})
+    with deployment.database() as connection:
+        connection.execute("CREATE TABLE later ()")
+    clients = (deployment.client, deployment.client.with_options(api_key=key, max_retries=0))
+    with answered(*clients) as answers:
+        done = llmctl("restore", saved, "--yes", "--json")
+    assert len(answers) > len(clients)
+    with deployment.database() as connection:
+        assert connection.execute("SELECT to_regclass('later')").fetchone() == (None,)
+    assert rows(deployment, """SELECT count(*) FROM "LiteLLM_VerificationToken" WHERE key_alias = 'later'""") == [
+        (0,)
+    ]
+    kept = deployment.read(
+        "postgres", "psql", "-XAtU", "postgres", "-d", done["litellm"]["kept"],
+        "-c", """SELECT key_alias FROM "LiteLLM_VerificationToken" WHERE key_alias = 'later'""",
+    )  # fmt: skip
+    assert kept.strip() == "later"
+    owners = rows(deployment, "SELECT DISTINCT tableowner FROM pg_tables WHERE tablename LIKE 'LiteLLM%'")
+    assert owners == [("litellm",)]
+    until(lambda: spend(deployment) > before, "what was asked meanwhile is counted in the restored database")
+    with pytest.raises(openai.AuthenticationError):
+        deployment.client.with_options(api_key=later["key"]).chat.completions.create(**HELLO)
+
+
+@contextmanager
+def answered(*clients: OpenAI) -> Iterator[list[object]]:
+    """Each client asks over and over; a request that fails fails the test."""
+    ended, answers = threading.Event(), list[object]()
+
+    def ask(client: OpenAI) -> None:
+        while not ended.is_set():
+            answers.append(client.chat.completions.create(**HELLO).choices[0].message.content)
+
+    with ThreadPoolExecutor() as pool:
+        asking = [pool.submit(ask, client) for client in clients]
+        try:
+            yield answers
+        finally:
+            ended.set()
+        for each in asking:
+            each.result()
+
+
+def test_one_of_two_databases_is_restored_alone(deployment: Deployment, saved: Path) -> None:
+    """By `--only`, or by LiteLLM's file itself; that of another database is no backup of LiteLLM's."""
+    alone = llmctl("restore", saved, "--yes", "--json", "--only", "litellm")
+    assert (alone["database"], alone["litellm"]) == ("litellm", None)
+    assert llmctl("restore", companion(saved), "--yes", "--json")["database"] == "litellm"
+    alone = llmctl("restore", saved, "--yes", "--json", "--only", "app")
+    assert (alone["database"], alone["litellm"]) == ("app", None)
+    assert "leave --only out" in refused(deployment, companion(saved), "--only", "app")
+    companion(saved).unlink()
+    assert "tables that are not LiteLLM's" in refused(deployment, saved, "--only", "litellm")
+
+
+def checked(name: str, deployment: Deployment) -> str:
+    """What the checks of a deployed stack report of the database; it has no secret of the stack."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-rs", f"tests/deploy/test_{name}.py", "--stack", deployment.name],
+        cwd=deployment.folder,
+        env={key: value for key, value in os.environ.items() if key != "STACK"} | deployment.environment,
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert [key for key, value in deployment.secrets().items() if value in done.stdout] == []
+    return done.stdout
+
+
+def doctor() -> dict[str, set[str]]:
+    """What the doctor says of LiteLLM's database, by how bad it is."""
+    done = subprocess.run([LLMCTL, "doctor", "--json"], capture_output=True, text=True, check=False)
+    found: dict[str, set[str]] = {"ok": set(), "warning": set(), "failure": set()}
+    for each in json.loads(done.stdout):
+        if each["check"].startswith("LiteLLM's"):
+            found[each["status"]].add(each["detail"])
+            assert bool(each["fix"]) == (each["status"] != "ok")
+    return found
+
+
+def test_a_database_that_is_well_is_said_to_be(deployment: Deployment, saved: Path) -> None:
+    """By the doctor, the status and the checks of a deployed stack."""
+    assert saved
+    said = doctor()
+    assert (said["warning"], said["failure"]) == (set(), set())
+    assert said["ok"] >= {
+        "it answers",
+        "it is that of the release that runs",
+        *(f"{name} is connected to it" for name in REPLICAS),
+    }
+    assert llmctl("status", "--json")["wrong"] == []
+    said_of_checks = checked("litellm_database", deployment)
+    assert "skipped" not in said_of_checks
+    assert f"{3 + 2 * len(REPLICAS)} passed" in said_of_checks
+
+
+def test_what_is_wrong_with_the_database_is_named_with_what_fixes_it(deployment: Deployment, saved: Path) -> None:
+    """A role that others have bounded, and one that cannot log in any more."""
+    assert saved
+    role = str(rows(deployment, "SELECT session_user")[0][0])
+    taken = int(rows(deployment, "SELECT count(*) FROM pg_stat_activity WHERE usename = session_user")[0][0])
+    with role_set(deployment, f"{role} CONNECTION LIMIT {taken + 2}"):
+        assert any(f"of {taken + 2} connections" in each for each in doctor()["warning"])
+        said = checked("litellm_database", deployment)
+        assert "test_its_login_is_bounded_and_acts_as_the_owner" in said
+        assert "secretVersions.litellmDatabasePassword 2" in said
+    with role_set(deployment, f"{role} NOLOGIN"):
+        (detail,) = doctor()["failure"]
+        assert "it cannot be used" in detail
+        done = subprocess.run([LLMCTL, "status", "--json"], capture_output=True, text=True, check=False)
+        assert done.returncode == 1
+        assert any("LiteLLM's database: it cannot be used" in each for each in json.loads(done.stdout)["wrong"])
+    assert doctor()["failure"] == set()
+
+
+@contextmanager
+def role_set(deployment: Deployment, change: str) -> Iterator[None]:
+    """A role that somebody has changed."""
+    role = change.split(maxsplit=1)[0]
+    limit = litellm_connections.limit(len(REPLICAS), litellm_connections.POOL_CONNECTIONS)
+    psql = ("psql", "-XqU", "postgres", "-c")
+    deployment.read("postgres", *psql, f"ALTER ROLE {change}")
+    try:
+        yield
+    finally:
+        deployment.read("postgres", *psql, f"ALTER ROLE {role} LOGIN CONNECTION LIMIT {limit}")
+
+
+def test_what_was_written_under_another_salt_key_is_told_before_anything_changes(
+    deployment: Deployment, saved: Path
+) -> None:
+    """By what the client's own key was made from; with --force it is restored all the same."""
+    until(lambda: asks(deployment), "the client has a key in LiteLLM")
+    swap = """UPDATE "LiteLLM_VerificationToken" SET token = reverse(token) WHERE key_alias = 'app'"""
+    rows(deployment, swap)
+    other = Path(llmctl("backup", "other.dump", "--json")["litellm"]["file"])
+    rows(deployment, swap)
+    said = refused(deployment, other)
+    assert "written under another salt key" in said
+    assert "the budgets and the spending of app" in said
+    assert deployment.secret("salt-key") not in said
+    assert llmctl("restore", other, "--yes", "--json", "--force")["database"] == "litellm"
+    assert llmctl("restore", companion(saved), "--yes", "--json")["database"] == "litellm"
+
+
+def asks(deployment: Deployment) -> bool:
+    assert deployment.client.chat.completions.create(**HELLO).choices
+    found = rows(deployment, """SELECT count(*) FROM "LiteLLM_VerificationToken" WHERE key_alias = 'app'""")
+    return found == [(1,)]
+
+
+def test_what_litellm_encrypts_opens_with_its_salt_key_only(deployment: Deployment) -> None:
+    """As LiteLLM itself encrypts it, in a replica."""
+    values = json.loads(deployment.read(REPLICAS[0], "python3", "-c", ENCRYPT).strip().splitlines()[-1])
+    given = {"clients": {}, "values": values}
+    command = ["python3", "-I", "-c", TELL.format(PROGRAM=litellm_database.PROGRAM, given=json.dumps(given))]
+    assert json.loads(deployment.read(REPLICAS[0], *command))["values"] == 1
+
+
 def test_tables_of_others_are_named_and_nothing_changes(deployment: Deployment, key: str) -> None:
     """An `up` with another image ends before it has changed anything."""
     assert key
@@ -146,20 +364,24 @@ def test_tables_of_others_are_named_and_nothing_changes(deployment: Deployment, 
         rows(deployment, "DROP TABLE of_somebody_else")
 
 
-def test_the_newest_release_takes_the_database_over_with_all_that_is_in_it(deployment: Deployment, key: str) -> None:
+def test_the_newest_release_takes_the_database_over_with_all_that_is_in_it(
+    deployment: Deployment, key: str, saved: Path
+) -> None:
     """The next `up` after one that failed: a backup first, the schema, then the replicas."""
     before = spend(deployment)
     deployment.set(litellmImage=stand_in_for(UPGRADE, deployment.engine, deployment.folder / ".images.yaml"))
     deployment.up()
     assert {deployment.image(name).tags[0] for name in REPLICAS} == {UPGRADE.tag}
-    saved: list[Path] = sorted(litellm_backups(deployment.name).glob("litellm-*.dump"))
-    assert saved
-    assert {stat.S_IMODE(file.stat().st_mode) for file in saved} == {0o600}
+    by_itself = sorted(litellm_backups(deployment.name).glob("litellm-*.dump"))
+    assert by_itself
+    assert {stat.S_IMODE(file.stat().st_mode) for file in by_itself} == {0o600}
     assert rows(deployment, "SELECT count(*) FROM _prisma_migrations WHERE finished_at IS NULL") == [(0,)]
     assert spend(deployment) >= before > 0
     assert chat(deployment, key)["usage"]["total_tokens"] > 0
     until(lambda: spend(deployment) > before, "the key's spending goes on")
     assert not [each for each in deployment.leftovers() if "schema" in each]
+    for older in (by_itself[-1], saved):
+        assert "has the schema of another release" in refused(deployment, older, "--only", "litellm")
 
 
 def test_the_older_release_is_refused_on_the_newer_ones_database(deployment: Deployment) -> None:

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from app import DatabaseUnavailableError, StreamInterruptedError, _http, migrations, organizations
 from app._made_once import PerProcess
-from console import cli
+from console import cli, litellm_check
 from tests.unit.test_app import KEY, chunk, completion, error, sse
 
 if TYPE_CHECKING:
@@ -339,7 +339,11 @@ def database(table: Organizations, monkeypatch: pytest.MonkeyPatch) -> Callable[
     """A database that is well but for what is named."""
 
     def make(
-        *, foreign: int = 0, pending: tuple[migrations.Migration, ...] = (), fails: Exception | None = None
+        *,
+        foreign: int = 0,
+        pending: tuple[migrations.Migration, ...] = (),
+        fails: Exception | None = None,
+        beside: bool = False,
     ) -> None:
         def connect(*_: object, **__: object) -> Database:
             if fails:
@@ -348,6 +352,7 @@ def database(table: Organizations, monkeypatch: pytest.MonkeyPatch) -> Callable[
 
         monkeypatch.setattr(psycopg, "connect", connect)
         monkeypatch.setattr(migrations, "status", lambda *_: migrations.Status((), pending))
+        monkeypatch.setattr(litellm_check, "server_at", lambda *_: SimpleNamespace(litellm_beside=beside))
 
     make()
     return make
@@ -366,6 +371,14 @@ def test_the_doctor_finds_nothing_where_all_is_well(database: Callable[..., None
     report = out("doctor")
     assert "OK      models: claude-3-5-sonnet, gpt-4o\n" in report
     assert "OK      organizations: 1, all with models that are served\n" in report
+
+
+def test_a_database_of_litellms_that_no_backup_would_have_is_found(database: Callable[..., None]) -> None:
+    database(beside=True)
+    assert findings() == {
+        "LiteLLM's database": "LiteLLM has one, and LITELLM_DATABASE_URL is not set, so no backup has it: "
+        "./pulumiw up writes it to .env"
+    }
 
 
 def test_a_gateway_that_does_not_report_its_version_is_healthy(

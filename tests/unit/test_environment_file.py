@@ -33,6 +33,15 @@ def test_it_follows_the_stack_and_keeps_other_lines(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_the_database_of_a_litellm_that_has_none_any_more_goes(tmp_path: Path) -> None:
+    path = tmp_path / ".env"
+    with_database = {**OUTPUTS, "litellmDatabaseUrl": "postgresql://litellm_1@localhost/litellm"}
+    environment_file.write(path, with_database)  # type: ignore[arg-type]
+    assert "LITELLM_DATABASE_URL=postgresql://litellm_1@localhost/litellm" in path.read_text()
+    environment_file.write(path, OUTPUTS)  # type: ignore[arg-type]
+    assert "LITELLM_DATABASE_URL" not in path.read_text()
+
+
 def test_a_stack_without_a_gateway_leaves_it_alone(tmp_path: Path) -> None:
     environment_file.write(tmp_path / ".env", {"databaseUrl": "x"})
     assert list(tmp_path.iterdir()) == []

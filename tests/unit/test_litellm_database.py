@@ -65,6 +65,12 @@ def test_one_switch_is_enough() -> None:
             "has no effect",
             "rm --path secretVersions.litellmDatabasePassword",
         ),
+        (
+            {"litellmDatabaseUrl": URL, "retirePrevious": {"litellmDatabasePassword": 1}},
+            "retirePrevious.litellmDatabasePassword",
+            "has no effect",
+            "rm --path retirePrevious.litellmDatabasePassword",
+        ),
         ({"litellmMemoryMb": "512"}, "litellmMemoryMb", "is too little", "set litellmMemoryMb 1024"),
         (
             {"generalSettings": {"store_prompts_in_spend_logs": True}},
@@ -218,6 +224,17 @@ def test_a_server_of_ones_own_takes_the_place_of_the_stacks(registered: Callable
     schema = recorder.of("LiteLLMSchema")
     assert (schema["database"], schema["job"]["secrets"]["DATABASE_URL"]) == ("db.example:5432/litellm", URL)
     assert len(recorder.containers()["litellm-1"]["networksAdvanced"]) == 1
+    assert recorder.of("SaltKeyGuard")["url"] == URL
+
+
+def test_the_former_password_is_retired_by_its_number(registered: Callable[..., Recorder]) -> None:
+    recorder = registered(litellmDatabase="true", retirePrevious={"litellmDatabasePassword": 1})
+    (password,) = [
+        inputs
+        for (kind, name), inputs in recorder.inputs.items()
+        if kind.endswith(":RotatingSecret") and name == "litellm-database-password"
+    ]
+    assert password["retire"] == 1
 
 
 def test_limits_of_a_client_name_the_replicas_and_no_secret(registered: Callable[..., Recorder]) -> None:

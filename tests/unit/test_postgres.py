@@ -197,17 +197,23 @@ def test_roles_are_set_again_for_another_server_or_password(name: str) -> None:
         ({}, True, False),
     ],
 )
-def test_the_salt_key_changes_only_before_its_database_is_in_use(
+@pytest.mark.parametrize("url", ["", "postgresql://db.example/litellm"])
+def test_the_salt_key_changes_only_before_its_database_is_in_use(  # noqa: PLR0913 -- all by name
     tried: Callable[..., list[str]],
     monkeypatch: pytest.MonkeyPatch,
     olds: dict[str, str],
     *,
     has_tables: bool,
     refused: bool,
+    url: str,
 ) -> None:
+    """In the stack's own server, or in one that the settings name."""
     tried("the-new-one")
+    where = {"url": url} if url else PROPS
+    if url:
+        monkeypatch.setattr(psycopg, "connect", lambda given, **_: {url: Connection()}[given])
     monkeypatch.setattr(Rows, "fetchone", lambda _: (1,) if has_tables else None)
-    failures = _SaltKeyProvider().check(olds, {**PROPS, "configured": "sk-1"}).failures
+    failures = _SaltKeyProvider().check(olds, {**where, "configured": "sk-1"}).failures
     assert [each.property for each in failures] == (["configured"] if refused else [])
     assert all("./pulumiw config rm saltKey" in each.reason for each in failures)
 

@@ -1,0 +1,16 @@
+"""Options that several commands of `llmctl` have."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import app
+
+CLIENT = Path(app.__file__).parent
+INSTALLED = CLIENT / "_migrations"
+FOLDER = INSTALLED if INSTALLED.is_dir() else CLIENT.parent / "migrations"
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+Folder = Annotated[Path, typer.Option("--folder", help="The folder with the migrations.")]
