@@ -216,7 +216,7 @@ def _read(
 def _refuse(plan: _Plan, newest: int, folder: Path) -> None:
     """Raise BackupError for what can be seen before anything is made."""
     server = plan.server
-    if plan.of_litellm and not litellm_database.is_litellms(plan.content):
+    if plan.of_litellm and plan.content.rows and not litellm_database.is_litellms(plan.content):
         raise BackupError(f"{plan.file} has tables that are not LiteLLM's: it is not a backup of LiteLLM's database")
     if plan.content.migration > newest:
         raise BackupError(
