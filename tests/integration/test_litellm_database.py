@@ -380,6 +380,7 @@ def test_the_newest_release_takes_the_database_over_with_all_that_is_in_it(
     assert chat(deployment, key)["usage"]["total_tokens"] > 0
     until(lambda: spend(deployment) > before, "the key's spending goes on")
     assert not [each for each in deployment.leftovers() if "schema" in each]
+    assert doctor()["failure"] == set()
     for older in (by_itself[-1], saved):
         assert "has the schema of another release" in refused(deployment, older, "--only", "litellm")
 
