@@ -59,7 +59,10 @@ class Settings(BaseSettings):
     database_url: Annotated[SecretStr, AfterValidator(_database_url)] | None = None
     """The database with the organizations; needed for what reads them."""
     litellm_database_url: Annotated[SecretStr, AfterValidator(_database_url)] | None = None
-    """LiteLLM's own database, where the stack has it; `llmctl` saves, restores and checks it."""
+    """LiteLLM's own database, where the stack has it; `llmctl` saves, restores and checks it.
+
+    From `.env` only if `database_url` is too: the two belong to one stack.
+    """
 
     @classmethod
     def load(cls) -> Settings:
@@ -107,7 +110,7 @@ def _folder() -> str | None:
 @functools.lru_cache(maxsize=1)
 def _load(_values: tuple[str | None, ...], _changed: int | None, _folder: str | None) -> Settings:
     try:
-        return Settings()
+        made = Settings()
     except OSError as error:
         raise NotConfiguredError(
             f"{ENVIRONMENT_FILE} cannot be read ({error.strerror}); if another user wrote it: "
@@ -118,3 +121,6 @@ def _load(_values: tuple[str | None, ...], _changed: int | None, _folder: str | 
     except ValidationError as error:
         problems = "; ".join(f"{str(each['loc'][0]).upper()}: {each['msg']}" for each in error.errors())
         raise NotConfiguredError(f"{problems} ({HINT})") from None
+    if os.environ.get("DATABASE_URL") and not os.environ.get("LITELLM_DATABASE_URL"):
+        return made.model_copy(update={"litellm_database_url": None})  # that in `.env` may be another stack's
+    return made

@@ -80,6 +80,7 @@ def backup(  # noqa: PLR0913 -- all by name
     file: Path,
     *,
     litellm: str | None = None,
+    alone: bool = False,
     keep: int | None = None,
     report: Callable[[str], None],
     engine: str | None = None,
@@ -88,30 +89,31 @@ def backup(  # noqa: PLR0913 -- all by name
 
     A folder gets a file named by database and time (UTC). The file is a consistent snapshot in pg_dump's custom
     format. Only its owner may read it, and it has its name only once it is complete and was read back. LiteLLM's
-    database, at `litellm`, is then written in the same way to the file's `companion`: the two are one backup. Then
-    the oldest backups of this database in the folder are removed until `keep` (1 or more) are left, this one among
-    them.
+    database, at `litellm`, is then written in the same way to the file's `companion`: the two are one backup. With
+    `alone` it is left out. Then the oldest backups of this database in the folder are removed until `keep` (1 or
+    more) are left, this one among them.
     `engine` is the address of the Docker Engine that may run the server, where that is not `docker`'s own.
 
     Raises ValueError for a file that exists or cannot be named so, or is no folder though `keep` is given, and
-    BackupError, also where LiteLLM uses a database on the same server and `litellm` is not given. What is complete
-    then stays, and nothing is removed.
+    BackupError, also where LiteLLM uses a database on the same server, and neither `litellm` nor `alone` is given.
+    What is complete then stays, and nothing is removed.
     """
     if keep is not None and not file.is_dir():
         raise ValueError(f"{file} is not a folder: --keep needs the folder that the backups are in")
     if not file.is_dir():
-        _refuse_existing(file, *_companions(file, litellm))
+        _refuse_existing(file, companion(file))
     server = server_at(url)
     if file.is_dir():
         file /= f"{_file_name(server.database)}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}.dump"
-        _refuse_existing(file, *_companions(file, litellm))
+        _refuse_existing(file, companion(file))
     made = _saved(server, file, report, engine)
-    if litellm is None and server.litellm_beside:
+    if litellm is None and server.litellm_beside and not alone:
         raise BackupError(
             f"{file} is complete, but LiteLLM has a database on the same server, which is not in it: "
-            f"{litellm_database.VARIABLE} is not set (./pulumiw up writes it to .env). Older backups were kept"
+            f"{litellm_database.VARIABLE} is not set (./pulumiw up writes it to .env). To leave it out: --only app. "
+            "Older backups were kept"
         )
-    beside_it = None if litellm is None else _companion_saved(litellm, file, report, engine)
+    beside_it = None if litellm is None or alone else _companion_saved(litellm, file, report, engine)
     removed = () if keep is None else remove_older(file, server.database, keep)
     for each in removed:
         report(f"removed {each}: {keep} are kept")
@@ -121,10 +123,6 @@ def backup(  # noqa: PLR0913 -- all by name
 def companion(file: Path) -> Path:
     """The file with LiteLLM's database that belongs to one with the app's."""
     return file.with_name(f"{file.stem}.litellm{file.suffix}")
-
-
-def _companions(file: Path, litellm: str | None) -> tuple[Path, ...]:
-    return () if litellm is None else (companion(file),)
 
 
 def _companion_saved(url: str, file: Path, report: Callable[[str], None], engine: str | None) -> Backup:
@@ -173,13 +171,12 @@ def _file_name(database: str) -> str:
 def remove_older(file: Path, database: str, keep: int) -> tuple[Path, ...]:
     """Remove the oldest backups of a database beside `file` until `keep` are left, and what killed ones have left.
 
-    The last `keep` that have LiteLLM's database stay too if `file` has it: others are no substitute for them.
+    The last `keep` that have LiteLLM's database stay too: others are no substitute for them.
     """
     # However the clock of this machine was set when the others were made: the new one stays.
     others = [each for each in backups_in(file.parent, database) if each != file]
-    stay = {*_last(others, keep - 1)}
-    if companion(file).exists():
-        stay.update(_last([each for each in others if companion(each).exists()], keep - 1))
+    with_litellm = [each for each in others if companion(each).exists()]
+    stay = {*_last(others, keep - 1), *_last(with_litellm, keep - companion(file).exists())}
     removed = []
     with file_errors(file):
         for old in others:

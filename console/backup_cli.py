@@ -22,17 +22,22 @@ def backup(
     keep: Annotated[
         int | None, typer.Option(min=1, help="How many backups to keep in the folder. The oldest are deleted.")
     ] = None,
+    only: Annotated[Literal["app"] | None, typer.Option(help="Save the app's database alone.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Save the app's database, and LiteLLM's own beside it, and print the file's name:  llmctl backup.
+    """Save the app's database, and LiteLLM's own beside it, and print the files' names:  llmctl backup.
 
     With --keep, use a folder for each stack: backups of another stack's database may have the same names.
     """
     from console import backup  # noqa: PLC0415
 
     app, litellm = _urls()
-    made = backup.backup(app, file or Path(), litellm=litellm, keep=keep, report=say)
-    print(json.dumps(asdict(made), default=str) if as_json else made.file)
+    made = backup.backup(app, file or Path(), litellm=litellm, alone=only == "app", keep=keep, report=say)
+    print(
+        json.dumps(asdict(made), default=str)
+        if as_json
+        else "\n".join(str(each.file) for each in (made, made.litellm) if each)
+    )
 
 
 def restore(
@@ -44,7 +49,7 @@ def restore(
         Literal["app", "litellm"] | None, typer.Option(help="Restore the app's database alone, or LiteLLM's.")
     ] = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Accept LiteLLM's database of another release or another salt key.")
+        bool, typer.Option("--force", help="Accept LiteLLM's database of another or unknown release or salt key.")
     ] = False,
     folder: Folder = FOLDER,
     as_json: AsJson = False,

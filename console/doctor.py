@@ -40,7 +40,7 @@ def examine(folder: Path) -> Iterator[Finding]:
     if settings.litellm_database_url is not None:
         yield from litellm_check.examine(settings.litellm_database_url.get_secret_value(), round(SECONDS))
     else:
-        yield from litellm_check.nobody_named(settings)
+        yield from litellm_check.unnamed_database(settings)
 
 
 def _gateway(settings: Settings, served: set[str]) -> Iterator[Finding]:

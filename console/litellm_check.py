@@ -21,10 +21,12 @@ if TYPE_CHECKING:
     from app._settings import Settings
 
 UP = "./pulumiw up"
-FEWER = "./pulumiw config set --path generalSettings.database_connection_pool_limit 2 && ./pulumiw up"
+POOL = "generalSettings.database_connection_pool_limit"
 PROGRAM = Path(litellm_schema.__file__).read_text(encoding="utf-8")
-FEW = 5
-"""Of connections: what one more replica takes, unless its pool is set otherwise."""
+FEW_OF_SERVER = 5
+"""Of the server's connections: another replica's pool (infra/litellm_connections.py) must fit."""
+FEW_OF_ROLE = 2
+"""Of the role's own, which are bounded by what its replicas take: one for a backup, one for this."""
 # What is free: of the role's own, and of the server's but for those that it keeps for its superuser.
 CONNECTIONS = """
 SELECT session_user, rolconnlimit, (SELECT count(*) FROM pg_stat_activity WHERE usename = session_user),
@@ -40,7 +42,7 @@ HISTORY = f"SELECT to_regclass('public.{MIGRATIONS}') IS NOT NULL"
 APPLIED = f"SELECT migration_name, finished_at IS NOT NULL FROM {MIGRATIONS} WHERE rolled_back_at IS NULL"  # noqa: S608
 
 
-def nobody_named(settings: Settings) -> Iterator[Finding]:
+def unnamed_database(settings: Settings) -> Iterator[Finding]:
     """Where LiteLLM is connected to a database beside the app's, and the settings do not have it."""
     try:
         beside = server_at(settings.required_database_url()).litellm_beside
@@ -51,35 +53,50 @@ def nobody_named(settings: Settings) -> Iterator[Finding]:
         yield Finding("LiteLLM's database", "failure", detail, f"{UP} writes it to .env")
 
 
-def of_server(url: str, seconds: int) -> Iterator[Finding]:
-    """What the server tells: whether it is reached, by whom, how many connections are free."""
+def of_server(url: str, seconds: int, *, stack: str = "") -> Iterator[Finding]:
+    """What the server tells: whether it is reached, by whom, how many connections are free.
+
+    The commands that fix it are for `stack`, or for the selected one.
+    """
+    up = _up(stack)
     try:
         with psycopg.connect(url, connect_timeout=seconds, autocommit=True) as connection:
             connection.execute(f"SET statement_timeout = '{int(seconds)}s'")
-            yield from _connections(connection)
+            yield from _connections(connection, stack)
             if connection.execute(HAS_TABLES).fetchone() == (0,):
-                yield Finding("LiteLLM's schema", "failure", "there is none", UP)
+                yield Finding("LiteLLM's schema", "failure", "there is none", up)
             elif owners := [str(owner) for (owner,) in connection.execute(FOREIGN_OWNERS)]:
                 detail = f"{', '.join(owners)} owns tables in it, which LiteLLM's role cannot change"
                 fix = "as superuser, for each of them: ALTER TABLE … OWNER TO that of the database"
                 yield Finding("LiteLLM's schema", "failure", detail, fix)
     except psycopg.Error as error:
         detail = f"it cannot be used ({error.sqlstate or one_line(error)})"
-        yield Finding("LiteLLM's database", "failure", detail, f"llmctl status; {UP} writes {VARIABLE} to .env")
+        yield Finding("LiteLLM's database", "failure", detail, f"llmctl status; {up} writes {VARIABLE} to .env")
 
 
-def _connections(connection: psycopg.Connection) -> Iterator[Finding]:
+def _up(stack: str) -> str:
+    return f"{UP} --stack {stack}" if stack else UP
+
+
+def _connections(connection: psycopg.Connection, stack: str) -> Iterator[Finding]:
     row = connection.execute(CONNECTIONS).fetchone() or ("", 0, 0, 0)
     role, limit, taken, free = str(row[0]), int(row[1]), int(row[2]), int(row[3])
+    few = free < FEW_OF_SERVER
     if limit >= 0:
+        few = few or limit - taken < FEW_OF_ROLE
         free = min(free, limit - taken)
     detail = f"{role} has {taken}{f' of {limit}' if limit >= 0 else ''} connections, and {max(free, 0)} are free"
     yield Finding("LiteLLM's database", "ok", "it answers")
-    yield Finding("LiteLLM's connections", "ok" if free >= FEW else "warning", detail, "" if free >= FEW else FEWER)
+    of_stack = f"--stack {stack} " if stack else ""
+    fewer = f"./pulumiw config set {of_stack}--path {POOL} 2 && {_up(stack)}" if few else ""
+    yield Finding("LiteLLM's connections", "warning" if few else "ok", detail, fewer)
 
 
-def of_release(url: str, of_image: list[str] | None, seconds: int) -> Finding:
-    """Whether the schema is that of a release, whose migrations a replica tells by `litellm_schema`."""
+def of_release(url: str, of_image: list[str] | None, seconds: int, *, stack: str = "") -> Finding:
+    """Whether the schema is that of a release, whose migrations a replica tells by `litellm_schema`.
+
+    The command that fixes it is for `stack`, or for the selected one.
+    """
     with psycopg.connect(url, connect_timeout=seconds, autocommit=True) as connection:
         has_history = connection.execute(HISTORY).fetchone() == (True,)
         applied = {str(name): bool(done) for name, done in connection.execute(APPLIED)} if has_history else {}
@@ -95,7 +112,7 @@ def of_release(url: str, of_image: list[str] | None, seconds: int) -> Finding:
         wrong = f"it is that of a newer release than the one that runs: {more[-1]}"
     if wrong:
         fix = "restore a backup of this release (docs/runbooks/restore.md), or set the litellmImage that fits"
-        return Finding("LiteLLM's schema", "failure", wrong, f"{fix} and run {UP}")
+        return Finding("LiteLLM's schema", "failure", wrong, f"{fix} and run {_up(stack)}")
     return Finding("LiteLLM's schema", "ok", "it is that of the release that runs")
 
 

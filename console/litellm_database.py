@@ -50,7 +50,7 @@ def is_litellms(content: Content) -> bool:
     return bool(content.rows) and all(OWN.fullmatch(table) for table in content.rows)
 
 
-def objections(restored: str, live: str, run: Run, report: Callable[[str], None]) -> Iterator[str]:
+def objections(restored: str, live: str, run: Run) -> Iterator[str]:
     """Why the LiteLLM that runs could not use a restored database as it is, or not all of it.
 
     Both databases are given by their URLs. The present one has the schema of the LiteLLM that runs, as each `up` sees
@@ -66,7 +66,10 @@ def objections(restored: str, live: str, run: Run, report: Callable[[str], None]
     except psycopg.Error as error:
         raise BackupError(one_line(error)) from None
     except (LLMError, ProgramError, _management_error()) as error:
-        report(f"whether it was written under this stack's salt key is not known: {error}")
+        yield (
+            f"could not be compared with this stack's salt key: {error}. Run the command where the stack's engine "
+            "can be reached, or accept that stored credentials and the clients' spending may be lost: add --force"
+        )
         return
     if other:
         yield (

@@ -31,7 +31,7 @@ Force = Annotated[bool, typer.Option("--force", help="Allow models that the gate
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 Name = Annotated[
     str,
-    typer.Argument(metavar="NAME", help="The alias, a team's id, or the first characters of a key's hash (--json)."),
+    typer.Argument(metavar="NAME", help="The alias, a team's id, or 8 or more characters of a key's hash (--json)."),
 ]
 
 COLUMNS = ("spend ($)", "budget ($)", "rpm", "tpm", "models", "blocked")
@@ -69,7 +69,7 @@ def add_commands(to: typer.Typer, kind: str, *, example: str, keys: str, seconds
     def unblock(name: Name, as_json: AsJson = False) -> None:
         set_blocked(name, blocked=False, as_json=as_json)
 
-    @to.command("delete", help=f"Delete {keys}. What it spent stays on record:  llmctl {kind}s delete {example}.")
+    @to.command("delete", help=f"Delete {keys}. What was spent stays on record:  llmctl {kind}s delete {example}.")
     def delete(name: Name, yes: Yes = False) -> None:
         from console.management import gateway  # noqa: PLC0415
 

@@ -162,7 +162,10 @@ class Gateway:
     def run(self, program: str, given: str) -> str:
         """What the text of a program prints in the container, which reads `given`. Raises ProgramError."""
         command = ["docker", "exec", "--interactive", self.container, "python3", "-I", "-c", program]
-        return output(command, given=given, seconds=SECONDS)
+        printed = output(command, given=given, seconds=SECONDS)
+        if not printed.strip():  # as an engine under load may end it
+            raise ProgramError("docker exec printed nothing: run the command again")
+        return printed
 
     def has_database(self) -> bool:
         """Whether LiteLLM has a database. Raises ProgramError, and ManagementError where it does not answer."""

@@ -236,9 +236,9 @@ def _finished(  # noqa: PLR0913 -- those of `restore`
     """Bring a restored database up to date, or see that it is. Raises BackupError and MigrationError."""
     if not plan.of_litellm:
         return migrations.up(restored, folder, report=report)
-    for why in litellm_database.objections(restored, plan.server.url, run, report):
+    for why in litellm_database.objections(restored, plan.server.url, run):
         if not force:
-            raise BackupError(f"{plan.file} {why}")
+            raise BackupError(f"{plan.file} {why}. To restore the app's database alone: --only app")
         report(f"{plan.file} {why}")
     return ()
 

@@ -20,12 +20,26 @@ SALT_KEY = Path("/run/secrets/LITELLM_SALT_KEY")
 GCM = "v2:gcm:"
 """With it begins what newer releases encrypt, if `encryption_algorithm` is aes-256-gcm."""
 NONCE_BYTES = 12
+SEALED_BYTES = 40
+"""The least that releases encrypt otherwise take: a nonce of 24 bytes and 16 that authenticate the text."""
 
 
 def token_of(client: str, salt_key: str) -> str:
     """The hash of a client's key (litellm/keys.py)."""
     digest = hmac.new(salt_key.encode(), f"llm-gateway client {client}".encode(), hashlib.sha256)
     return hashlib.sha256(f"sk-{digest.hexdigest()}".encode()).hexdigest()
+
+
+def is_sealed(value: str) -> bool:
+    """Whether a text can be one that LiteLLM has encrypted: it keeps some as they were given."""
+    try:
+        return value.startswith(GCM) or len(_decoded(value)) >= SEALED_BYTES
+    except ValueError:
+        return False
+
+
+def _decoded(value: str) -> bytes:
+    return base64.b64decode(value.replace("-", "+").replace("_", "/"), validate=True)
 
 
 def opens(value: str, salt_key: str) -> bool:
@@ -37,9 +51,7 @@ def opens(value: str, salt_key: str) -> bool:
             sealed = base64.urlsafe_b64decode(value.removeprefix(GCM))
             aead.AESGCM(key).decrypt(sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], None)
         else:
-            importlib.import_module("nacl.secret").SecretBox(key).decrypt(
-                base64.b64decode(value.replace("-", "+").replace("_", "/"))
-            )
+            importlib.import_module("nacl.secret").SecretBox(key).decrypt(_decoded(value))
     except ImportError:
         raise
     except Exception:  # noqa: BLE001 -- each library has errors of its own for a wrong key
@@ -51,7 +63,7 @@ def compared(given: dict[str, Any], salt_key: str) -> dict[str, Any]:
     """What does not belong to a salt key."""
     return {
         "clients": [name for name, token in given["clients"].items() if token != token_of(name, salt_key)],
-        "values": sum(not opens(value, salt_key) for value in given["values"]),
+        "values": sum(is_sealed(value) and not opens(value, salt_key) for value in given["values"]),
     }
 
 

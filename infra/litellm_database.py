@@ -244,7 +244,7 @@ class _SchemaProvider(DeployStep):
 def _saved(props: dict[str, Any]) -> Backup:
     folder = litellm_backups(props["stack"])
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return backup(props["url"], folder, report=lambda _: None, engine=props["job"]["host"])
+    return backup(props["url"], folder, alone=True, report=lambda _: None, engine=props["job"]["host"])
 
 
 def _has_data(props: dict[str, Any]) -> bool:

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from pathlib import Path
 
-AT = "/opt/llm-gateway"
+FOLDER = "/opt/llm-gateway"
 """Their folder there. Not /app: the official image has LiteLLM's sources there, and would import those."""
-RUN = f"{AT}/run.py"
+RUN = f"{FOLDER}/run.py"
 """Runs one of them: `python3 RUN NAME ARGS…`."""
-SCHEMA = f"{AT}/schema.py"
-"""Is for a container of its own."""
+SCHEMA = f"{FOLDER}/schema.py"
+"""Runs in a container of its own."""
 
-_FOLDER = Path(__file__).parent.parent / "litellm"
+_SOURCE = Path(__file__).parent.parent / "litellm"
 
 
 def files() -> dict[str, str]:
     """What a replica needs, by path: `run.py`, and the other modules in one text, which that reads."""
-    modules = sorted(file for file in _FOLDER.glob("*.py") if f"{AT}/{file.name}" not in {RUN, SCHEMA})
-    return {RUN: _read("run.py"), f"{AT}/modules.txt": "".join(f"#: {it.name}\n{_read(it.name)}" for it in modules)}
+    modules = sorted(file for file in _SOURCE.glob("*.py") if f"{FOLDER}/{file.name}" not in {RUN, SCHEMA})
+    return {
+        RUN: _read("run.py"),
+        f"{FOLDER}/modules.txt": "".join(f"#: {it.name}\n{_read(it.name)}" for it in modules),
+    }
 
 
 def schema() -> dict[str, str]:
@@ -26,4 +29,4 @@ def schema() -> dict[str, str]:
 
 
 def _read(name: str) -> str:
-    return (_FOLDER / name).read_text(encoding="utf-8")
+    return (_SOURCE / name).read_text(encoding="utf-8")

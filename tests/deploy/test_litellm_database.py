@@ -42,8 +42,9 @@ def connection(url: str) -> Iterator[psycopg.Connection]:
 
 def test_it_is_reached_and_has_connections_left(stack: DeployedStack, url: str) -> None:
     """From where this runs, as `pulumi up` and a backup must."""
-    wrong = [f"{each.detail}: {each.fix}" for each in litellm_check.of_server(url, SECONDS) if each.status != "ok"]
-    assert wrong == [], f"LiteLLM's database: {'; '.join(wrong)}. Then: {stack.up}"
+    found = litellm_check.of_server(url, SECONDS, stack=stack.name)
+    wrong = [f"{each.detail}: {each.fix}" for each in found if each.status != "ok"]
+    assert wrong == [], f"LiteLLM's database: {'; '.join(wrong)}"
 
 
 def test_its_login_is_bounded_and_acts_as_the_owner(stack: DeployedStack, connection: psycopg.Connection) -> None:
@@ -73,10 +74,10 @@ def test_it_holds_nothing_but_litellms_tables(connection: psycopg.Connection) ->
 
 @pytest.mark.of_kind("litellm")
 def test_its_schema_is_that_of_the_release_that_runs(
-    url: str, connection: psycopg.Connection, instance: Instance, inside: Host
+    stack: DeployedStack, url: str, connection: psycopg.Connection, instance: Instance, inside: Host
 ) -> None:
     told = inside.check_output(f"python3 -I -c {shlex.quote(litellm_check.PROGRAM)}")
-    found = litellm_check.of_release(url, json.loads(told), SECONDS)
+    found = litellm_check.of_release(url, json.loads(told), SECONDS, stack=stack.name)
     assert found.status == "ok", f"{found.detail}. {found.fix}"
 
 

@@ -13,7 +13,7 @@ from openai import AuthenticationError
 from psycopg.conninfo import make_conninfo
 from pulumi import automation
 
-from infra.programs import AT
+from infra.programs import FOLDER
 from infra.workload import HealthCheck
 from tests.load import NOTHING_FAILS
 from tests.stack_config import PROJECT_NAME, project_file
@@ -131,7 +131,7 @@ def broken_image(deployment: Deployment) -> Iterator[Callable[[str], str]]:
 
     def make(program: str) -> str:
         container = deployment.engine.containers.create(deployment.image("litellm-1"), ["true"])
-        deployment.put(container, f"{AT}/litellm.py", f"{program}\n", mode=0o644)
+        deployment.put(container, f"{FOLDER}/litellm.py", f"{program}\n", mode=0o644)
         container.commit(*tag.split(":"))
         container.remove()
         return tag

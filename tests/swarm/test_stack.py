@@ -16,7 +16,7 @@ from pulumi import automation
 
 from console.status import read
 from engine.labels import LABEL
-from infra.programs import AT
+from infra.programs import FOLDER
 from tests.engines import needs_an_engine_of_its_own
 from tests.load import IN_FLIGHT_MAY_FAIL, NOTHING_FAILS
 from tests.stack_config import PROJECT_NAME
@@ -235,7 +235,7 @@ def broken_image(swarm: Cluster, deployment: Deployment) -> str:
         service(swarm, deployment, "litellm").attrs["Spec"]["TaskTemplate"]["ContainerSpec"]["Image"]
     )
     container = client.containers.create(image, ["true"])
-    deployment.put(container, f"{AT}/litellm.py", "raise SystemExit('no such thing')\n", mode=0o644)
+    deployment.put(container, f"{FOLDER}/litellm.py", "raise SystemExit('no such thing')\n", mode=0o644)
     name = f"{swarm.registry}/broken/litellm"
     container.commit(name, "1")
     container.remove()

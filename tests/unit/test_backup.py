@@ -8,7 +8,6 @@ import os
 import stat
 import sys
 from contextlib import nullcontext
-from dataclasses import replace
 from typing import IO, TYPE_CHECKING
 
 import pytest
@@ -321,42 +320,6 @@ def test_the_new_backup_stays_whatever_the_clock_was(nights: Path) -> None:
             (nights / f"{name}{suffix}").rename(nights / f"{name.replace('2026', '2999')}{suffix}")
     made = backup.backup(NOWHERE, nights, keep=1, report=silent)
     assert backups(nights) == sorted([made.file.name, *NOT_ITS_OWN])
-
-
-@pytest.mark.usefixtures("postgres")
-def test_what_belongs_together_is_one_backup(nights: Path) -> None:
-    """LiteLLM's database comes and goes with the app's. Backups without it are no substitute for those with it."""
-    with_litellm = [NIGHTS[0], NIGHTS[1], NIGHTS[3]]
-    for name in with_litellm:
-        for suffix in ("", ".sha256"):
-            backup.companion(nights / name).with_suffix(f".dump{suffix}").write_text("an archive")
-    made = backup.backup(NOWHERE, nights, litellm=NOWHERE, keep=3, report=silent)
-    assert made.litellm is not None
-    assert made.litellm.file == backup.companion(made.file)
-    stay = [NIGHTS[1], NIGHTS[3], NIGHTS[4], made.file.name]
-    companions = [backup.companion(nights / name).name for name in (NIGHTS[1], NIGHTS[3], made.file.name)]
-    assert backups(nights) == sorted([*stay, *companions, *NOT_ITS_OWN])
-    gone = [backup.companion(nights / NIGHTS[0]).name, NIGHTS[0], NIGHTS[2]]
-    assert [each.name for each in made.removed] == gone
-
-
-@pytest.mark.usefixtures("postgres")
-@pytest.mark.parametrize("litellm", [None, NOWHERE])
-def test_a_backup_without_litellms_database_is_no_success_and_removes_nothing(
-    nights: Path, litellm: str | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Where LiteLLM is connected to one that nobody has named, and where the one that is named is away."""
-
-    def server_at(_url: str, variable: str = "DATABASE_URL") -> Server:
-        if variable != "DATABASE_URL":
-            raise BackupError(f"the database at {variable} cannot be used")
-        return replace(SERVER, litellm_beside=True)
-
-    monkeypatch.setattr(backup, "server_at", server_at)
-    with pytest.raises(BackupError, match=r"app-.*\.dump is complete, but .*LITELLM_DATABASE_URL"):
-        backup.backup(NOWHERE, nights, litellm=litellm, keep=1, report=silent)
-    assert len(backups(nights)) == len(NIGHTS) + len(NOT_ITS_OWN) + 1
-    assert {*NIGHTS, *NOT_ITS_OWN} < {*backups(nights)}
 
 
 @pytest.mark.parametrize("fails", PROGRAMS[:2])

@@ -55,3 +55,4 @@ def test_a_replica_has_every_module_as_it_is_here(tmp_path: Path) -> None:
     assert program.read_text() == here.pop("run")
     assert programs.schema() == {programs.SCHEMA: here.pop("schema")}
     assert sources == here
+    assert not {*here} & sys.stdlib_module_names  # which they would replace: they are looked for first
