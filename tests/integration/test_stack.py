@@ -225,7 +225,7 @@ def test_a_state_that_does_not_name_the_volume_of_a_major_version_is_taken_over(
     deployment.up(expect_no_changes=True)
 
 
-@pytest.mark.parametrize(("stack", "count"), [("staging", 2), ("prod", 3)])
+@pytest.mark.parametrize(("stack", "count"), [("staging", 3), ("prod", 4)])
 def test_staging_and_prod_say_what_they_need(deployment: Deployment, stack: str, count: int) -> None:
     """Without a provider key the preview fails with the list of what to set, each with its command."""
     deployment.stack.workspace.create_stack(stack)
