@@ -49,7 +49,11 @@ def restore(
         Literal["app", "litellm"] | None, typer.Option(help="Restore the app's database alone, or LiteLLM's.")
     ] = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Accept LiteLLM's database of another or unknown release or salt key.")
+        bool,
+        typer.Option(
+            "--force",
+            help="Accept LiteLLM's database of another release or salt key, or of one that could not be compared.",
+        ),
     ] = False,
     folder: Folder = FOLDER,
     as_json: AsJson = False,

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from tests.stacks import Deployment
 
-OF_THE_SHELL = ("LITELLM_URL", "LITELLM_API_KEY", "DATABASE_URL", "STACK")
+OF_THE_SHELL = ("LITELLM_URL", "LITELLM_API_KEY", "DATABASE_URL", "LITELLM_DATABASE_URL", "STACK")
 """Anyone who types has them from `.env`, or not at all."""
 
 

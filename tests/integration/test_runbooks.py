@@ -228,12 +228,14 @@ def test_upgrade_postgres(deployment: Deployment, tmp_path: Path) -> None:
         before, url = {"before"}, deployment.outputs["databaseUrl"]
         added(deployment, "before")
         with with_the_folders_of_18(deployment) as image:
+            of_another_stack = urlsplit(url)._replace(path="/of_another_stack").geturl()
             variables = {
                 "POSTGRES_IMAGE": image,
                 "VOLUME": VOLUMES[1],
                 "BACKUP": str(tmp_path / "saved.dump"),
                 "SPARE_PORT": str(free_port()),
-                "DATABASE_URL": urlsplit(url)._replace(path="/of_another_stack").geturl(),
+                "DATABASE_URL": of_another_stack,
+                "LITELLM_DATABASE_URL": of_another_stack,
             }
             with runbook("upgrade-postgres", deployment, **variables) as book:
                 noted = book.run("config get postgresImage").split()[-3:]
@@ -264,7 +266,7 @@ def test_upgrade_postgres(deployment: Deployment, tmp_path: Path) -> None:
                 deployment.set(postgresVolume=VOLUMES[1])
                 assert back.returncode != 0
                 assert f"{VOLUMES[0]} has 17: the data was written by another major version" in back.stdout
-                del book.environment["DATABASE_URL"]
+                del book.environment["DATABASE_URL"], book.environment["LITELLM_DATABASE_URL"]
                 book.run("make check-deploy")
                 assert book.left[0] == let_go
                 book.run("state unprotect")
