@@ -228,14 +228,15 @@ def test_upgrade_postgres(deployment: Deployment, tmp_path: Path) -> None:
         before, url = {"before"}, deployment.outputs["databaseUrl"]
         added(deployment, "before")
         with with_the_folders_of_18(deployment) as image:
-            of_another_stack = urlsplit(url)._replace(path="/of_another_stack").geturl()
             variables = {
                 "POSTGRES_IMAGE": image,
                 "VOLUME": VOLUMES[1],
                 "BACKUP": str(tmp_path / "saved.dump"),
                 "SPARE_PORT": str(free_port()),
-                "DATABASE_URL": of_another_stack,
-                "LITELLM_DATABASE_URL": of_another_stack,
+                **dict.fromkeys(
+                    ("DATABASE_URL", "LITELLM_DATABASE_URL"),
+                    urlsplit(url)._replace(path="/of_another_stack").geturl(),
+                ),
             }
             with runbook("upgrade-postgres", deployment, **variables) as book:
                 noted = book.run("config get postgresImage").split()[-3:]
