@@ -65,7 +65,9 @@ function connection() {
   const pool = new pg.Pool({
     connectionString: url.href, max, connectionTimeoutMillis: wait, application_name: 'litellm',
   })
-  pool.on('error', error => console.error(`Postgres: ${error.message}`)) // of one that waits; the next query connects anew
+  // A connection that is lost is an event of its own, in the middle of a transaction too: the next query connects anew.
+  pool.on('connect', client => client.on('error', error => console.error(`Postgres: ${error.message}`)))
+  pool.on('error', () => {}) // of one that waits: told already
   const at = `\`${url.hostname}:${url.port || 5432}\``
   return { adapter: bindAdapter(new PrismaPg(pool, { schema })), at, first: () => pool.query('SELECT 1') }
 }
