@@ -114,7 +114,7 @@ def test_what_litellm_would_take_wrongly_is_refused() -> None:
     before = llmctl("keys", "list", "--json")
     assert "no team is called" in llmctl("keys", "create", "x", "--team", "nobody", fails=True)
     assert "does not serve o9" in llmctl("keys", "create", "x", "--model", "o9", fails=True)
-    assert "is no duration" in llmctl("keys", "create", "x", "--duration", "soon", fails=True)
+    assert "is not a duration" in llmctl("keys", "create", "x", "--duration", "soon", fails=True)
     assert "there is a key app already" in llmctl("keys", "create", "app", fails=True)
     assert [row["key_alias"] for row in json.loads(llmctl("keys", "list", "--json"))] == [
         row["key_alias"] for row in json.loads(before)

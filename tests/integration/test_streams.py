@@ -280,7 +280,8 @@ def test_a_line_tells_what_a_stream_took(pair: Pair, way: str, name: str, status
     if status == "failure":
         assert (tokens, line["cost"], line["error"] is None) == ((None, None), None, False)
         return
-    assert line["cost"] > 0
+    # LiteLLM 1.55.0 has the cost of its own streams by chance: two of its threads race.
+    assert (line["cost"] is None and (pair.release, way) == ("1.55.0", "own")) or line["cost"] > 0
     assert line["estimated"] == (pair.release == "1.55.0" or status == "left")
     if not line["estimated"]:
         assert tokens == (USAGE["prompt_tokens"], USAGE["completion_tokens"])
