@@ -53,11 +53,7 @@ from litellm.proxy.common_utils.encrypt_decrypt_utils import encrypt_value
 salt = pathlib.Path("/run/secrets/LITELLM_SALT_KEY").read_text().strip()
 print(json.dumps([base64.b64encode(encrypt_value("a key", each)).decode() for each in (salt, "another")]))
 """
-TELL = """
-import io, sys
-sys.stdin = io.StringIO({given!r})
-exec({PROGRAM!r})
-"""
+TELL = "import io, sys; sys.stdin = io.StringIO({given!r}); exec({PROGRAM!r})"
 HELLO: dict[str, Any] = {"model": "gpt-4o", "messages": [{"role": "user", "content": "hello"}]}
 
 
