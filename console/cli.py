@@ -18,7 +18,7 @@ from rich.console import Console
 import app
 from console.backup_cli import backup, restore
 from console.keys_cli import keys
-from console.options import FOLDER, AsJson, Folder
+from console.options import FOLDER, HELP, AsJson, Folder
 from console.served import check_served, served
 from console.tables import of_models, of_organizations, print_table, say, told
 from console.teams_cli import teams
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from app.organizations import Organization
 
 LOOK_SECONDS = 2
-HELP = {"help_option_names": ["-h", "--help"]}
 cli = typer.Typer(
     name="llmctl",
     help='Ask the gateway from the shell:  llmctl chat "hello"',

@@ -8,13 +8,14 @@ from typing import Annotated
 import typer
 
 from console import managed_cli as managed
+from console.options import HELP, AsJson
 from console.served import check_served
 from console.tables import print_table, say
 
 keys = typer.Typer(
     help="LiteLLM's keys, each with its own models, budget and limits:  llmctl keys create batch --max-budget 50",
     no_args_is_help=True,
-    context_settings=managed.HELP,
+    context_settings=HELP,
 )
 
 
@@ -31,7 +32,7 @@ def create(
         str | None, typer.Option(help="How long it is valid, such as 90d (default: no expiry).")
     ] = None,
     force: managed.Force = False,
-    as_json: managed.AsJson = False,
+    as_json: AsJson = False,
 ) -> None:
     """Create a key, and print it this once:  llmctl keys create batch --team research --max-budget 50."""
     from console.management import Limits, gateway  # noqa: PLC0415
@@ -54,7 +55,7 @@ def create(
 
 @keys.command("list")
 def list_(
-    team: Annotated[str | None, typer.Option(help="Only those of this team.")] = None, as_json: managed.AsJson = False
+    team: Annotated[str | None, typer.Option(help="Only those of this team.")] = None, as_json: AsJson = False
 ) -> None:
     """List the keys, with what they have spent:  llmctl keys list."""
     from console.management import gateway, team_called  # noqa: PLC0415

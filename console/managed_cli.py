@@ -9,14 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from console.options import AsJson  # noqa: TC001 -- typer reads it when it runs
 from console.tables import print_table, say
 
 if TYPE_CHECKING:
     from console.management import Key, Team
 
-HELP = {"help_option_names": ["-h", "--help"]}
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 Models = Annotated[
     list[str] | None,
     typer.Option("--model", "-m", help="A model that it may ask. Repeat it for more (default: all)."),

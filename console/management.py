@@ -273,13 +273,7 @@ def replica() -> Gateway:
 
 def replicas() -> dict[str, Gateway]:
     """Each that runs on the engine that `docker` asks, by its name. Raises as `replica`."""
-    stack = _stack()
-    of_stack(stack)
-    return {
-        part.name: Gateway(part.container)
-        for part in stack.parts
-        if part.kind == containers.REPLICA and part.up and part.container
-    }
+    return _replicas_of(_stack())
 
 
 def _stack() -> containers.Stack:
@@ -294,15 +288,19 @@ def _stack() -> containers.Stack:
 
 def of_stack(stack: containers.Stack) -> Gateway:
     """A replica of a stack that can be asked on this engine. Raises ProgramError where there is none."""
+    return next(iter(_replicas_of(stack).values()))
+
+
+def _replicas_of(stack: containers.Stack) -> dict[str, Gateway]:
     up = [part for part in stack.parts if part.kind == containers.REPLICA and part.up]
-    here = next((part.container for part in up if part.container), None)
-    if here is None:
+    here = {part.name: Gateway(part.container) for part in up if part.container}
+    if not here:
         raise ProgramError(
             "no replica runs on the engine that `docker` asks: name that of a node which has one by DOCKER_HOST"
             if up
             else "no replica of the stack is up: llmctl status"
         )
-    return Gateway(here)
+    return here
 
 
 def key_called(name: str, keys: Sequence[Key]) -> Key:

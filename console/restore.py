@@ -171,9 +171,6 @@ def _plans(  # noqa: PLR0913, PLR0917 -- those of `restore`
 ) -> list[_Plan]:
     """What is to be restored: LiteLLM's database first, as there is more that it may be refused for."""
 
-    def of_app() -> _Plan:
-        return _read(opened, file, url, report)
-
     def of_litellm(file: Path) -> _Plan:
         if litellm is None:
             raise BackupError(
@@ -185,7 +182,7 @@ def _plans(  # noqa: PLR0913, PLR0917 -- those of `restore`
     beside_it = companion(file)
     if only == "litellm":
         return [of_litellm(beside_it if beside_it.exists() else file)]
-    plan = of_app()
+    plan = _read(opened, file, url, report)
     if litellm_database.is_litellms(plan.content):
         if only == "app":
             raise BackupError(f"{file} has LiteLLM's database, and not the app's: leave --only out")

@@ -7,13 +7,14 @@ from typing import Annotated
 import typer
 
 from console import managed_cli as managed
+from console.options import HELP, AsJson
 from console.served import check_served
 from console.tables import print_table
 
 teams = typer.Typer(
     help="LiteLLM's teams, whose keys share a budget:  llmctl teams create research --max-budget 500",
     no_args_is_help=True,
-    context_settings=managed.HELP,
+    context_settings=HELP,
 )
 
 
@@ -26,7 +27,7 @@ def create(
     rpm_limit: managed.RpmLimit = None,
     tpm_limit: managed.TpmLimit = None,
     force: managed.Force = False,
-    as_json: managed.AsJson = False,
+    as_json: AsJson = False,
 ) -> None:
     """Create a team:  llmctl teams create research --max-budget 500 --budget-duration 30d."""
     from console.management import Limits, gateway  # noqa: PLC0415
@@ -43,7 +44,7 @@ def create(
 
 
 @teams.command("list")
-def list_(as_json: managed.AsJson = False) -> None:
+def list_(as_json: AsJson = False) -> None:
     """List the teams, with what they have spent:  llmctl teams list."""
     from console.management import gateway  # noqa: PLC0415
 
