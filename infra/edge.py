@@ -46,7 +46,7 @@ CONNECTIONS_SPARE = CONNECTIONS // 10
 RETRY_AFTER_SECONDS = 5
 """When those may ask again."""
 SECONDS_OVER_REQUEST_TIMEOUT = 30
-"""How much longer than LiteLLM the edge waits for an answer, so that a busy replica's own words about a timeout arrive."""
+"""How much longer than LiteLLM the edge waits for an answer: a busy replica's words about a timeout must arrive."""
 STOP_SECONDS = 10
 """Short: while an edge stops, it accepts nobody. Only a new image, port or limit makes it stop at all."""
 CONFIG = "haproxy.cfg"

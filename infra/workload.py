@@ -29,7 +29,7 @@ class HealthCheck:
     timeout_seconds: int = 10
     retries: int = 6
     """How often in a row it may fail. A cluster then puts another one in its place: a part that is only busy must not
-    seem dead, as the others would get its share too. The edge leaves one that does not answer much sooner."""
+    seem dead, as the others would get its share too."""
     start_seconds: int = 120
     """How long the part may take from its start until it is healthy."""
 

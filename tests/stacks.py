@@ -31,6 +31,7 @@ from openai import OpenAI
 from pulumi import automation
 
 from engine.image_names import stand_ins
+from infra.placement.health import passes_its_check
 from infra.placement.swarm_services import stand_down
 from tests.stack_config import PROJECT, PROJECT_NAME, project_file
 from toolchain import images, tools
@@ -240,8 +241,9 @@ class Deployment:
         """Wait until another process than `pid` runs in a part's container, and is healthy."""
         deadline = time.monotonic() + RESTART_SECONDS
         while True:
-            state = self.container(part).attrs["State"]
-            if state["Pid"] not in {0, pid} and state["Health"]["Status"] == "healthy":
+            container = self.container(part)
+            state = container.attrs["State"]
+            if state["Pid"] not in {0, pid} and passes_its_check(container):
                 return
             if time.monotonic() > deadline:
                 raise TimeoutError(f"{part} did not come back: {state}")

@@ -15,6 +15,7 @@ import pulumi_docker
 from engine.connection import connect
 from infra.placement.engine_placement import (
     HEALTH_SECONDS,
+    HEALTH_SECONDS_OF_REPLICAS,
     LOG_FILES,
     LOG_SIZE,
     EnginePlacement,
@@ -167,7 +168,7 @@ class DockerHost(EnginePlacement):
             uploads=self._uploads(workload),
             healthcheck=pulumi_docker.ContainerHealthcheckArgs(
                 tests=["CMD", *health.command],
-                interval=duration(HEALTH_SECONDS),
+                interval=duration(HEALTH_SECONDS if stands_alone(workload) else HEALTH_SECONDS_OF_REPLICAS),
                 timeout=duration(health.timeout_seconds),
                 start_period=duration(health.start_seconds),
                 retries=health.retries,
