@@ -109,8 +109,9 @@ def test_a_key_that_is_blocked_or_deleted_asks_nothing_more(with_database: Deplo
 
 
 @pytest.mark.usefixtures("environment_with_database")
-def test_what_litellm_would_take_wrongly_is_refused() -> None:
+def test_what_litellm_would_take_wrongly_is_refused(with_database: Deployment) -> None:
     """Before anything changes."""
+    chat(with_database, with_database.outputs["litellmApiKey"])  # so that the client has its key
     before = llmctl("keys", "list", "--json")
     assert "no team is called" in llmctl("keys", "create", "x", "--team", "nobody", fails=True)
     assert "does not serve o9" in llmctl("keys", "create", "x", "--model", "o9", fails=True)
