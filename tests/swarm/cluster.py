@@ -22,6 +22,7 @@ import httpx2
 import yaml
 
 from engine.connection import UNREACHABLE, connect
+from engine.image_names import in_registry
 from engine.system_path import environment, which
 from tests.engines import own_network
 from toolchain.operating_system import CACHE, exclusive, update_package_lists
@@ -271,21 +272,16 @@ class Cluster:
     def label(self, node: Node, key: str, value: str) -> None:
         self._update(node, lambda spec: spec.update(Labels=spec["Labels"] | {key: value}))
 
-    def fill(self, reference: str, image: str) -> str:
-        """Push an image of the machine's usual engine to the registry as `reference`, NAME:TAG.
-
-        Returns what nodes pull it by, REGISTRY/NAME:TAG@DIGEST. No node has it before.
-        """
-        pushed = f"{self.registry}/{reference}"
+    def fill(self, image: str) -> None:
+        """Push an image of the machine's usual engine to the registry. No node has it before."""
+        pushed = in_registry(image, self.registry)
         client = next(node for node in self.nodes if node.runs).client
         with closing(docker.from_env()) as usual:
             [loaded] = client.images.load(usual.images.get(image).save())  # type: ignore[arg-type]  # a stream
         loaded.tag(pushed)
         events = list(client.images.push(pushed, stream=True, decode=True))
         client.images.remove(pushed, force=True)
-        digest = next((event["aux"]["Digest"] for event in events if "aux" in event), None)
-        assert digest, events
-        return f"{pushed}@{digest}"
+        assert any("aux" in event for event in events), events
 
     def _attributes(self, node: Node) -> dict[str, Any]:
         return dict(self.leader().client.nodes.get(node.id).attrs)

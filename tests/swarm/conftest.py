@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import httpx2
 import pytest
 
-from engine.image_names import in_registry
 from tests.drills.conftest import _pulumi_tools, drill, pytest_terminal_summary
 from tests.stacks import image_of
 from tests.swarm.cluster import cluster
@@ -40,7 +39,7 @@ def swarm() -> Iterator[Cluster]:
         for node in made.nodes:
             made.label(node, "edge", "true")
         for part in IMAGE_SETTINGS:
-            made.fill(in_registry(image_of(part), made.registry).removeprefix(f"{made.registry}/"), image_of(part))
+            made.fill(image_of(part))
         yield made
 
 

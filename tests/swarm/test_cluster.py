@@ -14,6 +14,7 @@ import httpx2
 import pytest
 from docker.types import EndpointSpec, ServiceMode
 
+from engine.image_names import in_registry
 from tests.engines import needs_an_engine_of_its_own
 from tests.stack_config import PROJECT
 from tests.stacks import image_of
@@ -42,17 +43,9 @@ pytestmark = needs_an_engine_of_its_own
 
 
 @pytest.fixture(scope="module")
-def swarm() -> Iterator[Cluster]:
-    """Three managers, so that any of them can be lost."""
-    with cluster() as made:
-        made.join(managers=3, heartbeat_seconds=2)
-        yield made
-
-
-@pytest.fixture(scope="module")
 def image(swarm: Cluster) -> str:
     """An image with Python in it."""
-    return swarm.fill("litellm:test", image_of("litellm"))
+    return in_registry(image_of("litellm"), swarm.registry)
 
 
 @contextmanager
