@@ -141,7 +141,8 @@ def _container(container: Mapping[str, Any], images: Mapping[str, str]) -> Part:
         image=images.get(container["Image"], container["Image"]),
         addresses=tuple(filter(None, (each["IPAddress"] for each in networks.values()))),
         container=container["Id"],
-        look=f"docker logs --tail 50 {name}",
+        look=f"docker logs --tail 50 {name}"
+        + ("" if state["Running"] else f", then ./pulumiw up --refresh --stack {labels[f'{LABEL}.stack']}"),
         logs=("logs", container["Id"]),
     )
 

@@ -130,7 +130,7 @@ def test_a_stopped_replica_is_shown_until_it_is_back(deployment: Deployment) -> 
         assert [part["up"] for part in document["parts"]] == [name != "litellm-2" for name in PARTS]
         (wrong,) = document["wrong"]
         assert wrong.startswith("litellm-2: exited (")
-        assert f"docker logs --tail 50 {replica.name}" in wrong
+        assert f"docker logs --tail 50 {replica.name}, then ./pulumiw up --refresh --stack {deployment.name}" in wrong
         text = llmctl_status()
         assert text.returncode == 1
         assert text.stdout.splitlines()[1] == f"WRONG    {wrong}"

@@ -224,25 +224,30 @@ def test_the_key_is_in_no_command(engine: Engine) -> None:
     assert KEY not in engine.calls
 
 
+ENDED = {"Running": False, "FinishedAt": "2026-11-25T13:00:00Z"}
+
+
 @pytest.mark.parametrize(
     ("state", "shown"),
     [
-        ({"Status": "exited", "ExitCode": 137, "FinishedAt": "2026-11-25T13:00:00Z"}, "exited (137)"),
-        ({"Status": "restarting"}, "restarting"),
-        ({"Status": "created", "StartedAt": "0001-01-01T00:00:00Z"}, "created"),
+        (ENDED | {"Status": "exited", "ExitCode": 137}, "exited (137)"),
+        ({"Status": "restarting", "Running": True}, "restarting"),
+        (ENDED | {"Status": "created"}, "created"),
         ({"Health": {"Status": "unhealthy"}}, "unhealthy"),
         ({"Health": {"Status": "starting", "Log": [{"ExitCode": 1}]}}, "starting"),
     ],
 )
 def test_a_part_that_is_not_up_is_wrong(gateway: Gateway, engine: Engine, state: dict[str, Any], shown: str) -> None:
-    """The rest is shown as it is, the exit code is 1, and the command that looks closer is named."""
+    """The rest is shown as it is, the exit code is 1, and the commands that help are named."""
     containers = stack(gateway)
     containers[2] = container("litellm-2", "litellm", 2, **state)
     engine.runs(containers)
     done = llmctl("--json")
     status = json.loads(done.stdout)
     assert done.exit_code == 1
-    assert status["wrong"] == [f"litellm-2: {shown} (docker logs --tail 50 llm-infrastructure-dev-litellm-2)"]
+    look = "docker logs --tail 50 llm-infrastructure-dev-litellm-2"
+    fix = ", then ./pulumiw up --refresh --stack dev" if ENDED.items() <= state.items() else ""
+    assert status["wrong"] == [f"litellm-2: {shown} ({look}{fix})"]
     assert [part["up"] for part in status["parts"]] == [True, True, False, True]
 
 
@@ -275,7 +280,7 @@ def test_only_replicas_have_requests_of_replicas(gateway: Gateway, engine: Engin
 def test_a_stopped_edge_is_found_by_the_port_that_it_would_publish(gateway: Gateway, engine: Engine) -> None:
     gateway.ready = 503
     containers = stack(gateway)
-    containers[0]["State"] |= {"Status": "exited", "Running": False, "FinishedAt": "2026-11-25T13:00:00Z"}
+    containers[0]["State"] |= ENDED | {"Status": "exited"}
     engine.runs(containers)
     status = read()
     assert [line.split(":")[0] for line in status.wrong] == ["gateway", "edge"]
