@@ -31,7 +31,7 @@ INDEPENDENT = tests/toolchain $(addprefix tests/integration/test_,backup.py prov
 WITH_DATABASE = $(addprefix tests/integration/test_,client_limits.py keys.py litellm_database.py spend.py virtual_keys.py)
 
 .PHONY: help up down purge push environment prepare check check-deploy integration independent database drill bench test forget-coverage \
-        test-swarm swarm-at-rest swarm-under-load coverage ci test-runbooks test-clients test-engines test-official test-pythons test-upgrade docs findings locks retirements
+        test-swarm beside-the-swarm coverage ci test-runbooks test-clients test-engines test-official test-pythons test-upgrade docs findings locks retirements
 help:
 	@sed -n 's/^# //p' Makefile
 
@@ -93,17 +93,13 @@ coverage:
 test-swarm: prepare
 	$(BIN)/pytest tests/swarm $(if $(NAME),-k "$(NAME)")
 
-swarm-at-rest: prepare
-	$(BIN)/pytest tests/swarm --ignore=tests/swarm/test_stack.py
-
-swarm-under-load: prepare
-	$(BIN)/pytest tests/swarm/test_stack.py
+beside-the-swarm: prepare
+	$(MAKE) -j1 integration independent
 
 ci: PYTEST = $(BIN)/coverage run -m pytest
 ci: forget-coverage check
-	$(MAKE) -j2 --output-sync=line integration swarm-at-rest PYTEST="$(PYTEST)"
+	$(MAKE) -j2 --output-sync=line beside-the-swarm test-swarm PYTEST="$(PYTEST)"
 	$(MAKE) database drill PYTEST="$(PYTEST)"
-	$(MAKE) -j2 --output-sync=line independent swarm-under-load PYTEST="$(PYTEST)"
 	$(MAKE) coverage
 
 test-runbooks: prepare

@@ -827,11 +827,18 @@ def test_a_provider_that_hangs_is_given_up_by_litellm(client: Callable[..., Open
 def test_a_replica_that_hangs_is_not_waited_for_without_end(
     client: Callable[..., OpenAI], deployment: Deployment
 ) -> None:
-    """504 in OpenAI's form, a little after LiteLLM's own time is up. It may only be busy, so it is not taken away."""
+    """504 in OpenAI's form, a little after LiteLLM's own time is up, and within seconds to a load balancer.
+
+    It may only be busy, so it is not taken away.
+    """
     replicas = [deployment.container(part) for part in REPLICAS]
     for replica in replicas:
         replica.pause()
     try:
+        alive = httpx2.get(
+            f"{deployment.outputs['litellmUrl']}/health/liveliness", timeout=REQUEST_TIMEOUT_SECONDS * 4
+        )
+        assert alive.status_code == 504
         with pytest.raises(openai.InternalServerError) as caught:
             ask(client())
         assert at_replicas(deployment, "status", r'server="replica\d+",state="UP"') == len(REPLICAS)

@@ -46,6 +46,10 @@ others look for the registry under an address that is gone, for up to a minute.
 BRIDGE = "bridge"
 REGISTRY_PORT = 5000
 WITHIN_SECONDS = 180
+LINES_SHOWN = 60
+"""How much of its engine's log a node shows that has ended by itself."""
+CRASH = ("panic:", "fatal error:", "SIG")
+"""With what a Go program begins to tell why it ends."""
 POLL_SECONDS = 0.1
 LEADER_SECONDS = 2
 """A manager that asks a leader without power waits 20 s for it, when there may long be another."""
@@ -114,6 +118,7 @@ class Node:
         self.lost_at = 0.0
         """When its network was taken away, by the clock of time.monotonic."""
         self._machine: subprocess.Popen[str] | None = None
+        self._switched_off = False
 
     @property
     def runs(self) -> bool:
@@ -137,6 +142,7 @@ class Node:
     def boot(self) -> None:
         """Switch it on."""
         assert not self.runs
+        self._switched_off = False
         with self.log.open("ab") as log, Path("/proc/thread-self/ns/net").open() as outside:
             self._machine = subprocess.Popen(
                 [
@@ -191,9 +197,13 @@ class Node:
         self._await_end()
 
     def remove(self) -> None:
-        """Switch it off and remove its disk."""
+        """Switch it off and remove its disk. Prints why its engine has ended, if that did by itself."""
         if self.runs:
             self.kill()
+        elif self._machine and self._machine.returncode is not None and not self._switched_off:
+            lines = self.log.read_text().splitlines()
+            cause = next((number for number, line in enumerate(lines) if line.startswith(CRASH)), -LINES_SHOWN)
+            print(f"\n{self.name} has ended:", *lines[cause:][:LINES_SHOWN], sep="\n")
         remove_traces(self.folder)
 
     def _first_process(self) -> int:
@@ -201,6 +211,7 @@ class Node:
         return int(Path(f"/proc/{self._machine.pid}/task/{self._machine.pid}/children").read_text())
 
     def _await_end(self) -> None:
+        self._switched_off = True
         assert self._machine
         self._machine.wait(WITHIN_SECONDS)  # a first process ends when all others of its machine have
         if "client" in self.__dict__:
