@@ -94,10 +94,10 @@ test-swarm: prepare
 	$(BIN)/pytest tests/swarm $(if $(NAME),-k "$(NAME)")
 
 beside-the-swarm: prepare
-	$(MAKE) -j1 integration independent
+	$(MAKE) -j1 check integration independent
 
 ci: PYTEST = $(BIN)/coverage run -m pytest
-ci: forget-coverage check
+ci: forget-coverage
 	$(MAKE) -j2 --output-sync=line beside-the-swarm test-swarm PYTEST="$(PYTEST)"
 	$(MAKE) database drill PYTEST="$(PYTEST)"
 	$(MAKE) coverage
