@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Have HAProxy load its files again without dropping a connection. The new worker gets what the old one knows of the
+# Have HAProxy load its files anew without dropping a connection. The new worker gets what the old one knows of the
 # replicas, so that it serves its first request.
 set -euo pipefail
 state=$1 port=$2

@@ -18,6 +18,8 @@ RELEASED = re.compile(
     r"^## (?P<version>\S+), (?P<date>\d{4}-\d\d-\d\d), commit `(?P<commit>[0-9a-f]{40})`$", re.MULTILINE
 )
 UNRELEASED = re.compile(r"^## (?P<version>\S+), not released$", re.MULTILINE)
+ANNOUNCED = {"postgres": "replaces the container of Postgres", "edge": "replaces the container of the edge"}
+"""In which words CHANGELOG.md says what is more than new replicas."""
 OPERATOR = {
     f"GIT_{role}_{what}": value
     for role in ("AUTHOR", "COMMITTER")

@@ -15,7 +15,7 @@ import pytest
 from tests.drills.test_changes import changed, ids
 from tests.drills.test_faults import Writer, all_there
 from tests.load import NOTHING_FAILS, Bound, Load
-from tests.release.releases import OPERATOR, git, released, repository, unreleased
+from tests.release.releases import ANNOUNCED, OPERATOR, git, released, repository, unreleased
 from tests.runbooks import Runbook, runbook
 from tests.stacks import Deployment
 
@@ -29,8 +29,6 @@ REQUESTS_PER_SECOND = 25
 MODELS = ("gpt-4o", "claude-3-5-sonnet", "text-embedding-3-small")
 WITHOUT_AN_EDGE = Bound(gap_seconds=15)
 """What the drill of a killed edge allows. One host has one, and no port is held by two."""
-ANNOUNCED = {"postgres": "replaces the container of Postgres", "edge": "replaces the container of the edge"}
-"""In which words CHANGELOG.md says what is more than new replicas."""
 
 pytestmark = [
     pytest.mark.skipif(bool(FORMER.missing), reason=FORMER.missing),

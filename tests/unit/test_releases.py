@@ -6,7 +6,7 @@ import tomllib
 
 import pytest
 
-from tests.release.releases import Release, released, unreleased
+from tests.release.releases import ANNOUNCED, Release, git, released, unreleased
 from tests.stack_config import PROJECT
 
 
@@ -25,6 +25,18 @@ def test_the_commit_of_a_release_is_there(release: Release) -> None:
     if "shallow" in release.missing:
         pytest.skip(release.missing)
     assert not release.missing
+
+
+@pytest.mark.parametrize("program", ["edge/start.sh", "edge/reload.sh"])
+def test_what_replaces_the_edge_is_announced(program: str) -> None:
+    """Its programs are files of its container: a change of one, of a comment too, replaces that, and callers notice."""
+    former = released()[0]
+    if former.missing:
+        pytest.skip(former.missing)
+    changed = git(PROJECT, "show", f"{former.commit}:{program}") != (PROJECT / program).read_text().strip()
+    assert not changed or ANNOUNCED["edge"] in unreleased()[1], (
+        f"restore it: git checkout {former.commit} -- {program}"
+    )
 
 
 def test_a_missing_commit_is_reported() -> None:
