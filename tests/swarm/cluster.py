@@ -47,9 +47,7 @@ BRIDGE = "bridge"
 REGISTRY_PORT = 5000
 WITHIN_SECONDS = 180
 LINES_SHOWN = 60
-"""How much of its engine's log a node shows that has ended by itself."""
-CRASH = ("panic:", "fatal error:", "SIG")
-"""With what a Go program begins to tell why it ends."""
+CRASH = ("panic:", "fatal error:", "SIG")  # how a Go program begins to tell why it ends
 POLL_SECONDS = 0.1
 LEADER_SECONDS = 2
 """A manager that asks a leader without power waits 20 s for it, when there may long be another."""
@@ -200,7 +198,7 @@ class Node:
         """Switch it off and remove its disk. Prints why its engine has ended, if that did by itself."""
         if self.runs:
             self.kill()
-        elif self._machine and self._machine.returncode is not None and not self._switched_off:
+        elif self._machine and not self._switched_off:
             lines = self.log.read_text().splitlines()
             cause = next((number for number, line in enumerate(lines) if line.startswith(CRASH)), -LINES_SHOWN)
             print(f"\n{self.name} has ended:", *lines[cause:][:LINES_SHOWN], sep="\n")
@@ -291,8 +289,8 @@ class Cluster:
             [loaded] = client.images.load(usual.images.get(image).save())  # type: ignore[arg-type]  # a stream
         loaded.tag(pushed)
         events = list(client.images.push(pushed, stream=True, decode=True))
-        client.images.remove(pushed, force=True)
         assert any("aux" in event for event in events), events
+        client.images.remove(pushed, force=True)
 
     def _attributes(self, node: Node) -> dict[str, Any]:
         return dict(self.leader().client.nodes.get(node.id).attrs)
