@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 MODEL_HEADER = "x-litellm-model-group"
 REQUEST_ID_HEADER = "x-litellm-call-id"
 LATE = "{model} did not answer in time: allow more, or ask for less"
-MALFORMED = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
-"""What reading JSON of any shape can raise."""
+MALFORMED = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError, struct.error)
+"""What reading JSON of any shape can raise, and vectors packed in it."""
 
 
 class Events:

@@ -62,7 +62,7 @@ def main() -> None:
         for node in swarm.nodes:
             swarm.label(node, "edge", "true")
         for part in IMAGE_SETTINGS:
-            swarm.fill(image_of(part), image_of(part))
+            swarm.fill(image_of(part))
         with deployed(Path(folder), place_on(swarm), host=swarm.nodes[0].host) as made:
             port = made.outputs["litellmUrl"].rsplit(":", 1)[1]
             for replicas in REPLICAS:

@@ -15,7 +15,6 @@ import pulumi_docker
 from engine.connection import connect
 from infra.placement.engine_placement import (
     HEALTH_SECONDS,
-    HEALTH_SECONDS_OF_REPLICAS,
     LOG_FILES,
     LOG_SIZE,
     EnginePlacement,
@@ -168,7 +167,7 @@ class DockerHost(EnginePlacement):
             uploads=self._uploads(workload),
             healthcheck=pulumi_docker.ContainerHealthcheckArgs(
                 tests=["CMD", *health.command],
-                interval=duration(HEALTH_SECONDS if stands_alone(workload) else HEALTH_SECONDS_OF_REPLICAS),
+                interval=duration(HEALTH_SECONDS),
                 timeout=duration(health.timeout_seconds),
                 start_period=duration(health.start_seconds),
                 retries=health.retries,

@@ -35,9 +35,6 @@ PROVIDER = "engine"
 HEALTH_SECONDS = 5
 """How often the engine asks for a part's health: a process each time, in every container, for ever. Every two seconds
 doubled the p99 of busy replicas on two cores."""
-HEALTH_SECONDS_OF_REPLICAS = 15
-"""The same on one host, where nobody waits for the answer: a check takes 0.17 s of CPU time, and was half of what a
-stack at rest took. Not for Postgres and the edge, whose containers a new interval would replace."""
 LOG_SIZE = "10m"
 LOG_FILES = "3"
 

@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING
 
 from engine.labels import LABEL
-from infra.placement.engine_placement import HEALTH_SECONDS_OF_REPLICAS, LOG_FILES, LOG_SIZE
+from infra.placement.engine_placement import HEALTH_SECONDS, LOG_FILES, LOG_SIZE
 from infra.placement.health import POLL_SECONDS
 from tests.deploy.test_containers import processes
 
@@ -46,7 +46,7 @@ def test_it_runs_and_is_healthy(stack: DockerStack, instance: Instance, containe
     assert state["Status"] == "running", (
         f"{instance.container} is {state['Status']}. See why: {logs}. Then: {stack.up}"
     )
-    deadline = time.monotonic() + 2 * HEALTH_SECONDS_OF_REPLICAS
+    deadline = time.monotonic() + 2 * HEALTH_SECONDS
     while state.get("Health", {}).get("Status") == "starting" and time.monotonic() < deadline:
         time.sleep(POLL_SECONDS)
         container.reload()
