@@ -13,11 +13,17 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import IO
 
 PROJECT = Path(__file__).resolve().parent.parent
 ENVIRONMENT = PROJECT / ".venv"
 OLDEST_PYTHON = (3, 11)
 LINES_SHOWN_ON_FAILURE = 20
+LOCK_SECONDS = 0.2
 
 
 def fingerprint() -> str:
@@ -85,17 +91,27 @@ def advice(output: str) -> str:
     return "see the lines above. A package index must be reachable; `pip config list` shows which."
 
 
+def take(lock: "IO[str]", say: "Callable[[], None]") -> None:
+    """Lock a file, and `say` so if it is locked already. A Ctrl-C just before a call that waits would be lost."""
+    said = False
+    while True:
+        try:
+            return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if not said:
+                say()
+            said = True
+            time.sleep(LOCK_SECONDS)
+
+
 def main() -> None:
     """Make the environment unless it stands already."""
     if sys.version_info < OLDEST_PYTHON:
         wanted, found = (".".join(map(str, version[:2])) for version in (OLDEST_PYTHON, sys.version_info))
         sys.exit(f"Python {wanted} or newer is needed and python3 is {found}. Try: make PYTHON=python{wanted} up")
     with (PROJECT / "pyproject.toml").open() as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print("… waiting for another run that is creating the Python environment", file=sys.stderr, flush=True)
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        waiting = "… waiting for another run that is creating the Python environment"
+        take(lock, lambda: print(waiting, file=sys.stderr, flush=True))
         if is_whole():
             return
         started = time.monotonic()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import signal
 import threading
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from engine.system_path import environment, which
+from toolchain.environment import take
 from toolchain.progress import CommandError, SetupError
 
 if TYPE_CHECKING:
@@ -57,11 +57,7 @@ def exclusive(name: str, step: Step) -> Iterator[None]:
     path = CACHE / f"{name}.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            step.say("waiting for another run that does the same")
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        take(lock, lambda: step.say("waiting for another run that does the same"))
         yield
 
 
