@@ -825,7 +825,7 @@ def test_a_provider_that_hangs_is_given_up_by_litellm(client: Callable[..., Open
 
 
 def test_a_replica_that_hangs_is_not_waited_for_without_end(
-    client: Callable[..., OpenAI], deployment: Deployment
+    client: Callable[..., OpenAI], deployment: Deployment, trusting: ssl.SSLContext
 ) -> None:
     """504 in OpenAI's form, a little after LiteLLM's own time is up, and within seconds to a load balancer.
 
@@ -835,9 +835,8 @@ def test_a_replica_that_hangs_is_not_waited_for_without_end(
     for replica in replicas:
         replica.pause()
     try:
-        alive = httpx2.get(
-            f"{deployment.outputs['litellmUrl']}/health/liveliness", timeout=REQUEST_TIMEOUT_SECONDS * 4
-        )
+        url = f"{deployment.outputs['litellmUrl']}/health/liveliness"
+        alive = httpx2.get(url, verify=trusting, timeout=REQUEST_TIMEOUT_SECONDS * 4)
         assert alive.status_code == 504
         with pytest.raises(openai.InternalServerError) as caught:
             ask(client())
