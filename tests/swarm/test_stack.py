@@ -352,11 +352,7 @@ def test_a_machine_that_is_lost_takes_only_what_was_in_flight(
         await_tasks(swarm, deployment, "demo", 1, without=node)
         swarm.activate(node)
         await_tasks(swarm, deployment, "edge", len(swarm.nodes))
-    name = str(service(swarm, deployment, "litellm").name)
-    subprocess.run(
-        ["docker", "--host", swarm.leader().host, "service", "update", "--force", "--quiet", name], check=True
-    )
-    assert node in nodes_of(swarm, deployment, "litellm")  # spread again: it has one to lose
+    until(lambda: spread_again(swarm, deployment, node), f"{node.name} has a replica to lose")
     with drill(f"Swarm: {what} is lost", IN_FLIGHT_MAY_FAIL) as load:
         started = time.monotonic()
         node.kill()
@@ -367,6 +363,14 @@ def test_a_machine_that_is_lost_takes_only_what_was_in_flight(
     swarm.await_state(node, "ready")
     await_tasks(swarm, deployment, "edge", len(swarm.nodes))
     deployment.up(expect_no_changes=True)
+
+
+def spread_again(swarm: Cluster, deployment: Deployment, node: Node) -> bool:
+    """Have Swarm place the replicas again, on the nodes that are ready for it just then; whether one is on `node`."""
+    name = str(service(swarm, deployment, "litellm").name)
+    command = ["docker", "--host", swarm.leader().host, "service", "update", "--force", "--quiet", name]
+    subprocess.run(command, check=True)
+    return node in nodes_of(swarm, deployment, "litellm")
 
 
 def lead_without_postgres(swarm: Cluster, deployment: Deployment) -> None:
