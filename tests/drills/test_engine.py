@@ -41,7 +41,14 @@ def daemon() -> Iterator[Daemon]:
     """An engine with the stack's images, and a small disk for its volumes."""
     daemon = Daemon()
     daemon.volumes.mkdir(parents=True)
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={VOLUMES_MB}m", "tmpfs", daemon.volumes], check=True)
+    # Where a machine's root is not shared, an engine mounts its folder over itself, which would hide the small disk.
+    data = str(daemon.volumes.parent)
+    for mount in (
+        ("--bind", data, data),
+        ("--make-shared", data),
+        ("-t", "tmpfs", "-o", f"size={VOLUMES_MB}m", "tmpfs", str(daemon.volumes)),
+    ):
+        subprocess.run(["mount", *mount], check=True)
     with own_network():
         try:
             daemon.start()
@@ -61,7 +68,8 @@ def deployment(daemon: Daemon, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 
 def fill(path: Path) -> None:
-    """Make a file of all the room that its disk has left."""
+    """Make a file of all the room that its disk has left, which is the small one."""
+    assert shutil.disk_usage(path.parent).total <= VOLUMES_MB * MEBIBYTE
     with path.open("wb", buffering=0) as file, suppress(OSError):
         while True:
             file.write(bytes(2**16))
