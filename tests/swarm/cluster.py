@@ -116,7 +116,7 @@ class Node:
         self.lost_at = 0.0
         """When its network was taken away, by the clock of time.monotonic."""
         self._machine: subprocess.Popen[str] | None = None
-        self._switched_off = False
+        """What was switched on, and not off since."""
 
     @property
     def runs(self) -> bool:
@@ -140,7 +140,6 @@ class Node:
     def boot(self) -> None:
         """Switch it on."""
         assert not self.runs
-        self._switched_off = False
         with self.log.open("ab") as log, Path("/proc/thread-self/ns/net").open() as outside:
             self._machine = subprocess.Popen(
                 [
@@ -198,7 +197,7 @@ class Node:
         """Switch it off and remove its disk. Prints why its engine has ended, if that did by itself."""
         if self.runs:
             self.kill()
-        elif self._machine and not self._switched_off:
+        elif self._machine:
             lines = self.log.read_text().splitlines()
             cause = next((number for number, line in enumerate(lines) if line.startswith(CRASH)), -LINES_SHOWN)
             print(f"\n{self.name} has ended:", *lines[cause:][:LINES_SHOWN], sep="\n")
@@ -209,9 +208,9 @@ class Node:
         return int(Path(f"/proc/{self._machine.pid}/task/{self._machine.pid}/children").read_text())
 
     def _await_end(self) -> None:
-        self._switched_off = True
         assert self._machine
         self._machine.wait(WITHIN_SECONDS)  # a first process ends when all others of its machine have
+        self._machine = None
         if "client" in self.__dict__:
             self.client.close()
             del self.client
