@@ -11,7 +11,7 @@
 # make test-pythons   the environment and the unit tests with each Python of this machine, 3.11 or newer
 # make test-upgrade   a stack of the last release is taken to this tree under load
 # make findings   check that the surprises in findings/ are still there (NAME=… for one)
-# make bench   measure everything side by side (ONLY=client, gateway, streams, deploy or growth; NAME=… for some rows of
+# make bench   measure everything side by side (ONLY=client, gateway, database, streams, deploy or growth; NAME=… for some rows of
 #              streams or growth; RECORD=1 for the docs)
 # make push    fill the registry that a stack's config names (imageRegistry)
 # make retirements   update the models' shutdown dates and prices from LiteLLM's newest price list

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from benchmarks.pace import Seen
     from tests.stacks import Deployment
     from toolchain.progress import Step
+    from toolchain.recipes import Recipe
 
 CONCURRENT = (1, 8, 32, 128, 512)
 EACH = {1: 2}
@@ -90,18 +91,22 @@ class Kind:
         return f"this stack, LiteLLM {version}, lane {'on' if self.fast else 'off'}"
 
     def configure(self, made: Deployment) -> None:
-        image = str(project_file()["config"]["litellmImage"]["default"])
-        if self.is_newest:
-            image = (
-                f"127.0.0.1:1/litellm:v{NEWEST.version}"  # a name that no registry has: what is built here is used
-            )
-            with Steps() as steps:
-                record = made.folder / ".images.yaml"
-                images.ensure(steps, made.engine, {"litellm": image}, stack="any", ask=None, record=record)
+        image = stand_in(made, NEWEST if self.is_newest else PINNED)
         fast = str(self.fast).lower()
         made.set(replicas=REPLICAS, drainSeconds=DRAIN_SECONDS, litellmImage=image, fastStreams=fast)
         for key, value in provided().items():
             made.set_path(f"models[0].{key}", value)
+
+
+def stand_in(made: Deployment, recipe: Recipe) -> str:
+    """The image of a release of LiteLLM that a stack is configured with; built, if it is not the default."""
+    if recipe is PINNED:
+        return str(project_file()["config"]["litellmImage"]["default"])
+    image = f"127.0.0.1:1/litellm:v{recipe.version}"  # a name that no registry has: what is built here is used
+    with Steps() as steps:
+        record = made.folder / ".images.yaml"
+        images.ensure(steps, made.engine, {"litellm": image}, stack="any", ask=None, record=record)
+    return image
 
 
 KINDS = tuple(Kind(is_newest=newest, fast=fast) for newest in (False, True) for fast in (False, True))

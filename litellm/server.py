@@ -22,6 +22,7 @@ import faithful
 import fetching
 import guard
 import streams
+import transport
 from litellm.proxy.proxy_cli import run_server
 
 
@@ -33,7 +34,8 @@ def main(*_: str) -> None:
     endings.install()
     faithful.install()
     fetching.install()
-    streams.install(enabled=os.environ.get("LLM_GATEWAY_FAST_STREAMS") == "true")
+    if streams.install(enabled=os.environ.get("LLM_GATEWAY_FAST_STREAMS") == "true"):
+        transport.install()
     guard.install()  # the outermost, so the last
     # Nor later: that would stop every request for 0.1 s, of 1.108.14 for 0.5 s.
     gc.freeze()
