@@ -1,8 +1,7 @@
 """OpenAI's protocol is read through aiohttp in LiteLLM 1.55.0, as newer releases do by themselves.
 
-For each chunk of a stream, httpx's own transport takes three times the CPU time of aiohttp's. LiteLLM has a place for
-a client of httpx, `aclient_session`, and httpx has one for a transport. Limits, errors, certificates, decoding and
-redirects stay httpx's: tests/transport_pair.py asks the same servers both ways.
+For each chunk of a stream, httpx's own transport takes three times the CPU time of aiohttp's. Limits, errors,
+certificates, decoding and redirects stay httpx's: tests/transport_pair.py asks the same servers both ways.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ import asyncio
 import importlib
 import importlib.util
 from contextlib import contextmanager
+from functools import cache
 from typing import TYPE_CHECKING, Any
 from urllib.request import getproxies
 from weakref import WeakKeyDictionary
@@ -31,6 +31,8 @@ KEPT_SECONDS = 3
 crosses that is lost: httpx looks at the socket before it uses one, aiohttp does not."""
 HEADER_BYTES = 65_536
 """Of one line of an answer's head, at most. httpx takes 100 KiB of all."""
+CLIENTS = "litellm.router_utils.client_initalization_utils"
+"""Where LiteLLM's router makes a client for each deployment, by the name `httpx.AsyncClient`."""
 OWN_TRANSPORT = "litellm.llms.custom_httpx.aiohttp_transport"
 """In releases that have it, LiteLLM reads through aiohttp by itself."""
 ERRORS: dict[type[BaseException], type[httpx.TransportError]] = {
@@ -46,14 +48,20 @@ ERRORS: dict[type[BaseException], type[httpx.TransportError]] = {
 }
 """httpx's error for each of aiohttp's; the first that fits."""
 
+INCOMPLETE = "peer closed connection without sending complete message body"
+"""httpx's words, which callers are told."""
+
 
 @contextmanager
-def _errors_of_httpx(request: httpx.Request) -> Iterator[None]:
+def _errors_of_httpx(request: httpx.Request, answer: aiohttp.ClientResponse | None = None) -> Iterator[None]:
     try:
         yield
     except tuple(ERRORS) as error:
         known = next(known for kind, known in ERRORS.items() if isinstance(error, kind))
-        raise known(str(error) or type(error).__name__, request=request) from error
+        text = str(error) or type(error).__name__
+        if answer is not None and isinstance(error, aiohttp.ClientPayloadError):
+            text = INCOMPLETE + (" (incomplete chunked read)" if "transfer-encoding" in answer.headers else "")
+        raise known(text, request=request) from error
 
 
 class _Body(httpx.AsyncByteStream):
@@ -71,7 +79,7 @@ class _Body(httpx.AsyncByteStream):
     async def __aiter__(self) -> AsyncIterator[bytes]:
         content = self._answer.content
         self._watch()
-        with _errors_of_httpx(self._request):
+        with _errors_of_httpx(self._request, self._answer):
             while True:
                 self._waits_since = self._loop.time()
                 piece = await content.readany()
@@ -148,6 +156,26 @@ class Transport(httpx.AsyncBaseTransport):
         )
 
 
+@cache
+def _context(verify: str | bool) -> ssl.SSLContext:  # noqa: FBT001 -- httpx's
+    """As httpx makes it, and once: to read all authorities takes 20 ms."""
+    return httpx.create_ssl_context(verify=verify)
+
+
+def client(*, verify: str | bool = True, **options: Any) -> httpx.AsyncClient:
+    """A client of httpx that sends through aiohttp; `options` are httpx's."""
+    return httpx.AsyncClient(transport=Transport(_context(verify)), **options)
+
+
+class _Httpx:
+    """The module httpx, whose asynchronous client is that one."""
+
+    AsyncClient = staticmethod(client)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(httpx, name)
+
+
 def install() -> bool:
     """Have LiteLLM ask providers of OpenAI's protocol and Azure that way; return whether it does.
 
@@ -155,8 +183,5 @@ def install() -> bool:
     """
     if importlib.util.find_spec(OWN_TRANSPORT) or getproxies():
         return False
-    litellm: Any = importlib.import_module("litellm")
-    litellm.aclient_session = httpx.AsyncClient(
-        transport=Transport(httpx.create_ssl_context()), follow_redirects=True
-    )
+    importlib.import_module(CLIENTS).httpx = _Httpx()
     return True

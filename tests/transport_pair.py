@@ -193,12 +193,12 @@ def clients(*, authority: str = "") -> dict[str, httpx.AsyncClient]:
     """One with httpx's transport and one with ours."""
     if authority:
         os.environ["SSL_CERT_FILE"] = authority
+        transport._context.cache_clear()
     options: dict[str, Any] = {
         "timeout": httpx.Timeout(LONG_SECONDS, read=SHORT_SECONDS),
         "follow_redirects": True,
     }
-    ours = transport.Transport(httpx.create_ssl_context())
-    return {"httpx": httpx.AsyncClient(**options), "aiohttp": httpx.AsyncClient(**options, transport=ours)}
+    return {"httpx": httpx.AsyncClient(**options), "aiohttp": transport.client(**options)}
 
 
 async def main() -> None:
