@@ -14,7 +14,7 @@ CONTAINERD_STORE = "io.containerd.snapshotter.v1"
 DESKTOP = "Docker Desktop"
 OLDEST_API = (1, 41)
 """That of Docker Engine 20.10, which the stack was first run on."""
-_PROVIDER = Path(__file__).parent.parent / "toolchain/docker-provider/shim/version.go"
+_PROVIDER = Path(__file__).parent.parent / "toolchain/go/docker-provider/shim/version.go"
 SPOKEN_API = tuple(map(int, re.findall(r'newestAPI = "(\d+)\.(\d+)"', _PROVIDER.read_text())[0]))
 """The newest that the Docker provider built here speaks."""
 

@@ -1,7 +1,7 @@
 """Find, download or build the programs that Pulumi needs: its CLI, the Python language host, the Docker provider.
 
 In this order: what is installed in the pinned version or was made before; Pulumi's own download, its checksum
-verified; a build from the Go module proxy, of the modules in `cli`, `language-python` and `docker-provider`.
+verified; a build from the Go module proxy, of the modules in `go`.
 
 What is made is kept per user in `${XDG_CACHE_HOME:-~/.cache}/llm-infrastructure/tools`, each tool under a hash of
 what it is made from. The cache may be deleted at any time. `PULUMI_DOWNLOAD_URL` names a mirror of Pulumi's
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from toolchain.progress import Step, Steps
 
-MODULES = Path(__file__).resolve().parent
+MODULES = Path(__file__).resolve().parent / "go"
 CLI_VERSION = re.findall(r"pulumi/pulumi/pkg/v3 v(\d+\.\d+\.\d+)", (MODULES / "cli/go.mod").read_text())[0]
 CLI_FILES = (
     "pulumi",

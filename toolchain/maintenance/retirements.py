@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from infra import retirements
-from toolchain import prices
+from toolchain.maintenance import prices
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

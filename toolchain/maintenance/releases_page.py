@@ -12,7 +12,7 @@ from infra import prices, providers
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-FILE = Path(__file__).resolve().parent.parent / "docs" / "upgrade.md"
+FILE = Path(__file__).resolve().parents[2] / "docs" / "upgrade.md"
 BEGIN = "<!-- Written by `make docs` from litellm/releases.yaml. Change that, then run it again. -->"
 END = "<!-- End of what is written. -->"
 MEASURED = (("rest_mb", "MiB"), ("start_seconds", "s"))

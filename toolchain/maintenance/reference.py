@@ -19,14 +19,14 @@ import yaml
 from console.cli import cli
 from infra.settings import Settings, is_secret
 from infra.stack_config import adapter, set_command
-from toolchain import official_images, providers, releases_page
+from toolchain.maintenance import official_images, providers, releases_page
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from pydantic.fields import FieldInfo
 
-PROJECT = Path(__file__).resolve().parent.parent
+PROJECT = Path(__file__).resolve().parents[2]
 GENERATED = "<!-- Written by `make docs` from {}. Change that, then run it again. -->\n"
 ABOUT_CONFIGURATION = """
 Every key of the stack config. A key is set for the stack that is selected, or that `--stack` or the variable
