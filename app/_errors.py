@@ -52,7 +52,7 @@ class GatewayRefusedKeyError(LLMError):
 class BudgetExceededError(LLMError):
     """What LITELLM_API_KEY may spend, or its team, is used up, or would be by this request.
 
-    No other model is asked: it would be refused as well.
+    No other model is asked, because it would be refused too.
     """
 
 

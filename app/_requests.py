@@ -61,7 +61,7 @@ PRIMARY_SHARE = 0.6
 DRAIN_SECONDS = 0.5
 """How long the end of an answer may follow its last event: its connection can be used again only then."""
 PARTS = {"content", "tool_calls", "refusal"}
-"""What a message has one of at least."""
+"""A message has at least one of these."""
 CHAT_COMPLETIONS, EMBEDDINGS = "/chat/completions", "/embeddings"
 """Asked and read without OpenAI's models, which would double the time of a call."""
 

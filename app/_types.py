@@ -31,7 +31,7 @@ class ToolCall:
 
 @dataclass(frozen=True, slots=True)
 class ChatMessage:
-    """One message of a conversation. Raises ValueError for what is none."""
+    """One message of a conversation. Raises ValueError for an invalid one."""
 
     role: Role
     content: str | Parts = field(repr=False)
@@ -49,7 +49,7 @@ class ChatMessage:
                 f"content must be a string or a list of parts, each with a type, not {type(self.content).__name__}"
             )
         if (self.role == "tool") != (self.tool_call_id is not None):
-            raise ValueError("a message of role tool, and no other, needs tool_call_id: that of the call it answers")
+            raise ValueError("a message of role tool, and no other, needs tool_call_id: its call's id")
         if self.tool_calls and self.role != "assistant":
             raise ValueError("only a message of role assistant has tool_calls")
 

@@ -296,7 +296,7 @@ def _replicas_of(stack: containers.Stack) -> dict[str, Gateway]:
     here = {part.name: Gateway(part.container) for part in up if part.container}
     if not here:
         raise ProgramError(
-            "no replica runs on the engine that `docker` asks: name that of a node which has one by DOCKER_HOST"
+            "no replica runs on the engine that `docker` asks: set DOCKER_HOST to a node that has one"
             if up
             else "no replica of the stack is up: llmctl status"
         )

@@ -50,7 +50,7 @@ class ModelList:
     """The names that callers may ask for."""
     left_out: tuple[LeftOut, ...]
     told: Mapping[str, Mapping[str, Any]]
-    """What callers are told of each served model, by the names of `model_info`."""
+    """What callers are told about each served model, by the names in `model_info`."""
     table: str
     """What the preview says of each model, served or not."""
     ending: tuple[retirements.Ending, ...]
@@ -95,7 +95,7 @@ def parsed(text: str) -> Mapping[str, Any]:
 
 
 def check(text: str) -> None:
-    """Look for keys in the file of that text. Raises RunError for one that stands there in clear."""
+    """Look for keys in the text of the file. Raises RunError if one is there in clear."""
     for model in parsed(text).get("model_list") or ():
         if any(in_clear("", model)):
             raise pulumi.RunError(
@@ -185,7 +185,7 @@ def _with_key(entry: dict[str, Any]) -> dict[str, Any]:
 
 
 def _told_to(release: providers.Release, entry: dict[str, Any]) -> dict[str, Any]:
-    """An entry with what a release of LiteLLM must be told of its provider."""
+    """An entry with what a release of LiteLLM must be told about its provider."""
     for part, below in providers.load().of(entry["litellm_params"]["model"]).told.get(release.version, {}).items():
         given = entry.get(part, {})
         lists = {name: [*each, *given.get(name, ())] for name, each in below.items() if isinstance(each, list)}

@@ -43,7 +43,7 @@ def described(entry: dict[str, Any], release: providers.Release, *, demo_url: st
 
 
 def told(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """What callers are told of an entry."""
+    """What callers are told about an entry."""
     info = entry.get("model_info", {})
     return {name: info[name] for name in TOLD if name in info}
 

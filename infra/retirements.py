@@ -57,7 +57,7 @@ class Table:
 
 @dataclass(frozen=True, kw_only=True)
 class Ending:
-    """A model of the list that is gone, or is soon."""
+    """A model of the list that has ended, or will soon."""
 
     name: str
     """What callers ask for."""

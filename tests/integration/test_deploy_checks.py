@@ -98,12 +98,12 @@ def superuser(deployment: Deployment, statement: str) -> None:
 
 @dataclass(frozen=True)
 class Fault:
-    """Something that may be wrong with a stack, and what the checks then say."""
+    """Something that can be wrong with a stack, and what the checks then say."""
 
     make: Callable[[Deployment], AbstractContextManager[None]]
     failures: frozenset[str]
     advice: str
-    """What the report has in it; {stack} stands for the stack's name, {prefix} for that of its containers."""
+    """What the report contains, with the stack's name for {stack} and its containers' prefix for {prefix}."""
 
 
 FAULTS: dict[str, list[Fault]] = {CONTAINERS: [], DATABASE: [], GATEWAY: [], SECRETS: []}
@@ -130,7 +130,7 @@ def a_stopped_replica(deployment: Deployment) -> Iterator[None]:
     wait_until(lambda: attributes(container)["health"] == "healthy")
 
 
-@fault(CONTAINERS, "test_it_has_not_restarted[litellm-1]", advice="restart {prefix}-litellm-1 counts anew")
+@fault(CONTAINERS, "test_it_has_not_restarted[litellm-1]", advice="restart {prefix}-litellm-1 resets the count")
 def a_replica_that_ended(deployment: Deployment) -> Iterator[None]:
     container = deployment.container("litellm-1")
     execute(deployment, "litellm-1", "kill -9 $(cat /proc/1/task/1/children)")

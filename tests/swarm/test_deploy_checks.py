@@ -266,7 +266,9 @@ def a_task_that_was_killed(faults: Faults) -> None:
     await_convergence(faults.engine, faults.service("demo").id, UPDATE_SECONDS)
     faults.kill("demo")
     await_convergence(faults.engine, faults.service("demo").id, UPDATE_SECONDS)
-    faults.expect("test_none_of_its_tasks_failed[demo]", advice="service update --force {prefix}-demo counts anew")
+    faults.expect(
+        "test_none_of_its_tasks_failed[demo]", advice="service update --force {prefix}-demo resets the count"
+    )
 
 
 def an_update_that_is_rolled_back(faults: Faults) -> None:

@@ -219,7 +219,7 @@ def test_nothing_cannot_be_drawn() -> None:
 
 
 def test_a_document_gets_each_report_into_its_section() -> None:
-    """What stands around the sections stays; filling twice changes nothing."""
+    """The text around the sections stays; filling twice changes nothing."""
     page = "".join(
         f"About {name}\n{document.SECTION.format(name=name, content='old')}\n" for name in ("gateway", "b")
     )

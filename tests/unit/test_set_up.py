@@ -123,7 +123,7 @@ def quiet() -> Steps:
 
 
 def test_all_taken_ports_are_named_with_free_ones(taken: int) -> None:
-    """One try tells of all of them, and the commands can be typed as they stand."""
+    """One try reports all of them, and the commands can be typed as they are."""
     with ExitStack() as servers:
         ports = {"gatewayPort": taken}
         for key in ("postgresPort", "metricsPort"):

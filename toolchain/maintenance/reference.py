@@ -159,7 +159,7 @@ def _metavar(argument: Any) -> str:  # noqa: ANN401
 
 
 def _default(value: object) -> str:
-    """Only that of a folder tells anything that the help does not."""
+    """Only a folder's type says anything that the help does not."""
     return f" Default: `{value.relative_to(PROJECT)}`." if isinstance(value, Path) else ""
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 PROVIDERS = ("anthropic", "deepseek", "gemini", "mistral", "openai", "xai")
-"""Those whose models are called the same by everybody who asks them."""
+"""Providers whose models have the same name for everybody."""
 MODES = {"chat", "completion", "embedding", "responses"}
 FINE_TUNED = "ft:"
 
