@@ -1,4 +1,4 @@
-"""What is asked, of which models and in which order, whichever way it travels: the steps of both faces."""
+"""What is asked, of which models and in which order: the steps that both faces share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the module is told by its environment."""
+"""The module's settings, from its environment."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether LiteLLM's own database is as the LiteLLM that runs needs it. Changes nothing."""
+"""Whether LiteLLM's own database fits the LiteLLM that runs. Changes nothing."""
 
 from __future__ import annotations
 

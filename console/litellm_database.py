@@ -1,4 +1,4 @@
-"""LiteLLM's own database: how it is told from the app's, and whether the LiteLLM that runs can use a restored one."""
+"""LiteLLM's own database: how to tell it from the app's, and whether the LiteLLM that runs can use a restored one."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ def told(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def table(listed: Sequence[Mapping[str, Any]], left_out: Sequence[LeftOut], release: providers.Release) -> str:
-    """A line for each model of a list, and for each that is left out of it; what a release has of its own counts."""
+    """A line for each model of a list, and for each that is left out of it; what is specific to a release counts."""
     rows = [HEAD, *map(_row, listed)]
     rows += [(it.name, it.provider, f"{' and '.join(it.variables)} missing", "", "", "") for it in left_out]
     return "\n".join((f"models, with LiteLLM {release.version}:", *tables.aligned(rows)))

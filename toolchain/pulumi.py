@@ -131,7 +131,7 @@ def _is_command(arguments: Sequence[str], names: set[str]) -> bool:
 
 
 def _write_environment_file(tools: Path, variables: Mapping[str, str], arguments: Sequence[str]) -> None:
-    """Have `.env` follow the stack, no matter who brought it up: its address may be another one now, or its keys."""
+    """Update `.env` for the stack, no matter who brought it up: its address or its keys may have changed."""
     selecting = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     selecting.add_argument("-s", "--stack")
     stack = selecting.parse_known_args(arguments)[0].stack
@@ -148,7 +148,7 @@ def _write_environment_file(tools: Path, variables: Mapping[str, str], arguments
 
 
 def _say_how_to_select(tools: Path, variables: Mapping[str, str]) -> None:
-    """Where no stack is selected, say how one is created: Pulumi names commands that a clone is missing."""
+    """If no stack is selected, say how to create one: Pulumi names commands that do not work in a clone."""
     asked = subprocess.run(
         [tools / "pulumi", "stack", "--show-name", "--non-interactive"],
         cwd=PROJECT,
