@@ -44,7 +44,7 @@ LOCKED = "the stack is currently locked"
 NO_STACK = "no stack named"
 PORT_SETTINGS = ("gatewayPort", "postgresPort", "metricsPort")
 TEXT_SETTINGS = ("dockerHost", "placement", "bindAddress", "imageRegistry", *IMAGE_SETTINGS.values())
-"""Settings that this program reads, so they must not be encrypted."""
+"""What is needed here in clear."""
 
 
 class StackConfig:

@@ -131,7 +131,7 @@ def _is_command(arguments: Sequence[str], names: set[str]) -> bool:
 
 
 def _write_environment_file(tools: Path, variables: Mapping[str, str], arguments: Sequence[str]) -> None:
-    """Update `.env` for the stack, no matter who brought it up: its address or its keys may have changed."""
+    """Have `.env` follow the stack, no matter who brought it up: its address may be another one now, or its keys."""
     selecting = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     selecting.add_argument("-s", "--stack")
     stack = selecting.parse_known_args(arguments)[0].stack
