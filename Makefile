@@ -131,4 +131,4 @@ locks: environment
 	@PATH="$(BIN):$$PATH" $(BIN)/python -m toolchain.maintenance.locks $(if $(UPGRADE),--upgrade)
 
 retirements: environment
-	@$(BIN)/python -m toolchain.maintenance.retirements
+	@$(BIN)/python -m toolchain.maintenance.renew_retirements

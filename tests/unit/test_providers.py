@@ -16,7 +16,7 @@ from infra.settings import Settings
 from infra.stack_config import Place, validate
 from tests.stack_config import PROJECT, raw_config
 from toolchain import recipes
-from toolchain.maintenance import providers as page
+from toolchain.maintenance import providers_page as page
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -10,7 +10,7 @@ import yaml
 
 from infra import model_list, prices, retirements
 from tests.stack_config import PROJECT
-from toolchain.maintenance import retirements as renewal
+from toolchain.maintenance import renew_retirements as renewal
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -19,7 +19,7 @@ import yaml
 from console.cli import cli
 from infra.settings import Settings, is_secret
 from infra.stack_config import adapter, set_command
-from toolchain.maintenance import official_images, providers, releases_page
+from toolchain.maintenance import official_images, providers_page, releases_page
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -48,7 +48,7 @@ def pages() -> dict[Path, str]:
     return {
         PROJECT / "docs/configuration.md": configuration(described),
         PROJECT / "docs/cli.md": command_line(),
-        PROJECT / "docs/providers.md": providers.page(),
+        PROJECT / "docs/providers.md": providers_page.page(),
         releases_page.FILE: releases_page.page(),
         official_images.FILE: official_images.page(),
     }

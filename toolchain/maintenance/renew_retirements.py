@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from infra import retirements
-from toolchain.maintenance import prices
+from toolchain.maintenance import renew_prices
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -75,8 +75,8 @@ def main() -> None:
     """Rewrite the file, and say what has changed."""
     text = retirements.FILE.read_text(encoding="utf-8")
     before: dict[str, Any] = yaml.safe_load(text)
-    version, listed = prices.price_list()
-    prices.renew(version, listed)
+    version, listed = renew_prices.price_list()
+    renew_prices.renew(version, listed)
     after = merged(before, listed)
     if after == before:
         print(f"{retirements.FILE.name} says what LiteLLM {version} does")
