@@ -186,7 +186,7 @@ def test_an_image_that_can_be_had_again_needs_no_stand_in(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     "content", ["- postgres:17\n", "postgres:17: 17\n", "postgres:17:\n", "postgres: {a: b}\n", "{", "\x00"]
 )
-def test_a_record_that_is_none(tmp_path: Path, content: str) -> None:
+def test_a_malformed_record_is_refused(tmp_path: Path, content: str) -> None:
     """Anything but pairs of names is refused, with the file and the way out."""
     record = tmp_path / ".images.yaml"
     record.write_text(content)
