@@ -122,13 +122,13 @@ test-upgrade: prepare
 	$(BIN)/pytest tests/release/test_former_release.py
 
 docs: environment
-	@$(BIN)/python -m toolchain.reference
+	@$(BIN)/python -m toolchain.maintenance.reference
 
 findings:
 	@./findings/run $(NAME)
 
 locks: environment
-	@PATH="$(BIN):$$PATH" $(BIN)/python -m toolchain.locks $(if $(UPGRADE),--upgrade)
+	@PATH="$(BIN):$$PATH" $(BIN)/python -m toolchain.maintenance.locks $(if $(UPGRADE),--upgrade)
 
 retirements: environment
-	@$(BIN)/python -m toolchain.retirements
+	@$(BIN)/python -m toolchain.maintenance.renew_retirements

@@ -19,7 +19,7 @@ from benchmarks.deploy import with_model
 from benchmarks.gateway import PEER, PLAN, Contender, of_stack
 from benchmarks.measure import Readings, alternating, percentile
 from benchmarks.pace import LONG, SLOW
-from benchmarks.peer import NotToBeHadError, portkey
+from benchmarks.peer import NotAvailableError, portkey
 from benchmarks.plan import plan, rendered_config
 from infra import edge, gateway
 from tests.stack_config import PROJECT_NAME, project_file
@@ -49,7 +49,7 @@ REPLICAS = 2
 HELD = (1000, REPLICAS * edge.REPLICA_CONNECTIONS + 500)
 """Streams that are held open at once: as many as are promised, and more than there is room for."""
 MEMORY_FROM = 32
-"""At so many at once and more the memory of a stream stands out from the gateway's own ups and downs."""
+"""From this many at once, a stream's memory is larger than the gateway's own variations."""
 SAMPLE_SECONDS = 0.5
 QUIET_CORES, QUIET_SECONDS = 0.1, 30
 """Streams that were given up are over once a gateway takes less of a core, or after so long."""
@@ -246,7 +246,7 @@ def of_plan(engine: docker.DockerClient, on: Network) -> Iterator[Contender]:
 
 @contextmanager
 def of_peer(provider_url: str) -> Iterator[Contender]:
-    """Portkey's process. Raises NotToBeHadError."""
+    """Portkey's process. Raises NotAvailableError."""
     with portkey(READY, provider_url=provider_url) as (pid, target):
         yield Contender(name=PEER, target=target, parts=(ProcessMeter(pid),))
 
@@ -286,7 +286,7 @@ def run(engine: docker.DockerClient, rounds: int, step: Step, name: str = "") ->
                 with made[each]() as contender:
                     asyncio.run(settle(contender.target))
                     (hold if each == HOLDING else measure)(contender, ContainerMeter(provider), readings, step)
-            except NotToBeHadError as error:
+            except NotAvailableError as error:
                 readings.leave_out(each, str(error))
     return compared(readings)
 

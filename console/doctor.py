@@ -126,7 +126,7 @@ def _database(settings: Settings, folder: Path, served: set[str]) -> Iterator[Fi
 
 
 def collation(connection: psycopg.Connection) -> Finding | None:
-    """What is to be said of the order of texts: that of the C library which made the indexes, or of another one.
+    """Whether the server sorts text with the C library that built the indexes, or with another one.
 
     PostgreSQL knows since 15, and for libraries that have versions: https://www.postgresql.org/docs/17/sql-altercollation.html
     """

@@ -77,7 +77,7 @@ class Statistics:
     replicas: Mapping[str, Traffic]
     """By the replica's address."""
     down: frozenset[str]
-    """Addresses of replicas that the edge sends nothing to, as they do not answer its checks."""
+    """Addresses of replicas that the edge sends nothing to, because they do not answer its checks."""
     clients: tuple[Client, ...]
     knows_key: bool | None
     """Whether the key is one of a client of this edge; None where that could not be asked."""

@@ -1,4 +1,4 @@
-"""What the gateway says of itself to anyone who asks, without a model being asked."""
+"""What the gateway says about itself to any client, without asking a model."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Ending:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """What the gateway tells of a model that it serves."""
+    """What the gateway says about a model that it serves."""
 
     owner: str
     """The provider, as LiteLLM's prefix for it; `demo` where the demo provider answers."""
@@ -74,7 +74,7 @@ class Gateway:
     """A gateway that answers."""
 
     version: str
-    """LiteLLM's; empty where it does not tell, as newer ones do not."""
+    """LiteLLM's; empty if it does not report it. Newer releases do not."""
     models: tuple[str, ...]
     """The names of those that are served; empty where the key is refused."""
     endings: dict[str, Ending]

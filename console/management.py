@@ -27,14 +27,14 @@ NO_DATABASE = (
 FAILED = 400
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@/-]{0,99}", re.ASCII)
 HASH_BEGINNING = 8
-"""Characters of a key's hash that name it where it has no alias."""
+"""How many characters of its hash name a key that has no alias."""
 
 Named = TypeVar("Named", "Key", "Team")
 Request = tuple[str, str, Any]
 
 
 class ManagementError(Exception):
-    """What was asked for is not done. The message says why, and what to do."""
+    """The request was not carried out. The message says why, and what to do."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +42,7 @@ class Limited:
     """What keys and teams have in common, by LiteLLM's names."""
 
     models: tuple[str, ...]
-    """Those that it may ask; all where it has none."""
+    """The models that it may ask; all if empty."""
     spend: float
     """US dollars, since the budget last started over."""
     max_budget: float | None
@@ -296,7 +296,7 @@ def _replicas_of(stack: containers.Stack) -> dict[str, Gateway]:
     here = {part.name: Gateway(part.container) for part in up if part.container}
     if not here:
         raise ProgramError(
-            "no replica runs on the engine that `docker` asks: name that of a node which has one by DOCKER_HOST"
+            "no replica runs on the engine that `docker` asks: set DOCKER_HOST to a node that has one"
             if up
             else "no replica of the stack is up: llmctl status"
         )
@@ -319,7 +319,7 @@ def team_called(name: str, teams: Sequence[Team]) -> Team:
 
 
 def one(named: Sequence[Named], nobody: str) -> Named:
-    """The only one of those that a name fits. Raises ManagementError."""
+    """The one that a name fits. Raises ManagementError if there are several or none."""
     if not named:
         raise ManagementError(nobody)
     if len(named) > 1:
@@ -329,7 +329,7 @@ def one(named: Sequence[Named], nobody: str) -> Named:
 
 
 def sentence(body: Any) -> str:  # noqa: ANN401 -- any JSON
-    """What is wrong, from any of the forms that LiteLLM has for it."""
+    """What is wrong, from any of LiteLLM's forms of an error."""
     while isinstance(body, dict):
         body = next((body[name] for name in ("error", "detail", "message") if body.get(name)), "it says nothing")
     if isinstance(body, list):

@@ -1,4 +1,4 @@
-"""What people read: tables on standard output, and all else on standard error."""
+"""Output for people: tables on standard output, everything else on standard error."""
 
 from __future__ import annotations
 

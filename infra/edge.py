@@ -34,7 +34,7 @@ CHECKED = "/v1/models"
 USER_ID = 99
 """That of `haproxy` in HAProxy's image."""
 NODE_LABEL = "edge"
-"""On a cluster: that of the nodes which let callers in."""
+"""On a cluster: the label of the nodes that callers connect to."""
 REPLICA_CONNECTIONS = 1000
 """How many requests a replica has at most, streams among them: as many connections as OpenAI's SDK, by which LiteLLM
 asks providers, opens."""

@@ -43,13 +43,13 @@ def described(entry: dict[str, Any], release: providers.Release, *, demo_url: st
 
 
 def told(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """What callers are told of an entry."""
+    """What callers are told about an entry."""
     info = entry.get("model_info", {})
     return {name: info[name] for name in TOLD if name in info}
 
 
 def table(listed: Sequence[Mapping[str, Any]], left_out: Sequence[LeftOut], release: providers.Release) -> str:
-    """A line for each model of a list, and for each that is left out of it; what a release has of its own counts."""
+    """A line for each model of a list, and for each that is left out of it; what is specific to a release counts."""
     rows = [HEAD, *map(_row, listed)]
     rows += [(it.name, it.provider, f"{' and '.join(it.variables)} missing", "", "", "") for it in left_out]
     return "\n".join((f"models, with LiteLLM {release.version}:", *tables.aligned(rows)))

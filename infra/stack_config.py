@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 Place = tuple[int | str, ...]
 """The steps into a structured value."""
 SHOWN = {"models", *litellm_settings.SECTIONS}
-"""Keys whose content everybody may read who may read LiteLLM's config, where secrets are named os.environ/NAME."""
+"""Keys that anyone who can read LiteLLM's config can read. Secrets in them are named os.environ/NAME."""
 RENEWAL = timedelta(days=30)
 """How long before its end a certificate is to be renewed; one that lives less than three times as long, in its last
 third."""
@@ -113,7 +113,7 @@ def _plain(value: object, place: Place = ()) -> Iterator[Place]:
 
 
 def _may_be_plain(key: str, place: Place, value: object) -> bool:
-    """Whether what is in clear at a place of a key's value is for everybody to read."""
+    """Whether a value that is in clear at a place of a key may be read by everybody."""
     if key not in {"litellmEnvironment", "litellmFiles"} or len(place) != 1 or not isinstance(value, dict):
         return False
     return not litellm_environment.must_be_encrypted(key, str(place[0]), value.get(place[0]))
@@ -122,7 +122,7 @@ def _may_be_plain(key: str, place: Place, value: object) -> bool:
 def _in_clear(key: str, place: Place) -> Problem:
     steps = "".join(f"[{step}]" if isinstance(step, int) else f'["{step}"]' for step in place)
     command = f"set --secret --path '{key}{steps}' VALUE" if place else set_command(key)
-    return Problem(_path(key, place), "is not encrypted: get a new one, as this one may be known", command)
+    return Problem(_path(key, place), "is not encrypted: get a new one, because this one may be known", command)
 
 
 def report(problems: list[Problem], stack: str) -> str:
@@ -183,7 +183,7 @@ def set_command(key: str) -> str:
 
 
 def _contradictions(values: Mapping[str, Any]) -> Iterator[Problem]:
-    """Settings that are right one by one and wrong together. A field that is wrong itself is not there."""
+    """Settings that are right by themselves and wrong together. A field that is wrong by itself is left out."""
     yield from _port_problems(values)
     yield from _tls_problems(values)
     host, address = urlsplit(values.get("docker_host", "")), values.get("bind_address")

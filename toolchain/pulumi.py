@@ -148,7 +148,7 @@ def _write_environment_file(tools: Path, variables: Mapping[str, str], arguments
 
 
 def _say_how_to_select(tools: Path, variables: Mapping[str, str]) -> None:
-    """Where no stack is selected, say how one is created: Pulumi names commands that a clone is missing."""
+    """If no stack is selected, say how to create one: Pulumi names commands that do not work in a clone."""
     asked = subprocess.run(
         [tools / "pulumi", "stack", "--show-name", "--non-interactive"],
         cwd=PROJECT,

@@ -1,4 +1,4 @@
-"""The recipes of `images/`: what each builds, and which image that can stand in for."""
+"""The recipes of `images/`: what each builds, and which official image that replaces."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="HOST",
         help="the engine of another node of its Swarm, as ssh://NODE, to look into the containers there; repeatable",
     )
-    group.addoption("--spend", action="store_true", help="ask each model that is served, once, for money")
+    group.addoption("--spend", action="store_true", help="ask each served model once, which costs money")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -95,8 +95,8 @@ def _stack(config: pytest.Config) -> DeployedStack:
 def _read(name: str, hosts: list[str]) -> DeployedStack:
     if shutil.which("docker") is None:
         raise StackError(
-            "there is no docker command on PATH, by which containers are looked into. Install Docker's client; on "
-            "Debian and Ubuntu it is in docker-cli or, where there is none, in docker.io"
+            "there is no docker command on PATH, which looks into the containers. Install Docker's client: on Debian "
+            "and Ubuntu the package docker-cli, or docker.io if there is no docker-cli"
         )
     config = read_config(name)
     if config.settings.placement == "swarm":

@@ -58,10 +58,10 @@ def test_it_runs_and_is_healthy(stack: DockerStack, instance: Instance, containe
 def test_it_has_not_restarted(stack: DockerStack, instance: Instance, container: Container) -> None:
     """What the engine had to start again, it will have to again."""
     restarts = container.attrs["RestartCount"]
-    anew = stack.docker(f"restart {instance.container}")
+    again = stack.docker(f"restart {instance.container}")
     assert restarts == 0, (
         f"{instance.container} ended and was started again, {restarts} times. See why: "
-        f"{stack.docker(f'logs {instance.container}')}. When that is fixed, {anew} counts anew."
+        f"{stack.docker(f'logs {instance.container}')}. When that is fixed, {again} resets the count."
     )
     killed = container.attrs["State"]["OOMKilled"]
     assert not killed, f"{instance.container} ran out of memory. Give it more: see the …MemoryMb in Pulumi.yaml"

@@ -20,7 +20,7 @@ from benchmarks.caller import Target
 from benchmarks.containers import ProcessMeter
 from benchmarks.deploy import MODEL, with_model
 from benchmarks.measure import Readings
-from benchmarks.peer import NotToBeHadError
+from benchmarks.peer import NotAvailableError
 from benchmarks.plan import Compose, rendered_config
 from benchmarks.stub import stub
 from infra.migration import FOLDER
@@ -66,7 +66,7 @@ def test_the_plans_file_runs_the_stacks_images(tmp_path: Path, monkeypatch: pyte
 
 def test_without_docker_compose_it_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda _: None)
-    with pytest.raises(NotToBeHadError, match="apt-get install --no-install-recommends docker-compose"):
+    with pytest.raises(NotAvailableError, match="apt-get install --no-install-recommends docker-compose"):
         Compose(tmp_path)
 
 

@@ -124,7 +124,7 @@ def test_lists_show_how_a_key_begins_and_ends_and_what_it_may(litellm: LiteLLM) 
 
 
 def test_json_has_litellms_names(litellm: LiteLLM) -> None:
-    """Whatever the release has besides."""
+    """Whatever else the release has."""
     key = json.loads(llmctl("keys", "show", "batch", "--json").stdout)
     row = next(row for row in litellm.answers["/spend/keys"][1] if row["key_alias"] == "batch")
     same = (

@@ -1,4 +1,4 @@
-"""What is said of each model: in the preview, and to callers."""
+"""What the preview and callers are told about each model."""
 
 from __future__ import annotations
 

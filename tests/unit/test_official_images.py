@@ -11,7 +11,7 @@ import pytest
 
 from infra import edge, postgres
 from tests.stack_config import PROJECT, project_file
-from toolchain.official_images import load
+from toolchain.maintenance.official_images import load
 from toolchain.recipes import STAND_INS
 
 TABLE = load()

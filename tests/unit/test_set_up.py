@@ -110,7 +110,7 @@ def test_a_config_file_may_set_nothing(config_file: Path, content: str) -> None:
     assert set_up.StackConfig("dev")["dockerHost"] == set_up.StackConfig("other")["dockerHost"] != ""
 
 
-def test_an_empty_database_url_is_none(config_file: Path) -> None:
+def test_an_empty_database_url_counts_as_not_set(config_file: Path) -> None:
     """The stack's own Postgres runs then, and needs its image; with one, encrypted as it is, it does not."""
     config_file.write_text('config:\n  llm-infrastructure:databaseUrl: ""\n')
     assert set_up.StackConfig("dev").images.keys() == {"litellm", "postgres", "haproxy"}
@@ -123,7 +123,7 @@ def quiet() -> Steps:
 
 
 def test_all_taken_ports_are_named_with_free_ones(taken: int) -> None:
-    """One try tells of all of them, and the commands can be typed as they stand."""
+    """One try reports all of them, and the commands can be typed as they are."""
     with ExitStack() as servers:
         ports = {"gatewayPort": taken}
         for key in ("postgresPort", "metricsPort"):
@@ -189,8 +189,10 @@ def test_an_invalid_port_is_named(port: int | str) -> None:
 
 
 @pytest.mark.parametrize(("keyboard", "screen"), [(True, False), (False, True)])
-def test_nobody_is_asked_who_cannot_answer(monkeypatch: pytest.MonkeyPatch, *, keyboard: bool, screen: bool) -> None:
-    """A question needs a terminal to be read on: `make up >log 2>&1`, typed on one, has nobody who sees it."""
+def test_only_someone_who_can_answer_is_asked(
+    monkeypatch: pytest.MonkeyPatch, *, keyboard: bool, screen: bool
+) -> None:
+    """A question needs a terminal: with `make up >log 2>&1` nobody sees it."""
     steps = Steps(Console(file=io.StringIO(), force_terminal=screen))
     monkeypatch.setattr(sys.stdin, "isatty", lambda: keyboard, raising=False)
     assert set_up._asking(steps) is None

@@ -234,7 +234,7 @@ def test_roots_are_read_only_but_for_the_data(registered: Callable[..., Services
 
 
 @pytest.mark.parametrize("rpm", [{}, {"batch": 600}])
-def test_a_rate_is_said_to_be_counted_by_each_edge(
+def test_a_warning_says_that_each_edge_counts_a_rate(
     registered: Callable[..., Services], monkeypatch: pytest.MonkeyPatch, rpm: dict[str, int]
 ) -> None:
     warned: list[str] = []
