@@ -28,7 +28,7 @@ FILES   = $(LANES) --dist loadfile
 ## These use neither the stack that most of them share nor a database of LiteLLM's.
 INDEPENDENT = tests/toolchain $(addprefix tests/integration/test_,backup.py providers.py remote_hosts.py)
 ## Their starts take both cores for half a minute, so that nothing else runs beside them.
-WITH_DATABASE = $(addprefix tests/integration/test_,client_limits.py keys.py litellm_database.py spend.py virtual_keys.py)
+WITH_DATABASE = $(addprefix tests/integration/test_,client_limits.py keys.py litellm_database.py redis.py spend.py virtual_keys.py)
 
 .PHONY: help up down purge push environment prepare check check-deploy integration independent database drill bench test forget-coverage \
         test-swarm beside-the-swarm coverage ci test-runbooks test-clients test-engines test-official test-pythons test-upgrade docs findings locks retirements

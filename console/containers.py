@@ -37,7 +37,7 @@ class Part:
     name: str
     """Without the stack's name; on a Swarm with the node: `litellm-2`, `litellm-g1.2@node`."""
     kind: str
-    """`edge`, `litellm`, `postgres` or `demo`."""
+    """`edge`, `litellm`, `postgres`, `redis` or `demo`."""
     state: str
     """The engine's word for it, with the health where it runs, and what the edge says of a replica it leaves out."""
     up: bool

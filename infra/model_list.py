@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pulumi
 import yaml
 
-from infra import litellm_connections, litellm_settings, model_table, prices, providers, retirements
+from infra import litellm_connections, litellm_settings, model_table, prices, providers, redis, retirements
 from infra.litellm_environment import REFERENCE, in_clear, named_variables
 from infra.settings import Deployment
 
@@ -112,8 +112,8 @@ def render(text: str, settings: Settings, *, demo_url: str, today: date | None =
     `today` decides which models have ended; it is the present day in UTC unless given.
     """
     file = dict(parsed(text))
-    if with_database := litellm_connections.general_settings(settings):
-        file["general_settings"] = {**with_database, **(file.get("general_settings") or {})}
+    if of_stack := {**litellm_connections.general_settings(settings), **redis.general_settings(settings)}:
+        file["general_settings"] = {**of_stack, **(file.get("general_settings") or {})}
     config: dict[str, Any] = litellm_settings.laid_over(
         file, {key: getattr(settings, section) for key, section in litellm_settings.SECTIONS.items()}
     )

@@ -38,10 +38,6 @@ if TYPE_CHECKING:
 
     from pydantic.fields import FieldInfo
 
-POSTGRES_IN_TAG = re.compile(r"(?:^|[.-])pg-?(\d+)(?!\d)")
-"""As in `0.8.1-pg17`, the tags of images that add something to Postgres, with a version of its own."""
-POSTGRES_ALONE = re.compile(r"postg(?:res(?:ql)?|is)")
-"""Names of images whose tags begin with the version of Postgres."""
 KEY_CHARACTERS = 32
 """How many characters a key has at least after its `sk-`."""
 DISTINCT_CHARACTERS = 10
@@ -60,15 +56,6 @@ IMAGE = re.compile(
     r"([a-z0-9]+([.-][a-z0-9]+)*(:\d+)?/)?[a-z0-9]+([._-]+[a-z0-9]+)*(/[a-z0-9]+([._-]+[a-z0-9]+)*)*"
     r"(:(?P<tag>\w[\w.-]{0,127}))?(@(?P<digest>sha256:[0-9a-f]{64}))?"
 )
-
-
-def postgres_major_version(image: str) -> str:
-    """The major version in the tag of an image with Postgres; empty where that does not tell it."""
-    name, _, tag = image.partition("@")[0].rpartition("/")[2].partition(":")
-    if match := POSTGRES_IN_TAG.search(tag):
-        return match[1]
-    leading = re.match(r"\d+(?![^.-])", tag)
-    return leading[0] if leading and POSTGRES_ALONE.fullmatch(name) else ""
 
 
 def _image(reference: str) -> str:
@@ -278,6 +265,7 @@ class SecretVersions(_Frozen):
     postgres_password: Version = 1
     database_password: Version = 1
     litellm_database_password: Version = 1
+    redis_password: Version = 1
 
 
 class RetirePrevious(_Frozen):
@@ -286,6 +274,7 @@ class RetirePrevious(_Frozen):
     client_keys: Annotated[dict[ClientName, Count], AfterValidator(_sorted)] = {}
     database_password: Count = 0
     litellm_database_password: Count = 0
+    redis_password: Count = 0
 
 
 class Settings(_Frozen):
@@ -308,6 +297,7 @@ class Settings(_Frozen):
     litellm_image: LiteLLMImage = Field(examples=["ghcr.io/berriai/litellm:main-v1.55.0"])
     postgres_image: DebianImage = Field(examples=["postgres:17"])
     haproxy_image: DebianImage = Field(examples=["haproxy:3.0"])
+    redis_image: Image = Field(examples=["valkey/valkey:8.1"])
     image_registry: Annotated[Registry | None, Optional] = Field(examples=["registry.example:5000"])
     constraints: tuple[Constraint, ...] = Field(examples=["--path 'constraints[0]' 'node.labels.llm == true'"])
     postgres_volume: VolumeName = Field(examples=["postgres-18-data"])
@@ -319,6 +309,7 @@ class Settings(_Frozen):
     litellm_memory_mb: MemoryMb = Field(examples=["1024"])
     postgres_memory_mb: MemoryMb = Field(examples=["512"])
     edge_memory_mb: MemoryMb = Field(examples=["512"])
+    redis_memory_mb: MemoryMb = Field(examples=["128"])
 
     models: tuple[Model, ...] = Field(examples=["--path 'models[0].apiBase' http://host.docker.internal:11434"])
     model_keys: Annotated[dict[Name, ProviderKey], AfterValidator(_sorted)] = Field(
@@ -362,6 +353,7 @@ class Settings(_Frozen):
     litellm_database_url: Annotated[DatabaseUrl | None, Optional] = Field(
         examples=["postgresql://user:password@db.example:5432/litellm"]
     )
+    redis: bool = Field(examples=["true"])
     protect_data: bool = Field(examples=["true"])
 
     @property

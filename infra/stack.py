@@ -1,7 +1,7 @@
 """The whole stack in reading order; the only module that knows all parts.
 
 your code ──► edge ──► litellm-1 … litellm-N ──► providers / local models / demo
-                          network "gateway"
+                          network "gateway", and redis where the settings have one
 your code ──► postgres    network "data"
 """
 
@@ -15,7 +15,17 @@ import pulumi
 import yaml
 
 from engine.image_names import stand_ins
-from infra import client_limits, demo, edge, gateway, litellm_connections, litellm_environment, model_list, providers
+from infra import (
+    client_limits,
+    demo,
+    edge,
+    gateway,
+    litellm_connections,
+    litellm_environment,
+    model_list,
+    providers,
+    redis,
+)
 from infra.demo import DemoProvider, DemoProviderArgs
 from infra.edge import Edge, EdgeArgs
 from infra.gateway import Gateway, GatewayArgs
@@ -24,9 +34,10 @@ from infra.migration import Migrations
 from infra.placement.docker import DockerHost
 from infra.placement.engine_placement import check_engine
 from infra.placement.swarm import Swarm
-from infra.postgres import Postgres, PostgresArgs, SaltKeyGuard
+from infra.postgres import Postgres, PostgresArgs, SaltKeyGuard, major_version_of
+from infra.redis import Redis, RedisArgs
 from infra.secrets import RotatingSecret
-from infra.settings import Deployment, postgres_major_version
+from infra.settings import Deployment
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -50,6 +61,8 @@ def check(settings: Settings) -> None:
     images = [settings.litellm_image, settings.haproxy_image]
     if settings.database_url is None:
         images.append(settings.postgres_image)
+    if settings.redis:
+        images.append(settings.redis_image)
     # On a Swarm the nodes fetch images by themselves, and are asked for each.
     built = stand_ins(IMAGE_CHOICES) if settings.placement == "docker" else {}
     check_engine(settings.docker_host, {image: built[image] for image in images if image in built})
@@ -117,6 +130,7 @@ def build(settings: Settings) -> Mapping[str, pulumi.Input[object]]:
         placement,
     )
     of_litellm = _litellm_database(settings, placement, database)
+    counters = _redis(settings, placement)
     litellm = Gateway(
         "litellm",
         GatewayArgs(
@@ -130,14 +144,16 @@ def build(settings: Settings) -> Mapping[str, pulumi.Input[object]]:
             secrets={
                 "LITELLM_MASTER_KEY": master_key.value,
                 "LITELLM_SALT_KEY": salt_key.value,
+                **({redis.PASSWORD_VARIABLE: counters.password} if counters else {}),
                 **_litellm_secrets(settings),
             },
+            more=redis.environment(settings),
             database=of_litellm,
             generation=master_key.generation,
             network=GATEWAY_NETWORK,
         ),
         placement,
-        pulumi.ResourceOptions(depends_on=[migrations, front]),
+        pulumi.ResourceOptions(depends_on=[migrations, front, *([counters] if counters else [])]),
     )
     client_limits.build(settings, placement, of_litellm, litellm)
     if settings.demo_answers:
@@ -273,10 +289,24 @@ def _litellm_database(settings: Settings, placement: Placement, database: _Datab
     )
 
 
+def _redis(settings: Settings, placement: Placement) -> Redis | None:
+    """In which the replicas count together, where the settings have it."""
+    if not settings.redis:
+        return None
+    args = RedisArgs(
+        image=settings.redis_image,
+        memory_mb=settings.redis_memory_mb,
+        version=settings.secret_versions.redis_password,
+        retire=settings.retire_previous.redis_password,
+        network=GATEWAY_NETWORK,
+    )
+    return Redis("redis", args, placement)
+
+
 def _postgres_major_version(settings: Settings, placement: Placement) -> str:
     """That of the tag, else that of the image: it cannot change over data, so that it must be known."""
     image = settings.postgres_image
-    version = postgres_major_version(image) or placement.image_environment(image).get("PG_MAJOR", "")
+    version = major_version_of(image) or placement.image_environment(image).get("PG_MAJOR", "")
     if not version.isdecimal():
         raise pulumi.RunError(
             f"postgresImage: the major version of {image} is unknown, and it must match the data. Pull it, so that "

@@ -21,7 +21,15 @@ from pulumi.runtime.config import _SECRET_KEYS, CONFIG, get_config_env, get_conf
 from pydantic import TypeAdapter, ValidationError
 from pydantic.alias_generators import to_camel
 
-from infra import client_problems, limits, litellm_connections, litellm_environment, litellm_settings, model_problems
+from infra import (
+    client_problems,
+    limits,
+    litellm_connections,
+    litellm_environment,
+    litellm_settings,
+    model_problems,
+    redis,
+)
 from infra.problem import Problem
 from infra.settings import Settings, is_secret
 from infra.workload import LAST_PORT
@@ -203,6 +211,7 @@ def _contradictions(values: Mapping[str, Any]) -> Iterator[Problem]:
     yield from model_problems.problems(values)
     yield from litellm_settings.problems(values)
     yield from litellm_connections.problems(values)
+    yield from redis.problems(values)
     yield from client_problems.problems(values)
 
 

@@ -16,6 +16,7 @@ import os
 import sys
 
 import bedrock
+import counters
 import database
 import deployments
 import endings
@@ -30,6 +31,7 @@ from litellm.proxy.proxy_cli import run_server
 def main(*_: str) -> None:
     """Run it until it ends."""
     bedrock.install()
+    counters.install()
     database.install()
     deployments.install()
     endings.install()

@@ -35,6 +35,8 @@ PULUMI = str(PROJECT / "pulumiw")
 UNATTENDED = ("--refresh", "--yes", "--skip-preview", "--non-interactive", "--color=never")
 DEFAULT_STACK = "dev"
 IMAGE_SETTINGS = {"litellm": "litellmImage", "postgres": "postgresImage", "haproxy": "haproxyImage"}
+"""What each stack runs."""
+REDIS_IMAGE = "redisImage"
 PULUMI_COMMAND = "./pulumiw"
 KEYS = ("openaiApiKey", "anthropicApiKey", "litellmEnvironment")
 """Where a stack config has keys of providers."""
@@ -43,7 +45,7 @@ OWN_PROVIDER = "using pulumi-resource-docker from $PATH"
 LOCKED = "the stack is currently locked"
 NO_STACK = "no stack named"
 PORT_SETTINGS = ("gatewayPort", "postgresPort", "metricsPort")
-TEXT_SETTINGS = ("dockerHost", "placement", "bindAddress", "imageRegistry", *IMAGE_SETTINGS.values())
+TEXT_SETTINGS = ("dockerHost", "placement", "bindAddress", "imageRegistry", *IMAGE_SETTINGS.values(), REDIS_IMAGE)
 """What is needed here in clear."""
 
 
@@ -77,7 +79,8 @@ class StackConfig:
     def images(self) -> dict[str, str]:
         """The images that the stack runs, by part."""
         parts = IMAGE_SETTINGS.keys() - ({"postgres"} if self["databaseUrl"] else set())
-        return {part: self[key] for part, key in IMAGE_SETTINGS.items() if part in parts}
+        images = {part: self[key] for part, key in IMAGE_SETTINGS.items() if part in parts}
+        return images | ({"valkey": self[REDIS_IMAGE]} if str(self["redis"]).lower() == "true" else {})
 
 
 def _values(path: Path) -> dict[str, Any]:

@@ -2,8 +2,8 @@
 
 The checks ask the stack and change nothing. What a check needs and cannot get is another check's failure: it is
 skipped, and says which. Those of test_docker… and test_swarm… are for stacks that are placed so, and those of
-test_litellm_database for stacks that have one; all others hold for all. Containers on other nodes of a Swarm than the
-one that dockerHost names are looked into if `--node` names their engines.
+test_litellm_database and test_redis for stacks that have one; all others hold for all. Containers on other nodes of a
+Swarm than the one that dockerHost names are looked into if `--node` names their engines.
 """
 
 from __future__ import annotations
@@ -61,6 +61,8 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     others = tuple(f"test_{name}" for name in PLACEMENTS if name != settings.placement)
     if not settings.litellm_database:
         others += ("test_litellm_database",)
+    if not settings.redis:
+        others += ("test_redis",)
     here = collection_path.parent == Path(__file__).parent
     return True if here and collection_path.name.startswith(others) else None
 

@@ -35,6 +35,7 @@ SETTINGS = {
     "postgres-password": "postgresPassword",
     "database-password": "databasePassword",
     "litellm-database-password": "litellmDatabasePassword",
+    "redis-password": "redisPassword",
 }
 """The key of the stack config of a secret that can be rotated, by its resource."""
 CLIENT_KEY = "client-key-"
@@ -239,6 +240,7 @@ class DeployedStack(ABC):
             "demo": demo.MEMORY_MB,
             "litellm": self.settings.litellm_memory_mb,
             "edge": self.settings.edge_memory_mb,
+            "redis": self.settings.redis_memory_mb,
         }
         return megabytes[part.kind] * MEBIBYTE
 

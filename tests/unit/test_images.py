@@ -88,6 +88,8 @@ Acquire::https "";
         ("postgres", f"postgres:17@sha256:{'0' * 64}"),
         ("haproxy", "haproxy:3.0"),
         ("haproxy", "registry.example/library/haproxy:3.0-trixie"),
+        ("valkey", "valkey/valkey:8.1"),
+        ("valkey", "valkey/valkey:8.1-trixie"),
     ],
 )
 def test_a_stand_in_for_what_it_is(part: str, reference: str) -> None:
@@ -114,6 +116,7 @@ def test_a_stand_in_for_what_a_stack_is_upgraded_to() -> None:
         "registry.example:17/postgres",
         "haproxy:3",
         "haproxy:3.0.5",
+        "redis:8.1",
     ],
 )
 def test_no_stand_in_for_anything_else(reference: str) -> None:

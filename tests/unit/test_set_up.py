@@ -118,6 +118,12 @@ def test_an_empty_database_url_counts_as_not_set(config_file: Path) -> None:
     assert set_up.StackConfig("dev").images.keys() == {"litellm", "haproxy"}
 
 
+@pytest.mark.parametrize(("written", "is_on"), [("true", True), ('"true"', True), ("false", False)])
+def test_only_a_stack_with_redis_needs_its_image(config_file: Path, written: str, is_on: bool) -> None:  # noqa: FBT001
+    config_file.write_text(f"config:\n  llm-infrastructure:redis: {written}\n")
+    assert ("valkey" in set_up.StackConfig("dev").images) is is_on
+
+
 def quiet() -> Steps:
     return Steps(Console(file=io.StringIO(), soft_wrap=True))
 
