@@ -15,7 +15,17 @@ import pulumi
 import yaml
 
 from engine.image_names import stand_ins
-from infra import client_limits, demo, edge, gateway, litellm_connections, litellm_environment, model_list, providers
+from infra import (
+    admin,
+    client_limits,
+    demo,
+    edge,
+    gateway,
+    litellm_connections,
+    litellm_environment,
+    model_list,
+    providers,
+)
 from infra.demo import DemoProvider, DemoProviderArgs
 from infra.edge import Edge, EdgeArgs
 from infra.gateway import Gateway, GatewayArgs
@@ -73,7 +83,7 @@ def build(settings: Settings) -> Mapping[str, pulumi.Input[object]]:
         pulumi.log.warn(doubt)
     edge_config = master_key.generation.apply(
         lambda generation: edge.render(
-            _read("edge/haproxy.cfg"),
+            _read("edge/haproxy.cfg") + admin.edge_config(settings),
             generation=int(generation),
             host_name=placement.host_name,
             request_timeout=models.request_timeout,
@@ -100,6 +110,7 @@ def build(settings: Settings) -> Mapping[str, pulumi.Input[object]]:
             address=str(settings.bind_address),
             port=settings.gateway_port,
             metrics_port=settings.metrics_port,
+            admin_port=settings.admin_port,
             config=edge_config,
             bodies=_read("edge/bodies.lua"),
             usage=_read("edge/usage.lua"),
@@ -117,6 +128,7 @@ def build(settings: Settings) -> Mapping[str, pulumi.Input[object]]:
         placement,
     )
     of_litellm = _litellm_database(settings, placement, database)
+    admin_password = admin.password(settings)
     litellm = Gateway(
         "litellm",
         GatewayArgs(
@@ -131,6 +143,7 @@ def build(settings: Settings) -> Mapping[str, pulumi.Input[object]]:
                 "LITELLM_MASTER_KEY": master_key.value,
                 "LITELLM_SALT_KEY": salt_key.value,
                 **_litellm_secrets(settings),
+                **admin.login(admin_password),
             },
             database=of_litellm,
             generation=master_key.generation,
@@ -155,6 +168,8 @@ def build(settings: Settings) -> Mapping[str, pulumi.Input[object]]:
         "clientKeys": pulumi.Output.secret({client: keys[0] for client, keys in client_keys.items()}),
         "databaseUrl": pulumi.Output.secret(database.url),
         "litellmDatabaseUrl": of_litellm and pulumi.Output.secret(of_litellm.here),
+        "adminUrl": admin.url(settings),
+        "adminPassword": None if admin_password is None else pulumi.Output.secret(admin_password),
         "models": list(models.served),
         "replicas": settings.replicas,
         "litellmConfig": models.config,

@@ -61,6 +61,8 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     others = tuple(f"test_{name}" for name in PLACEMENTS if name != settings.placement)
     if not settings.litellm_database:
         others += ("test_litellm_database",)
+    if not settings.admin_port:
+        others += ("test_admin",)
     here = collection_path.parent == Path(__file__).parent
     return True if here and collection_path.name.startswith(others) else None
 
