@@ -43,7 +43,6 @@ KEY_CHARACTERS = 32
 DISTINCT_CHARACTERS = 10
 """A random key of that length practically never has fewer different ones."""
 PASSWORD_CHARACTERS = 16
-
 MODEL = r"^[a-z0-9_-]+/.+$"
 """LiteLLM's name of a model: its provider's prefix, and the provider's own name."""
 NUMBERS = re.compile(r"weight|order|rpm|tpm|temperature|top_p|\w*(cost|timeout|retries|tokens)\w*")
@@ -266,6 +265,7 @@ class SecretVersions(_Frozen):
     database_password: Version = 1
     litellm_database_password: Version = 1
     redis_password: Version = 1
+    admin_password: Version = 1
 
 
 class RetirePrevious(_Frozen):
@@ -290,6 +290,7 @@ class Settings(_Frozen):
     tls_key: Annotated[PrivateKey | None, Optional] = Field(examples=["< gateway.key"])
     allow_plain_http: bool = Field(examples=["true"])
     metrics_port: Annotated[Port | None, Optional] = Field(examples=["8404"])
+    admin_port: Annotated[Port | None, Optional] = Field(examples=["4001"])
     fetch_urls: bool = Field(examples=["true"])
     max_body_mb: Annotated[int, Field(ge=1, le=1024)] = Field(examples=["32"])
     cors_origins: tuple[Origin, ...] = Field(examples=["--path 'corsOrigins[0]' https://app.example"])

@@ -22,6 +22,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic.alias_generators import to_camel
 
 from infra import (
+    admin,
     client_problems,
     limits,
     litellm_connections,
@@ -213,17 +214,19 @@ def _contradictions(values: Mapping[str, Any]) -> Iterator[Problem]:
     yield from litellm_connections.problems(values)
     yield from redis.problems(values)
     yield from client_problems.problems(values)
+    yield from admin.problems(values)
 
 
 def _port_problems(values: Mapping[str, Any]) -> Iterator[Problem]:
-    ports = {"gatewayPort": values.get("gateway_port"), "metricsPort": values.get("metrics_port")}
+    named = {"gatewayPort": "gateway_port", "metricsPort": "metrics_port", "adminPort": "admin_port"}
+    ports = {key: values.get(name) for key, name in named.items()}
     if values.get("database_url") is None:
         ports["postgresPort"] = values.get("postgres_port")
     first: dict[int, str] = {}
     spoken_for = set(ports.values())
     for key, port in ports.items():
         if port is not None and (other := first.setdefault(port, key)) != key:
-            near = (port + 1, port + 2, port - 1, port - 2)
+            near = (*range(port + 1, port + 4), *range(port - 1, port - 4, -1))
             free = next(each for each in near if each <= LAST_PORT and each not in spoken_for)
             spoken_for.add(free)
             yield Problem(key, f"is {other} too", f"set {key} {free}")
@@ -235,9 +238,10 @@ def _swarm_problems(values: Mapping[str, Any]) -> Iterator[Problem]:
         if (address := values.get("bind_address")) is not None and not address.is_unspecified:
             what = "does not work on a Swarm, which publishes a port on every address of a node"
             yield Problem("bindAddress", what, "set bindAddress 0.0.0.0")
-        if values.get("metrics_port"):
-            what = "would be published on every address of every node: a Swarm cannot publish on loopback only"
-            yield Problem("metricsPort", what, "rm metricsPort")
+        for key in ("metricsPort", "adminPort"):
+            if values.get(f"{key.removesuffix('Port')}_port"):
+                what = "would be published on every address of every node: a Swarm cannot publish on loopback only"
+                yield Problem(key, what, f"rm {key}")
     elif values.get("placement") == "docker":
         for key in ("image_registry", "constraints", "postgres_node"):
             if values.get(key):

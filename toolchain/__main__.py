@@ -44,7 +44,8 @@ OWN_PROVIDER = "using pulumi-resource-docker from $PATH"
 """What Pulumi warns about if the Docker provider was built here, on purpose."""
 LOCKED = "the stack is currently locked"
 NO_STACK = "no stack named"
-PORT_SETTINGS = ("gatewayPort", "postgresPort", "metricsPort")
+LOOPBACK_PORTS = ("metricsPort", "adminPort")
+PORT_SETTINGS = ("gatewayPort", "postgresPort", *LOOPBACK_PORTS)
 TEXT_SETTINGS = ("dockerHost", "placement", "bindAddress", "imageRegistry", *IMAGE_SETTINGS.values(), REDIS_IMAGE)
 """What is needed here in clear."""
 
@@ -231,7 +232,7 @@ def _check_ports(client: docker.DockerClient, config: StackConfig) -> None:
         unused = config[key] in ("", None) or (key == "postgresPort" and config["databaseUrl"])
         if unused or str(config[key]) in own:
             continue
-        address = LOOPBACK if key == "metricsPort" else config["bindAddress"]
+        address = LOOPBACK if key in LOOPBACK_PORTS else config["bindAddress"]
         if why := _why_unusable(address, config[key]):
             problems.append(f"port {config[key]} of {address} cannot be used as {key}: {why}")
             free = "PORT"

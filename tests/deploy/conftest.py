@@ -63,6 +63,8 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
         others += ("test_litellm_database",)
     if not settings.redis:
         others += ("test_redis",)
+    if not settings.admin_port:
+        others += ("test_admin",)
     here = collection_path.parent == Path(__file__).parent
     return True if here and collection_path.name.startswith(others) else None
 

@@ -132,7 +132,7 @@ def test_all_taken_ports_are_named_with_free_ones(taken: int) -> None:
     """One try reports all of them, and the commands can be typed as they are."""
     with ExitStack() as servers:
         ports = {"gatewayPort": taken}
-        for key in ("postgresPort", "metricsPort"):
+        for key in ("postgresPort", "metricsPort", "adminPort"):
             ports[key] = servers.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1]
         with pytest.raises(SetupError) as raised:
             set_up._check_ports(ENGINE, Config(**ports))
@@ -146,9 +146,10 @@ def test_all_taken_ports_are_named_with_free_ones(taken: int) -> None:
     set_up._check_ports(ENGINE, Config(**dict(zip(ports, free, strict=True))))
 
 
-def test_metrics_are_on_loopback_wherever_the_gateway_is(taken: int) -> None:
-    with pytest.raises(SetupError, match=f"port {taken} of 127.0.0.1 cannot be used as metricsPort"):
-        set_up._check_ports(ENGINE, Config(bindAddress="127.0.0.2", gatewayPort=0, postgresPort=0, metricsPort=taken))
+@pytest.mark.parametrize("key", ["metricsPort", "adminPort"])
+def test_metrics_and_administration_are_on_loopback_wherever_the_gateway_is(taken: int, key: str) -> None:
+    with pytest.raises(SetupError, match=f"port {taken} of 127.0.0.1 cannot be used as {key}"):
+        set_up._check_ports(ENGINE, Config(bindAddress="127.0.0.2", gatewayPort=0, postgresPort=0, **{key: taken}))
 
 
 def test_a_port_that_the_stack_has_is_free_to_it(taken: int) -> None:
@@ -182,7 +183,7 @@ def test_a_port_that_is_proposed_is_free(
     in_use = os.strerror(errno.EADDRINUSE)
     monkeypatch.setattr(set_up, "_why_unusable", lambda _, port: in_use if int(port) in unusable else "")
     with pytest.raises(SetupError) as raised:
-        set_up._check_ports(ENGINE, Config(**dict(zip(set_up.PORT_SETTINGS, ports, strict=True))))
+        set_up._check_ports(ENGINE, Config(**dict(zip(set_up.PORT_SETTINGS[:3], ports, strict=True))))
     assert [line.split()[-1] for line in raised.value.fix.splitlines()] == proposed
 
 

@@ -368,7 +368,7 @@ def test_every_example_in_a_command_is_itself_valid() -> None:
             others = {"protectData": "false"}
             if field.alias in {"imageRegistry", "postgresNode"}:
                 others |= {"placement": "swarm", "bindAddress": "0.0.0.0", "allowPlainHttp": "true"}  # noqa: S104
-            if field.alias in {"litellmDatabaseUrl", "redis"}:
+            if field.alias in {"adminPort", "litellmDatabaseUrl", "redis"}:
                 others |= {"litellmDatabase": "true"}
             assert field.alias not in keys("dev", **{**others, str(field.alias): example})
 

@@ -353,6 +353,7 @@ def test_a_swarm_without_a_fitting_node_is_refused_before_anything_is_registered
     [
         (ON_A_SWARM | {"bindAddress": "10.0.0.5"}, "bindAddress", "publishes a port on every address of a node"),
         (ON_A_SWARM | {"metricsPort": "9100"}, "metricsPort", "a Swarm cannot publish on loopback only"),
+        (ON_A_SWARM | {"adminPort": "9100"}, "adminPort", "a Swarm cannot publish on loopback only"),
         ({"imageRegistry": REGISTRY}, "imageRegistry", "is for a Swarm, but placement is docker"),
         ({"constraints": ["node.role == worker"]}, "constraints", "is for a Swarm, but placement is docker"),
         ({"postgresNode": "node-1"}, "postgresNode", "is for a Swarm, but placement is docker"),
