@@ -13,6 +13,7 @@ from app import _http
 from app._deadline import until
 from app._errors import GatewayRefusedKeyError, GatewayUnreachableError
 from app._unreachable import GATEWAY_FIX, KEY_FIX, why
+from console import tables
 
 if TYPE_CHECKING:
     from app._settings import Settings
@@ -62,8 +63,8 @@ class Model:
 
     owner: str
     """The provider, as LiteLLM's prefix for it; `demo` where the demo provider answers."""
-    price: tuple[float, ...]
-    """US dollars for a million tokens in, and out where those cost anything; empty where none is known."""
+    price: dict[str, float]
+    """US dollars for a million tokens, `input` and `output`; what is not known is not in it."""
     refuses: dict[str, str]
     """Parameters that its provider refuses: `drop`, `error`, or the name by which they are sent."""
     shutdown_date: str | None
@@ -132,7 +133,7 @@ def _told(model: dict[str, Any]) -> Model:
     price = model.get("price") or {}
     return Model(
         owner=str(model.get("owned_by", "")),
-        price=tuple(float(price[way]) for way in ("input", "output") if way in price),
+        price={way: float(price[way]) for way in tables.WAYS if way in price},
         refuses=dict(model.get("refuses") or {}),
         shutdown_date=model.get("shutdown_date"),
     )

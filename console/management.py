@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from app._settings import Settings
-from console import containers, in_replica
+from console import containers, edge_statistics, in_replica
 from console.durations import DURATION
 from console.programs import ProgramError, output
 from console.status import found
@@ -151,8 +151,9 @@ def checked_name(text: str) -> str:
 class Gateway:
     """A replica whose LiteLLM can be asked. All of them have the one database."""
 
-    def __init__(self, container: str) -> None:
-        self.container = container
+    def __init__(self, container: str, edge: str | None = None) -> None:
+        """`edge` is the container of the stack's edge, where that is on this engine."""
+        self.container, self.edge = container, edge
 
     def ask(self, *requests: Request) -> list[tuple[int, Any]]:
         """The status and body of each answer. Raises ProgramError."""
@@ -218,14 +219,27 @@ class Gateway:
         keys, teams = self.all()
         if any(key.key_alias == alias for key in keys):
             raise ManagementError(f"there is a key {alias} already: llmctl keys show {alias}")
+        if self.edge and alias in edge_statistics.clients(self.edge):
+            raise ManagementError(
+                f"{alias} is a client of the stack config, and has a key of that name in LiteLLM: use another alias"
+            )
         if team is not None:
             of = team_called(team, teams)
             wrong = sorted(set(limits.models) - set(of.models)) if of.models else []
             if wrong:
                 raise ManagementError(f"team {team} may not ask {', '.join(wrong)}, only {', '.join(of.models)}")
             body["team_id"] = of.team_id
-        [made] = self.answers(("POST", "/key/generate", body))
-        return self.key(alias), made["key"]
+        try:
+            [made] = self.answers(("POST", "/key/generate", body))
+        except ProgramError as error:
+            raise ProgramError(
+                f"{error}. If `llmctl keys list` has {alias} now, nobody knows that key: llmctl keys delete {alias}"
+            ) from None
+        try:
+            return self.key(alias), made["key"]
+        except (Exception, KeyboardInterrupt):  # noqa: BLE001 -- whatever it is: who made the key must see it
+            names = {each.team_id: each.team_alias for each in teams}
+            return key_of({**made, "token": made["token_id"]}, names), made["key"]
 
     def create_team(self, alias: str, limits: Limits) -> Team:
         """A new team. Raises ProgramError and ManagementError."""
@@ -293,7 +307,8 @@ def of_stack(stack: containers.Stack) -> Gateway:
 
 def _replicas_of(stack: containers.Stack) -> dict[str, Gateway]:
     up = [part for part in stack.parts if part.kind == containers.REPLICA and part.up]
-    here = {part.name: Gateway(part.container) for part in up if part.container}
+    edge = stack.edge.container if stack.edge else None
+    here = {part.name: Gateway(part.container, edge) for part in up if part.container}
     if not here:
         raise ProgramError(
             "no replica runs on the engine that `docker` asks: set DOCKER_HOST to a node that has one"

@@ -6,6 +6,7 @@ or stacks that have the step can no longer refresh or delete it.
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
@@ -41,6 +42,11 @@ class DeployStep(ResourceProvider, ABC):
 
     def update(self, id: str, olds: dict[str, Any], news: dict[str, Any]) -> UpdateResult:  # noqa: A002, ARG002
         return UpdateResult(self.run(news, olds))
+
+
+def say(text: str) -> None:
+    """Have Pulumi show a line: it does so with what a provider writes to standard error."""
+    print(text, file=sys.stderr, flush=True)
 
 
 class GuardProvider(DeployStep):

@@ -164,7 +164,10 @@ def _entry(model: ShortModel | Deployment, index: int, model_keys: Mapping[str, 
         parameters = {"model": model.model, **given, **key}
     else:
         base = {"api_base": str(model.api_base).rstrip("/"), "api_key": NO_KEY}
+        # LiteLLM is told 0 where nobody has said what a token costs. That is not known to be free.
         parameters = {"model": model.model, **dict.fromkeys(costs, 0.0), **given, **base, **key}
+        info = {"price": model_table.price(given)}
+        return {"model_name": model.name, "litellm_params": parameters, "model_info": info}
     return {"model_name": model.name, "litellm_params": parameters}
 
 

@@ -216,7 +216,7 @@ class ShortModel(_Frozen):
     """A model that the stack config adds, in short: one on a server of the team's own, or another one of a provider.
 
     Prices are US dollars a token. A model without a price costs LiteLLM a third of its throughput, so one on a server
-    of the team's own costs nothing where no price is given.
+    of the team's own has 0 there where none is given, which is shown as unknown.
     """
 
     name: Name
