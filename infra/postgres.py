@@ -34,6 +34,16 @@ LITELLM_DATABASE = "litellm"
 STOP_SECONDS = 60
 """Long enough for a checkpoint, so that the next start need not recover."""
 CONNECT_SECONDS = 15
+NOTICED = {
+    "tcp_keepalives_idle": 60,
+    "tcp_keepalives_interval": 10,
+    "tcp_keepalives_count": 6,
+    "tcp_user_timeout": 120_000,
+}
+"""Has Postgres drop a connection to a machine that is lost within 2 minutes, not 2 hours: until then it counts.
+
+In seconds, the last in milliseconds.
+"""
 ROLES_INPUTS = (
     "server",
     "host",
@@ -243,6 +253,9 @@ def ensure_login(
     if connections is not None:
         limit = sql.Literal(connections)
         connection.execute(sql.SQL("ALTER ROLE {} CONNECTION LIMIT {}").format(identifier, limit))
+        for setting, value in NOTICED.items():
+            set_ = sql.SQL("ALTER ROLE {} SET {} = {}")
+            connection.execute(set_.format(identifier, sql.Identifier(setting), sql.Literal(value)))
     connection.execute(sql.SQL("GRANT {} TO {}").format(acts_as, identifier))
     connection.execute(sql.SQL("ALTER ROLE {} SET role = {}").format(identifier, acts_as))
     _set_password(connection, name, password)
