@@ -29,8 +29,8 @@ def label_config(host: str, config: str, labels: Mapping[str, str]) -> None:
 def remove_leftovers(host: str, label: str, known: Collection[str] = ()) -> list[str]:
     """Remove secrets and configs with a label, given as `name=value`, and return their names.
 
-    Those whose ids are `known` stay, and those that a service has. Where the engine at `host` manages no Swarm or does
-    not answer, there is nothing to remove.
+    Those whose ids are `known` stay, and those that a service has. An engine that manages no Swarm, or does not answer,
+    has nothing to remove.
     """
     with suppress(*UNREACHABLE), closing(connect(host)) as engine:
         api: Any = engine.api
