@@ -22,14 +22,14 @@ def label_config(host: str, config: str, labels: Mapping[str, str]) -> None:
         api: Any = engine.api
         found = api.inspect_config(config)
         version = found["Version"]["Index"]
-        url = api._url("/configs/{0}/update?version={1}", config, version)  # noqa: SLF001 -- no method
+        url = api._url("/configs/{0}/update?version={1}", config, str(version))  # noqa: SLF001 -- no method
         api._raise_for_status(api.post(url, json={**found["Spec"], "Labels": dict(labels)}))  # noqa: SLF001
 
 
 def remove_leftovers(host: str, label: str, known: Collection[str] = ()) -> list[str]:
     """Remove secrets and configs with a label, given as `name=value`, and return their names.
 
-    Those whose ids are `known` stay, and those that a service has. An engine that manages no Swarm, or does not answer,
+    Those whose ids are `known` stay, and those that a service has. An engine that manages no Swarm or does not answer
     has nothing to remove.
     """
     with suppress(*UNREACHABLE), closing(connect(host)) as engine:

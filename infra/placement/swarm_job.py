@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 COMPLETE = "complete"
+NON_ZERO = "non-zero exit"
+"""What a Swarm says of a task whose program ran and failed."""
 KILLED = 137
 """What a program exits with that was killed. A Swarm does not tell whether it had too little memory."""
 
@@ -171,7 +173,8 @@ def _why(status: Mapping[str, Any]) -> str:
     code = status.get("ContainerStatus", {}).get("ExitCode")
     if code == KILLED:
         return f"it was killed (it exited with {KILLED}), perhaps as it had too little memory"
-    return f"it exited with {code}" if code else str(status.get("Err") or status.get("Message"))
+    reason = str(status.get("Err") or status.get("Message"))
+    return f"it exited with {code}" if code and NON_ZERO in reason else reason
 
 
 def _node(engine: docker.DockerClient, task: Mapping[str, Any]) -> str:

@@ -200,7 +200,11 @@ def test_it_runs_as_the_replicas_do(managed: Callable[..., Manager], monkeypatch
 @pytest.mark.parametrize(
     ("ended", "why"),
     [
-        (state("failed", code=1), "it exited with 1, on node node-1; its last lines:\nthe reason"),
+        (
+            state("failed", code=1, err="task: non-zero exit (1)"),
+            "it exited with 1, on node node-1; its last lines:\nthe reason",
+        ),
+        (state("failed", code=127, err="starting container failed: no such file"), "container failed: no such file"),
         (state("failed", code=137), "too little memory"),
         (state("rejected", err="no such image"), "no such image, on node node-1"),
         (state("shutdown"), "is shutdown, on node node-1"),

@@ -47,6 +47,7 @@ class Manager:
         self.posted[url] = json
 
     def _url(self, path: str, *arguments: object) -> str:
+        assert all(isinstance(each, str) for each in arguments)  # docker-py takes nothing else
         return path.format(*arguments)
 
     def _raise_for_status(self, _: object) -> None:
