@@ -65,8 +65,7 @@ def _limits(values: Mapping[str, Any]) -> Iterator[Problem]:
         return
     if values.get("litellm_database") is False:
         what = "are kept in LiteLLM's database, and this stack gives it none"
-        on_swarm = values.get("placement") == "swarm"
-        yield Problem("clientLimits", what, "rm clientLimits" if on_swarm else "set litellmDatabase true")
+        yield Problem("clientLimits", what, "set litellmDatabase true")
     for client, each in limits.items():
         if each.budget_duration and each.budget is None:
             place = f"clientLimits.{client}"

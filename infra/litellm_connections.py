@@ -74,9 +74,6 @@ def problems(values: Mapping[str, Any]) -> Iterator[Problem]:
             what = "has no effect without litellmDatabase"
             yield Problem("litellmDatabaseUrl", what, "set litellmDatabase true")
         return
-    if values.get("placement") == "swarm":
-        what = "is for placement docker so far: on a Swarm nothing changes LiteLLM's schema before the replicas start"
-        yield Problem("litellmDatabase", what, "set litellmDatabase false")
     if external is not None:
         yield from _of_a_server_of_ones_own(values, external.get_secret_value())
     elif values.get("database_url") is not None:

@@ -240,6 +240,10 @@ class _SchemaProvider(DeployStep):
             ) from None
         return {**props, "backup": str(saved.file) if saved else ""}
 
+    def delete(self, id: str, props: dict[str, Any]) -> None:  # noqa: A002, ARG002
+        """Await and remove what a killed `up` has left, which would hold the network. The database stays as it is."""
+        job.end_former(props["job"])
+
 
 def _saved(props: dict[str, Any]) -> Backup:
     folder = litellm_backups(props["stack"])
@@ -281,7 +285,7 @@ def _database(url: str) -> str:
 class LiteLLMSchema(Resource, module="litellm_database", name="LiteLLMSchema"):
     """The schema that LiteLLM's image wants, in its database: made by that image, once, before the replicas.
 
-    Where data is there it is saved first. Destroying it leaves the database as it is.
+    If there are data, they are saved first. Destroying it leaves the database as it is.
     Type token: `pulumi-python:dynamic/litellm_database:LiteLLMSchema`.
     """
 

@@ -39,6 +39,16 @@ IN_TAG = re.compile(r"(?:^|[.-])pg-?(\d+)(?!\d)")
 """As in `0.8.1-pg17`, the tags of images that add something to Postgres, with a version of its own."""
 ALONE = re.compile(r"postg(?:res(?:ql)?|is)")
 """Names of images whose tags begin with the version of Postgres."""
+NOTICED = {
+    "tcp_keepalives_idle": 60,
+    "tcp_keepalives_interval": 10,
+    "tcp_keepalives_count": 6,
+    "tcp_user_timeout": 120_000,
+}
+"""Has Postgres drop a connection to a machine that is lost within 2 minutes, not 2 hours: until then it counts.
+
+In seconds, the last in milliseconds.
+"""
 ROLES_INPUTS = (
     "server",
     "host",
@@ -257,6 +267,9 @@ def ensure_login(
     if connections is not None:
         limit = sql.Literal(connections)
         connection.execute(sql.SQL("ALTER ROLE {} CONNECTION LIMIT {}").format(identifier, limit))
+        for setting, value in NOTICED.items():
+            set_ = sql.SQL("ALTER ROLE {} SET {} = {}")
+            connection.execute(set_.format(identifier, sql.Identifier(setting), sql.Literal(value)))
     connection.execute(sql.SQL("GRANT {} TO {}").format(acts_as, identifier))
     connection.execute(sql.SQL("ALTER ROLE {} SET role = {}").format(identifier, acts_as))
     _set_password(connection, name, password)

@@ -21,7 +21,7 @@ import tempfile
 from contextlib import contextmanager, suppress
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 import yaml
@@ -103,7 +103,8 @@ def run(arguments: Sequence[str], *, tools: Path) -> int:
         """Ctrl-C reaches Pulumi from the terminal and cancels; a second one would make it drop everything."""
 
     variables = environment(tools)
-    if _remove_leftovers_of_the_dead(variables["PULUMI_BACKEND_URL"]) and _changes_unrefreshed(arguments):
+    killed = _remove_leftovers_of_the_dead(variables["PULUMI_BACKEND_URL"])
+    if killed and _changes_unrefreshed(arguments):
         arguments = [*arguments, "--refresh"]  # what had just been removed is in the state still
     with (
         _config_files_kept(PROJECT),
@@ -113,6 +114,8 @@ def run(arguments: Sequence[str], *, tools: Path) -> int:
         code = process.wait()
     if code == 0 and _is_command(arguments, {"up", "update"}):
         _write_environment_file(tools, variables, arguments)
+        if killed:
+            _remove_from_the_swarm(tools, variables, arguments)
     if code > 0 and not any(word == "-s" or word.startswith("--stack") for word in arguments):
         _say_how_to_select(tools, variables)
     return code if code >= 0 else 128 - code
@@ -132,19 +135,38 @@ def _is_command(arguments: Sequence[str], names: set[str]) -> bool:
 
 def _write_environment_file(tools: Path, variables: Mapping[str, str], arguments: Sequence[str]) -> None:
     """Have `.env` follow the stack, no matter who brought it up: its address may be another one now, or its keys."""
+    if (outputs := _asked(tools, variables, arguments, "output", "--json", "--show-secrets")) is not None:
+        environment_file.write(PROJECT / ".env", outputs)
+
+
+def _remove_from_the_swarm(tools: Path, variables: Mapping[str, str], arguments: Sequence[str]) -> None:
+    """Remove secrets and configs of a Swarm that the state does not know: it was not told of them before the kill."""
+    from infra.placement import leftovers  # noqa: PLC0415 -- it takes long to load, and is seldom needed
+
+    state = _asked(tools, variables, arguments, "export") or {}
+    resources = state.get("deployment", {}).get("resources") or []
+    guard = next((each for each in resources if each["type"].endswith(":EngineGuard")), None)
+    if guard:
+        of_stack, known = guard["outputs"], {each["id"] for each in resources if "id" in each}
+        label = f"{of_stack['label']}={of_stack['identity']}"
+        if removed := leftovers.remove_leftovers(of_stack["host"], label, known):
+            print(f"Removed what the killed run had left on the Swarm: {', '.join(removed)}.", file=sys.stderr)
+
+
+def _asked(tools: Path, variables: Mapping[str, str], arguments: Sequence[str], *question: str) -> Any:  # noqa: ANN401 -- any JSON
+    """What `pulumi stack` tells of the stack that the arguments name; None where it tells nothing."""
     selecting = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     selecting.add_argument("-s", "--stack")
     stack = selecting.parse_known_args(arguments)[0].stack
     asked = subprocess.run(
-        [tools / "pulumi", "stack", "output", "--json", "--show-secrets", *(["--stack", stack] if stack else [])],
+        [tools / "pulumi", "stack", *question, *(["--stack", stack] if stack else [])],
         cwd=PROJECT,
         env=dict(variables),
         check=False,
         capture_output=True,
         text=True,
     )
-    if asked.returncode == 0:
-        environment_file.write(PROJECT / ".env", json.loads(asked.stdout))
+    return json.loads(asked.stdout) if asked.returncode == 0 else None
 
 
 def _say_how_to_select(tools: Path, variables: Mapping[str, str]) -> None:

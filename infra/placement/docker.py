@@ -95,20 +95,9 @@ class DockerHost(EnginePlacement):
 
     def job(self, workload: Workload) -> Mapping[str, pulumi.Input[Any]]:
         return {
-            "host": self._host,
-            "name": f"{self._prefix}-{workload.name}",
+            **super().job(workload),
             "image": self._image(workload.image).image_id,
-            "entrypoint": list(workload.entrypoint or ()),
-            "command": list(workload.command),
-            "environment": dict(workload.environment),
-            "labels": [{"label": label, "value": value} for label, value in self._labels(workload.name)],
-            "user": workload.user,
-            "file_owner": workload.file_owner,
-            "memory_mb": workload.memory_mb,
-            "host_gateway": workload.host_gateway or "",
             "networks": [self._networks[network].name for network in sorted(workload.networks)],
-            "files": dict(workload.files),
-            "secrets": dict(workload.secrets),
         }
 
     def _ready(

@@ -105,6 +105,23 @@ class EnginePlacement:
                 return dict(each.split("=", 1) for each in environment if "=" in each)
         return {}
 
+    def job(self, workload: Workload) -> Mapping[str, pulumi.Input[Any]]:
+        """What is the same on one host and on a Swarm."""
+        return {
+            "host": self._host,
+            "name": f"{self._prefix}-{workload.name}",
+            "entrypoint": list(workload.entrypoint or ()),
+            "command": list(workload.command),
+            "environment": dict(workload.environment),
+            "labels": [{"label": label, "value": value} for label, value in self._labels(workload.name)],
+            "user": workload.user,
+            "file_owner": workload.file_owner,
+            "memory_mb": workload.memory_mb,
+            "host_gateway": workload.host_gateway or "",
+            "files": dict(workload.files),
+            "secrets": dict(workload.secrets),
+        }
+
     def inside(self, part: str) -> Mapping[str, pulumi.Input[Any]]:
         labels = [{"label": k, "value": v} for k, v in self._labels(part)]
         return {"host": self._host, "labels": labels}

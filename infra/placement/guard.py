@@ -10,6 +10,7 @@ from pulumi.dynamic import CheckFailure, CheckResult, Resource
 
 from engine.connection import UNREACHABLE, connect
 from infra.deploy_step import GuardProvider
+from infra.placement.leftovers import remove_leftovers
 
 MOVE = (
     "To move the stack, create another one there and restore the data: `llmctl backup`, `./pulumiw stack init "
@@ -31,6 +32,10 @@ class _EngineGuardProvider(GuardProvider):
         failure = CheckFailure("host", f"{why}. {MOVE} --stack {news['stack']} dockerHost {olds['host']}")
         return CheckResult(news, [] if there else [failure])
 
+    def delete(self, id: str, props: dict[str, Any]) -> None:  # noqa: A002, ARG002
+        """Take away what killed `up`s have left on a Swarm: all else of the stack is gone by now."""
+        remove_leftovers(props["host"], f"{props['label']}={props['identity']}")
+
 
 def _has(host: str, label: str) -> bool:
     """Whether an engine, or its Swarm, has something with a label: another way to the same one may be named."""
@@ -45,6 +50,8 @@ def _has(host: str, label: str) -> bool:
 
 class EngineGuard(Resource, module="engine", name="EngineGuard"):
     """Refuses, in the preview, a `dockerHost` that leads to another engine than the one that the stack is on.
+
+    Deleted last, it takes away what killed `up`s have left.
 
     Creates: nothing outside the state. Type token: `pulumi-python:dynamic/engine:EngineGuard`.
     """

@@ -1,4 +1,4 @@
-"""A program that runs in a container of the stack, on one Docker host."""
+"""A program that runs in a container of the stack; on a Swarm in one on the node whose engine is asked."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 import docker
 
 from engine.connection import UNREACHABLE, connect
+from infra.placement.swarm_services import nodes_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -27,10 +28,16 @@ def printed(inside: Mapping[str, Any], command: Sequence[str]) -> str:
     `inside` is what a placement's `inside` describes. The command line must hold no secret. Raises InsideError.
     """
     labels = [f"{each['label']}={each['value']}" for each in inside["labels"]]
+    of_a_task = [inside["of"]] if "of" in inside else []
     try:
         with closing(connect(inside["host"])) as engine:
-            found = engine.containers.list(filters={"label": labels}, ignore_removed=True)
+            found = engine.containers.list(filters={"label": [*labels, *of_a_task]}, ignore_removed=True)
             problem: InsideError = NobodyError("none of its containers runs")
+            if of_a_task and not found and (nodes := nodes_of(engine, labels)):
+                problem = InsideError(
+                    f"its replicas run on {' and '.join(nodes)}, and the engine at {inside['host']} reaches those of "
+                    "its own node only. Name a manager that has one as dockerHost, or let one run here (constraints)"
+                )
             for container in sorted(found, key=lambda each: str(each.name)):
                 try:
                     code, streams = container.exec_run(list(command), demux=True)

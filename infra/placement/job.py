@@ -1,4 +1,4 @@
-"""A container that runs once, to its end, as a step of the deployment."""
+"""A workload that runs once, to its end, as a step of the deployment: a container, or on a Swarm a service."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ import docker
 
 from engine.connection import connect
 from infra.deploy_step import say
+from infra.placement import swarm_job
 from infra.placement.engine_placement import LOG_FILES, LOG_SIZE, check_ours
+from infra.placement.job_error import LONGEST_SECONDS, JobError
 from infra.workload import SECRETS
 
 if TYPE_CHECKING:
@@ -20,21 +22,23 @@ if TYPE_CHECKING:
 
     from docker.models.containers import Container
 
+__all__ = ["JobError", "end_former", "run"]
+
 POLL_SECONDS = 0.5
-LONGEST_SECONDS = 3600
 SILENT_SECONDS = (15, 60)
 """How long nothing is said of a container that runs: at first, and then each time."""
 LAST_LINES = 15
 """How much of a container's log a failure shows."""
-
-
-class JobError(Exception):
-    """A container that ended with another code than 0, or did not end. The message has its last lines."""
+OF_A_SWARM = "constraints"
+"""What only a Swarm's job has."""
 
 
 def run(job: Mapping[str, Any]) -> None:
-    """Run what a placement's `job` describes, and remove its container. Raises JobError."""
+    """Run what a placement's `job` describes, and remove what was made for it. Raises JobError."""
     with closing(connect(job["host"])) as engine:
+        if OF_A_SWARM in job:
+            swarm_job.run(engine, job)
+            return
         container = _created(engine, job)
         try:
             container.start()
@@ -44,8 +48,11 @@ def run(job: Mapping[str, Any]) -> None:
 
 
 def end_former(job: Mapping[str, Any]) -> None:
-    """Await and remove the container that a killed `up` has left. Call it before anything else of a new run."""
+    """Await and remove what a killed `up` has left. Call it before anything else of a new run. Raises JobError."""
     with closing(connect(job["host"])) as engine:
+        if OF_A_SWARM in job:
+            swarm_job.end_former(engine, job)
+            return
         try:
             former = engine.containers.get(job["name"])
         except docker.errors.NotFound:

@@ -31,7 +31,8 @@ from infra.placement.engine_placement import (
     is_ours,
     stands_alone,
 )
-from infra.placement.swarm_services import Converged, stand_down
+from infra.placement.leftovers import label_config
+from infra.placement.swarm_services import OF_A_TASK, Converged, stand_down
 from infra.workload import LIVE, MEBIBYTE, SECRETS, Replica, Workload
 
 if TYPE_CHECKING:
@@ -139,7 +140,18 @@ class Swarm(EnginePlacement):
         return self._published_at if here or volume is None else self._volume_node.address
 
     def job(self, workload: Workload) -> Mapping[str, pulumi.Input[Any]]:
-        raise pulumi.RunError(f"{workload.name} runs on one host only")  # which the settings have told before
+        image = self._image(workload.image)
+        return {
+            **super().job(workload),
+            "image": image.name,
+            "networks": [self._networks[network].id for network in sorted(workload.networks)],
+            "constraints": sorted(self._constraints_of(workload)),
+            "platforms": [list(each) for each in image.platforms],
+        }
+
+    def inside(self, part: str) -> Mapping[str, pulumi.Input[Any]]:
+        # The containers of a task alone: while a stack moves here from one host, those of that are still there.
+        return {**super().inside(part), "of": OF_A_TASK}
 
     def run(self, workload: Workload, *, opts: pulumi.ResourceOptions) -> Sequence[Replica]:
         task_spec, mode = self._task_spec(workload, opts), _mode(workload)
@@ -294,8 +306,18 @@ class Swarm(EnginePlacement):
     def _config(
         self, workload: Workload, path: str, content: pulumi.Input[str], opts: pulumi.ResourceOptions
     ) -> pulumi_docker.ServiceTaskSpecContainerSpecConfigArgs:
+        async def label(args: pulumi.ResourceHookArgs) -> None:
+            names, values = zip(*self._labels(workload.name), strict=True)
+            known = await pulumi.Output.all(*values).future()
+            label_config(self._host, args.id, dict(zip(names, known or (), strict=True)))
+
         made = pulumi_docker.ServiceConfig(
-            f"{workload.name}-{PurePosixPath(path).name}", data=_base64(content), opts=self._options(opts)
+            f"{workload.name}-{PurePosixPath(path).name}",
+            data=_base64(content),
+            # By a hook, as the Docker provider that is built here knows no labels of configs.
+            opts=self._options(
+                opts, ignore_changes=["labels"], hooks=pulumi.ResourceHookBinding(after_create=[label])
+            ),
         )
         owner = str(workload.file_owner)
         return pulumi_docker.ServiceTaskSpecContainerSpecConfigArgs(

@@ -34,6 +34,8 @@ FAILURES = 2
 STOP_SECONDS = 120
 LOG_SECONDS = 10
 NOWHERE = "node.id == none"
+OF_A_TASK = "com.docker.swarm.task.id"
+"""The label by which an engine knows that a container is a task of a Swarm."""
 
 
 def await_convergence(engine: docker.DockerClient, service: str, seconds: float) -> str:
@@ -115,12 +117,12 @@ def _last_words(engine: docker.DockerClient, tasks: Sequence[Task]) -> str:
     task = max(failed, key=lambda it: it["Status"]["Timestamp"])
     node = next((it["Description"]["Hostname"] for it in engine.api.nodes() if it["ID"] == task.get("NodeID")), "?")
     words = f"; the last one that failed, on node {node}: {task['Status'].get('Err', task['Status']['Message'])}"
-    lines = _log(engine, task["ID"])
+    lines = last_lines(engine, task["ID"])
     return f"{words}; its last lines:\n{lines}" if lines else words
 
 
-def _log(engine: docker.DockerClient, task: str) -> str:
-    """The last lines of a task, from whichever node it ran on; empty where that does not answer."""
+def last_lines(engine: docker.DockerClient, task: str) -> str:
+    """Those that a task has written, from whichever node it ran on; empty where that does not answer."""
     api: Any = engine.api
     try:
         # docker-py reads the logs of services, whose tasks are not told apart.
@@ -134,6 +136,15 @@ def _log(engine: docker.DockerClient, task: str) -> str:
         return b"".join(parts).decode(errors="replace").rstrip()
     except (requests.RequestException, docker.errors.DockerException):
         return ""
+
+
+def nodes_of(engine: docker.DockerClient, labels: Sequence[str]) -> list[str]:
+    """The names of the nodes on which tasks of services with these labels run."""
+    api: Any = engine.api
+    services = {service["ID"] for service in api.services(filters={"label": [*labels]})}
+    names = {node["ID"]: node["Description"]["Hostname"] for node in api.nodes()}
+    tasks = [task for service in services for task in api.tasks(filters={"service": service})]
+    return sorted({names.get(task.get("NodeID"), "?") for task in tasks if task["Status"]["State"] == "running"})
 
 
 def stand_part_down(engine: docker.DockerClient, inputs: Mapping[str, Any]) -> None:

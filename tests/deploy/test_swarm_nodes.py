@@ -73,7 +73,11 @@ def _unknown(stack: SwarmStack, kind: str, type_: str, found: Sequence[Mapping[s
 
 
 def _left_configs(stack: SwarmStack) -> list[str]:
-    """Configs have no labels: one that is named as this project's are, and that no service has, is nobody's."""
+    """Those with the stack's labels that the state does not know.
+
+    Those of 0.1.0 have none, nor has one whose `up` was killed at that moment: one that is named as the stack's are,
+    and that no service has, is nobody's.
+    """
     declared = [*stack.of_type(CONFIG)]
     named = re.compile("|".join(rf"{re.escape(it['name'])}-[0-9a-f]{{7}}" for it in declared))
     used = {
@@ -82,10 +86,11 @@ def _left_configs(stack: SwarmStack) -> list[str]:
         for spec in (service["Spec"], service.get("PreviousSpec") or {})
         for config in ((spec.get("TaskTemplate") or {}).get("ContainerSpec") or {}).get("Configs") or []
     } | {it["id"] for it in declared}
+    labelled = {it["ID"] for it in stack.api.configs(filters={"label": stack.labelled})}
     left = sorted(
         it["Spec"]["Name"]
         for it in stack.api.configs()
-        if named.fullmatch(it["Spec"]["Name"]) and it["ID"] not in used
+        if it["ID"] not in used and (it["ID"] in labelled or named.fullmatch(it["Spec"]["Name"]))
     )
     return [stack.docker(f"config rm {' '.join(left)}")] if left else []
 

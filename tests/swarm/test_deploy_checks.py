@@ -298,12 +298,13 @@ def things_that_the_state_does_not_know(faults: Faults) -> Iterator[None]:
         ),
         engine.secrets.create(name="edge-clients.map-0123abc", data=b"of an earlier up", labels=labels),
         engine.configs.create(name="litellm-config.yaml-0123abc", data=b"of an earlier up"),
+        engine.configs.create(name="schema.py-0123abc", data=b"of an earlier up", labels=labels),
         engine.networks.create("left", driver="overlay", labels=labels),
     ]
     of_others = engine.configs.create(name=OF_ANOTHER_PROJECT, data=b"not ours")
     faults.expect("test_the_swarm_has_the_services_of_the_state", advice="unknown to the state: ['other']")
     faults.expect("test_nothing_is_left_over", advice="secret rm edge-clients.map-0123abc; docker")
-    faults.expect("test_nothing_is_left_over", advice="config rm litellm-config.yaml-0123abc")
+    faults.expect("test_nothing_is_left_over", advice="config rm litellm-config.yaml-0123abc schema.py-0123abc")
     faults.expect("test_nothing_is_left_over", advice="network rm left")
     try:
         yield

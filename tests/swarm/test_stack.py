@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx2
+import psycopg
 import pytest
 from pulumi import automation
 
 from console.status import read
 from engine.labels import LABEL
+from engine.own_folder import litellm_backups
 from infra.programs import FOLDER
 from tests.engines import needs_an_engine_of_its_own
 from tests.load import IN_FLIGHT_MAY_FAIL, NOTHING_FAILS
@@ -35,8 +37,11 @@ if TYPE_CHECKING:
     from tests.swarm.cluster import Cluster, Node
 
 REPLICAS = 3
+BUDGET = 5000
+"""US dollars; no drill spends so much."""
 UNAUTHORIZED = 401
 CHAT = {"model": "gpt-4o", "messages": [{"role": "user", "content": "hello"}]}
+DATABASE_PASSWORDS = ("databasePassword", "litellmDatabasePassword")
 SUPERUSER = {"user": "postgres", "dbname": "postgres"}
 
 pytestmark = [needs_an_engine_of_its_own, pytest.mark.timeout(1800)]
@@ -44,16 +49,19 @@ pytestmark = [needs_an_engine_of_its_own, pytest.mark.timeout(1800)]
 
 @pytest.fixture(scope="module")
 def deployment(swarm: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
-    """One stack for all drills of this module; each leaves it whole."""
+    """One stack for all drills of this module, whose LiteLLM has a database; each leaves it whole."""
 
     def configure(made: Deployment) -> None:
         place_on(swarm)(made)
-        made.set(replicas=REPLICAS)
+        made.set(replicas=REPLICAS, litellmDatabase="true")
+        made.set_path("clientLimits.app.budget", BUDGET)
 
     started = time.monotonic()
-    with deployed(tmp_path_factory.mktemp("swarm"), configure, host=swarm.nodes[0].host) as made:
-        print(f"\nup from nothing in {time.monotonic() - started:.1f} s")
-        yield made
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("home")))  # for backups that an `up` makes
+        with deployed(tmp_path_factory.mktemp("swarm"), configure, host=swarm.nodes[0].host) as made:
+            print(f"\nup from nothing in {time.monotonic() - started:.1f} s")
+            yield made
 
 
 def service(swarm: Cluster, deployment: Deployment, part: str) -> Service:
@@ -144,12 +152,12 @@ def test_each_node_lets_callers_in(swarm: Cluster, deployment: Deployment) -> No
         assert status(swarm, deployment, key) == [httpx2.codes.OK] * len(swarm.nodes)
     with deployment.database() as connection:
         connection.execute("INSERT INTO organizations (name) VALUES ('on a node')")
+    with psycopg.connect(deployment.outputs["litellmDatabaseUrl"]) as connection:  # of a node that is lost
+        assert connection.execute("SHOW tcp_keepalives_idle").fetchone() == ("60",)
 
 
-def test_llmctl_looks_after_it_as_after_one_on_one_host(
-    swarm: Cluster, deployment: Deployment, tmp_path: Path
-) -> None:
-    """The doctor finds all well; a backup is made in the container of Postgres, on the node that has it."""
+def llmctl(swarm: Cluster, deployment: Deployment, *arguments: str) -> str:
+    """What a command says where the environment names the stack and its first node."""
     outputs = deployment.outputs
     environment = {
         **os.environ,
@@ -157,18 +165,38 @@ def test_llmctl_looks_after_it_as_after_one_on_one_host(
         "LITELLM_URL": outputs["litellmUrl"],
         "LITELLM_API_KEY": outputs["litellmApiKey"],
         "DATABASE_URL": outputs["databaseUrl"],
+        "LITELLM_DATABASE_URL": outputs["litellmDatabaseUrl"],
     }
+    program = str(Path(sys.executable).with_name("llmctl"))
+    done = subprocess.run([program, *arguments], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
-    def llmctl(*arguments: str) -> str:
-        program = str(Path(sys.executable).with_name("llmctl"))
-        done = subprocess.run([program, *arguments], env=environment, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
 
-    found = {finding["check"]: finding["status"] for finding in json.loads(llmctl("doctor", "--json"))}
+def test_llmctl_looks_after_it_as_after_one_on_one_host(
+    swarm: Cluster, deployment: Deployment, tmp_path: Path
+) -> None:
+    """The doctor finds all well; backups are made in the container of Postgres, on the node that has it."""
+    found = {
+        finding["check"]: finding["status"] for finding in json.loads(llmctl(swarm, deployment, "doctor", "--json"))
+    }
     assert {status for check, status in found.items() if check != "organizations"} == {"ok"}
-    llmctl("backup", str(tmp_path / "app.dump"))
-    assert (tmp_path / "app.dump").stat().st_size > 0
+    assert "LiteLLM's schema" in found
+    llmctl(swarm, deployment, "backup", str(tmp_path / "app.dump"))
+    assert {file.name for file in tmp_path.iterdir() if file.stat().st_size} == {"app.dump", "app.litellm.dump"}
+
+
+def test_a_virtual_key_works_on_every_node_until_it_is_blocked(swarm: Cluster, deployment: Deployment) -> None:
+    """What it and a client of the stack config have spent is added up; the client has the budget of the config."""
+    created = json.loads(llmctl(swarm, deployment, "keys", "create", "of-a-team", "--json"))
+    for _ in range(REPLICAS):
+        assert status(swarm, deployment, created["key"]) == [httpx2.codes.OK] * len(swarm.nodes)
+    app = json.loads(llmctl(swarm, deployment, "keys", "show", "app", "--json"))
+    assert app["max_budget"] == BUDGET
+    until(lambda: "of-a-team" in llmctl(swarm, deployment, "usage", "--by", "key"), "what the key used is counted")
+    llmctl(swarm, deployment, "keys", "block", "of-a-team")
+    refused = [UNAUTHORIZED] * len(swarm.nodes)
+    until(lambda: status(swarm, deployment, created["key"]) == refused, "every replica refuses the key", within=60)
 
 
 def test_status_shows_every_node_and_what_the_edge_of_its_own_has_counted(
@@ -246,10 +274,21 @@ def broken_image(swarm: Cluster, deployment: Deployment) -> str:
 def test_a_broken_image_is_rolled_back(
     swarm: Cluster, deployment: Deployment, drill: Drill, broken_image: str
 ) -> None:
-    """The `up` fails with the reason, the node and the last lines; it does so again; the next good one fixes it."""
+    """The `up` fails with the reason, the node and the last lines; it does so again; the next good one fixes it.
+
+    It is the same with what changes LiteLLM's schema before the replicas, which saves the database first.
+    """
     before = service(swarm, deployment, "litellm").attrs["Spec"]["TaskTemplate"]["ContainerSpec"]["Image"]
     with drill("Swarm: a broken image, rolled back", NOTHING_FAILS):
         deployment.set(litellmImage=broken_image)
+        with psycopg.connect(deployment.outputs["litellmDatabaseUrl"], autocommit=True) as connection:
+            connection.execute("CREATE TABLE _prisma_migrations ()")
+            with pytest.raises(automation.CommandError, match="is that of a newer LiteLLM") as caught:
+                deployment.up()
+            connection.execute("DROP TABLE _prisma_migrations")
+        assert "on node node-" in str(caught.value)
+        assert [file.suffix for file in litellm_backups(deployment.name).iterdir()] == [".dump"]
+        assert jobs(swarm, deployment) == []
         started = time.monotonic()
         for _ in range(2):
             with pytest.raises(automation.CommandError) as caught:
@@ -265,6 +304,17 @@ def test_a_broken_image_is_rolled_back(
     deployment.up(expect_no_changes=True)
 
 
+def jobs(swarm: Cluster, deployment: Deployment) -> list[object]:
+    """What there is of a service that changes LiteLLM's schema: itself, its secrets and configs."""
+    client = swarm.leader().client
+    label = {"label": [f"{LABEL}.stack={deployment.name}", f"{LABEL}.part=litellm-database-schema"]}
+    return [
+        *client.services.list(filters=label),
+        *client.secrets.list(filters=label),
+        *client.configs.list(filters=label),
+    ]
+
+
 def test_secrets_are_rotated(swarm: Cluster, deployment: Deployment, drill: Drill) -> None:
     """All at once, and then what was kept of the old ones is retired.
 
@@ -274,26 +324,27 @@ def test_secrets_are_rotated(swarm: Cluster, deployment: Deployment, drill: Dril
     """
     everywhere = len(swarm.nodes)
     old = {name: deployment.secret(name) for name in ("master-key", "postgres-password")}
-    old_url, postgres = deployment.outputs["databaseUrl"], service(swarm, deployment, "postgres").attrs["Version"]
+    old_urls = [deployment.outputs[name] for name in ("databaseUrl", "litellmDatabaseUrl")]
+    postgres = service(swarm, deployment, "postgres").attrs["Version"]
     with drill("Swarm: rotation of every secret", NOTHING_FAILS) as load:
         old_key = load.key
-        for name in ("masterKey", "clientKeys.app", "postgresPassword", "databasePassword"):
+        for name in ("masterKey", "clientKeys.app", "postgresPassword", *DATABASE_PASSWORDS):
             deployment.set_path(f"secretVersions.{name}", 2)
         deployment.up()
         new_key, url = deployment.outputs["litellmApiKey"], deployment.outputs["databaseUrl"]
+        new_urls = [url, deployment.outputs["litellmDatabaseUrl"]]
         assert new_key != old_key
         for key in (old_key, new_key):
             assert status(swarm, deployment, key) == [httpx2.codes.OK] * everywhere
-        assert opens(url)
-        assert opens(old_url)
+        assert [opens(each) for each in (*new_urls, *old_urls)] == [True] * 4
         load.key = new_key
         load.await_successes(round(load.rate))
-        for name in ("clientKeys.app", "databasePassword"):
+        for name in ("clientKeys.app", *DATABASE_PASSWORDS):
             deployment.set_path(f"retirePrevious.{name}", 1)
         deployment.up()
     assert status(swarm, deployment, old_key) == [UNAUTHORIZED] * everywhere
     assert status(swarm, deployment, new_key) == [httpx2.codes.OK] * everywhere
-    assert not opens(old_url)
+    assert [opens(each) for each in (*new_urls, *old_urls)] == [True, True, False, False]
     assert opens(url, **SUPERUSER, password=deployment.secret("postgres-password"))
     assert not opens(url, **SUPERUSER, password=old["postgres-password"])
     assert service(swarm, deployment, "postgres").attrs["Version"] == postgres
@@ -395,7 +446,7 @@ def test_destroy_leaves_nothing_behind(swarm: Cluster, deployment: Deployment) -
     kinds: list[Callable[[], Sequence[object]]] = [
         lambda: client.services.list(filters=label),
         lambda: client.secrets.list(filters=label),
-        client.configs.list,
+        lambda: client.configs.list(filters=label),
         lambda: client.networks.list(filters=label),
         lambda: swarm.nodes[0].client.volumes.list(filters=label),
     ]

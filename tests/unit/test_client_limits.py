@@ -86,7 +86,7 @@ def test_what_is_wrong_is_refused_with_the_command_that_fixes_it(
 def test_limits_need_litellms_database() -> None:
     limits = {"app": {"rpm": 1}}
     assert problems(limits, litellmDatabase="false")["clientLimits"][1] == "set litellmDatabase true"
-    assert problems(limits, litellmDatabase="false", **SWARM)["clientLimits"][1] == "rm clientLimits"
+    assert problems(limits, litellmDatabase="false", **SWARM)["clientLimits"][1] == "set litellmDatabase true"
 
 
 def test_a_model_whose_key_is_missing_is_not_served() -> None:
@@ -229,6 +229,22 @@ def test_a_program_runs_in_the_first_container_that_can(monkeypatch: pytest.Monk
     asked = in_containers(monkeypatch, paused, (1, (b"", b"no")), (0, (None, None)), (0, (b"yes", b"a warning")))
     assert inside.printed(INSIDE, ["program"]) == "yes"
     assert asked[0]["filters"] == {"label": ["stack.part=litellm"]}
+
+
+def test_on_a_swarm_a_program_runs_in_a_task_of_this_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not in what ran on one host before. Where other nodes have all replicas, the reason names them."""
+    on_swarm = {**INSIDE, "of": "com.docker.swarm.task.id"}
+    asked = in_containers(monkeypatch, (0, (b"yes", None)))
+    assert inside.printed(on_swarm, ["program"]) == "yes"
+    assert asked[0]["filters"] == {"label": ["stack.part=litellm", "com.docker.swarm.task.id"]}
+    in_containers(monkeypatch)
+    monkeypatch.setattr(inside, "nodes_of", lambda _, labels: ["node-2", "node-3"] if labels else [])
+    with pytest.raises(InsideError, match=r"run on node-2 and node-3.* Name a manager that has one") as caught:
+        inside.printed(on_swarm, ["program"])
+    assert not isinstance(caught.value, NobodyError)
+    monkeypatch.setattr(inside, "nodes_of", lambda *_: [])
+    with pytest.raises(NobodyError):
+        inside.printed(on_swarm, ["program"])
 
 
 def test_why_a_program_ran_nowhere_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

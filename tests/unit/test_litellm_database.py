@@ -45,15 +45,15 @@ def test_a_stack_has_none_unless_it_asks_for_one(registered: Callable[..., Recor
     assert "/run/secrets/DATABASE_URL" not in {each["file"] for each in uploads}
 
 
-def test_one_switch_is_enough() -> None:
-    """On one host, with the pins' memory and two replicas."""
-    assert problems() == {}
+@pytest.mark.parametrize("placement", [{}, SWARM])
+def test_one_switch_is_enough(placement: dict[str, str]) -> None:
+    """On one host and on a Swarm, with the pins' memory and two replicas."""
+    assert problems(**placement) == {}
 
 
 @pytest.mark.parametrize(
     ("changes", "key", "what", "command"),
     [
-        (SWARM, "litellmDatabase", "is for placement docker so far", "set litellmDatabase false"),
         ({"databaseUrl": URL}, "litellmDatabaseUrl", "is missing", "set --secret litellmDatabaseUrl"),
         ({"databaseUrl": URL, "litellmDatabaseUrl": URL}, "litellmDatabaseUrl", "is the app's database", "set"),
         ({"litellmDatabase": "false", "litellmDatabaseUrl": URL}, "litellmDatabaseUrl", "no effect", "true"),

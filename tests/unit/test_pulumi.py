@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from infra.placement import leftovers
 from toolchain import pulumi
 
 if TYPE_CHECKING:
@@ -116,16 +117,49 @@ def test_what_changes_the_stack_after_a_kill_looks_at_what_is_there_first(
     project: Path, capfd: pytest.CaptureFixture[str], command: str, added: list[str]
 ) -> None:
     """Once: a container may have ended before the state knew that."""
-    (project.parent / "pulumi").write_text('#!/bin/sh\n[ "$1 $2" = "stack output" ] && exit 1\necho "asked: $*"\n')
+    (project.parent / "pulumi").write_text('#!/bin/sh\n[ "$1" = stack ] && exit 1\necho "asked: $*"\n')
+    leave_lock(project)
+    for options in (added, []):
+        assert run(project, *command.split()) == 0
+        assert capfd.readouterr().out == f"asked: {' '.join([command, *options])}\n"
+
+
+def leave_lock(project: Path) -> None:
+    """Leave the lock of a run that was killed."""
     with subprocess.Popen(["true"]) as ended:
         pass
     locks = project.parent / "state/llm-infrastructure/state/.pulumi/locks"
     locks.mkdir(parents=True)
     lock = {"pid": ended.pid, "hostname": socket.gethostname(), "timestamp": "2026-01-01T00:00:00Z"}
     (locks / "dead.json").write_text(json.dumps(lock))
-    for options in (added, []):
-        assert run(project, *command.split()) == 0
-        assert capfd.readouterr().out == f"asked: {' '.join([command, *options])}\n"
+
+
+def test_an_up_after_a_kill_removes_what_the_state_does_not_know(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Of a Swarm's secrets and configs, by the stack's label; what Pulumi is still to delete is known."""
+    outputs = {"host": "unix:///engine", "label": "identity", "identity": "me"}
+    resources = [
+        {"type": "pulumi:pulumi:Stack"},
+        {"type": "pulumi-python:dynamic/engine:EngineGuard", "id": "guard", "outputs": outputs},
+        {"type": "docker:index/secret:Secret", "id": "one"},
+        {"type": "docker:index/secret:Secret", "id": "two", "delete": True},
+    ]
+    (project.parent / "state.json").write_text(json.dumps({"deployment": {"resources": resources}}))
+    export = f'[ "$*" = "stack export --stack dev" ] && exec cat {project.parent}/state.json'
+    (project.parent / "pulumi").write_text(f'#!/bin/sh\n{export}\n[ "$1" != stack ]\n')
+    asked: list[tuple[str, str, set[str]]] = []
+
+    def remove(host: str, label: str, known: set[str]) -> list[str]:
+        asked.append((host, label, known))
+        return ["edge-clients.map-0123abc"]
+
+    monkeypatch.setattr(leftovers, "remove_leftovers", remove)
+    leave_lock(project)
+    for _ in range(2):  # of which the second follows no kill
+        assert run(project, "up", "-s", "dev") == 0
+    assert asked == [("unix:///engine", "identity=me", {"guard", "one", "two"})]
+    assert "edge-clients.map-0123abc" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(

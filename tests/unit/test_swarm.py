@@ -46,6 +46,11 @@ class Swarm(Engine):
 class Services(Recorder):
     """What a Swarm was asked for."""
 
+    def new_resource(self, args: mocks.MockResourceArgs) -> tuple[str | None, dict[Any, Any]]:
+        id_, made = super().new_resource(args)
+        more = {":Converged": {"instance": "tasks"}, ":LiteLLMLogin": {"login": "litellm_1"}}
+        return id_, next((made | each for kind, each in more.items() if args.typ.endswith(kind)), made)
+
     def services(self) -> dict[str, dict[str, Any]]:
         return {name: inputs for (kind, name), inputs in self.inputs.items() if kind.endswith(":Service")}
 
@@ -346,6 +351,25 @@ def test_a_swarm_without_a_fitting_node_is_refused_before_anything_is_registered
         registered(**changes)
     for words in ["nothing was changed", *said]:
         assert words in str(caught.value)
+
+
+def test_litellms_database_is_changed_by_what_runs_where_its_replicas_do(
+    registered: Callable[..., Services],
+) -> None:
+    """The same image, nodes and network; it and they reach Postgres by the name of its service."""
+    recorder = registered(litellmDatabase="true", constraints=["node.labels.gpu == yes"], postgresNode="node-2")
+    schema = next(inputs for (kind, _), inputs in recorder.inputs.items() if kind.endswith(":LiteLLMSchema"))
+    job, litellm = plain(schema["job"]), recorder.services()["litellm"]["taskSpec"]
+    assert schema["image"] == job["image"] == litellm["containerSpec"]["image"]
+    assert job["constraints"] == litellm["placement"]["constraints"] == ["node.labels.gpu == yes"]
+    assert job["platforms"] == [["amd64", "linux"]]
+    assert job["networks"] == ["data-overlay-id"]
+    assert {each["id"] for each in litellm["networksAdvanceds"]} == {"gateway-overlay-id", "data-overlay-id"}
+    url = recorder.contents(":Secret")["litellm-DATABASE_URL"]
+    assert url == job["secrets"]["DATABASE_URL"]
+    assert url.endswith(f"@{PREFIX}-postgres:5432/litellm")
+    assert plain(schema["url"]).endswith("@10.0.0.2:5432/litellm")
+    assert recorder.services()["litellm"]["name"] == f"{PREFIX}-litellm-g1"
 
 
 @pytest.mark.parametrize(
