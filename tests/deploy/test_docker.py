@@ -119,7 +119,7 @@ def test_its_memory_and_its_log_are_bounded_as_configured(
 
 
 def test_its_ports_are_bound_as_configured(stack: DockerStack, instance: Instance, running: Container) -> None:
-    """Those of the edge and of Postgres on the configured address, the metrics and LiteLLM's page on loopback, and no other at all."""
+    """Those of the edge and of Postgres on the configured address, others on loopback, and none else."""
     bound = {
         (port, binding["HostIp"], int(binding["HostPort"]))
         for port, bindings in running.attrs["NetworkSettings"]["Ports"].items()
