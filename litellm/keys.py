@@ -173,6 +173,8 @@ class Keys:
         known = self.known.get(token)
         if known and time.monotonic() - known.read < FRESH_SECONDS:
             self.known.move_to_end(token)
+            if usable(known.row) and await self.database.cached(token) is None:
+                await self.database.cache(token, known.row, "")
             return known.row
         if self.away:
             raise AwayError
@@ -188,8 +190,11 @@ class Keys:
             row = await self._ask_in_turn(token)
         else:
             row = await self._ask(self.database.row(token))
-        if row is None or before is None or await self._changed(token, before, row):
+        if not usable(row):
             self.database.forget(token)
+        elif before is None or await self._changed(token, before, row):
+            # LiteLLM would ask the database again, and takes one that is away for a key that is unknown.
+            await self.database.cache(token, row, "")
         self.known[token] = Known(row, time.monotonic())
         self.known.move_to_end(token)
         while len(self.known) > MOST:

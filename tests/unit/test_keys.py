@@ -71,7 +71,7 @@ class Database:
         return self.memory.get(token)
 
     async def cache(self, token: str, row: Row | None, alias: str) -> None:
-        self.memory[token] = row or Row(key_alias=alias)
+        self.memory[token] = Row(**vars(row or Row(key_alias=alias)))
 
     def forget(self, token: str) -> None:
         self.memory.pop(token, None)
@@ -287,6 +287,35 @@ def test_without_the_database_static_clients_are_served_and_virtual_keys_while_l
     ]
     for secret in (VIRTUAL, MASTER, SALT):
         assert secret not in caplog.text
+
+
+@pytest.mark.parametrize(("key", "client"), [(VIRTUAL, None), (MASTER, "app")])
+def test_litellm_need_not_look_up_a_key_itself(gateway: Gateway, later: Any, key: str, client: str | None) -> None:
+    """It takes a database that goes away at that moment for an unknown key, and the caller's key for wrong."""
+
+    async def run() -> None:
+        gateway.hold(VIRTUAL, max_budget=1)
+        own = gateway.token((await gateway.ask(key, client=client))[2])
+        gateway.database.away = True  # from here on nothing of what LiteLLM remembers is its own reading
+        gateway.database.forget(own)
+        await gateway.ask(key, client=client)
+        assert own in gateway.database.memory
+        gateway.database.away = False
+        gateway.database.rows[own].max_budget = 7
+        later()
+        gateway.database.forget(own)
+        exchange, scope = (
+            gateway.programs["answers"].Exchange(client=client, call_id="c-2"),
+            {
+                "method": "POST",
+                "path": CHAT,
+                "headers": [(b"authorization", f"Bearer {key}".encode())],
+            },
+        )
+        await gateway.keys.admit(scope, exchange)
+        assert gateway.database.memory[own].max_budget == 7
+
+    asyncio.run(run())
 
 
 def test_a_request_from_within_is_left_alone(gateway: Gateway) -> None:
