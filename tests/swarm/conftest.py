@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import subprocess
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ import httpx2
 import pytest
 
 from tests.drills.conftest import _pulumi_tools, drill, pytest_terminal_summary
-from tests.stacks import image_of
+from tests.stacks import LLMCTL, image_of
 from tests.swarm.cluster import cluster
 from toolchain.__main__ import IMAGE_SETTINGS
 
@@ -59,6 +60,21 @@ def place_on(swarm: Cluster) -> Callable[[Deployment], None]:
         )
 
     return configure
+
+
+def llmctl(made: Deployment, *arguments: str) -> str:
+    """What a command says where the environment names a stack and its engine. It must succeed."""
+    environment = {
+        **os.environ,
+        "DOCKER_HOST": made.stack.get_config("dockerHost").value,
+        "LITELLM_URL": made.outputs["litellmUrl"],
+        "LITELLM_API_KEY": made.outputs["litellmApiKey"],
+        "DATABASE_URL": made.outputs["databaseUrl"],
+        "LITELLM_DATABASE_URL": made.outputs["litellmDatabaseUrl"],
+    }
+    done = subprocess.run([LLMCTL, *arguments], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
 
 def can_encrypt(node: Node) -> bool:

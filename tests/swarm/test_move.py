@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from secrets import token_hex
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,7 +15,7 @@ from tests.engines import needs_an_engine_of_its_own
 from tests.runbooks import runbook
 from tests.stack_config import PROJECT_NAME
 from tests.stacks import PARTS, Deployment, deployed, image_of
-from tests.swarm.conftest import can_encrypt
+from tests.swarm.conftest import can_encrypt, llmctl
 from toolchain.__main__ import IMAGE_SETTINGS
 
 if TYPE_CHECKING:
@@ -28,6 +30,8 @@ def place_on_one_host(swarm: Cluster, made: Deployment) -> None:
     """Have all of a stack on the first node, as if it were in no Swarm."""
     made.set(bindAddress=swarm.nodes[0].address, allowPlainHttp="true")
     made.set(encryptNetworks=str(can_encrypt(swarm.nodes[0])).lower())  # of a Swarm's networks only
+    made.set(litellmDatabase="true")
+    made.set_path("saltKey", f"sk-{token_hex(32)}", secret=True)  # which the stack on the other machine gets too
 
 
 def have_images(swarm: Cluster, node: Node) -> None:
@@ -46,25 +50,29 @@ def add(deployment: Deployment, name: str) -> None:
         connection.execute("INSERT INTO organizations (name) VALUES (%s)", (name,))
 
 
-def ask(deployment: Deployment) -> str | None:
-    answer = deployment.client.chat.completions.create(model="gpt-4o", messages=[{"role": "user", "content": "hi"}])
+def ask(deployment: Deployment, virtual_key: str) -> str | None:
+    """What a model answers to a virtual key."""
+    client = deployment.client.with_options(api_key=virtual_key)
+    answer = client.chat.completions.create(model="gpt-4o", messages=[{"role": "user", "content": "hi"}])
     return answer.choices[0].message.content
 
 
 def test_a_stack_moves_to_a_swarm_and_back_and_to_another_machine(swarm: Cluster, tmp_path: Path) -> None:
     """One `up` each; what ran before is gone, and never do two Postgres servers have the volume.
 
-    On another engine it has the same key and the same rows, and the stack on the first one goes on.
+    On another engine it has the same keys, virtual ones too, and the same rows; the stack on the first one goes on.
     """
     engine = swarm.nodes[0].client
     have_images(swarm, swarm.nodes[0])
     with deployed(tmp_path, lambda made: place_on_one_host(swarm, made), host=swarm.nodes[0].host) as made:
         label: dict[str, Any] = {"label": f"{LABEL}.stack={made.name}"}
         key = made.outputs["litellmApiKey"]
+        virtual_key = json.loads(llmctl(made, "keys", "create", "of-a-team", "--json"))["key"]
         add(made, "on one host")
         variables = {
             "DOCKER_HOST": swarm.nodes[0].host,
             "DATABASE_URL": made.outputs["databaseUrl"],
+            "LITELLM_DATABASE_URL": made.outputs["litellmDatabaseUrl"],
             "NODE": swarm.nodes[0].id,
             "GATEWAY_HOST": swarm.nodes[0].address,
             "HOST_ADDRESS": swarm.nodes[0].address,
@@ -76,7 +84,7 @@ def test_a_stack_moves_to_a_swarm_and_back_and_to_another_machine(swarm: Cluster
             book.run("placement swarm")
             made.__dict__.pop("outputs", None)
             assert names(made) == ["on one host"]
-            assert ask(made)
+            assert ask(made, virtual_key)
             assert made.outputs["litellmApiKey"] == key
             assert {container.name.split(".")[0] for container in made.containers() if container.name} >= {
                 f"{PROJECT_NAME}-{made.name}-{part}" for part in ("postgres", "edge")
@@ -90,17 +98,17 @@ def test_a_stack_moves_to_a_swarm_and_back_and_to_another_machine(swarm: Cluster
             book.run("placement docker")
             made.__dict__.pop("outputs", None)
         assert names(made) == ["on one host", "on a Swarm"]
-        assert ask(made)
+        assert ask(made, virtual_key)
         assert engine.services.list(filters=label) == []
         assert {container.name for container in made.containers()} == {
             f"{PROJECT_NAME}-{made.name}-{part}" for part in PARTS
         }
         made.up(expect_no_changes=True)
         made.refresh(expect_no_changes=True)
-        move_to_another_machine(swarm, made, str(tmp_path / "saved.dump"))
+        move_to_another_machine(swarm, made, str(tmp_path / "saved.dump"), virtual_key)
 
 
-def move_to_another_machine(swarm: Cluster, made: Deployment, backup: str) -> None:
+def move_to_another_machine(swarm: Cluster, made: Deployment, backup: str, virtual_key: str) -> None:
     here, there = swarm.nodes[:2]
     have_images(swarm, there)
     new = f"{made.name}-new"
@@ -111,11 +119,12 @@ def move_to_another_machine(swarm: Cluster, made: Deployment, backup: str) -> No
         assert "on a Swarm" in book.run("llmctl org list")
         url = book.type('./pulumiw stack output --stack "$NEW_STACK" litellmUrl')[1].strip()
         assert url.startswith(f"http://{there.address}:")
-        with OpenAI(base_url=f"{url}/v1", api_key=made.outputs["litellmApiKey"]) as client:
-            assert client.models.list().data
+        for each in (made.outputs["litellmApiKey"], virtual_key):
+            with OpenAI(base_url=f"{url}/v1", api_key=each) as client:
+                assert client.models.list().data
         book.run("destroy")
     of_new: dict[str, Any] = {"label": f"{LABEL}.stack={new}"}
     assert there.client.containers.list(all=True, filters=of_new) == []
     assert there.client.volumes.list(filters=of_new) == []
-    assert ask(made)
+    assert ask(made, virtual_key)
     made.up(expect_no_changes=True)

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx2
@@ -24,10 +21,11 @@ from tests.load import IN_FLIGHT_MAY_FAIL, NOTHING_FAILS
 from tests.stack_config import PROJECT_NAME
 from tests.stacks import deployed, opens
 from tests.swarm.cluster import until
-from tests.swarm.conftest import place_on
+from tests.swarm.conftest import llmctl, place_on
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
 
     from docker.models.containers import Container
     from docker.models.services import Service
@@ -53,7 +51,7 @@ def deployment(swarm: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
     def configure(made: Deployment) -> None:
         place_on(swarm)(made)
-        made.set(replicas=REPLICAS, litellmDatabase="true")
+        made.set(replicas=REPLICAS, litellmDatabase="true", postgresMemoryMb=1024)  # room for six replicas
         made.set_path("clientLimits.app.budget", BUDGET)
 
     started = time.monotonic()
@@ -156,45 +154,26 @@ def test_each_node_lets_callers_in(swarm: Cluster, deployment: Deployment) -> No
         assert connection.execute("SHOW tcp_keepalives_idle").fetchone() == ("60",)
 
 
-def llmctl(swarm: Cluster, deployment: Deployment, *arguments: str) -> str:
-    """What a command says where the environment names the stack and its first node."""
-    outputs = deployment.outputs
-    environment = {
-        **os.environ,
-        "DOCKER_HOST": swarm.nodes[0].host,
-        "LITELLM_URL": outputs["litellmUrl"],
-        "LITELLM_API_KEY": outputs["litellmApiKey"],
-        "DATABASE_URL": outputs["databaseUrl"],
-        "LITELLM_DATABASE_URL": outputs["litellmDatabaseUrl"],
-    }
-    program = str(Path(sys.executable).with_name("llmctl"))
-    done = subprocess.run([program, *arguments], env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
 def test_llmctl_looks_after_it_as_after_one_on_one_host(
     swarm: Cluster, deployment: Deployment, tmp_path: Path
 ) -> None:
     """The doctor finds all well; backups are made in the container of Postgres, on the node that has it."""
-    found = {
-        finding["check"]: finding["status"] for finding in json.loads(llmctl(swarm, deployment, "doctor", "--json"))
-    }
+    found = {finding["check"]: finding["status"] for finding in json.loads(llmctl(deployment, "doctor", "--json"))}
     assert {status for check, status in found.items() if check != "organizations"} == {"ok"}
     assert "LiteLLM's schema" in found
-    llmctl(swarm, deployment, "backup", str(tmp_path / "app.dump"))
-    assert {file.name for file in tmp_path.iterdir() if file.stat().st_size} == {"app.dump", "app.litellm.dump"}
+    llmctl(deployment, "backup", str(tmp_path / "app.dump"))
+    assert {file.name for file in tmp_path.glob("*.dump") if file.stat().st_size} == {"app.dump", "app.litellm.dump"}
 
 
 def test_a_virtual_key_works_on_every_node_until_it_is_blocked(swarm: Cluster, deployment: Deployment) -> None:
     """What it and a client of the stack config have spent is added up; the client has the budget of the config."""
-    created = json.loads(llmctl(swarm, deployment, "keys", "create", "of-a-team", "--json"))
+    created = json.loads(llmctl(deployment, "keys", "create", "of-a-team", "--json"))
     for _ in range(REPLICAS):
         assert status(swarm, deployment, created["key"]) == [httpx2.codes.OK] * len(swarm.nodes)
-    app = json.loads(llmctl(swarm, deployment, "keys", "show", "app", "--json"))
+    app = json.loads(llmctl(deployment, "keys", "show", "app", "--json"))
     assert app["max_budget"] == BUDGET
-    until(lambda: "of-a-team" in llmctl(swarm, deployment, "usage", "--by", "key"), "what the key used is counted")
-    llmctl(swarm, deployment, "keys", "block", "of-a-team")
+    until(lambda: "of-a-team" in llmctl(deployment, "usage", "--by", "key"), "what the key used is counted")
+    llmctl(deployment, "keys", "block", "of-a-team")
     refused = [UNAUTHORIZED] * len(swarm.nodes)
     until(lambda: status(swarm, deployment, created["key"]) == refused, "every replica refuses the key", within=60)
 
