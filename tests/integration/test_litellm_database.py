@@ -419,11 +419,6 @@ def test_the_newest_release_takes_the_database_over_with_all_that_is_in_it(
         assert "has the schema of another release" in refused(deployment, older, "--only", "litellm")
 
 
-def test_the_page_of_the_newest_release_is_used_as_well(deployment: Deployment) -> None:
-    used_by_an_operator(deployment, "of-the-newest-page")
-    page.closed(deployment.outputs)
-
-
 def test_the_older_release_is_refused_on_the_newer_ones_database(deployment: Deployment) -> None:
     """It would take away what it does not know; the newer one goes on serving."""
     newest = {deployment.container(name).id for name in REPLICAS}
