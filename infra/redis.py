@@ -158,6 +158,20 @@ class Redis(pulumi.ComponentResource):
         self.register_outputs({})
 
 
+def build(settings: Settings, placement: Placement, network: str) -> Redis | None:
+    """Redis as the settings have it, where they have one."""
+    if not settings.redis:
+        return None
+    args = RedisArgs(
+        image=settings.redis_image,
+        memory_mb=settings.redis_memory_mb,
+        version=settings.secret_versions.redis_password,
+        retire=settings.retire_previous.redis_password,
+        network=network,
+    )
+    return Redis("redis", args, placement)
+
+
 def config(memory_mb: int) -> str:
     """The server's config, in which there is no secret.
 

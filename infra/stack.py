@@ -33,7 +33,6 @@ from infra.placement.docker import DockerHost
 from infra.placement.engine_placement import check_engine
 from infra.placement.swarm import Swarm
 from infra.postgres import Postgres, PostgresArgs, SaltKeyGuard, major_version_of
-from infra.redis import Redis, RedisArgs
 from infra.secrets import RotatingSecret
 
 if TYPE_CHECKING:
@@ -126,7 +125,7 @@ def build(settings: Settings) -> Mapping[str, pulumi.Input[object]]:
         placement,
     )
     of_litellm = _litellm_database(settings, placement, database)
-    counters = _redis(settings, placement)
+    counters = redis.build(settings, placement, GATEWAY_NETWORK)
     admin_password = admin.password(settings)
     litellm = Gateway(
         "litellm",
@@ -287,20 +286,6 @@ def _litellm_database(settings: Settings, placement: Placement, database: _Datab
     return LiteLLMDatabase(
         "litellm-database", settings, placement, server=database.of_litellm, network=GATEWAY_NETWORK
     )
-
-
-def _redis(settings: Settings, placement: Placement) -> Redis | None:
-    """In which the replicas count together, where the settings have it."""
-    if not settings.redis:
-        return None
-    args = RedisArgs(
-        image=settings.redis_image,
-        memory_mb=settings.redis_memory_mb,
-        version=settings.secret_versions.redis_password,
-        retire=settings.retire_previous.redis_password,
-        network=GATEWAY_NETWORK,
-    )
-    return Redis("redis", args, placement)
 
 
 def _postgres_major_version(settings: Settings, placement: Placement) -> str:
