@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 from tests.unit import test_keys
 
 if TYPE_CHECKING:
     from tests.unit.test_keys import Gateway, Row
 
-programs, gateway = test_keys.programs, test_keys.gateway
-VIRTUAL = test_keys.VIRTUAL
+programs, gateway, later = test_keys.programs, test_keys.gateway, test_keys.later
+CHAT, MASTER, VIRTUAL = test_keys.CHAT, test_keys.MASTER, test_keys.VIRTUAL
 
 
 def test_made_up_keys_hold_up_no_other(programs: dict[str, Any], gateway: Gateway) -> None:
@@ -62,3 +64,35 @@ def test_a_key_that_cannot_be_read_does_not_take_the_database_for_away(gateway: 
         assert (await gateway.ask(VIRTUAL))[0].client == "team"
 
     asyncio.run(ask())
+
+
+@pytest.mark.parametrize(("key", "client"), [(VIRTUAL, None), (MASTER, "app")])
+def test_litellm_need_not_look_up_a_key_when_a_request_comes(
+    gateway: Gateway, later: Any, key: str, client: str | None
+) -> None:
+    """It takes a database that goes away at that moment for an unknown key, and the caller's key for wrong."""
+
+    async def admitted() -> None:
+        exchange = gateway.programs["answers"].Exchange(client=client, call_id="c-2")
+        headers = [(b"authorization", f"Bearer {key}".encode())]
+        await gateway.keys.admit({"method": "POST", "path": CHAT, "headers": headers}, exchange)
+
+    async def run() -> None:
+        gateway.hold(VIRTUAL, max_budget=1)
+        await admitted()
+        [own] = gateway.database.memory
+        gateway.database.rows[own].max_budget = 7
+        later()
+        await admitted()
+        assert gateway.database.memory[own].max_budget == 7
+        gateway.database.forget(own)  # as it does after a minute
+        await admitted()
+        assert gateway.database.memory[own].max_budget == 7
+        gateway.database.dies, gateway.database.rows[own].max_budget = True, 8
+        later()
+        await admitted()
+        assert gateway.keys.away
+        assert gateway.database.memory[own].max_budget == 7
+        gateway.keys.trying.cancel()
+
+    asyncio.run(run())

@@ -297,38 +297,6 @@ def test_without_the_database_static_clients_are_served_and_virtual_keys_while_l
         assert secret not in caplog.text
 
 
-@pytest.mark.parametrize(("key", "client"), [(VIRTUAL, None), (MASTER, "app")])
-def test_litellm_need_not_look_up_a_key_when_a_request_comes(
-    gateway: Gateway, later: Any, key: str, client: str | None
-) -> None:
-    """It takes a database that goes away at that moment for an unknown key, and the caller's key for wrong."""
-
-    async def admitted() -> None:
-        exchange = gateway.programs["answers"].Exchange(client=client, call_id="c-2")
-        headers = [(b"authorization", f"Bearer {key}".encode())]
-        await gateway.keys.admit({"method": "POST", "path": CHAT, "headers": headers}, exchange)
-
-    async def run() -> None:
-        gateway.hold(VIRTUAL, max_budget=1)
-        await admitted()
-        [own] = gateway.database.memory
-        gateway.database.rows[own].max_budget = 7
-        later()
-        await admitted()
-        assert gateway.database.memory[own].max_budget == 7
-        gateway.database.forget(own)  # as it does after a minute
-        await admitted()
-        assert gateway.database.memory[own].max_budget == 7
-        gateway.database.dies, gateway.database.rows[own].max_budget = True, 8
-        later()
-        await admitted()
-        assert gateway.keys.away
-        assert gateway.database.memory[own].max_budget == 7
-        gateway.keys.trying.cancel()
-
-    asyncio.run(run())
-
-
 def test_a_request_from_within_is_left_alone(gateway: Gateway) -> None:
     """The edge's checks and an operator have the master key and no id of a call, which callers get at the edge."""
 
