@@ -11,7 +11,7 @@
 # make test-pythons   the environment and the unit tests with each Python of this machine, 3.11 or newer
 # make test-upgrade   a stack of the last release is taken to this tree under load
 # make findings   check that the surprises in findings/ are still there (NAME=… for one)
-# make bench   measure everything side by side (ONLY=client, gateway, streams, deploy or growth; NAME=… for some rows of
+# make bench   measure everything side by side (ONLY=client, gateway, database, streams, deploy or growth; NAME=… for some rows of
 #              streams or growth; RECORD=1 for the docs)
 # make push    fill the registry that a stack's config names (imageRegistry)
 # make retirements   update the models' shutdown dates and prices from LiteLLM's newest price list
@@ -28,7 +28,7 @@ FILES   = $(LANES) --dist loadfile
 ## These use neither the stack that most of them share nor a database of LiteLLM's.
 INDEPENDENT = tests/toolchain $(addprefix tests/integration/test_,backup.py providers.py remote_hosts.py)
 ## Their starts take both cores for half a minute, so that nothing else runs beside them.
-WITH_DATABASE = $(addprefix tests/integration/test_,client_limits.py keys.py litellm_database.py spend.py virtual_keys.py)
+WITH_DATABASE = $(addprefix tests/integration/test_,client_limits.py keys.py litellm_database.py redis.py spend.py virtual_keys.py)
 
 .PHONY: help up down purge push environment prepare check check-deploy integration independent database drill bench test forget-coverage \
         test-swarm beside-the-swarm coverage ci test-runbooks test-clients test-engines test-official test-pythons test-upgrade docs findings locks retirements
@@ -122,13 +122,13 @@ test-upgrade: prepare
 	$(BIN)/pytest tests/release/test_former_release.py
 
 docs: environment
-	@$(BIN)/python -m toolchain.reference
+	@$(BIN)/python -m toolchain.maintenance.reference
 
 findings:
 	@./findings/run $(NAME)
 
 locks: environment
-	@PATH="$(BIN):$$PATH" $(BIN)/python -m toolchain.locks $(if $(UPGRADE),--upgrade)
+	@PATH="$(BIN):$$PATH" $(BIN)/python -m toolchain.maintenance.locks $(if $(UPGRADE),--upgrade)
 
 retirements: environment
-	@$(BIN)/python -m toolchain.retirements
+	@$(BIN)/python -m toolchain.maintenance.renew_retirements

@@ -1,4 +1,4 @@
-"""What an answer says, and what it means that there is none."""
+"""What an answer says, and what a missing one means."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Events:
 
 
 def text_of(given: object) -> str:
-    """A text of an answer, empty where there is none. Raises TypeError for anything else."""
+    """A text of an answer; empty if it has none. Raises TypeError for anything else."""
     if given is None:
         return ""
     if not isinstance(given, str):
@@ -175,7 +175,7 @@ BY_TEXT: tuple[tuple[str, type[RequestError], str], ...] = (
         "the gateway serves no model {model}: `llmctl models` lists those it does",
     ),
 )
-"""What only the text of an answer tells: all of these arrive as status 400 or 404, or in a stream."""
+"""Errors that only the text of an answer tells apart: all of them arrive as status 400 or 404, or in a stream."""
 
 OTHERS: tuple[type[RequestError], str] = (
     RequestRejectedError,
@@ -206,7 +206,7 @@ NO_DATABASE = "database_unavailable"
 
 
 def by_answer(error: object, status: int | None, headers: Mapping[str, str], model: str) -> LLMError:
-    """The error that the gateway told of, by OpenAI's error object; a stream's has no status of its own.
+    """The error that the gateway reported in OpenAI's error object; a stream's has no status.
 
     Messages hold what the gateway said only where that cannot be a prompt or a key: never the provider's own words.
     """
@@ -218,7 +218,7 @@ def by_answer(error: object, status: int | None, headers: Mapping[str, str], mod
         return GatewayRefusedKeyError(f"the gateway refused LITELLM_API_KEY: {KEY_FIX}")
     if BUDGET_EXCEEDED in (told.get("type"), code):
         return BudgetExceededError(
-            "what LITELLM_API_KEY may spend is used up: ask with a smaller max_tokens, or raise the budget"
+            "the budget of LITELLM_API_KEY is used up: send a smaller max_tokens, or raise the budget"
         )
     if code == NO_REPLICA:
         return GatewayUnreachableError(f"no replica of the gateway answers: see `llmctl status`, then {GATEWAY_FIX}")

@@ -1,4 +1,4 @@
-"""The sync face: what is asked waits in its caller's thread."""
+"""The sync face: each call waits in its caller's thread."""
 
 from __future__ import annotations
 

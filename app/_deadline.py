@@ -16,7 +16,7 @@ _deadline: ContextVar[float] = ContextVar("deadline", default=math.inf)
 class until:  # noqa: N801 -- as contextlib's own
     """Have what is waited for inside end at `deadline`, by time.monotonic(); in this thread or task only.
 
-    A class, as it stands around each piece of a stream: contextlib.contextmanager takes five times as long.
+    A class, because it is entered for each piece of a stream: contextlib.contextmanager takes five times as long.
     """
 
     __slots__ = ("_before", "_deadline")

@@ -50,9 +50,9 @@ class GatewayRefusedKeyError(LLMError):
 
 
 class BudgetExceededError(LLMError):
-    """What LITELLM_API_KEY may spend, or its team, is used up, or would be by this request.
+    """The budget of LITELLM_API_KEY or of its team is used up, or would be by this request.
 
-    No other model is asked: it would be refused as well.
+    No other model is asked, because it would be refused too.
     """
 
 
@@ -66,7 +66,7 @@ class RequestError(LLMError):
         self.status = status
         """The HTTP status of the answer; None for a timeout or a broken connection."""
         self.request_id = request_id
-        """The gateway's id of the request, to be found in its log; None where it gave none."""
+        """The gateway's id of the request, which its log has; None if it gave none."""
 
 
 class ModelUnknownError(RequestError):
@@ -74,7 +74,7 @@ class ModelUnknownError(RequestError):
 
 
 class ContextTooLongError(RequestError):
-    """The messages are longer than the model takes."""
+    """The messages are longer than the model accepts."""
 
 
 class ContentRefusedError(RequestError):

@@ -1,4 +1,4 @@
-"""What is asked, of which models and in which order, whichever way it travels: the steps of both faces."""
+"""What is asked, of which models and in which order: the steps that both faces share."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ PRIMARY_SHARE = 0.6
 DRAIN_SECONDS = 0.5
 """How long the end of an answer may follow its last event: its connection can be used again only then."""
 PARTS = {"content", "tool_calls", "refusal"}
-"""What a message has one of at least."""
+"""A message has at least one of these."""
 CHAT_COMPLETIONS, EMBEDDINGS = "/chat/completions", "/embeddings"
 """Asked and read without OpenAI's models, which would double the time of a call."""
 

@@ -1,4 +1,4 @@
-"""What the module is told by its environment."""
+"""The module's settings, from its environment."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def _changed(path: Path) -> int | None:
 def _folder() -> str | None:
     try:
         return os.getcwd()  # noqa: PTH109 -- each request asks, and making a Path takes longer than all else here
-    except FileNotFoundError:  # it is gone, and `.env` with it
+    except FileNotFoundError:  # it was removed, and `.env` with it
         return None
 
 

@@ -1,7 +1,7 @@
 """What has to be waited for on the way to an answer.
 
 Both faces run the same steps: generators that yield calls of the methods of an `Io`, and are sent what came of each.
-So a rule stands once, in app/_requests.py, and the faces differ in how they wait.
+So each rule is written once, in app/_requests.py, and the faces differ only in how they wait.
 """
 
 from __future__ import annotations

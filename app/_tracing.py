@@ -25,7 +25,7 @@ NOT_TRACED = nullcontext()
 
 
 class Span:
-    """One request to one model, until its answer is there whole: that of a stream may be long in coming."""
+    """One request to one model, until its answer is complete, which may take long for a stream."""
 
     def __init__(self, operation: str, model: str) -> None:
         """Begin; `operation` is `chat` or `embeddings`."""
@@ -54,7 +54,7 @@ class Span:
             raise
 
     def answered(self, result: ChatCompletionResult) -> None:
-        """Note what is known of the answer."""
+        """Note what is known about the answer."""
         self.tell(
             model=result.model,
             usage=result.usage,

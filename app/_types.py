@@ -1,4 +1,4 @@
-"""What goes in and what comes out."""
+"""The types of arguments and results."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ HIGHEST_TEMPERATURE = 2.0
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """A function that a model wants called. What comes of it is answered by a message of role `tool` with its id."""
+    """A function that a model wants called. Send its result in a message of role `tool` with its id."""
 
     id: str
     name: str
     arguments: str = field(repr=False)
-    """JSON as the model wrote it, which may be none: check it before anything is done with it."""
+    """JSON as the model wrote it, which may be invalid: check it before you use it."""
 
 
 @dataclass(frozen=True, slots=True)
 class ChatMessage:
-    """One message of a conversation. Raises ValueError for what is none."""
+    """One message of a conversation. Raises ValueError for an invalid one."""
 
     role: Role
     content: str | Parts = field(repr=False)
     """A text, or parts in OpenAI's form: text and images."""
     tool_calls: Sequence[ToolCall] = field(default=(), kw_only=True)
-    """Of an assistant's message that is told back: those of its result."""
+    """For an assistant's message: the calls in its result."""
     tool_call_id: str | None = field(default=None, kw_only=True)
-    """Of a message of role `tool`: the call that its content answers."""
+    """For a message of role `tool`: the call that its content answers."""
 
     def __post_init__(self) -> None:
         if self.role not in get_args(Role):
@@ -49,7 +49,7 @@ class ChatMessage:
                 f"content must be a string or a list of parts, each with a type, not {type(self.content).__name__}"
             )
         if (self.role == "tool") != (self.tool_call_id is not None):
-            raise ValueError("a message of role tool, and no other, needs tool_call_id: that of the call it answers")
+            raise ValueError("a message of role tool, and no other, needs tool_call_id: its call's id")
         if self.tool_calls and self.role != "assistant":
             raise ValueError("only a message of role assistant has tool_calls")
 
@@ -76,18 +76,18 @@ def _called(call: ToolCall) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatCompletionOptions:
-    """How to ask. Raises ValueError for what no model takes."""
+    """How to ask. Raises ValueError for what no model accepts."""
 
     model: str | None = None
     """The model's name at the gateway; None is the organization's, or else the default model."""
     stream: bool = False
-    """Have the answer streamed to this process; the result is the same."""
+    """Stream the answer to this process; the result is the same."""
     temperature: float | None = None
     """0 to 2; None is the model's own default."""
     max_tokens: int | None = None
-    """The most tokens that the answer may have. The gateway sends it under the name that the model takes."""
+    """The most tokens that the answer may have. The gateway sends it under the name that the model accepts."""
     reasoning_effort: str | None = None
-    """How much a reasoning model thinks first: `low`, `medium`, `high`, and what else it has."""
+    """How much a reasoning model thinks first: `low`, `medium`, `high`, or another level that it has."""
     response_format: Mapping[str, Any] | None = field(default=None, repr=False)
     """What the answer must be, in OpenAI's form: `{"type": "json_object"}`, or a `json_schema`."""
     seed: int | None = None
@@ -122,7 +122,7 @@ class ChatCompletionOptions:
         seconds(self.timeout)
 
     def body(self) -> dict[str, Any]:
-        """What of it OpenAI's API has, under the names that it has there."""
+        """The options that OpenAI's API has, under its names."""
         names = ("temperature", "max_tokens", *(name for name, *_ in _KINDS), "tools")
         given = {name: getattr(self, name) for name in names}
         return {name: value for name, value in given.items() if value not in (None, (), [])}
@@ -135,11 +135,11 @@ _KINDS: tuple[tuple[str, tuple[type, ...], str], ...] = (
     ("stop", (str, Sequence), "a string, or a list of strings"),
     ("tool_choice", (str, Mapping), "a word, or an object in OpenAI's form"),
 )
-"""What some options may be."""
+"""What some options must be."""
 
 
 def seconds(timeout: float | None) -> float:
-    """How long a call may take. Raises ValueError for what is no such time."""
+    """How long a call may take. Raises ValueError for an invalid time."""
     if timeout is None:
         return DEFAULT_TIMEOUT_SECONDS
     if not (isinstance(timeout, (int, float)) and timeout > 0 and math.isfinite(timeout)):
@@ -161,7 +161,7 @@ class ChatCompletionResult:
     """An answer."""
 
     content: str = field(repr=False)
-    """The text; empty where there is none beside `tool_calls` or `refusal`."""
+    """The text; empty if there are only `tool_calls` or a `refusal`."""
     model: str
     """The name of the model that answered, as callers name it."""
     usage: Usage | None
@@ -176,7 +176,7 @@ class ChatCompletionResult:
     tool_calls: tuple[ToolCall, ...] = ()
     """The functions that the model wants called before it goes on."""
     refusal: str | None = field(default=None, repr=False)
-    """Why the model does not answer, in its own words, where it says so apart from the content."""
+    """Why the model refuses to answer, in its own words, if the provider sends that apart from the content."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Why no answer came from the gateway, and what the errors of this package advise then."""
+"""Why no answer came from the gateway, and what this package's errors advise then."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ KEY_FIX = "take LITELLM_API_KEY from .env, or: ./pulumiw stack output litellmApi
 
 
 def why(error: httpx2.HTTPError, url: str) -> tuple[str, str]:
-    """What is wrong where no answer came from `url`, and what fixes it."""
+    """What is wrong if no answer came from `url`, and what fixes it."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, ssl.SSLCertVerificationError):

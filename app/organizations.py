@@ -39,7 +39,7 @@ WAKE_SECONDS = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Organization:
-    """An organization, with the model that it prefers and the one that is asked once when that fails."""
+    """An organization, with the model that it prefers and the one that is asked once if that fails."""
 
     id: UUID
     name: str

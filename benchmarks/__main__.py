@@ -1,7 +1,7 @@
 """`make bench`: measure everything side by side, print it, and keep it as JSON and charts. Reports; asserts no time.
 
-make bench                     all of it, within half an hour on two cores
-make bench ONLY=gateway        one of client, gateway, streams, deploy, growth
+make bench                     all of it, within an hour on two cores
+make bench ONLY=gateway        one of client, gateway, database, streams, deploy, growth
 make bench ONLY=streams NAME="lane on"    the rows whose name holds that; of growth models, replicas or migrations
 make bench RECORD=1            and have docs/benchmarks.md show what was measured
 make bench ROUNDS=5            more rounds, where figures spread
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 import docker
 from rich.console import Console
 
-from benchmarks import client, deploy, document, gateway, growth, streams
+from benchmarks import client, database, deploy, document, gateway, growth, streams
 from benchmarks.measure import Machine, Report
 from tests.stack_config import project_file
 from tests.stacks import image_of
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 BENCHMARKS: dict[str, tuple[Callable[..., list[Comparison]], int]] = {
     "client": (client.run, 2),
     "gateway": (gateway.run, 2),
+    "database": (database.run, 2),
     "streams": (streams.run, 1),
     "deploy": (deploy.run, 2),
     "growth": (growth.run, 2),

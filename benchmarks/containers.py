@@ -154,7 +154,7 @@ class Meter(Protocol):
         """The memory that it has now, in MiB, without what the kernel can take back at once."""
 
     def pause(self) -> None:
-        """Have it stand still, health checks included: on a small machine they cost what is measured beside it."""
+        """Pause it with its health checks: on a small machine they would slow down what is measured."""
 
     def resume(self) -> None:
         """Have it go on."""
@@ -162,7 +162,7 @@ class Meter(Protocol):
 
 @dataclass(frozen=True)
 class ContainerMeter:
-    """A container, by what its engine knows of its cgroup."""
+    """A container, measured by its cgroup."""
 
     container: Container
 

@@ -14,7 +14,7 @@ import yaml
 
 from benchmarks.caller import Target, settle
 from benchmarks.measure import Readings, alternating
-from benchmarks.peer import NotToBeHadError
+from benchmarks.peer import NotAvailableError
 from benchmarks.plan import Compose, rendered_config
 from infra import model_list
 from infra.workload import LOOPBACK
@@ -189,7 +189,7 @@ def run(_engine: docker.DockerClient, rounds: int, step: Step) -> list[Compariso
         with tempfile.TemporaryDirectory() as folder:
             try:
                 way = ways[name](Path(folder))
-            except NotToBeHadError as error:
+            except NotAvailableError as error:
                 readings.leave_out(name, str(error))
                 continue
             try:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
@@ -26,6 +27,8 @@ RECORDED = PROJECT / "docs/benchmarks"
 """Of the runs that the document shows."""
 SECTION = "<!-- {name}: written by make bench RECORD=1 -->\n{content}<!-- end of {name} -->"
 NOTHING = "Not recorded yet.\n"
+LINE = 118
+"""Characters that fit on a line of JSON, but for the name and the comma."""
 
 
 def table(comparison: Comparison) -> Table:
@@ -52,12 +55,25 @@ def charts(report: Report) -> Iterator[tuple[str, Comparison]]:
             yield f"{report.benchmark}-{words}.svg", comparison
 
 
+def dumped(value: Any, indent: str = "") -> str:  # noqa: ANN401 -- what JSON may hold is of any type
+    """JSON in which each list and object is on one line if it fits there."""
+    line = json.dumps(value, ensure_ascii=False)
+    if len(indent) + len(line) < LINE or not isinstance(value, dict | list):
+        return line
+    inner = f"{indent} "
+    if isinstance(value, list):
+        parts = [dumped(each, inner) for each in value]
+    else:
+        parts = [f"{json.dumps(name, ensure_ascii=False)}: {dumped(each, inner)}" for name, each in value.items()]
+    return f"{line[0]}\n{inner}" + f",\n{inner}".join(parts) + f"\n{indent}{line[-1]}"
+
+
 def write(report: Report, folder: Path) -> None:
     """Write a report's JSON and charts into a folder, in place of those of the run before."""
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob(f"{report.benchmark}-*.svg"):
         old.unlink()
-    (folder / f"{report.benchmark}.json").write_text(f"{report.model_dump_json(indent=1)}\n", encoding="utf-8")
+    (folder / f"{report.benchmark}.json").write_text(f"{dumped(report.model_dump(mode='json'))}\n", encoding="utf-8")
     for name, comparison in charts(report):
         (folder / name).write_text(chart.draw(comparison), encoding="utf-8")
 

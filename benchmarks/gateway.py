@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 from benchmarks.caller import Target, load, settle, side_by_side
 from benchmarks.containers import ContainerMeter, Meter, ProcessMeter, address, demo_provider, network
 from benchmarks.measure import Readings, alternating, percentile
-from benchmarks.peer import VERSION, NotToBeHadError, portkey
+from benchmarks.peer import VERSION, NotAvailableError, portkey
 from benchmarks.plan import plan
 from infra import edge, gateway
 from infra.workload import LOOPBACK
@@ -207,7 +207,7 @@ def run(engine: docker.DockerClient, rounds: int, step: Step) -> list[Comparison
             pid, target = until_the_end.enter_context(
                 portkey(BODY, provider_url=f"http://{LOOPBACK}:{provider_port}/v1")
             )
-        except NotToBeHadError as error:
+        except NotAvailableError as error:
             readings.leave_out(PEER, str(error))
         else:
             contenders.append(

@@ -27,7 +27,7 @@ INSTALL_SECONDS = 180
 END_SECONDS = 10
 
 
-class NotToBeHadError(Exception):
+class NotAvailableError(Exception):
     """A contender cannot be measured here; the message says why."""
 
 
@@ -38,7 +38,7 @@ def _installed() -> Path:
     if program.exists():
         return program
     if which("npm") is None or which("node") is None:
-        raise NotToBeHadError("npm is not installed (apt-get install npm)")
+        raise NotAvailableError("npm is not installed (apt-get install npm)")
     options = ("--ignore-scripts", "--no-audit", "--no-fund", "--legacy-peer-deps", "--prefix", str(folder))
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -49,9 +49,9 @@ def _installed() -> Path:
             timeout=INSTALL_SECONDS,
         )
     except subprocess.TimeoutExpired:
-        raise NotToBeHadError(f"npm had not installed it after {INSTALL_SECONDS} s") from None
+        raise NotAvailableError(f"npm had not installed it after {INSTALL_SECONDS} s") from None
     except subprocess.CalledProcessError as error:
-        raise NotToBeHadError(f"npm could not install it (exit code {error.returncode})") from None
+        raise NotAvailableError(f"npm could not install it (exit code {error.returncode})") from None
     return program
 
 
@@ -59,7 +59,7 @@ def _installed() -> Path:
 def portkey(body: Mapping[str, object], *, provider_url: str) -> Iterator[tuple[int, Target]]:
     """Portkey's gateway before an OpenAI-like provider: its process, and where it is asked.
 
-    Raises NotToBeHadError when it cannot be installed or does not answer.
+    Raises NotAvailableError when it cannot be installed or does not answer.
     """
     program, port = _installed(), free_port()
     target = Target(
@@ -74,7 +74,7 @@ def portkey(body: Mapping[str, object], *, provider_url: str) -> Iterator[tuple[
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
             ["node", str(program), "--headless", f"--port={port}"],
-            # Of the addresses in a private network it asks none but those that it is told of.
+            # In a private network it asks only the addresses that are listed.
             env={
                 **os.environ,
                 "NODE_ENV": "production",
@@ -87,7 +87,7 @@ def portkey(body: Mapping[str, object], *, provider_url: str) -> Iterator[tuple[
             try:
                 asyncio.run(settle(target))
             except TimeoutError as error:
-                raise NotToBeHadError(f"it does not answer: {error}") from None
+                raise NotAvailableError(f"it does not answer: {error}") from None
             yield process.pid, target
         finally:
             process.terminate()

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import yaml
 
 from benchmarks.containers import container
-from benchmarks.peer import NotToBeHadError
+from benchmarks.peer import NotAvailableError
 from infra import demo, gateway, model_list, postgres
 from infra.settings import Settings
 from infra.stack_config import validate
@@ -80,9 +80,9 @@ class Compose:
     """The plan as a docker-compose project in a folder of its own."""
 
     def __init__(self, folder: Path) -> None:
-        """Write nothing yet. Raises NotToBeHadError where docker-compose is not installed."""
+        """Write nothing yet. Raises NotAvailableError where docker-compose is not installed."""
         if shutil.which(COMPOSE) is None:
-            raise NotToBeHadError(f"{COMPOSE} is not installed (apt-get install --no-install-recommends {COMPOSE})")
+            raise NotAvailableError(f"{COMPOSE} is not installed (apt-get install --no-install-recommends {COMPOSE})")
         self._folder = folder
         self._project = f"{PROJECT_NAME}-benchmark-{secrets.token_hex(4)}"
         self.key = new_key()

@@ -19,7 +19,7 @@ from benchmarks.deploy import with_model
 from benchmarks.gateway import PEER, PLAN, Contender, of_stack
 from benchmarks.measure import Readings, alternating, percentile
 from benchmarks.pace import LONG, SLOW
-from benchmarks.peer import NotToBeHadError, portkey
+from benchmarks.peer import NotAvailableError, portkey
 from benchmarks.plan import plan, rendered_config
 from infra import edge, gateway
 from tests.stack_config import PROJECT_NAME, project_file
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from benchmarks.pace import Seen
     from tests.stacks import Deployment
     from toolchain.progress import Step
+    from toolchain.recipes import Recipe
 
 CONCURRENT = (1, 8, 32, 128, 512)
 EACH = {1: 2}
@@ -48,7 +49,7 @@ REPLICAS = 2
 HELD = (1000, REPLICAS * edge.REPLICA_CONNECTIONS + 500)
 """Streams that are held open at once: as many as are promised, and more than there is room for."""
 MEMORY_FROM = 32
-"""At so many at once and more the memory of a stream stands out from the gateway's own ups and downs."""
+"""From this many at once, a stream's memory is larger than the gateway's own variations."""
 SAMPLE_SECONDS = 0.5
 QUIET_CORES, QUIET_SECONDS = 0.1, 30
 """Streams that were given up are over once a gateway takes less of a core, or after so long."""
@@ -90,18 +91,22 @@ class Kind:
         return f"this stack, LiteLLM {version}, lane {'on' if self.fast else 'off'}"
 
     def configure(self, made: Deployment) -> None:
-        image = str(project_file()["config"]["litellmImage"]["default"])
-        if self.is_newest:
-            image = (
-                f"127.0.0.1:1/litellm:v{NEWEST.version}"  # a name that no registry has: what is built here is used
-            )
-            with Steps() as steps:
-                record = made.folder / ".images.yaml"
-                images.ensure(steps, made.engine, {"litellm": image}, stack="any", ask=None, record=record)
+        image = stand_in(made, NEWEST if self.is_newest else PINNED)
         fast = str(self.fast).lower()
         made.set(replicas=REPLICAS, drainSeconds=DRAIN_SECONDS, litellmImage=image, fastStreams=fast)
         for key, value in provided().items():
             made.set_path(f"models[0].{key}", value)
+
+
+def stand_in(made: Deployment, recipe: Recipe) -> str:
+    """The image of a release of LiteLLM that a stack is configured with; built, if it is not the default."""
+    if recipe is PINNED:
+        return str(project_file()["config"]["litellmImage"]["default"])
+    image = f"127.0.0.1:1/litellm:v{recipe.version}"  # a name that no registry has: what is built here is used
+    with Steps() as steps:
+        record = made.folder / ".images.yaml"
+        images.ensure(steps, made.engine, {"litellm": image}, stack="any", ask=None, record=record)
+    return image
 
 
 KINDS = tuple(Kind(is_newest=newest, fast=fast) for newest in (False, True) for fast in (False, True))
@@ -241,7 +246,7 @@ def of_plan(engine: docker.DockerClient, on: Network) -> Iterator[Contender]:
 
 @contextmanager
 def of_peer(provider_url: str) -> Iterator[Contender]:
-    """Portkey's process. Raises NotToBeHadError."""
+    """Portkey's process. Raises NotAvailableError."""
     with portkey(READY, provider_url=provider_url) as (pid, target):
         yield Contender(name=PEER, target=target, parts=(ProcessMeter(pid),))
 
@@ -281,7 +286,7 @@ def run(engine: docker.DockerClient, rounds: int, step: Step, name: str = "") ->
                 with made[each]() as contender:
                     asyncio.run(settle(contender.target))
                     (hold if each == HOLDING else measure)(contender, ContainerMeter(provider), readings, step)
-            except NotToBeHadError as error:
+            except NotAvailableError as error:
                 readings.leave_out(each, str(error))
     return compared(readings)
 

@@ -217,7 +217,7 @@ def _dump(programs: Programs, server: Server, stream: IO[bytes]) -> tuple[int, s
 
 
 def content_of(programs: Programs, stream: FileIO) -> Content:
-    """Read a whole archive, from where the file stands, as a restore would."""
+    """Read a whole archive, from the file's present position, as a restore would."""
     with (
         shown_progress("reading", os.fstat(stream.fileno()).st_size) as progress,
         programs.running("pg_restore", "--data-only", "--file=-", stdin=stream) as process,

@@ -41,9 +41,7 @@ def backup(
 
 
 def restore(
-    file: Annotated[
-        Path, typer.Argument(help="A backup, or a folder, of which the newest backup is taken.", exists=True)
-    ],
+    file: Annotated[Path, typer.Argument(help="A backup, or a folder: its newest backup is restored.", exists=True)],
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for the database's name.")] = False,
     only: Annotated[
         Literal["app", "litellm"] | None, typer.Option(help="Restore the app's database alone, or LiteLLM's.")
@@ -52,7 +50,7 @@ def restore(
         bool,
         typer.Option(
             "--force",
-            help="Accept LiteLLM's database of another release or salt key, or of one that could not be compared.",
+            help="Accept LiteLLM's database from another release or salt key, or if they cannot be compared.",
         ),
     ] = False,
     folder: Folder = FOLDER,
@@ -60,7 +58,7 @@ def restore(
 ) -> None:
     """Replace the databases with saved ones:  llmctl restore FILE.
 
-    LiteLLM's own is in a file beside that of the app. A replaced database is kept; its new name is printed.
+    LiteLLM's database is in a second file, beside the app's. A replaced database is kept; its new name is printed.
     """
     from console import restore  # noqa: PLC0415
 

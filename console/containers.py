@@ -37,7 +37,7 @@ class Part:
     name: str
     """Without the stack's name; on a Swarm with the node: `litellm-2`, `litellm-g1.2@node`."""
     kind: str
-    """`edge`, `litellm`, `postgres` or `demo`."""
+    """`edge`, `litellm`, `postgres`, `redis` or `demo`."""
     state: str
     """The engine's word for it, with the health where it runs, and what the edge says of a replica it leaves out."""
     up: bool
@@ -60,7 +60,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stack:
-    """What an engine tells of one stack."""
+    """What an engine knows about one stack."""
 
     name: str
     parts: tuple[Part, ...]
@@ -223,7 +223,7 @@ def _docker(*arguments: str) -> str:
 
 
 def _inspected(kind: str, ids: Sequence[str]) -> list[dict[str, Any]]:
-    """What the engine knows of things that it has just listed; of those that are gone since, nothing."""
+    """What the engine knows about things that it has just listed, without those that were removed since."""
     if not ids:
         return []
     try:

@@ -12,7 +12,7 @@ from app import migrations, organizations
 from app._errors import LLMError
 from app._settings import Settings
 from app._unreachable import KEY_FIX
-from console import litellm_check
+from console import litellm_check, redis_check
 from console.finding import Finding
 from console.gateway_report import ENDING_FIX, MODELS_FIX, SECONDS, GatewayError, ask
 
@@ -39,6 +39,7 @@ def examine(folder: Path) -> Iterator[Finding]:
     yield from _database(settings, folder, served)
     if settings.litellm_database_url is not None:
         yield from litellm_check.examine(settings.litellm_database_url.get_secret_value(), round(SECONDS))
+        yield from redis_check.examine(settings)
     else:
         yield from litellm_check.unnamed_database(settings)
 
@@ -126,7 +127,7 @@ def _database(settings: Settings, folder: Path, served: set[str]) -> Iterator[Fi
 
 
 def collation(connection: psycopg.Connection) -> Finding | None:
-    """What is to be said of the order of texts: that of the C library which made the indexes, or of another one.
+    """Whether the server sorts text with the C library that built the indexes, or with another one.
 
     PostgreSQL knows since 15, and for libraries that have versions: https://www.postgresql.org/docs/17/sql-altercollation.html
     """

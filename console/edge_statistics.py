@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
-from console.programs import output
+from console.programs import ProgramError, output
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -29,7 +29,10 @@ exec 3<>"/dev/tcp/${master/://}"
 cat >&3
 cat <&3
 """
+NAMES = ASK.replace("cat <&3", 'while read -r _ _ name; do echo "$name"; done <&3')
+"""Of a map, the values alone: its keys are those of clients, which stay in the container."""
 QUESTIONS = "@1 show info;@1 show stat;@1 show table clients;{}quit\n"
+NAMES_QUESTION = "@1 show map clients.map;quit\n"
 KEY_QUESTION = "@1 get map clients.map {};"
 PLAIN_KEY = re.compile(r"[\w.-]+", re.ASCII)
 """A key with nothing in it that means something to HAProxy's command line."""
@@ -77,7 +80,7 @@ class Statistics:
     replicas: Mapping[str, Traffic]
     """By the replica's address."""
     down: frozenset[str]
-    """Addresses of replicas that the edge sends nothing to, as they do not answer its checks."""
+    """Addresses of replicas that the edge sends nothing to, because they do not answer its checks."""
     clients: tuple[Client, ...]
     knows_key: bool | None
     """Whether the key is one of a client of this edge; None where that could not be asked."""
@@ -88,6 +91,15 @@ def statistics(container: str, key: str) -> Statistics:
     command = ["docker", "exec", "--interactive", container, "bash", "-c", ASK]
     questions = QUESTIONS.format(KEY_QUESTION.format(key) if PLAIN_KEY.fullmatch(key) else "")
     return read(output(command, given=questions, seconds=SECONDS), now=datetime.now(UTC))
+
+
+def clients(container: str) -> frozenset[str]:
+    """The names of the clients that the edge in a container knows; none where it does not answer."""
+    command = ["docker", "exec", "--interactive", container, "bash", "-c", NAMES]
+    try:
+        return frozenset(output(command, given=NAMES_QUESTION, seconds=SECONDS).split())
+    except ProgramError:
+        return frozenset()
 
 
 def read(answer: str, *, now: datetime) -> Statistics:

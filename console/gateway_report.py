@@ -1,4 +1,4 @@
-"""What the gateway says of itself to anyone who asks, without a model being asked."""
+"""What the gateway says about itself to any client, without asking a model."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from app import _http
 from app._deadline import until
 from app._errors import GatewayRefusedKeyError, GatewayUnreachableError
 from app._unreachable import GATEWAY_FIX, KEY_FIX, why
+from console import tables
 
 if TYPE_CHECKING:
     from app._settings import Settings
@@ -58,12 +59,12 @@ class Ending:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """What the gateway tells of a model that it serves."""
+    """What the gateway says about a model that it serves."""
 
     owner: str
     """The provider, as LiteLLM's prefix for it; `demo` where the demo provider answers."""
-    price: tuple[float, ...]
-    """US dollars for a million tokens in, and out where those cost anything; empty where none is known."""
+    price: dict[str, float]
+    """US dollars for a million tokens, `input` and `output`; what is not known is not in it."""
     refuses: dict[str, str]
     """Parameters that its provider refuses: `drop`, `error`, or the name by which they are sent."""
     shutdown_date: str | None
@@ -74,7 +75,7 @@ class Gateway:
     """A gateway that answers."""
 
     version: str
-    """LiteLLM's; empty where it does not tell, as newer ones do not."""
+    """LiteLLM's; empty if it does not report it. Newer releases do not."""
     models: tuple[str, ...]
     """The names of those that are served; empty where the key is refused."""
     endings: dict[str, Ending]
@@ -132,7 +133,7 @@ def _told(model: dict[str, Any]) -> Model:
     price = model.get("price") or {}
     return Model(
         owner=str(model.get("owned_by", "")),
-        price=tuple(float(price[way]) for way in ("input", "output") if way in price),
+        price={way: float(price[way]) for way in tables.WAYS if way in price},
         refuses=dict(model.get("refuses") or {}),
         shutdown_date=model.get("shutdown_date"),
     )

@@ -21,7 +21,7 @@ keys = typer.Typer(
 
 @keys.command("create")
 def create(
-    alias: Annotated[str, typer.Argument(help="A name for it, which the bill shows too.")],
+    alias: Annotated[str, typer.Argument(help="A name for it, which `llmctl usage` shows too.")],
     team: Annotated[str | None, typer.Option(help="Its team, whose budget and limits it shares.")] = None,
     model: managed.Models = None,
     max_budget: managed.MaxBudget = None,

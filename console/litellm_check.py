@@ -1,4 +1,4 @@
-"""Whether LiteLLM's own database is as the LiteLLM that runs needs it. Changes nothing."""
+"""Whether LiteLLM's own database fits the LiteLLM that runs. Changes nothing."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def of_server(url: str, seconds: int, *, stack: str = "") -> Iterator[Finding]:
                 yield Finding("LiteLLM's schema", "failure", "there is none", up)
             elif owners := [str(owner) for (owner,) in connection.execute(FOREIGN_OWNERS)]:
                 detail = f"{', '.join(owners)} owns tables in it, which LiteLLM's role cannot change"
-                fix = "as superuser, for each of them: ALTER TABLE … OWNER TO that of the database"
+                fix = "as superuser, for each of them: ALTER TABLE … OWNER TO the database's owner"
                 yield Finding("LiteLLM's schema", "failure", detail, fix)
     except psycopg.Error as error:
         detail = f"it cannot be used ({error.sqlstate or one_line(error)})"
@@ -107,7 +107,7 @@ def of_release(url: str, of_image: list[str] | None, seconds: int, *, stack: str
     elif unfinished := sorted(name for name, done in applied.items() if not done):
         wrong = f"migration {unfinished[0]} was not finished"
     elif missing := sorted({*of_image} - {*applied}):
-        wrong = f"it lacks {len(missing)} of the release's migrations, as {missing[0]}"
+        wrong = f"{len(missing)} of the release's migrations are missing, such as {missing[0]}"
     elif more := sorted({*applied} - {*of_image}):
         wrong = f"it is that of a newer release than the one that runs: {more[-1]}"
     if wrong:

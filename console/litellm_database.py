@@ -1,4 +1,4 @@
-"""LiteLLM's own database: how it is told from the app's, and whether the LiteLLM that runs can use a restored one."""
+"""LiteLLM's own database: how to tell it from the app's, and whether the LiteLLM that runs can use a restored one."""
 
 from __future__ import annotations
 
@@ -86,11 +86,11 @@ def _management_error() -> type[Exception]:
 
 
 def _of_another_release(restored: str, live: str) -> str:
-    """What the schemas of two databases differ in; empty where it is nothing."""
+    """How the schemas of two databases differ; empty if they are equal."""
     theirs, ours = _schema(restored), _schema(live)
     return "; ".join(
         f"{which} {_some(names)}"
-        for which, names in (("it lacks", [*ours - theirs]), ("it also has", [*theirs - ours]))
+        for which, names in (("it does not have", [*ours - theirs]), ("it also has", [*theirs - ours]))
         if names
     )
 

@@ -1,4 +1,4 @@
-"""What the commands `llmctl keys` and `llmctl teams` have in common."""
+"""What the commands `llmctl keys` and `llmctl teams` share."""
 
 from __future__ import annotations
 

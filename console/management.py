@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from app._settings import Settings
-from console import containers, in_replica
+from console import containers, edge_statistics, in_replica
 from console.durations import DURATION
 from console.programs import ProgramError, output
 from console.status import found
@@ -27,14 +27,14 @@ NO_DATABASE = (
 FAILED = 400
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@/-]{0,99}", re.ASCII)
 HASH_BEGINNING = 8
-"""Characters of a key's hash that name it where it has no alias."""
+"""How many characters of its hash name a key that has no alias."""
 
 Named = TypeVar("Named", "Key", "Team")
 Request = tuple[str, str, Any]
 
 
 class ManagementError(Exception):
-    """What was asked for is not done. The message says why, and what to do."""
+    """The request was not carried out. The message says why, and what to do."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +42,7 @@ class Limited:
     """What keys and teams have in common, by LiteLLM's names."""
 
     models: tuple[str, ...]
-    """Those that it may ask; all where it has none."""
+    """The models that it may ask; all if empty."""
     spend: float
     """US dollars, since the budget last started over."""
     max_budget: float | None
@@ -151,8 +151,9 @@ def checked_name(text: str) -> str:
 class Gateway:
     """A replica whose LiteLLM can be asked. All of them have the one database."""
 
-    def __init__(self, container: str) -> None:
-        self.container = container
+    def __init__(self, container: str, edge: str | None = None) -> None:
+        """`edge` is the container of the stack's edge, where that is on this engine."""
+        self.container, self.edge = container, edge
 
     def ask(self, *requests: Request) -> list[tuple[int, Any]]:
         """The status and body of each answer. Raises ProgramError."""
@@ -218,14 +219,27 @@ class Gateway:
         keys, teams = self.all()
         if any(key.key_alias == alias for key in keys):
             raise ManagementError(f"there is a key {alias} already: llmctl keys show {alias}")
+        if self.edge and alias in edge_statistics.clients(self.edge):
+            raise ManagementError(
+                f"{alias} is a client of the stack config, and has a key of that name in LiteLLM: use another alias"
+            )
         if team is not None:
             of = team_called(team, teams)
             wrong = sorted(set(limits.models) - set(of.models)) if of.models else []
             if wrong:
                 raise ManagementError(f"team {team} may not ask {', '.join(wrong)}, only {', '.join(of.models)}")
             body["team_id"] = of.team_id
-        [made] = self.answers(("POST", "/key/generate", body))
-        return self.key(alias), made["key"]
+        try:
+            [made] = self.answers(("POST", "/key/generate", body))
+        except ProgramError as error:
+            raise ProgramError(
+                f"{error}. If `llmctl keys list` has {alias} now, nobody knows that key: llmctl keys delete {alias}"
+            ) from None
+        try:
+            return self.key(alias), made["key"]
+        except (Exception, KeyboardInterrupt):  # noqa: BLE001 -- whatever it is: who made the key must see it
+            names = {each.team_id: each.team_alias for each in teams}
+            return key_of({**made, "token": made["token_id"]}, names), made["key"]
 
     def create_team(self, alias: str, limits: Limits) -> Team:
         """A new team. Raises ProgramError and ManagementError."""
@@ -293,10 +307,11 @@ def of_stack(stack: containers.Stack) -> Gateway:
 
 def _replicas_of(stack: containers.Stack) -> dict[str, Gateway]:
     up = [part for part in stack.parts if part.kind == containers.REPLICA and part.up]
-    here = {part.name: Gateway(part.container) for part in up if part.container}
+    edge = stack.edge.container if stack.edge else None
+    here = {part.name: Gateway(part.container, edge) for part in up if part.container}
     if not here:
         raise ProgramError(
-            "no replica runs on the engine that `docker` asks: name that of a node which has one by DOCKER_HOST"
+            "no replica runs on the engine that `docker` asks: set DOCKER_HOST to a node that has one"
             if up
             else "no replica of the stack is up: llmctl status"
         )
@@ -319,7 +334,7 @@ def team_called(name: str, teams: Sequence[Team]) -> Team:
 
 
 def one(named: Sequence[Named], nobody: str) -> Named:
-    """The only one of those that a name fits. Raises ManagementError."""
+    """The one that a name fits. Raises ManagementError if there are several or none."""
     if not named:
         raise ManagementError(nobody)
     if len(named) > 1:
@@ -329,7 +344,7 @@ def one(named: Sequence[Named], nobody: str) -> Named:
 
 
 def sentence(body: Any) -> str:  # noqa: ANN401 -- any JSON
-    """What is wrong, from any of the forms that LiteLLM has for it."""
+    """What is wrong, from any of LiteLLM's forms of an error."""
     while isinstance(body, dict):
         body = next((body[name] for name in ("error", "detail", "message") if body.get(name)), "it says nothing")
     if isinstance(body, list):

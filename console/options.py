@@ -1,4 +1,4 @@
-"""Options that several commands of `llmctl` have."""
+"""Options that several commands of `llmctl` share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""PostgreSQL's own programs for a server, which do the work of a backup and of a restore.
+"""PostgreSQL's own programs for a server, which do the work of backups and restores.
 
 They are in the server's major version: an older pg_dump refuses the server, what a newer one writes the server's own
 pg_restore may not read, and a newer pg_restore sends settings that the server may not know. They run in the container
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 CONTAINER_LABEL = f"{LABEL}.part={POSTGRES}"
 SUPERUSER = "postgres"
 MAINTENANCE_DATABASE = "postgres"
-"""Where those connect who make and rename databases: nobody can rename the one that they are in."""
+"""Where to connect to create and rename databases: nobody can rename the one that they are in."""
 PROGRAMS = ("pg_dump", "pg_restore", "psql")
 CONNECT_SECONDS = 15
 # Two servers may have the same system identifier (one is a copy of the other), but not the same start as well.
@@ -75,7 +75,7 @@ class Programs:
     connection: str
     """Without a password."""
     admin: str
-    """As who makes and renames databases."""
+    """As the user who creates and renames databases."""
     password: str = ""
 
     def command(self, program: str, *arguments: str) -> list[str]:
@@ -88,12 +88,12 @@ class Programs:
         return {**os.environ, **({"PGPASSWORD": self.password} if self.password else {})}
 
     def psql(self, *options: str) -> list[str]:
-        """The words that run psql as who makes and renames databases."""
+        """The words that run psql as the user who creates and renames databases."""
         plain = ("--no-psqlrc", "--quiet", "--tuples-only", "--no-align", "--set=ON_ERROR_STOP=1")
         return self.command("psql", *plain, *options, f"--dbname={self.admin}")
 
     def sql(self, script: str, **variables: str) -> str:
-        """What a psql script prints that runs as who makes and renames databases."""
+        """What a psql script prints that runs as the user who creates and renames databases."""
         command = self.psql(*(f"--set={name}={value}" for name, value in variables.items()))
         done = subprocess.run(
             command, input=script, env=self.environment, capture_output=True, text=True, check=False

@@ -1,4 +1,4 @@
-"""How a status stands on the screen, once or for as long as somebody watches."""
+"""How a status is shown on the screen, once or for as long as somebody watches."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Screen:
 
 
 def rendered(status: Status) -> RenderableType:
-    """A status as it stands on the screen."""
+    """A status as it is shown on the screen."""
     return Group(*_rendered(status))
 
 

@@ -32,7 +32,7 @@ DATABASE_SECONDS = 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
-    """What is known of the stack. It is well when nothing is wrong; what could not be seen is not wrong."""
+    """What is known about the stack. It is well if nothing is wrong; what could not be seen is not wrong."""
 
     at: datetime
     url: str
@@ -163,7 +163,7 @@ def _with_traffic(part: containers.Part, edge: containers.Part | None, counted: 
     """A part with what the edge has counted of it, and says of it."""
     if part == edge:
         return replace(part, traffic=counted.traffic)
-    if part.kind != containers.REPLICA:  # which may have the address of a replica that is gone
+    if part.kind != containers.REPLICA:  # which may have a former replica's address
         return part
     address = next((each for each in part.addresses if each in counted.replicas), "")
     part = replace(part, traffic=counted.replicas.get(address))

@@ -1,4 +1,4 @@
-"""What people read: tables on standard output, and all else on standard error."""
+"""Output for people: tables on standard output, everything else on standard error."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 WORDS = {"drop": "leaves out", "error": "refuses"}
 """What becomes of the parameters that a model's provider refuses, by the stack's word for it."""
+WAYS = {"input": "in", "output": "out"}
+"""Of tokens: as callers are told a price, and in a table."""
 
 
 def of_models(gateway: Gateway) -> Sequence[Sequence[str]]:
@@ -21,10 +23,16 @@ def of_models(gateway: Gateway) -> Sequence[Sequence[str]]:
     rows = [("model", "provider", "USD per million tokens", "parameters", "ends")]
     for name in gateway.models:
         model = gateway.told[name]
-        price = ", ".join(f"{cost:g} {way}" for way, cost in zip(("in", "out"), model.price, strict=False))
         ends = str(gateway.endings.get(name, ""))
-        rows.append((name, model.owner, price or "not known", "; ".join(fates(model.refuses)), ends))
+        rows.append((name, model.owner, cost(model.price), "; ".join(fates(model.refuses)), ends))
     return rows
+
+
+def cost(price: Mapping[str, float]) -> str:
+    """A price by WAYS, in few words. Free is what is known to cost nothing, and not what has no price."""
+    if set(price) == set(WAYS) and not any(price.values()):
+        return "free"
+    return ", ".join(f"{price[way]:g} {short}" for way, short in WAYS.items() if way in price) or "unknown"
 
 
 def told(gateway: Gateway) -> dict[str, dict[str, object]]:

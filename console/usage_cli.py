@@ -1,4 +1,4 @@
-"""The command `llmctl usage`: what is read, and how what it says is shown."""
+"""The command `llmctl usage`: what it reads, and how it shows that."""
 
 from __future__ import annotations
 

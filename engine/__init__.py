@@ -1,1 +1,1 @@
-"""What the program and the set-up both need of a Docker Engine: how it is reached, and how what is on it is named."""
+"""What the program and the set-up need from a Docker Engine: how to reach it, and how to name what runs on it."""

@@ -1,4 +1,4 @@
-"""What an engine says of itself, and whether the stack can run on it."""
+"""What an engine says about itself, and whether the stack can run on it."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ if TYPE_CHECKING:
 CONTAINERD_STORE = "io.containerd.snapshotter.v1"
 DESKTOP = "Docker Desktop"
 OLDEST_API = (1, 41)
-"""That of Docker Engine 20.10, which the stack was first run on."""
-_PROVIDER = Path(__file__).parent.parent / "toolchain/docker-provider/shim/version.go"
+"""The API of Docker Engine 20.10, on which the stack was first run."""
+_PROVIDER = Path(__file__).parent.parent / "toolchain/go/docker-provider/shim/version.go"
 SPOKEN_API = tuple(map(int, re.findall(r'newestAPI = "(\d+)\.(\d+)"', _PROVIDER.read_text())[0]))
 """The newest that the Docker provider built here speaks."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """What an engine says of itself."""
+    """What an engine says about itself."""
 
     name: str
     """What it is, its version, and what about it matters here, as text for a person."""

@@ -1,4 +1,4 @@
-"""The labels by which what a stack has on an engine is found."""
+"""The labels of everything that a stack has on an engine."""
 
 from __future__ import annotations
 

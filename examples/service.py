@@ -99,7 +99,7 @@ class EventStream(StreamingResponse):
         self.stream = stream
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        # Not in `events`, which never runs where the caller is gone before the first piece is sent.
+        # Not in `events`, which never runs if the caller leaves before the first piece is sent.
         async with self.stream:
             await super().__call__(scope, receive, send)
 
@@ -125,6 +125,6 @@ def answer_to(error: app.LLMError) -> tuple[int, str]:
 
 
 def told(error: app.LLMError) -> dict[str, str | None]:
-    """What the caller is told of an error; `request_id` finds it in the gateway's log."""
+    """What the caller is told about an error; `request_id` finds it in the gateway's log."""
     log.warning("%s: %s", type(error).__name__, error)
     return {"detail": answer_to(error)[1], "request_id": getattr(error, "request_id", None)}

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from typing import TYPE_CHECKING, Any
 
 import pulumi
 from pulumi.dynamic import ReadResult, Resource
 
 from infra import programs
-from infra.deploy_step import DeployStep
+from infra.deploy_step import DeployStep, say
 from infra.placement.inside import InsideError, NobodyError, printed
 
 if TYPE_CHECKING:
@@ -58,10 +57,11 @@ def build(
 def doubts(settings: Settings) -> Iterator[str]:
     """What a preview warns of."""
     counted = [client for client, limits in settings.client_limits.items() if limits.rpm or limits.tpm]
-    if counted and settings.replicas > 1:
+    if counted and settings.replicas > 1 and not settings.redis:
         yield (
             f"clientLimits: each of the {settings.replicas} replicas counts the rpm and tpm of {', '.join(counted)} "
-            f"by itself, so up to {settings.replicas} times as much gets through. clientRpm is exact."
+            f"by itself, so up to {settings.replicas} times as much gets through. Have them count together: "
+            f"./pulumiw config set --stack {pulumi.get_stack()} redis true. clientRpm is exact without it."
         )
 
 
@@ -85,10 +85,10 @@ class _Provider(DeployStep):
         try:
             has_database, limits = _asked(props)
         except InsideError as error:
-            _say(f"the limits of client {props['client']} could not be read, and are taken to be as before: {error}")
+            say(f"the limits of client {props['client']} could not be read, and are taken to be as before: {error}")
             return ReadResult(id_, props, dict(props))
         if not has_database:
-            _say(f"the limits of client {props['client']} are taken to be as before: LiteLLM has no database")
+            say(f"the limits of client {props['client']} are taken to be as before: LiteLLM has no database")
             return ReadResult(id_, props, dict(props))
         own = {name: value for name, value in props.items() if name not in LIMITS}
         now = {name: limits[key] for name, key in LIMITS.items() if limits and limits[key] is not None}
@@ -100,12 +100,12 @@ class _Provider(DeployStep):
         try:
             has_database, _ = _asked(props, dict.fromkeys(LIMITS.values()))
         except NobodyError as error:  # each `up` has replicas that run; what is left ends with the database
-            _say(f"{what}: {error}")
+            say(f"{what}: {error}")
             return
         except InsideError as error:
             raise RuntimeError(f"{what}: {error}. The next `up` tries again.") from None
         if not has_database:
-            _say(f"{what}, which LiteLLM does not use any more")
+            say(f"{what}, which LiteLLM does not use any more")
 
 
 def _wanted(props: Mapping[str, Any]) -> dict[str, Any]:
@@ -119,11 +119,6 @@ def _asked(props: Mapping[str, Any], limits: Mapping[str, Any] | None = None) ->
     arguments = [] if limits is None else [json.dumps(limits)]
     answer = json.loads(printed(props["inside"], [*PROGRAM, props["client"], *arguments]))
     return answer["database"], answer["limits"]
-
-
-def _say(text: str) -> None:
-    """Have Pulumi show a line: it does so with what a provider writes to standard error."""
-    print(text, file=sys.stderr, flush=True)
 
 
 class LimitsOfClient(Resource, module="client_limits", name="ClientLimits"):

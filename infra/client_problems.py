@@ -39,7 +39,7 @@ def _same_keys(values: Mapping[str, Any]) -> Iterator[Problem]:
         for key in keys:
             owner = owners.setdefault(key.get_secret_value(), client)
             if owner != client:
-                yield Problem(f"clientKeys.{client}", f"is the same key as that of {owner}", NEW_KEY.format(client))
+                yield Problem(f"clientKeys.{client}", f"is the same key as {owner}'s", NEW_KEY.format(client))
 
 
 def _unknown_clients(values: Mapping[str, Any]) -> Iterator[Problem]:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 PROGRAM = "/app/provider.py"
 FOLDER = Path(__file__).parent.parent / "demo"
 SPOKEN = ("openai", "anthropic")
-"""Whose answers it gives: files of demo/answers."""
+"""The providers whose answers it gives: files in demo/answers."""
 PORT = 8080
 NETWORK_NAME = "demo"
 MEMORY_MB = 256
@@ -29,7 +29,7 @@ def url(placement: Placement) -> str:
 
 
 def files() -> dict[str, str]:
-    """Its program and the answers that it gives, by their paths in the container."""
+    """Its program and its answers, by their paths in the container."""
     paths = {PROGRAM: "provider.py", **{f"/app/answers/{name}.yaml": f"answers/{name}.yaml" for name in SPOKEN}}
     return {there: (FOLDER / here).read_text(encoding="utf-8") for there, here in paths.items()}
 

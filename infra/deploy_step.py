@@ -6,6 +6,7 @@ or stacks that have the step can no longer refresh or delete it.
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
@@ -16,14 +17,14 @@ class DeployStep(ResourceProvider, ABC):
     """A step that is taken when its resource is created, and again when one of its `inputs` changes."""
 
     serialize_as_secret_always = False
-    """Or a preview would hide what is no secret."""
+    """Otherwise a preview would hide values that are not secret."""
 
     id: ClassVar[str]
     """The id of its resource in the state."""
     inputs: ClassVar[tuple[str, ...]]
-    """The properties of which a change takes the step again."""
+    """The step is taken again when one of these properties changes."""
     replacing: ClassVar[tuple[str, ...]] = ()
-    """Those of `inputs` of which a change replaces the resource: the former one is deleted afterwards."""
+    """A change of one of these `inputs` replaces the resource: the former one is deleted afterwards."""
 
     @abstractmethod
     def run(self, props: dict[str, Any], olds: dict[str, Any]) -> dict[str, Any]:
@@ -41,6 +42,11 @@ class DeployStep(ResourceProvider, ABC):
 
     def update(self, id: str, olds: dict[str, Any], news: dict[str, Any]) -> UpdateResult:  # noqa: A002, ARG002
         return UpdateResult(self.run(news, olds))
+
+
+def say(text: str) -> None:
+    """Have Pulumi show a line: it does so with what a provider writes to standard error."""
+    print(text, file=sys.stderr, flush=True)
 
 
 class GuardProvider(DeployStep):

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 PORT = 4000
 METRICS_PORT = 8404
+ADMIN_PORT = 4003
 # Inside the container only.
 HEALTH_PORT = 8405
 MASTER_PORT = 8406
@@ -34,7 +35,7 @@ CHECKED = "/v1/models"
 USER_ID = 99
 """That of `haproxy` in HAProxy's image."""
 NODE_LABEL = "edge"
-"""On a cluster: that of the nodes which let callers in."""
+"""On a cluster: the label of the nodes that callers connect to."""
 REPLICA_CONNECTIONS = 1000
 """How many requests a replica has at most, streams among them: as many connections as OpenAI's SDK, by which LiteLLM
 asks providers, opens."""
@@ -74,6 +75,8 @@ class EdgeArgs:
     port: int
     metrics_port: int | None
     """Where the metrics and the statistics page are published, on the host's loopback address; None for nowhere."""
+    admin_port: int | None
+    """Where LiteLLM's page and administration are published, on the same address; None for nowhere."""
     config: pulumi.Input[str]
     """HAProxy's rendered config."""
     bodies: str
@@ -123,6 +126,7 @@ def render(  # noqa: PLR0913 -- all are needed, all by name
         METRICS=_switch(metrics),
         VIRTUAL_KEYS=_switch(virtual_keys),
         METRICS_PORT=METRICS_PORT,
+        ADMIN_PORT=ADMIN_PORT,
         HEALTH_PORT=HEALTH_PORT,
         PEERS_PORT=PEERS_PORT,
         FALLBACK_PORT=FALLBACK_PORT,
@@ -184,6 +188,8 @@ class Edge(pulumi.ComponentResource):
         ports = [Port(internal=PORT, external=args.port, address=args.address)]
         if args.metrics_port:
             ports.append(Port(internal=METRICS_PORT, external=args.metrics_port, address=LOOPBACK))
+        if args.admin_port:
+            ports.append(Port(internal=ADMIN_PORT, external=args.admin_port, address=LOOPBACK))
         secrets: dict[str, pulumi.Input[str]] = {
             "clients.map": pulumi.Output.all(**{name: list(keys) for name, keys in args.client_keys.items()}).apply(
                 _clients_map

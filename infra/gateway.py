@@ -57,6 +57,8 @@ class GatewayArgs:
     """LiteLLM's rendered config."""
     secrets: Mapping[str, pulumi.Input[str]]
     """Environment variables of LiteLLM that are secret."""
+    more: Mapping[str, str]
+    """What else its environment has, for everybody to read."""
     database: LiteLLMDatabase | None
     """LiteLLM's own, where it has one."""
     generation: pulumi.Input[int]
@@ -114,6 +116,7 @@ class Gateway(pulumi.ComponentResource):
                         memory_mb=args.memory_mb - (database.replica_mb if database else 0),
                     ),
                     **(WITH_DATABASE if database else {}),
+                    **args.more,
                 },
                 files={"/app/config.yaml": args.config, **programs.files()},
                 secrets={**args.secrets, **({"DATABASE_URL": database.url} if database else {})},

@@ -1,4 +1,4 @@
-"""What the stack config says of a client's limits: `clientLimits`."""
+"""What the stack config says about a client's limits: `clientLimits`."""
 
 from __future__ import annotations
 

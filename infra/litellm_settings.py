@@ -41,7 +41,7 @@ REFUSED = {
         "master_key=.*": "is the stack's own, which the edge uses: set masterKey instead",
         "database_url=.*": "is the stack's own: litellmDatabase gives it one, and litellmDatabaseUrl another",
         "(store_model_in_db|supported_db_objects)=.*": "takes models from elsewhere: `models` has them",
-        "allow_requests_on_db_unavailable=(?!false$).*": "lets in any key while the database is away",
+        "allow_requests_on_db_unavailable=(?!false$).*": "accepts any key while the database is away",
         "store_prompts_in_spend_logs=(?!false$).*": "would keep prompts and answers in the database",
         "disable_(prisma_schema_update|spend_logs|adding_master_key_hash_to_db)=.*": (
             "is the stack's own: litellmDatabase decides it"

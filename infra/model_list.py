@@ -1,4 +1,4 @@
-"""Which models are served: those of `litellm/config.yaml` and the stack config, less those without a variable."""
+"""Which models are served: those in `litellm/config.yaml` and the stack config whose variables are all set."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pulumi
 import yaml
 
-from infra import litellm_connections, litellm_settings, model_table, prices, providers, retirements
+from infra import litellm_connections, litellm_settings, model_table, prices, providers, redis, retirements
 from infra.litellm_environment import REFERENCE, in_clear, named_variables
 from infra.settings import Deployment
 
@@ -27,7 +27,7 @@ REQUEST_TIMEOUT_SECONDS = 6000
 RENAMED = {"max_tokens": "max_completion_tokens"}
 """Parameters that a model which refuses them takes by another name."""
 NO_KEY = "none"
-"""What a server that wants no key is sent: LiteLLM's OpenAI client insists on one, or takes that of the provider."""
+"""What a server that needs no key is sent: LiteLLM's OpenAI client requires a key, or would send the provider's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,7 @@ class LeftOut:
     name: str
     provider: str
     variables: tuple[str, ...]
-    """Those that it names and that have no value."""
+    """The variables that it names and that have no value."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,13 +50,13 @@ class ModelList:
     """The names that callers may ask for."""
     left_out: tuple[LeftOut, ...]
     told: Mapping[str, Mapping[str, Any]]
-    """What callers are told of each served model, by the names of `model_info`."""
+    """What callers are told about each served model, by the names in `model_info`."""
     table: str
-    """What the preview says of each model, served or not."""
+    """What the preview says about each model, served or not."""
     ending: tuple[retirements.Ending, ...]
     """Models that their providers have ended, or will soon."""
     request_timeout: int
-    """Seconds after which LiteLLM gives a request up."""
+    """Seconds after which LiteLLM gives up a request."""
 
 
 def model_variable(index: int) -> str:
@@ -74,7 +74,7 @@ def entries(
 ) -> list[dict[str, Any]]:
     """The model_list of the file and the stack config, each with its key.
 
-    One of the stack config takes the place of those of its name in the file.
+    A model of the stack config replaces those with its name in the file.
     """
     own = {model.name for model in models}
     listed = [model for model in config.get("model_list") or () if model["model_name"] not in own]
@@ -95,7 +95,7 @@ def parsed(text: str) -> Mapping[str, Any]:
 
 
 def check(text: str) -> None:
-    """Look for keys in the file of that text. Raises RunError for one that stands there in clear."""
+    """Look for keys in the text of the file. Raises RunError if one is there in clear."""
     for model in parsed(text).get("model_list") or ():
         if any(in_clear("", model)):
             raise pulumi.RunError(
@@ -112,8 +112,8 @@ def render(text: str, settings: Settings, *, demo_url: str, today: date | None =
     `today` decides which models have ended; it is the present day in UTC unless given.
     """
     file = dict(parsed(text))
-    if with_database := litellm_connections.general_settings(settings):
-        file["general_settings"] = {**with_database, **(file.get("general_settings") or {})}
+    if of_stack := {**litellm_connections.general_settings(settings), **redis.general_settings(settings)}:
+        file["general_settings"] = {**of_stack, **(file.get("general_settings") or {})}
     config: dict[str, Any] = litellm_settings.laid_over(
         file, {key: getattr(settings, section) for key, section in litellm_settings.SECTIONS.items()}
     )
@@ -164,7 +164,10 @@ def _entry(model: ShortModel | Deployment, index: int, model_keys: Mapping[str, 
         parameters = {"model": model.model, **given, **key}
     else:
         base = {"api_base": str(model.api_base).rstrip("/"), "api_key": NO_KEY}
+        # LiteLLM is told 0 where nobody has said what a token costs. That is not known to be free.
         parameters = {"model": model.model, **dict.fromkeys(costs, 0.0), **given, **base, **key}
+        info = {"price": model_table.price(given)}
+        return {"model_name": model.name, "litellm_params": parameters, "model_info": info}
     return {"model_name": model.name, "litellm_params": parameters}
 
 
@@ -185,7 +188,7 @@ def _with_key(entry: dict[str, Any]) -> dict[str, Any]:
 
 
 def _told_to(release: providers.Release, entry: dict[str, Any]) -> dict[str, Any]:
-    """An entry with what a release of LiteLLM must be told of its provider."""
+    """An entry with what a release of LiteLLM must be told about its provider."""
     for part, below in providers.load().of(entry["litellm_params"]["model"]).told.get(release.version, {}).items():
         given = entry.get(part, {})
         lists = {name: [*each, *given.get(name, ())] for name, each in below.items() if isinstance(each, list)}

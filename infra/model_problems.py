@@ -1,4 +1,4 @@
-"""What is wrong with `models` in the stack config, taken together with all else in it."""
+"""What is wrong with `models` in the stack config, together with everything else in it."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def _short(place: str, model: ShortModel, *, has_key: bool) -> Iterator[Problem]
 
 
 def _parameters(place: str, model: Deployment) -> Iterator[Problem]:
-    """What a provider needs in litellm_params, and what nobody may put there."""
+    """What a provider needs in litellm_params, and what must not be there."""
     provider = providers.load().of(model.model)
     needs = provider.needs if not provider.server else {"api_base": provider.server}
     for name, example in needs.items():

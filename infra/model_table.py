@@ -25,7 +25,8 @@ HEAD = ("model", "provider", "key", "USD per million tokens", "parameters", "end
 
 def described(entry: dict[str, Any], release: providers.Release, *, demo_url: str) -> dict[str, Any]:
     """An entry with its provider, and its price in US dollars for a million tokens where one is known."""
-    parameters, info = entry["litellm_params"], entry.get("model_info", {})
+    parameters, info = entry["litellm_params"], dict(entry.get("model_info", {}))
+    told_price = info.pop("price", None)
     if str(parameters.get("api_base", "")).startswith(demo_url):
         return {**entry, "model_info": {**info, "owned_by": DEMO}}
     owner = parameters.get("custom_llm_provider") or parameters["model"].partition("/")[0]
@@ -33,23 +34,27 @@ def described(entry: dict[str, Any], release: providers.Release, *, demo_url: st
     known = prices.of(entry)
     if all(cost is None for cost in given.values()) and known and release.version not in known.unknown_to:
         given = dict(known.costs) if providers.load().of(parameters["model"]).has_account(parameters) else {}
-    costs = [given.get(name) for name in prices.COSTS]
-    price = {
-        way: round(float(cost) * prices.MILLION, prices.DIGITS)
-        for way, cost in zip(("input", "output"), costs, strict=True)
-        if cost is not None
+    known_price = price(given) if told_price is None else told_price
+    return {**entry, "model_info": {"owned_by": owner, **({"price": known_price} if known_price else {}), **info}}
+
+
+def price(costs: Mapping[str, Any]) -> dict[str, float]:
+    """The price for a million tokens, as callers are told it, by the costs of a token that are known."""
+    return {
+        way: round(float(costs[name]) * prices.MILLION, prices.DIGITS)
+        for way, name in zip(tables.WAYS, prices.COSTS, strict=True)
+        if costs.get(name) is not None
     }
-    return {**entry, "model_info": {"owned_by": owner, **({"price": price} if price else {}), **info}}
 
 
 def told(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """What callers are told of an entry."""
+    """What callers are told about an entry."""
     info = entry.get("model_info", {})
     return {name: info[name] for name in TOLD if name in info}
 
 
 def table(listed: Sequence[Mapping[str, Any]], left_out: Sequence[LeftOut], release: providers.Release) -> str:
-    """A line for each model of a list, and for each that is left out of it; what a release has of its own counts."""
+    """A line for each model of a list, and for each that is left out of it; what is specific to a release counts."""
     rows = [HEAD, *map(_row, listed)]
     rows += [(it.name, it.provider, f"{' and '.join(it.variables)} missing", "", "", "") for it in left_out]
     return "\n".join((f"models, with LiteLLM {release.version}:", *tables.aligned(rows)))
@@ -57,12 +62,7 @@ def table(listed: Sequence[Mapping[str, Any]], left_out: Sequence[LeftOut], rele
 
 def _row(entry: Mapping[str, Any]) -> tuple[str, ...]:
     info, parameters = entry["model_info"], entry["litellm_params"]
-    price = info.get("price", {})
-    cost = f"{price.get('input', 0):g} in, {price.get('output', 0):g} out" if price else "not known"
-    if info["owned_by"] == DEMO:
-        cost = ""
-    elif price and not any(price.values()):
-        cost = "free"
+    cost = "" if info["owned_by"] == DEMO else tables.cost(info.get("price", {}))
     return (
         entry["model_name"],
         info["owned_by"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -34,6 +35,10 @@ LITELLM_DATABASE = "litellm"
 STOP_SECONDS = 60
 """Long enough for a checkpoint, so that the next start need not recover."""
 CONNECT_SECONDS = 15
+IN_TAG = re.compile(r"(?:^|[.-])pg-?(\d+)(?!\d)")
+"""As in `0.8.1-pg17`, the tags of images that add something to Postgres, with a version of its own."""
+ALONE = re.compile(r"postg(?:res(?:ql)?|is)")
+"""Names of images whose tags begin with the version of Postgres."""
 NOTICED = {
     "tcp_keepalives_idle": 60,
     "tcp_keepalives_interval": 10,
@@ -153,6 +158,15 @@ class Postgres(pulumi.ComponentResource):
             lambda it: f"postgresql://{it[0]}:{quote(it[1], safe='')}@{args.host}:{args.port}/{APP_DATABASE}"
         )
         self.register_outputs({"databaseUrl": self.database_url})
+
+
+def major_version_of(image: str) -> str:
+    """The major version in the tag of an image with Postgres; empty where that does not tell it."""
+    name, _, tag = image.partition("@")[0].rpartition("/")[2].partition(":")
+    if match := IN_TAG.search(tag):
+        return match[1]
+    leading = re.match(r"\d+(?![^.-])", tag)
+    return leading[0] if leading and ALONE.fullmatch(name) else ""
 
 
 def _layout(major_version: int) -> tuple[str, str]:

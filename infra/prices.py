@@ -24,18 +24,18 @@ COSTS = ("input_cost_per_token", "output_cost_per_token")
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """What LiteLLM's newest price list says of a model."""
+    """What LiteLLM's newest price list says about a model."""
 
     costs: Mapping[str, float]
     """By COSTS."""
     unknown_to: frozenset[str]
-    """The releases of LiteLLM that were run here and have no price of it."""
+    """The releases of LiteLLM that were run here and do not know its price."""
     refuses: tuple[str, ...]
     """Parameters of a chat completion with which its provider answers 400."""
 
 
 NOTHING = Model(costs={}, unknown_to=frozenset(), refuses=())
-"""What is known of a model that the table does not have."""
+"""What is known about a model that the table does not have."""
 
 
 @cache

@@ -27,12 +27,12 @@ CALLBACKS = ("callbacks", "success_callback", "failure_callback", "service_callb
 
 @dataclass(frozen=True, kw_only=True)
 class Provider:
-    """What models of a provider need; one that the file does not have needs nothing that is known."""
+    """What models of a provider need; for a provider that is not in the file, nothing is known."""
 
     title: str = ""
-    """Its name on the page; empty for one that is not there."""
+    """Its name on the page; empty if it is not on the page."""
     key: str | None = None
-    """The variable that its API key is taken from where an entry names none."""
+    """The variable with its API key, if an entry names none."""
     key_or: tuple[str, ...] = ()
     """Entries of litellm_params that replace the key."""
     variables: Mapping[str, str] = field(default_factory=dict)
@@ -83,7 +83,7 @@ class Callback:
 
 @dataclass(frozen=True, kw_only=True)
 class Release:
-    """What a release of LiteLLM takes."""
+    """What a release of LiteLLM needs and knows."""
 
     version: str
     prefixes: frozenset[str]
@@ -95,7 +95,7 @@ class Release:
     rest_mb: int
     """The memory of a replica at rest, in MiB."""
     database_mb: int
-    """What its database takes beside, in MiB: the Python client, and the query engine."""
+    """What its database takes in addition, in MiB: the Python client and the query engine."""
     start_seconds: float
     """Until it answers, on two cores."""
     known_for: tuple[str, ...]
@@ -179,7 +179,7 @@ def missing_packages(image: str, config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def near(name: str, names: frozenset[str]) -> str:
-    """The name among some that a mistyped one is most like; empty where none is."""
+    """The name that a mistyped one is most like; empty if none is close."""
     return next(iter(difflib.get_close_matches(name, sorted(names), n=1)), "")
 
 

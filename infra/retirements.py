@@ -1,4 +1,4 @@
-"""When providers end models, and what answers in their place: `litellm/retirements.yaml`, applied to a model list."""
+"""When providers end models, and what answers instead: `litellm/retirements.yaml`, applied to a model list."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 Policy = Literal["replace", "keep", "leaveOut"]
 FILE = Path(__file__).parent.parent / "litellm" / "retirements.yaml"
 NOTICE = timedelta(days=60)
-"""How long before its end a preview begins to warn of a model."""
+"""How long before a model's end a preview begins to warn."""
 INFO = ("shutdown_date", "successor", "replaces")
 """What `apply` adds to a model's `model_info`; litellm/release.py reads it there."""
 
@@ -57,14 +57,14 @@ class Table:
 
 @dataclass(frozen=True, kw_only=True)
 class Ending:
-    """A model of the list that is gone, or is soon."""
+    """A model of the list that has ended, or will soon."""
 
     name: str
     """What callers ask for."""
     model: str
     end: date
     successor: str | None
-    """What answers in its place, now or then."""
+    """The model that answers instead, now or then."""
     fate: Literal["replaced", "left out", "kept", "ends"]
 
     def warning(self, command: str) -> str:

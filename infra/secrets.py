@@ -1,4 +1,4 @@
-"""Secrets that nobody has to invent: generated once, kept encrypted in the state, regenerated on demand.
+"""Secrets that nobody has to make up: generated once, kept encrypted in the state, regenerated on demand.
 
 A `RotatingSecret` has a current and a previous value, so that both can be valid while clients change over. It makes
 a new one when its version grows; a value set in the stack config wins, and is rotated by setting another one. The
@@ -20,7 +20,7 @@ Kind = Literal["key", "password", "identity"]
 OUTPUTS = ("value", "previous", "generation")
 BYTES = {"key": 32, "password": 32, "identity": 8}
 SETTINGS = {"version": "secretVersions", "retire": "retirePrevious"}
-"""The numbers that only grow, by what they are called in the stack config."""
+"""The numbers that only grow, by their names in the stack config."""
 PREFIXES = {"key": "sk-", "password": "", "identity": ""}
 
 

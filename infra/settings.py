@@ -38,16 +38,11 @@ if TYPE_CHECKING:
 
     from pydantic.fields import FieldInfo
 
-POSTGRES_IN_TAG = re.compile(r"(?:^|[.-])pg-?(\d+)(?!\d)")
-"""As in `0.8.1-pg17`, the tags of images that add something to Postgres, with a version of its own."""
-POSTGRES_ALONE = re.compile(r"postg(?:res(?:ql)?|is)")
-"""Names of images whose tags begin with the version of Postgres."""
 KEY_CHARACTERS = 32
 """How many characters a key has at least after its `sk-`."""
 DISTINCT_CHARACTERS = 10
 """A random key of that length practically never has fewer different ones."""
 PASSWORD_CHARACTERS = 16
-
 MODEL = r"^[a-z0-9_-]+/.+$"
 """LiteLLM's name of a model: its provider's prefix, and the provider's own name."""
 NUMBERS = re.compile(r"weight|order|rpm|tpm|temperature|top_p|\w*(cost|timeout|retries|tokens)\w*")
@@ -60,15 +55,6 @@ IMAGE = re.compile(
     r"([a-z0-9]+([.-][a-z0-9]+)*(:\d+)?/)?[a-z0-9]+([._-]+[a-z0-9]+)*(/[a-z0-9]+([._-]+[a-z0-9]+)*)*"
     r"(:(?P<tag>\w[\w.-]{0,127}))?(@(?P<digest>sha256:[0-9a-f]{64}))?"
 )
-
-
-def postgres_major_version(image: str) -> str:
-    """The major version in the tag of an image with Postgres; empty where that does not tell it."""
-    name, _, tag = image.partition("@")[0].rpartition("/")[2].partition(":")
-    if match := POSTGRES_IN_TAG.search(tag):
-        return match[1]
-    leading = re.match(r"\d+(?![^.-])", tag)
-    return leading[0] if leading and POSTGRES_ALONE.fullmatch(name) else ""
 
 
 def _image(reference: str) -> str:
@@ -230,7 +216,7 @@ class ShortModel(_Frozen):
     """A model that the stack config adds, in short: one on a server of the team's own, or another one of a provider.
 
     Prices are US dollars a token. A model without a price costs LiteLLM a third of its throughput, so one on a server
-    of the team's own costs nothing where no price is given.
+    of the team's own has 0 there where none is given, which is shown as unknown.
     """
 
     name: Name
@@ -278,6 +264,8 @@ class SecretVersions(_Frozen):
     postgres_password: Version = 1
     database_password: Version = 1
     litellm_database_password: Version = 1
+    redis_password: Version = 1
+    admin_password: Version = 1
 
 
 class RetirePrevious(_Frozen):
@@ -286,6 +274,7 @@ class RetirePrevious(_Frozen):
     client_keys: Annotated[dict[ClientName, Count], AfterValidator(_sorted)] = {}
     database_password: Count = 0
     litellm_database_password: Count = 0
+    redis_password: Count = 0
 
 
 class Settings(_Frozen):
@@ -301,6 +290,7 @@ class Settings(_Frozen):
     tls_key: Annotated[PrivateKey | None, Optional] = Field(examples=["< gateway.key"])
     allow_plain_http: bool = Field(examples=["true"])
     metrics_port: Annotated[Port | None, Optional] = Field(examples=["8404"])
+    admin_port: Annotated[Port | None, Optional] = Field(examples=["4001"])
     fetch_urls: bool = Field(examples=["true"])
     max_body_mb: Annotated[int, Field(ge=1, le=1024)] = Field(examples=["32"])
     cors_origins: tuple[Origin, ...] = Field(examples=["--path 'corsOrigins[0]' https://app.example"])
@@ -308,6 +298,7 @@ class Settings(_Frozen):
     litellm_image: LiteLLMImage = Field(examples=["ghcr.io/berriai/litellm:main-v1.55.0"])
     postgres_image: DebianImage = Field(examples=["postgres:17"])
     haproxy_image: DebianImage = Field(examples=["haproxy:3.0"])
+    redis_image: Image = Field(examples=["valkey/valkey:8.1"])
     image_registry: Annotated[Registry | None, Optional] = Field(examples=["registry.example:5000"])
     constraints: tuple[Constraint, ...] = Field(examples=["--path 'constraints[0]' 'node.labels.llm == true'"])
     postgres_volume: VolumeName = Field(examples=["postgres-18-data"])
@@ -319,6 +310,7 @@ class Settings(_Frozen):
     litellm_memory_mb: MemoryMb = Field(examples=["1024"])
     postgres_memory_mb: MemoryMb = Field(examples=["512"])
     edge_memory_mb: MemoryMb = Field(examples=["512"])
+    redis_memory_mb: MemoryMb = Field(examples=["128"])
 
     models: tuple[Model, ...] = Field(examples=["--path 'models[0].apiBase' http://host.docker.internal:11434"])
     model_keys: Annotated[dict[Name, ProviderKey], AfterValidator(_sorted)] = Field(
@@ -362,6 +354,7 @@ class Settings(_Frozen):
     litellm_database_url: Annotated[DatabaseUrl | None, Optional] = Field(
         examples=["postgresql://user:password@db.example:5432/litellm"]
     )
+    redis: bool = Field(examples=["true"])
     protect_data: bool = Field(examples=["true"])
 
     @property

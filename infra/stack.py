@@ -1,7 +1,7 @@
 """The whole stack in reading order; the only module that knows all parts.
 
 your code ──► edge ──► litellm-1 … litellm-N ──► providers / local models / demo
-                          network "gateway"
+                          network "gateway", and redis where the settings have one
 your code ──► postgres    network "data"
 """
 
@@ -12,10 +12,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pulumi
-import yaml
 
 from engine.image_names import stand_ins
-from infra import client_limits, demo, edge, gateway, litellm_connections, litellm_environment, model_list, providers
+from infra import (
+    admin,
+    client_limits,
+    demo,
+    edge,
+    litellm_environment,
+    model_list,
+    preview_warnings,
+    redis,
+)
 from infra.demo import DemoProvider, DemoProviderArgs
 from infra.edge import Edge, EdgeArgs
 from infra.gateway import Gateway, GatewayArgs
@@ -24,17 +32,15 @@ from infra.migration import Migrations
 from infra.placement.docker import DockerHost
 from infra.placement.engine_placement import check_engine
 from infra.placement.swarm import Swarm
-from infra.postgres import Postgres, PostgresArgs, SaltKeyGuard
+from infra.postgres import Postgres, PostgresArgs, SaltKeyGuard, major_version_of
+from infra.redis import Redis, RedisArgs
 from infra.secrets import RotatingSecret
-from infra.settings import Deployment, postgres_major_version
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
     from pydantic import SecretStr
 
-    from infra.model_list import LeftOut, ModelList
-    from infra.retirements import Ending
     from infra.settings import Settings
     from infra.workload import Placement
 
@@ -50,6 +56,8 @@ def check(settings: Settings) -> None:
     images = [settings.litellm_image, settings.haproxy_image]
     if settings.database_url is None:
         images.append(settings.postgres_image)
+    if settings.redis:
+        images.append(settings.redis_image)
     # On a Swarm the nodes fetch images by themselves, and are asked for each.
     built = stand_ins(IMAGE_CHOICES) if settings.placement == "docker" else {}
     check_engine(settings.docker_host, {image: built[image] for image in images if image in built})
@@ -69,11 +77,11 @@ def build(settings: Settings) -> Mapping[str, pulumi.Input[object]]:
     models = model_list.render(_read("litellm/config.yaml"), settings, demo_url=demo.url(placement))
     if pulumi.runtime.is_dry_run():
         pulumi.log.info(models.table)
-    for doubt in _doubts(settings, models):
-        pulumi.log.warn(doubt)
+    for warning in preview_warnings.of(settings, models, stand_ins(IMAGE_CHOICES)):
+        pulumi.log.warn(warning)
     edge_config = master_key.generation.apply(
         lambda generation: edge.render(
-            _read("edge/haproxy.cfg"),
+            _read("edge/haproxy.cfg") + admin.edge_config(settings),
             generation=int(generation),
             host_name=placement.host_name,
             request_timeout=models.request_timeout,
@@ -100,6 +108,7 @@ def build(settings: Settings) -> Mapping[str, pulumi.Input[object]]:
             address=str(settings.bind_address),
             port=settings.gateway_port,
             metrics_port=settings.metrics_port,
+            admin_port=settings.admin_port,
             config=edge_config,
             bodies=_read("edge/bodies.lua"),
             usage=_read("edge/usage.lua"),
@@ -117,6 +126,8 @@ def build(settings: Settings) -> Mapping[str, pulumi.Input[object]]:
         placement,
     )
     of_litellm = _litellm_database(settings, placement, database)
+    counters = _redis(settings, placement)
+    admin_password = admin.password(settings)
     litellm = Gateway(
         "litellm",
         GatewayArgs(
@@ -130,14 +141,17 @@ def build(settings: Settings) -> Mapping[str, pulumi.Input[object]]:
             secrets={
                 "LITELLM_MASTER_KEY": master_key.value,
                 "LITELLM_SALT_KEY": salt_key.value,
+                **({redis.PASSWORD_VARIABLE: counters.password} if counters else {}),
                 **_litellm_secrets(settings),
+                **admin.login(admin_password),
             },
+            more=redis.environment(settings),
             database=of_litellm,
             generation=master_key.generation,
             network=GATEWAY_NETWORK,
         ),
         placement,
-        pulumi.ResourceOptions(depends_on=[migrations, front]),
+        pulumi.ResourceOptions(depends_on=[migrations, front, *([counters] if counters else [])]),
     )
     client_limits.build(settings, placement, of_litellm, litellm)
     if settings.demo_answers:
@@ -155,6 +169,8 @@ def build(settings: Settings) -> Mapping[str, pulumi.Input[object]]:
         "clientKeys": pulumi.Output.secret({client: keys[0] for client, keys in client_keys.items()}),
         "databaseUrl": pulumi.Output.secret(database.url),
         "litellmDatabaseUrl": of_litellm and pulumi.Output.secret(of_litellm.here),
+        "adminUrl": admin.url(settings),
+        "adminPassword": None if admin_password is None else pulumi.Output.secret(admin_password),
         "models": list(models.served),
         "replicas": settings.replicas,
         "litellmConfig": models.config,
@@ -273,10 +289,24 @@ def _litellm_database(settings: Settings, placement: Placement, database: _Datab
     )
 
 
+def _redis(settings: Settings, placement: Placement) -> Redis | None:
+    """In which the replicas count together, where the settings have it."""
+    if not settings.redis:
+        return None
+    args = RedisArgs(
+        image=settings.redis_image,
+        memory_mb=settings.redis_memory_mb,
+        version=settings.secret_versions.redis_password,
+        retire=settings.retire_previous.redis_password,
+        network=GATEWAY_NETWORK,
+    )
+    return Redis("redis", args, placement)
+
+
 def _postgres_major_version(settings: Settings, placement: Placement) -> str:
     """That of the tag, else that of the image: it cannot change over data, so that it must be known."""
     image = settings.postgres_image
-    version = postgres_major_version(image) or placement.image_environment(image).get("PG_MAJOR", "")
+    version = major_version_of(image) or placement.image_environment(image).get("PG_MAJOR", "")
     if not version.isdecimal():
         raise pulumi.RunError(
             f"postgresImage: the major version of {image} is unknown, and it must match the data. Pull it, so that "
@@ -285,16 +315,6 @@ def _postgres_major_version(settings: Settings, placement: Placement) -> str:
             "postgres:17@sha256:…"
         )
     return version
-
-
-def _names_a_model(settings: Settings, ending: Ending) -> str:
-    """The command that has another model answer for a name, but for that model."""
-    set_ = f"./pulumiw config set --stack {pulumi.get_stack()} --path"
-    for index, own in enumerate(settings.models):
-        if (own.name, own.model) == (ending.name, ending.model):
-            return f"{set_} 'models[{index}].{'litellm_params.' if isinstance(own, Deployment) else ''}model'"
-    index = len(settings.models)
-    return f"{set_} 'models[{index}].name' {ending.name} && {set_} 'models[{index}].model'"
 
 
 def _client_keys(settings: Settings) -> Mapping[str, list[pulumi.Input[str]]]:
@@ -329,44 +349,6 @@ def _litellm_secrets(settings: Settings) -> Mapping[str, pulumi.Input[str]]:
         name: pulumi.Output.secret(it.get_secret_value())
         for name, it in {**settings.variables, **keys, **files}.items()
     }
-
-
-def _doubts(settings: Settings, models: ModelList) -> Iterator[str]:
-    """What a preview warns of: models that are not served, will not work, or end; limits that are not exact."""
-    yield from map(_left_out, models.left_out)
-    if settings.litellm_image in stand_ins(IMAGE_CHOICES):
-        for name, package in providers.missing_packages(
-            settings.litellm_image, yaml.safe_load(models.config)
-        ).items():
-            yield (
-                f"{name} will not work: it needs the Python package {package}, which the official image of LiteLLM "
-                "has and the one built on this machine does not."
-            )
-    if settings.client_rpm and settings.placement == "swarm":
-        yield (
-            "clientRpm: each edge of a Swarm counts by itself, so a client whose requests are spread over N edges "
-            "gets up to N times as many through. Divide the numbers by N."
-        )
-    yield from client_limits.doubts(settings)
-    of_database = litellm_connections.replica_mb(dict(settings))
-    if settings.max_body_mb > (room := gateway.large_bodies_mb(settings.litellm_memory_mb - of_database)):
-        wanted = gateway.memory_mb(settings.max_body_mb) + of_database
-        yield (
-            f"maxBodyMb is {settings.max_body_mb}, but a replica has memory for {room} MB of large requests at once: "
-            f"set litellmMemoryMb to {wanted} or more, or maxBodyMb to {room}."
-        )
-    for ending in models.ending:
-        yield ending.warning(_names_a_model(settings, ending))
-
-
-def _left_out(model: LeftOut) -> str:
-    """What the preview says of a model that is not served."""
-    missing = " and ".join(model.variables)
-    commands = " && ".join(
-        f"./pulumiw config set --stack {pulumi.get_stack()} {litellm_environment.set_arguments(each)}"
-        for each in model.variables
-    )
-    return f"{model.name} is left out: {missing} {'is' if len(model.variables) == 1 else 'are'} not set ({commands})"
 
 
 def _text(secret: SecretStr | None) -> str | None:

@@ -21,7 +21,16 @@ from pulumi.runtime.config import _SECRET_KEYS, CONFIG, get_config_env, get_conf
 from pydantic import TypeAdapter, ValidationError
 from pydantic.alias_generators import to_camel
 
-from infra import client_problems, limits, litellm_connections, litellm_environment, litellm_settings, model_problems
+from infra import (
+    admin,
+    client_problems,
+    limits,
+    litellm_connections,
+    litellm_environment,
+    litellm_settings,
+    model_problems,
+    redis,
+)
 from infra.problem import Problem
 from infra.settings import Settings, is_secret
 from infra.workload import LAST_PORT
@@ -34,7 +43,7 @@ if TYPE_CHECKING:
 Place = tuple[int | str, ...]
 """The steps into a structured value."""
 SHOWN = {"models", *litellm_settings.SECTIONS}
-"""Keys whose content everybody may read who may read LiteLLM's config, where secrets are named os.environ/NAME."""
+"""Keys that anyone who can read LiteLLM's config can read. Secrets in them are named os.environ/NAME."""
 RENEWAL = timedelta(days=30)
 """How long before its end a certificate is to be renewed; one that lives less than three times as long, in its last
 third."""
@@ -113,7 +122,7 @@ def _plain(value: object, place: Place = ()) -> Iterator[Place]:
 
 
 def _may_be_plain(key: str, place: Place, value: object) -> bool:
-    """Whether what is in clear at a place of a key's value is for everybody to read."""
+    """Whether a value that is in clear at a place of a key may be read by everybody."""
     if key not in {"litellmEnvironment", "litellmFiles"} or len(place) != 1 or not isinstance(value, dict):
         return False
     return not litellm_environment.must_be_encrypted(key, str(place[0]), value.get(place[0]))
@@ -122,7 +131,7 @@ def _may_be_plain(key: str, place: Place, value: object) -> bool:
 def _in_clear(key: str, place: Place) -> Problem:
     steps = "".join(f"[{step}]" if isinstance(step, int) else f'["{step}"]' for step in place)
     command = f"set --secret --path '{key}{steps}' VALUE" if place else set_command(key)
-    return Problem(_path(key, place), "is not encrypted: get a new one, as this one may be known", command)
+    return Problem(_path(key, place), "is not encrypted: get a new one, because this one may be known", command)
 
 
 def report(problems: list[Problem], stack: str) -> str:
@@ -183,7 +192,7 @@ def set_command(key: str) -> str:
 
 
 def _contradictions(values: Mapping[str, Any]) -> Iterator[Problem]:
-    """Settings that are right one by one and wrong together. A field that is wrong itself is not there."""
+    """Settings that are right by themselves and wrong together. A field that is wrong by itself is left out."""
     yield from _port_problems(values)
     yield from _tls_problems(values)
     host, address = urlsplit(values.get("docker_host", "")), values.get("bind_address")
@@ -203,18 +212,21 @@ def _contradictions(values: Mapping[str, Any]) -> Iterator[Problem]:
     yield from model_problems.problems(values)
     yield from litellm_settings.problems(values)
     yield from litellm_connections.problems(values)
+    yield from redis.problems(values)
     yield from client_problems.problems(values)
+    yield from admin.problems(values)
 
 
 def _port_problems(values: Mapping[str, Any]) -> Iterator[Problem]:
-    ports = {"gatewayPort": values.get("gateway_port"), "metricsPort": values.get("metrics_port")}
+    named = {"gatewayPort": "gateway_port", "metricsPort": "metrics_port", "adminPort": "admin_port"}
+    ports = {key: values.get(name) for key, name in named.items()}
     if values.get("database_url") is None:
         ports["postgresPort"] = values.get("postgres_port")
     first: dict[int, str] = {}
     spoken_for = set(ports.values())
     for key, port in ports.items():
         if port is not None and (other := first.setdefault(port, key)) != key:
-            near = (port + 1, port + 2, port - 1, port - 2)
+            near = (*range(port + 1, port + 4), *range(port - 1, port - 4, -1))
             free = next(each for each in near if each <= LAST_PORT and each not in spoken_for)
             spoken_for.add(free)
             yield Problem(key, f"is {other} too", f"set {key} {free}")
@@ -226,9 +238,10 @@ def _swarm_problems(values: Mapping[str, Any]) -> Iterator[Problem]:
         if (address := values.get("bind_address")) is not None and not address.is_unspecified:
             what = "does not work on a Swarm, which publishes a port on every address of a node"
             yield Problem("bindAddress", what, "set bindAddress 0.0.0.0")
-        if values.get("metrics_port"):
-            what = "would be published on every address of every node: a Swarm cannot publish on loopback only"
-            yield Problem("metricsPort", what, "rm metricsPort")
+        for key in ("metricsPort", "adminPort"):
+            if values.get(f"{key.removesuffix('Port')}_port"):
+                what = "would be published on every address of every node: a Swarm cannot publish on loopback only"
+                yield Problem(key, what, f"rm {key}")
     elif values.get("placement") == "docker":
         for key in ("image_registry", "constraints", "postgres_node"):
             if values.get(key):

@@ -1,4 +1,4 @@
-"""What a part asks for, in terms that hold on one host and on a cluster alike."""
+"""What a part asks for, in terms that apply to one host and to a cluster."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class Port:
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """One part of the stack: what runs, with which files and secrets, and within which bounds."""
+    """One part of the stack: what runs, with which files and secrets, and within which limits."""
 
     name: str
     image: str
@@ -82,7 +82,7 @@ class Workload:
     """Replaces the image's own entrypoint."""
     command: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
-    """Not for secrets: anyone who may ask the engine can read it."""
+    """Not for secrets: anyone with access to the engine can read it."""
     files: Mapping[str, pulumi.Input[str]] = field(default_factory=dict)
     """Content by absolute path."""
     secrets: Mapping[str, pulumi.Input[str]] = field(default_factory=dict)
@@ -94,7 +94,7 @@ class Workload:
     """The user's id: on a cluster, its secrets are this one's files."""
     memory_mb: int
     shared_memory_mb: int | None = None
-    """How much of that its processes may share by /dev/shm; 64 MB if None. On a cluster only the memory bounds it."""
+    """How much of that its processes may share by /dev/shm; 64 MB if None. On a cluster only the memory limits it."""
     networks: Mapping[str, pulumi.Input[str]]
     """The name under which each network knows the part, by network."""
     ports: tuple[Port, ...] = ()
@@ -113,16 +113,16 @@ class Workload:
 
 @dataclass(frozen=True, kw_only=True)
 class Replica:
-    """A replica of a workload that runs."""
+    """A running replica of a workload."""
 
     ready: pulumi.Resource
-    """Is there once the replica is healthy: what needs the replica depends on it."""
+    """Exists once the replica is healthy: what needs the replica depends on it."""
     instance: pulumi.Output[str]
     """Another value for each container that serves in its place."""
 
 
 class Placement(Protocol):
-    """Where workloads run. Parts get one and never know which."""
+    """Where workloads run. Parts are given one and do not know which."""
 
     def network(self, name: str, *, opts: pulumi.ResourceOptions) -> None:
         """Make a private network that workloads may name."""

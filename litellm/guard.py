@@ -19,6 +19,7 @@ from urllib.parse import parse_qsl
 
 import answers
 import keys
+import page
 import release as releases
 import room
 import spend
@@ -89,14 +90,11 @@ class Guard:
         anthropic = "/messages" in scope["path"]
         exchange = Exchange()
         try:
-            self._note_caller(dict(scope["headers"]), exchange)
-            if self.keys:
-                await self.keys.admit(scope, exchange)
-            if exchange.named:
-                send = naming(send, exchange.client or "")
-            if exchange.operator and MANAGED.match(scope["path"]):
+            if await self._is_operators(scope, exchange):
                 await self.app(scope, receive, send)
                 return
+            if exchange.named:
+                send = naming(send, exchange.client or "")
             body = await self._checked(scope, receive, held, exchange)
         except Refusal as refusal:
             later = [(b"retry-after", b"5")] if refusal.status == OVERLOADED else []
@@ -187,6 +185,15 @@ class Guard:
             # LiteLLM's newer releases take it from here, and do not parse the body again.
             scope["parsed_body"] = (tuple(fields), fields)
         return body
+
+    async def _is_operators(self, scope: Scope, exchange: Exchange) -> bool:
+        """Whether LiteLLM answers a request by itself. Who asks is noted where it is a caller's. Raises Refusal."""
+        if page.is_operators(scope, self.keys):
+            return True
+        self._note_caller(dict(scope["headers"]), exchange)
+        if self.keys:
+            await self.keys.admit(scope, exchange)
+        return exchange.operator and MANAGED.match(scope["path"]) is not None
 
     def _note_caller(self, headers: Mapping[bytes, bytes], exchange: Exchange) -> None:
         """Note who asks, and for whom."""

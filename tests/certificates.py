@@ -46,7 +46,7 @@ def certify(  # noqa: PLR0913 -- all but two by name
     begin: datetime | None = None,
     end: datetime | None = None,
 ) -> Certified:
-    """A certificate by an authority, or by itself as one; it is valid for a day from now on, unless that is said."""
+    """A certificate signed by an authority, or self-signed; valid for a day from now, unless given otherwise."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
     now = datetime.now(UTC)

@@ -1,4 +1,4 @@
-"""What holds for all tests."""
+"""Shared by all tests."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="session", autouse=True)
 def _interrupts_are_heeded() -> Iterator[None]:
-    """A shell's background job, as this may be, ignores SIGINT, and so would all that it starts."""
+    """This may run as a shell's background job, which ignores SIGINT, and so would everything that it starts."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)

@@ -1,4 +1,4 @@
-"""The sync and the async face of the module behind one set of calls, so that one test holds for both."""
+"""The module's sync and async faces behind one set of calls, so that one test checks both."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A steady, mixed load on a gateway, each request of it counted: what drills break things under."""
+"""A steady, mixed load on a gateway, with each request counted. Drills break things under it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Programs of Debian's packages that are not installed, as that would start a service."""
+"""Programs from Debian's packages, without installing them, because that would start a service."""
 
 from __future__ import annotations
 

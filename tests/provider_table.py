@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 
 from tests.certificates import Certified, certify
-from toolchain import providers as page
+from toolchain.maintenance import providers_page as page
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping

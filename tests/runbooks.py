@@ -1,4 +1,4 @@
-"""Runbooks as anyone who is woken up goes through them: their own commands, in order, typed in a stack's project."""
+"""Runbooks as their readers follow them: each command, in order, typed in a stack's project."""
 
 from __future__ import annotations
 

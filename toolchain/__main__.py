@@ -1,6 +1,6 @@
 """`make up`, `make down`, `make push`, `make purge` and what `make test` needs: from a clone to a stack, and back.
 
-Nothing here is needed to work with a stack that stands: that is Pulumi's, by `./pulumiw preview`, `./pulumiw up` …
+A stack that is up needs none of this: work with it by `./pulumiw preview`, `./pulumiw up` …
 """
 
 from __future__ import annotations
@@ -35,15 +35,18 @@ PULUMI = str(PROJECT / "pulumiw")
 UNATTENDED = ("--refresh", "--yes", "--skip-preview", "--non-interactive", "--color=never")
 DEFAULT_STACK = "dev"
 IMAGE_SETTINGS = {"litellm": "litellmImage", "postgres": "postgresImage", "haproxy": "haproxyImage"}
+"""What each stack runs."""
+REDIS_IMAGE = "redisImage"
 PULUMI_COMMAND = "./pulumiw"
 KEYS = ("openaiApiKey", "anthropicApiKey", "litellmEnvironment")
 """Where a stack config has keys of providers."""
 OWN_PROVIDER = "using pulumi-resource-docker from $PATH"
-"""What Pulumi warns of where the Docker provider was built here, on purpose."""
+"""What Pulumi warns about if the Docker provider was built here, on purpose."""
 LOCKED = "the stack is currently locked"
 NO_STACK = "no stack named"
-PORT_SETTINGS = ("gatewayPort", "postgresPort", "metricsPort")
-TEXT_SETTINGS = ("dockerHost", "placement", "bindAddress", "imageRegistry", *IMAGE_SETTINGS.values())
+LOOPBACK_PORTS = ("metricsPort", "adminPort")
+PORT_SETTINGS = ("gatewayPort", "postgresPort", *LOOPBACK_PORTS)
+TEXT_SETTINGS = ("dockerHost", "placement", "bindAddress", "imageRegistry", *IMAGE_SETTINGS.values(), REDIS_IMAGE)
 """What is needed here in clear."""
 
 
@@ -77,7 +80,8 @@ class StackConfig:
     def images(self) -> dict[str, str]:
         """The images that the stack runs, by part."""
         parts = IMAGE_SETTINGS.keys() - ({"postgres"} if self["databaseUrl"] else set())
-        return {part: self[key] for part, key in IMAGE_SETTINGS.items() if part in parts}
+        images = {part: self[key] for part, key in IMAGE_SETTINGS.items() if part in parts}
+        return images | ({"valkey": self[REDIS_IMAGE]} if str(self["redis"]).lower() == "true" else {})
 
 
 def _values(path: Path) -> dict[str, Any]:
@@ -170,7 +174,7 @@ def down(steps: Steps, stack: str) -> None:
 
 
 def purge(steps: Steps, stack: str) -> None:
-    """Take the stack away with its data, and with the last one all that was made here (toolchain/purge.py)."""
+    """Remove the stack with its data, and with the last one everything that was made here (toolchain/purge.py)."""
     config = StackConfig(stack)
     tools.ensure(steps)
     take_away.purge(
@@ -183,12 +187,12 @@ def purge(steps: Steps, stack: str) -> None:
 
 
 def _asking(steps: Steps) -> Callable[[str], bool] | None:
-    """What asks a person, where one can answer: who types on a terminal and reads a log sees no question."""
+    """Ask a person, if there is one: without a terminal, or if output goes to a log, nobody sees it."""
     return steps.ask if sys.stdin.isatty() and steps.console.is_terminal else None
 
 
 def _select(steps: Steps, stack: str) -> None:
-    """Have the stack, and have it selected: the commands that errors name need both."""
+    """Create the stack if needed, and select it: the commands that errors name need both."""
     tools.ensure(steps)
     with steps.step(f"pulumi stack select, stack {stack}") as step:
         _pulumi(step, stack, "stack", "select", "--create", stack)
@@ -218,7 +222,7 @@ def _pulumi(step: Step, stack: str, *arguments: str) -> str:
 
 
 def _check_ports(client: docker.DockerClient, config: StackConfig) -> None:
-    """Find out about taken ports before anything is started. A port of this stack's own container is free to it."""
+    """Find taken ports before anything is started. The ports of this stack's own containers count as free."""
     if config["placement"] != "docker" or not config["dockerHost"].startswith("unix:"):
         return
     own = _published(client, {f"{config.project}-{config.stack}-{part}" for part in ("edge", "postgres")})
@@ -228,7 +232,7 @@ def _check_ports(client: docker.DockerClient, config: StackConfig) -> None:
         unused = config[key] in ("", None) or (key == "postgresPort" and config["databaseUrl"])
         if unused or str(config[key]) in own:
             continue
-        address = LOOPBACK if key == "metricsPort" else config["bindAddress"]
+        address = LOOPBACK if key in LOOPBACK_PORTS else config["bindAddress"]
         if why := _why_unusable(address, config[key]):
             problems.append(f"port {config[key]} of {address} cannot be used as {key}: {why}")
             free = "PORT"

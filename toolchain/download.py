@@ -1,4 +1,4 @@
-"""Files from a download host that may be slow, out of reach, or not what it says it is."""
+"""Download files from a host that may be slow, unreachable, or not the one that it claims to be."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class DownloadError(Exception):
 
 
 class UnreachableError(DownloadError):
-    """The host does not answer, so that it is of no use to ask it for other files."""
+    """The host does not answer, so there is no point in asking it for other files."""
 
 
 def _open(url: str, seconds: float) -> HTTPResponse:

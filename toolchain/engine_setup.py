@@ -54,7 +54,7 @@ def ensure(steps: Steps, host: str, stack: str) -> docker.DockerClient:
 
 
 def _told(steps: Steps, client: docker.DockerClient, stack: str) -> docker.DockerClient:
-    """Say what a client's engine is. Raises SetupError for one that the stack cannot run on."""
+    """Print which engine it is. Raises SetupError if the stack cannot run on it."""
     found = look_at(client)
     if found.refused:
         client.close()
@@ -72,7 +72,7 @@ def start(step: Step, host: str, *options: str, log: Path) -> None:
         return
     command = [which("dockerd") or "dockerd", "--host", host, *options]
     with log.open("ab") as output:
-        # A session of its own and no file of ours: neither Ctrl-C nor the end of a script has to do with it.
+        # Its own session and none of our files: Ctrl-C and the end of a script do not affect it.
         process = subprocess.Popen(
             command,
             cwd="/",

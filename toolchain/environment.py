@@ -1,7 +1,7 @@
 """Make the project's virtual environment, from `requirements.lock` and nothing else.
 
 Runs before anything is installed, so it uses the standard library only: `python3 toolchain/environment.py`.
-It is left alone while the lock file, the project file and the interpreter are the ones it was made from, and no
+It is kept while the lock file, the project file and the interpreter are the ones it was made from, and no
 package that was installed is missing.
 Python 3.6 can read it, so that anyone with an older Python than is needed is told so.
 """
@@ -105,7 +105,7 @@ def take(lock: "IO[str]", say: "Callable[[], None]") -> None:
 
 
 def main() -> None:
-    """Make the environment unless it stands already."""
+    """Make the environment unless it is there already."""
     if sys.version_info < OLDEST_PYTHON:
         wanted, found = (".".join(map(str, version[:2])) for version in (OLDEST_PYTHON, sys.version_info))
         sys.exit(f"Python {wanted} or newer is needed and python3 is {found}. Try: make PYTHON=python{wanted} up")

@@ -1,4 +1,4 @@
-"""`.env`, by which the app module finds the stack that was brought up last."""
+"""`.env`, from which the app module knows the stack that was brought up last."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ OUTPUTS = {
 
 
 def forget(path: Path) -> None:
-    """Take out what `write` has put in; the file goes with its last line."""
+    """Remove what `write` has written, and the file if nothing else is in it."""
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     kept = [line for line in lines if not _is_of(line, OUTPUTS)]
     if kept:

@@ -44,9 +44,9 @@ CA_BUNDLES = (
 )
 PROXIES = ("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
 REGISTRY_SECONDS = 30
-"""How long a registry may take to say anything. The engine tries longer where packets are dropped."""
+"""How long a registry may take to answer at all. The engine tries longer if packets are dropped."""
 TOO_MANY = re.compile(r"toomanyrequests|too many requests|\b429\b", re.IGNORECASE)
-"""How an engine says that a registry is there and wants to be asked later: in its words, or by the status."""
+"""How an engine reports that a registry wants to be asked later: by these words, or by the status."""
 WITHOUT_A_CLIENT = "For litellmDatabase: install npm, remove the image (docker rmi --force), and run `make up`."
 ENGINE_FAILURES = (docker.errors.DockerException, requests.RequestException)
 
@@ -169,7 +169,7 @@ class _Supply:
                 each.result()
 
     def _check_machine(self, *, needs_debootstrap: bool, needs_npm: bool) -> None:
-        """Refuse what could not work before any minute is spent on it, and install debootstrap and npm."""
+        """Refuse what cannot work before minutes are spent on it, and install debootstrap and npm."""
         names = {"x86_64": "amd64", "aarch64": "arm64"}
         here, there = names.get(platform.machine(), platform.machine()), self._engine.version()["Arch"]
         if here != there:
@@ -229,7 +229,7 @@ class _Supply:
                 shutil.copy(recipe.packages, context)
                 _download_wheels(step, recipe, context / "wheels")
             if recipe.node_packages.exists() and not _has_node_packages(step, context / recipe.node_packages.name):
-                without = f"{recipe.tag} has no database client, as npm did not give its packages. {WITHOUT_A_CLIENT}"
+                without = f"{recipe.tag} has no database client: npm did not provide its packages. {WITHOUT_A_CLIENT}"
                 self._steps.console.print(without, markup=False)
             if base is not None:
                 step.note("waiting for its base")
@@ -315,7 +315,7 @@ def _download_wheels(step: Step, recipe: recipes.Recipe, folder: Path) -> None:
 def _has_node_packages(step: Step, folder: Path) -> bool:
     """Fetch what the lock in a folder names, by this machine's npm with its own registry, proxy and certificates.
 
-    Returns whether they could be had.
+    Returns whether that worked.
     """
     step.note("download of its Node packages")
     try:

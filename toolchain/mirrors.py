@@ -1,4 +1,4 @@
-"""Where this machine has Debian's packages from, and how it reaches them, for the images that are built on it."""
+"""Where this machine gets Debian's packages from, and how to reach it, for images that are built here."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def index_targets(step: Step) -> str:
-    """Where this machine has its packages from, as `package_sources` reads it."""
+    """Where this machine gets its packages from, as `package_sources` reads it."""
     if which("apt-get") is None:
         return ""
     query = ["apt-get", "indextargets", "--format", "$(ORIGIN) $(RELEASE) $(REPO_URI)", "Created-By: Packages"]

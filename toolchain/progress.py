@@ -60,7 +60,7 @@ class Step:
         self._progress = progress
         self._task = progress.add_task(title, total=None, doing="")
         self.why = ""
-        """What its last line says beside, if it fails."""
+        """What its last line says in addition, if it fails."""
 
     def note(self, doing: str) -> None:
         """Say what is being done right now; kept on the screen only until the next note."""
@@ -130,7 +130,7 @@ class Steps:
         self._progress.stop()
 
     def ask(self, question: str) -> bool:
-        """Ask a person; the running steps, which would draw over the question, are hidden meanwhile."""
+        """Ask a person; the running steps, which would draw over the question, are hidden until the answer."""
         self._progress.stop()
         try:
             return Confirm.ask(question, console=self.console)

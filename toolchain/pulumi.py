@@ -170,7 +170,7 @@ def _asked(tools: Path, variables: Mapping[str, str], arguments: Sequence[str], 
 
 
 def _say_how_to_select(tools: Path, variables: Mapping[str, str]) -> None:
-    """Where no stack is selected, say how one is created: Pulumi names commands that a clone is missing."""
+    """If no stack is selected, say how to create one: Pulumi names commands that do not work in a clone."""
     asked = subprocess.run(
         [tools / "pulumi", "stack", "--show-name", "--non-interactive"],
         cwd=PROJECT,

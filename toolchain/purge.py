@@ -19,12 +19,17 @@ from toolchain.progress import SetupError
 from toolchain.pulumi import state_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from toolchain.progress import Step, Steps
 
 PROJECT = Path(__file__).resolve().parent.parent
 ENVIRONMENT_FILE = PROJECT / ".env"
+MIGRATIONS, ROLES = "Migrations", "DatabaseRoles"
+"""Resources of every stack, and of one whose own Postgres has the app's database."""
+SCHEMA, LOGIN = "LiteLLMSchema", "LiteLLMLogin"
+"""The same of LiteLLM's."""
+STAYS = "{database} is on a server of your own: it stays as it is, with all that is in it."
 NOTICE = """\
 This removes stack {stack}, with its database and secrets, from {host}.
 This cannot be undone: `.venv/bin/llmctl backup FILE` saves the app's database.
@@ -37,12 +42,15 @@ def purge(steps: Steps, *, project: str, stack: str, host: str, pulumi: Callable
 
     `host` is the stack's engine; `pulumi` runs Pulumi in a step, with arguments. Raises SetupError.
     """
+    state = _exported(stack)
     steps.console.print(NOTICE.format(stack=stack, host=host), markup=False)
+    for database in _elsewhere(state) if state else ():
+        steps.console.print(STAYS.format(database=database), markup=False)
     if steps.read("Type the stack's name to continue: ") != stack:
         raise SetupError(
             f"that is not the name of stack {stack}: nothing was changed", fix="type the name exactly as shown"
         )
-    if (state := _exported(stack)) is not None:
+    if state is not None:
         with steps.step(f"pulumi destroy, stack {stack}") as step:
             pulumi(step, "state", "unprotect", "--all", "--yes", "--stack", stack)
             pulumi(step, "destroy", "--refresh", "--yes", "--skip-preview", "--stack", stack)
@@ -92,6 +100,15 @@ def _outputs(state: dict[str, Any], kind: str) -> dict[str, Any]:
     """The outputs of the resource of a kind of which a state has one; none where it has none."""
     resources = state["deployment"].get("resources") or []
     return next((each.get("outputs", {}) for each in resources if each["type"].endswith(kind)), {})
+
+
+def _elsewhere(state: dict[str, Any]) -> Iterator[str]:
+    """The stack's databases that are not in its own Postgres."""
+    kinds = {str(each["type"]).rpartition(":")[2] for each in state["deployment"].get("resources") or ()}
+    if {MIGRATIONS, ROLES} & kinds == {MIGRATIONS}:
+        yield "The app's database, that of databaseUrl,"
+    if {SCHEMA, LOGIN} & kinds == {SCHEMA}:  # which has the server and the name without user and password
+        yield f"LiteLLM's database {_outputs(state, f':{SCHEMA}')['database']}"
 
 
 def _clear_engine(step: Step, host: str, state: dict[str, Any]) -> None:

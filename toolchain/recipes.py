@@ -1,4 +1,4 @@
-"""The recipes of `images/`: what each builds, and which image that can stand in for."""
+"""The recipes of `images/`: what each builds, and which official image that replaces."""
 
 from __future__ import annotations
 
@@ -67,6 +67,7 @@ STAND_INS = {
         Recipe(part="litellm", software="LiteLLM", version="1.55.0", debian="bookworm"),
         Recipe(part="postgres", software="PostgreSQL", version="17", debian="trixie"),
         Recipe(part="haproxy", software="HAProxy", version="3.0", debian="trixie"),
+        Recipe(part="valkey", software="Valkey", version="8.1", debian="trixie"),
     )
 }
 """What can be built for the images that the project pins, by part."""

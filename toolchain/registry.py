@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from toolchain.progress import Step, Steps
 
 WANTS_A_LOGIN = re.compile("unauthorized|denied|no basic auth|authentication required", re.IGNORECASE)
-"""What registries say to those without a login, some of them also of an image that they do not have."""
+"""What registries answer without a login; some of them also for an image that they do not have."""
 IS_PLAIN = re.compile("HTTP response to HTTPS client|does not look like a TLS handshake")
 FAILURES = (*images.ENGINE_FAILURES, TimeoutError)
 
@@ -66,7 +66,7 @@ def fill(
     *,
     have: Callable[[Mapping[str, str]], Mapping[str, str]],
 ) -> None:
-    """Push those of the parts' images that a registry is missing; the engine needs no others. Raises SetupError."""
+    """Push the parts' images that the registry does not have; the engine needs no others. Raises SetupError."""
     stand_ins = image_record.read()
     missing = {}
     with steps.step(f"Ask {registry} for the images"):

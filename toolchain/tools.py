@@ -1,7 +1,7 @@
 """Find, download or build the programs that Pulumi needs: its CLI, the Python language host, the Docker provider.
 
 In this order: what is installed in the pinned version or was made before; Pulumi's own download, its checksum
-verified; a build from the Go module proxy, of the modules in `cli`, `language-python` and `docker-provider`.
+verified; a build from the Go module proxy, of the modules in `go`.
 
 What is made is kept per user in `${XDG_CACHE_HOME:-~/.cache}/llm-infrastructure/tools`, each tool under a hash of
 what it is made from. The cache may be deleted at any time. `PULUMI_DOWNLOAD_URL` names a mirror of Pulumi's
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from toolchain.progress import Step, Steps
 
-MODULES = Path(__file__).resolve().parent
+MODULES = Path(__file__).resolve().parent / "go"
 CLI_VERSION = re.findall(r"pulumi/pulumi/pkg/v3 v(\d+\.\d+\.\d+)", (MODULES / "cli/go.mod").read_text())[0]
 CLI_FILES = (
     "pulumi",
@@ -53,7 +53,7 @@ class GoModule:
 
     title: str
     instead: str
-    """What would do as well, were it installed."""
+    """What could be installed instead."""
     folder: Path
     package: str
     program: str
@@ -106,7 +106,7 @@ def ensure(steps: Steps) -> Path:
     """Return the folder to put in front of PATH, after finding, downloading or building what belongs in it.
 
     It holds the Pulumi CLI with its Python language host, and a Docker provider unless the official one is in
-    Pulumi's plugin folder. Raises SetupError when one of them can be had in no way.
+    Pulumi's plugin folder. Raises SetupError if there is no way to get one of them.
     """
     if folder := ready():
         return folder
@@ -151,7 +151,7 @@ def _cli_on_path() -> dict[str, Path] | None:
 
 
 def _version_of(program: Path) -> tuple[int, ...]:
-    """What the CLI says, remembered because asking takes it longer than all else here; () if no release."""
+    """The version that the CLI reports, remembered because asking is slow; () if it is no release."""
     status = program.stat()
     key = hashlib.sha256(f"{program} {status.st_size} {status.st_mtime_ns}".encode()).hexdigest()
     remembered = _cache() / f"version-{key[:16]}"
@@ -354,7 +354,7 @@ def _made_whole(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def _scratch(steps: Steps) -> Iterator[Path]:
-    """Let one run at a time make tools, in a folder that is gone afterwards, however it ends."""
+    """Let one run at a time make tools, in a folder that is removed afterwards, however the run ends."""
     with (
         steps.step("Pulumi's tools") as step,
         operating_system.exclusive("tools", step),

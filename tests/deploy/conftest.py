@@ -2,8 +2,8 @@
 
 The checks ask the stack and change nothing. What a check needs and cannot get is another check's failure: it is
 skipped, and says which. Those of test_docker… and test_swarm… are for stacks that are placed so, and those of
-test_litellm_database for stacks that have one; all others hold for all. Containers on other nodes of a Swarm than the
-one that dockerHost names are looked into if `--node` names their engines.
+test_litellm_database and test_redis for stacks that have one; all others hold for all. Containers on other nodes of a
+Swarm than the one that dockerHost names are looked into if `--node` names their engines.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="HOST",
         help="the engine of another node of its Swarm, as ssh://NODE, to look into the containers there; repeatable",
     )
-    group.addoption("--spend", action="store_true", help="ask each model that is served, once, for money")
+    group.addoption("--spend", action="store_true", help="ask each served model once, which costs money")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -61,6 +61,10 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     others = tuple(f"test_{name}" for name in PLACEMENTS if name != settings.placement)
     if not settings.litellm_database:
         others += ("test_litellm_database",)
+    if not settings.redis:
+        others += ("test_redis",)
+    if not settings.admin_port:
+        others += ("test_admin",)
     here = collection_path.parent == Path(__file__).parent
     return True if here and collection_path.name.startswith(others) else None
 
@@ -95,8 +99,8 @@ def _stack(config: pytest.Config) -> DeployedStack:
 def _read(name: str, hosts: list[str]) -> DeployedStack:
     if shutil.which("docker") is None:
         raise StackError(
-            "there is no docker command on PATH, by which containers are looked into. Install Docker's client; on "
-            "Debian and Ubuntu it is in docker-cli or, where there is none, in docker.io"
+            "there is no docker command on PATH, which looks into the containers. Install Docker's client: on Debian "
+            "and Ubuntu the package docker-cli, or docker.io if there is no docker-cli"
         )
     config = read_config(name)
     if config.settings.placement == "swarm":

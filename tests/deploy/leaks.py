@@ -41,7 +41,7 @@ def forms(value: str) -> set[str]:
 
 
 def _base64(value: bytes) -> Iterable[str]:
-    """The characters that do not depend on what stands before and after the value, for each place it may begin at."""
+    """The characters that do not depend on what is before and after the value, for each place where it may begin."""
     for before in range(3):
         text = base64.b64encode(bytes(before) + value).decode().rstrip("=")
         whole_end = (before + len(value)) % 3 == 0

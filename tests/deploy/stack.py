@@ -35,6 +35,8 @@ SETTINGS = {
     "postgres-password": "postgresPassword",
     "database-password": "databasePassword",
     "litellm-database-password": "litellmDatabasePassword",
+    "redis-password": "redisPassword",
+    "admin-password": "adminPassword",
 }
 """The key of the stack config of a secret that can be rotated, by its resource."""
 CLIENT_KEY = "client-key-"
@@ -239,6 +241,7 @@ class DeployedStack(ABC):
             "demo": demo.MEMORY_MB,
             "litellm": self.settings.litellm_memory_mb,
             "edge": self.settings.edge_memory_mb,
+            "redis": self.settings.redis_memory_mb,
         }
         return megabytes[part.kind] * MEBIBYTE
 
@@ -251,6 +254,8 @@ class DeployedStack(ABC):
         }
         if settings.metrics_port:
             ports["edge"].append(Port(internal=edge.METRICS_PORT, external=settings.metrics_port, address=LOOPBACK))
+        if settings.admin_port:
+            ports["edge"].append(Port(internal=edge.ADMIN_PORT, external=settings.admin_port, address=LOOPBACK))
         return ports.get(part.kind, [])
 
     def of_type(self, kind: str) -> Iterator[dict[str, Any]]:

@@ -17,7 +17,7 @@ CONFIGS = {
     "litellm": ("/app/config.yaml", "litellmConfig"),
     "edge": (f"{LIVE}/current/{edge.CONFIG}", "edgeConfig"),
 }
-"""Where a part's config stands, and the output that shows it."""
+"""Where a part's config is, and the output that shows it."""
 
 
 def processes(inside: Host) -> list[dict[str, str]]:

@@ -84,8 +84,8 @@ def test_organizations_have_their_models_with_the_defaults(
         ("llm_fallback_model", "text", False, "'claude-3-5-sonnet'::text"),
         ("llm_model", "text", True, "'gpt-4o'::text"),
     ], (
-        "someone changed the columns by hand, or a migration did on purpose and this check is to be changed with it. "
-        "To have them as they were, write a migration: llmctl migrate new 'defaults of organizations'"
+        "someone changed the columns by hand, or a migration did on purpose: then change this check too. "
+        "To restore the columns, write a migration: llmctl migrate new 'defaults of organizations'"
     )
 
 
@@ -116,7 +116,7 @@ def test_no_role_reaches_a_database_that_is_not_its_own(stack: DeployedStack, da
         " AND NOT pg_has_role(rolname, datdba, 'MEMBER') ORDER BY rolname, datname"
     ).fetchall()
     advice = "; ".join(_revoke(stack, name, role) for role, name in rows)
-    assert rows == [], f"roles that may connect to a database of another one: {rows}. {advice}"
+    assert rows == [], f"roles that can connect to another role's database: {rows}. {advice}"
 
 
 def _revoke(stack: DeployedStack, database: str, role: str) -> str:
@@ -178,7 +178,7 @@ def volume(stack: DeployedStack, server: Instance) -> Volume:
         return stack.engine_of(server).volumes.get(name)
     except docker.errors.NotFound:
         pytest.fail(
-            f"the volume {name} is gone, and the data with it. Restore a backup of it; for an empty one: {stack.up}",
+            f"the volume {name} is gone, and its data too. Restore a backup; for an empty volume: {stack.up}",
             pytrace=False,
         )
 
@@ -215,7 +215,7 @@ def test_the_data_is_protected_as_configured(stack: DeployedStack) -> None:
     wrong = [it["name"] for it in (*volumes, *passwords) if bool(it.get("protect")) != wanted]
     wrong += [it["name"] for it in volumes if bool(it.get("retainOnDelete")) != wanted]
     assert wrong == [], (
-        f"protectData is {str(wanted).lower()}, and the state says otherwise of {wrong}. Bring it in line: {stack.up}"
+        f"protectData is {str(wanted).lower()}, but not in the state, for {wrong}. Bring it in line: {stack.up}"
     )
 
 

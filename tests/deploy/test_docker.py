@@ -58,10 +58,10 @@ def test_it_runs_and_is_healthy(stack: DockerStack, instance: Instance, containe
 def test_it_has_not_restarted(stack: DockerStack, instance: Instance, container: Container) -> None:
     """What the engine had to start again, it will have to again."""
     restarts = container.attrs["RestartCount"]
-    anew = stack.docker(f"restart {instance.container}")
+    again = stack.docker(f"restart {instance.container}")
     assert restarts == 0, (
         f"{instance.container} ended and was started again, {restarts} times. See why: "
-        f"{stack.docker(f'logs {instance.container}')}. When that is fixed, {anew} counts anew."
+        f"{stack.docker(f'logs {instance.container}')}. When that is fixed, {again} resets the count."
     )
     killed = container.attrs["State"]["OOMKilled"]
     assert not killed, f"{instance.container} ran out of memory. Give it more: see the …MemoryMb in Pulumi.yaml"
@@ -119,7 +119,7 @@ def test_its_memory_and_its_log_are_bounded_as_configured(
 
 
 def test_its_ports_are_bound_as_configured(stack: DockerStack, instance: Instance, running: Container) -> None:
-    """Those of the edge and of Postgres on the configured address, the metrics on loopback, and no other at all."""
+    """The edge's and Postgres' on the configured address, metrics and LiteLLM's page on loopback; no others."""
     bound = {
         (port, binding["HostIp"], int(binding["HostPort"]))
         for port, bindings in running.attrs["NetworkSettings"]["Ports"].items()

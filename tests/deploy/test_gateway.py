@@ -160,7 +160,7 @@ def test_what_administers_it_is_closed(stack: DeployedStack, client: httpx2.Clie
     if replicas and not reached:
         pytest.skip("it takes a replica to list the paths: see test_each_container_can_be_looked_into")
     description = next(filter(None, (listed_paths(stack, replica) for replica in reached)), None)
-    assert description, f"no replica tells its paths. See: {look_into_a_replica(stack)}"
+    assert description, f"no replica lists its paths. See: {look_into_a_replica(stack)}"
     paths = sorted({*json.loads(description)["paths"], "/docs", "/ui", "/metrics"} - CALLERS_PATHS)
     headers = bearer(stack.outputs["litellmApiKey"])
     # No JSON, so that LiteLLM refuses it where the edge does not, and this changes nothing.
@@ -173,7 +173,7 @@ def test_what_administers_it_is_closed(stack: DeployedStack, client: httpx2.Clie
     }
     opened = {request: status for request, status in answers.items() if status != CLOSED}
     assert not opened, (
-        f"the edge lets through what is not for callers: {opened}. Take it out of edge/haproxy.cfg, then: {stack.up}"
+        f"the edge accepts what is not for callers: {opened}. Remove it from edge/haproxy.cfg, then: {stack.up}"
     )
 
 

@@ -25,7 +25,7 @@ def expect_no_secret(stack: DeployedStack, place: str, text: str, *, clear: str)
     assert stack.secrets, "the state has no secret at all: nothing was looked for"
     found = {secret.name: secret.renew for secret in leaked(stack.secrets, text)}
     advice = "".join(f"\n  {name}: {renew}" for name, renew in found.items())
-    assert not found, f"{place} shows {', '.join(found)}: take each for known, and rotate it.{advice}\nThen {clear}"
+    assert not found, f"{place} shows {', '.join(found)}: treat each as known, and rotate it.{advice}\nThen {clear}"
 
 
 def test_docker_inspect_shows_no_secret(stack: DeployedStack, instance: Instance, container: Container) -> None:

@@ -127,7 +127,7 @@ def test_none_of_its_tasks_failed(stack: SwarmStack, part: Part, service: dict[s
     ]
     assert failed == [], (
         f"tasks of {part.runs_as} failed: {'; '.join(failed)}. See why: {stack.look_into(part)}. When "
-        f"that is fixed, {stack.docker(f'service update --force {part.runs_as}')} counts anew."
+        f"that is fixed, {stack.docker(f'service update --force {part.runs_as}')} resets the count."
     )
 
 
@@ -136,7 +136,7 @@ def _time(text: str) -> datetime:
 
 
 def test_its_last_update_came_to_its_end(stack: SwarmStack, part: Part, service: dict[str, Any]) -> None:
-    """It goes on no more, does not stand still, and was not taken back."""
+    """It has ended, was not paused, and was not rolled back."""
     status = service.get("UpdateStatus") or {"State": "completed"}
     assert status["State"] == "completed", (
         f"the last update of {part.runs_as} is {status['State']} ({status.get('Message')}). While it goes on, wait; "

@@ -140,7 +140,7 @@ def test_each_edge_node_lets_callers_in(stack: SwarmStack, edge_node: Node) -> N
             )
         except httpx2.HTTPError as error:
             pytest.fail(
-                f"{edge_node.name} lets nobody in at {url}: {type(error).__name__}: {error}. "
+                f"{edge_node.name} accepts nobody at {url}: {type(error).__name__}: {error}. "
                 f"See: {stack.look_into(stack.part('edge'))}. Then: {stack.up}",
                 pytrace=False,
             )

@@ -126,7 +126,7 @@ def refused(file: Path, *options: str | Path) -> str:
 
 
 def everything(url: str) -> dict[str, list[tuple[object, ...]]]:
-    """Every row of every table and view, and where each sequence stands."""
+    """Every row of every table and view, and the position of each sequence."""
     with psycopg.connect(url, autocommit=True) as connection:
         names = connection.execute(
             "SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'v')"
@@ -573,7 +573,7 @@ def external(deployment: Deployment, tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_your_own_server_is_backed_up_and_restored_with_local_programs(external: Container, tmp_path: Path) -> None:
-    """Its role needs CREATEDB, and is told so before anything is made. No other server is mistaken for it."""
+    """Its role needs CREATEDB; the user learns that before any change. No other server is mistaken for it."""
     url = os.environ["DATABASE_URL"]
     assert llmctl("migrate", "up").returncode == 0
     with psycopg.connect(url, autocommit=True) as connection:

@@ -98,12 +98,12 @@ def superuser(deployment: Deployment, statement: str) -> None:
 
 @dataclass(frozen=True)
 class Fault:
-    """Something that may be wrong with a stack, and what the checks then say."""
+    """Something that can be wrong with a stack, and what the checks then say."""
 
     make: Callable[[Deployment], AbstractContextManager[None]]
     failures: frozenset[str]
     advice: str
-    """What the report has in it; {stack} stands for the stack's name, {prefix} for that of its containers."""
+    """What the report contains, with the stack's name for {stack} and its containers' prefix for {prefix}."""
 
 
 FAULTS: dict[str, list[Fault]] = {CONTAINERS: [], DATABASE: [], GATEWAY: [], SECRETS: []}
@@ -130,7 +130,7 @@ def a_stopped_replica(deployment: Deployment) -> Iterator[None]:
     wait_until(lambda: attributes(container)["health"] == "healthy")
 
 
-@fault(CONTAINERS, "test_it_has_not_restarted[litellm-1]", advice="restart {prefix}-litellm-1 counts anew")
+@fault(CONTAINERS, "test_it_has_not_restarted[litellm-1]", advice="restart {prefix}-litellm-1 resets the count")
 def a_replica_that_ended(deployment: Deployment) -> Iterator[None]:
     container = deployment.container("litellm-1")
     execute(deployment, "litellm-1", "kill -9 $(cat /proc/1/task/1/children)")
@@ -393,8 +393,8 @@ def test_all_is_well_with_a_stack_as_it_was_deployed(deployment: Deployment) -> 
     assert "skipped" not in result.stdout
 
 
-def test_what_needs_what_is_not_there_is_skipped_and_says_which_check_tells_more(deployment: Deployment) -> None:
-    """With the edge stopped one check fails, that of its liveliness, and the others about it are not run."""
+def test_a_check_without_what_it_needs_is_skipped_and_names_the_check_that_failed(deployment: Deployment) -> None:
+    """With the edge stopped, one check fails, the one of its liveliness, and the others about it are not run."""
     edge = deployment.container("edge")
     edge.stop()
     try:
@@ -406,7 +406,7 @@ def test_what_needs_what_is_not_there_is_skipped_and_says_which_check_tells_more
     assert "see test_it_is_alive_through_the_edge" in result.stdout
 
 
-def test_a_stack_that_is_not_there_is_said_to_be(deployment: Deployment) -> None:
+def test_a_missing_stack_is_reported(deployment: Deployment) -> None:
     result = check(deployment, "tests/deploy", stack="nowhere")
     assert result.returncode == pytest.ExitCode.USAGE_ERROR
     assert "ERROR: stack nowhere cannot be read: error: no stack named 'nowhere' found" in result.stdout

@@ -327,7 +327,7 @@ def test_another_c_library(deployment: Deployment, tmp_path: Path) -> None:
 
 
 def test_gateway_down(deployment: Deployment) -> None:
-    """A replica is stopped and the edge is gone: what is to be looked at shows it, and one `up` fixes it."""
+    """A replica is stopped and the edge removed: the commands show that, and one `up` fixes it."""
     deployment.container("litellm-1").stop()
     deployment.container("edge").remove(force=True)
     with runbook("gateway-down", deployment) as book:

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import time
 from typing import TYPE_CHECKING, Any
 
+import httpx2
 import openai
 import pytest
 from openai import AsyncOpenAI, OpenAI
 from openai.lib.streaming.chat import ChatCompletionStreamState
 
 import app
-from tests.stack_config import KEY
+from benchmarks.containers import LABELS
+from engine.connection import connect
+from tests.certificates import certify
+from tests.stack_config import KEY, PROJECT
+from tests.stacks import Deployment, image_of
 from tests.stream_gateways import Gateway, Pair, pair_of
 from tests.stream_provider import HEAD, MUTE, STREAMS, USAGE
 from tests.swarm.cluster import until
@@ -54,6 +60,25 @@ GAINS_OF_1_55 = {
 GAINS_OF_1_106_VLLM = {"several data lines": "LiteLLM's own reader takes each line for an event"}
 NOT_SO = {("1.108.14", "vllm"): {"a bare data line"}}
 """What there is no difference in after all."""
+EVENT = 'data: {"choices": []}\n\n'
+"""That of tests/transport_pair.py."""
+ERRORS_OF_HTTPX = {
+    "an end too soon": "RemoteProtocolError",
+    "no last chunk": "RemoteProtocolError",
+    "half a chunk": "RemoteProtocolError",
+    "no HTTP": "RemoteProtocolError",
+    "no answer": "RemoteProtocolError",
+    "half a head": "RemoteProtocolError",
+    "cut off": "ReadError",
+    "cut off at once": "ReadError",
+    "silent": "ReadTimeout",
+    "silent in the middle": "ReadTimeout",
+    "nobody listens": "ConnectError",
+    "no such host": "ConnectError",
+    "no TLS": "ConnectError",
+    "an authority that nobody knows": "ConnectError",
+}
+"""By the name of a case of tests/transport_pair.py."""
 COUNTED_OTHERWISE = {*BROKEN, "a bare data line", "no JSON", "names, ids and retries"}
 COUNTED_OTHERWISE_IN_1_106 = {
     "several choices": "the answer that callbacks get has the text of all choices; its usage is the same",
@@ -300,3 +325,39 @@ def test_a_refused_key_of_one_deployment_is_seen_by_nobody(pair: Pair, way: str)
                 client.chat.completions.create(model="all-refused", messages=[{"role": "user", "content": "text"}])
     assert pair.refused("several") - before["several"] <= 2
     assert 2 <= pair.refused("all-refused") - before["all-refused"] <= 3
+
+
+def test_httpx_through_aiohttp_is_as_httpx_itself() -> None:
+    """Answers, errors, what is sent, kept connections, certificates; in the image of the pinned release."""
+    authority = certify("an authority")
+    own = certify("a provider", authority, address="127.0.0.1")
+    engine = connect("")
+    made = engine.containers.create(
+        image_of("litellm"),
+        ["/pair.py", "/modules", "/certificate", "/key", "/authority"],
+        entrypoint=["python3"],
+        network_mode="none",
+        labels=LABELS,
+    )
+    try:
+        for path, text in {
+            "/pair.py": (PROJECT / "tests/transport_pair.py").read_text(),
+            "/modules/transport.py": (PROJECT / "litellm/transport.py").read_text(),
+            "/certificate": own.certificate_pem,
+            "/key": own.key_pem,
+            "/authority": authority.certificate_pem,
+        }.items():
+            Deployment.put(made, path, text, mode=0o644)
+        made.start()
+        ended = made.wait(timeout=300)
+        assert ended["StatusCode"] == 0, made.logs(stdout=False).decode()
+        both = json.loads(made.logs(stderr=False))
+    finally:
+        made.remove(force=True)
+        engine.close()
+    assert len(both) > len(ERRORS_OF_HTTPX)
+    differing = {name: tuple(it.values()) for name, it in both.items() if it["httpx"] != it["aiohttp"]}
+    assert differing == {"cut off": ([200, "ReadError", EVENT], [200, "RemoteProtocolError", EVENT])}
+    assert {name: it["httpx"][1] for name, it in both.items() if name in ERRORS_OF_HTTPX} == ERRORS_OF_HTTPX
+    assert both["connections of three requests"]["aiohttp"] == [1]
+    assert both["an authority that SSL_CERT_FILE names"]["aiohttp"][0] == httpx2.codes.OK

@@ -1,4 +1,4 @@
-"""The hosts that a user downloads from, behind a proxy that opens TLS by an authority of its own, as companies have.
+"""The hosts that a user downloads from, behind a proxy that opens TLS with its own authority, as in companies.
 
 It answers for any name: Pulumi's releases with their checksums, and a registry whose images are lists of manifests,
 given only to clients with a token, and to nobody while `limited`.

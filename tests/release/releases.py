@@ -37,7 +37,7 @@ class Release:
 
     @property
     def missing(self) -> str:
-        """Why its tree cannot be had from this clone; empty if it can be."""
+        """Why this clone does not have its tree; empty if it does."""
         if _git("cat-file", "-e", f"{self.commit}^{{commit}}").returncode == 0:
             return ""
         if _git("rev-parse", "--is-shallow-repository").stdout.strip() == "true":

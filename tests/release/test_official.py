@@ -1,4 +1,4 @@
-"""The official way, walked on hosts of the test's own: `make up` as those have it whom no network is closed to.
+"""The official way, on the test's own hosts: `make up` on a network that is not closed.
 
 Pulumi's CLI and the provider's plugin are downloaded from their own addresses and verified, the images are pulled by
 the names that Pulumi.yaml has - all through a proxy whose authority is a company's own: `make test-official`.

@@ -1,4 +1,4 @@
-"""The project with each Python that it takes, as far as they can be had: `make test-pythons`, before each release.
+"""The project with each Python that it supports, if available: `make test-pythons`, before each release.
 
 docs/machines.md has what was seen, and when.
 """

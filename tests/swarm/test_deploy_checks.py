@@ -82,7 +82,7 @@ def test_all_is_well_with_a_stack_as_it_was_deployed(deployment: Deployment, nod
     assert "test_docker.py" not in result.stdout
 
 
-def test_what_other_nodes_alone_know_is_said_to_be_missing(deployment: Deployment) -> None:
+def test_what_only_other_nodes_know_is_reported_as_missing(deployment: Deployment) -> None:
     result = check(deployment, NODES, "-k", "test_each_container_can_be_looked_into")
     assert result.returncode == 0
     [why] = skipped(result.stdout)
@@ -97,7 +97,7 @@ def test_a_node_of_no_part_in_it_is_refused(deployment: Deployment) -> None:
     assert refusal in result.stdout
 
 
-def test_an_edge_node_that_lost_its_label_lets_nobody_in(swarm: Cluster, deployment: Deployment) -> None:
+def test_an_edge_node_that_lost_its_label_accepts_nobody(swarm: Cluster, deployment: Deployment) -> None:
     """One check fails, that of the gateway's liveliness where callers reach it; others about it are not run."""
     first, *others = swarm.nodes
     name = f"{PROJECT_NAME}-{deployment.name}-edge"
@@ -267,7 +267,9 @@ def a_task_that_was_killed(faults: Faults) -> None:
     await_convergence(faults.engine, faults.service("demo").id, UPDATE_SECONDS)
     faults.kill("demo")
     await_convergence(faults.engine, faults.service("demo").id, UPDATE_SECONDS)
-    faults.expect("test_none_of_its_tasks_failed[demo]", advice="service update --force {prefix}-demo counts anew")
+    faults.expect(
+        "test_none_of_its_tasks_failed[demo]", advice="service update --force {prefix}-demo resets the count"
+    )
 
 
 def an_update_that_is_rolled_back(faults: Faults) -> None:

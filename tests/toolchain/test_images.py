@@ -438,7 +438,7 @@ def test_a_stand_in_that_is_there_is_kept(engine: docker.DockerClient, record: P
 
 @pytest.mark.usefixtures("tags")
 def test_a_version_that_no_recipe_builds(engine: docker.DockerClient, tmp_path: Path) -> None:
-    """Another version is not stood in for; the user learns which one could be, and the other ways."""
+    """There is no stand-in for another version; the user learns which version has one, and what else to do."""
     reference = f"{NO_REGISTRY}/postgres:16"
     with pytest.raises(SetupError) as raised:
         images.ensure(

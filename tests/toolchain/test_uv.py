@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from tests.stack_config import PROJECT
-from toolchain.locks import LOCK, constraints
+from toolchain.maintenance.locks import LOCK, constraints
 
 UV = str(Path(sys.executable).with_name("uv"))
 

@@ -1,4 +1,4 @@
-"""What several unit tests share."""
+"""Shared by several unit tests."""
 
 from __future__ import annotations
 

@@ -356,7 +356,7 @@ def test_a_number_or_a_file_that_makes_no_sense_is_refused(
 
 
 @pytest.mark.usefixtures("postgres")
-def test_a_folder_stands_for_the_newest_backup_in_it(nights: Path, folder: Path, tmp_path: Path) -> None:
+def test_a_folder_means_its_newest_backup(nights: Path, folder: Path, tmp_path: Path) -> None:
     with pytest.raises(BackupError, match=rf"{NIGHTS[-1]} is damaged"):
         restored(nights, folder)
     with pytest.raises(BackupError, match="has no backup of database app"):

@@ -15,12 +15,12 @@ from rich.console import Console
 
 import app
 from app import migrations
-from benchmarks import client, deploy, gateway, growth, pace, streams
+from benchmarks import client, database, deploy, gateway, growth, pace, streams
 from benchmarks.caller import Target
 from benchmarks.containers import ProcessMeter
 from benchmarks.deploy import MODEL, with_model
 from benchmarks.measure import Readings
-from benchmarks.peer import NotToBeHadError
+from benchmarks.peer import NotAvailableError
 from benchmarks.plan import Compose, rendered_config
 from benchmarks.stub import stub
 from infra.migration import FOLDER
@@ -66,8 +66,26 @@ def test_the_plans_file_runs_the_stacks_images(tmp_path: Path, monkeypatch: pyte
 
 def test_without_docker_compose_it_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda _: None)
-    with pytest.raises(NotToBeHadError, match="apt-get install --no-install-recommends docker-compose"):
+    with pytest.raises(NotAvailableError, match="apt-get install --no-install-recommends docker-compose"):
         Compose(tmp_path)
+
+
+def test_the_database_costs_what_a_stack_without_it_does_not(gateway_url: str) -> None:
+    """Each release by itself, and each row beside the stack without a database."""
+    target = Target(url=gateway_url, headers={"authorization": f"Bearer {client.KEY}"}, body=gateway.BODY)
+    readings = Readings()
+    with pytest.MonkeyPatch.context() as patch, Steps(Console(file=io.StringIO())).step("measure") as step:
+        patch.setattr(database, "SECONDS", 0.1)
+        for name in (database.WITHOUT, database.VIRTUAL):
+            contender = gateway.Contender(name=name, target=target, parts=(ProcessMeter(os.getpid()),))
+            database.measure(contender, readings, database.PINNED.version, step)
+    shown = {each.title: each for each in database.compared(readings)}
+    rate = shown[f"{database.RATE}, LiteLLM {database.PINNED.version}"]
+    assert rate.all_points == [str(each) for each in database.CONCURRENT]
+    assert all(rate.ratio(database.VIRTUAL, point) for point in rate.all_points)
+    failed = shown[f"{database.FAILED}, LiteLLM {database.PINNED.version}"]
+    assert {value for points in failed.values.values() for rounds in points.values() for value in rounds} == {0.0}
+    assert not shown[f"{database.RATE}, LiteLLM {database.NEWEST.version}"].values
 
 
 def test_the_figures_of_streams_are_those_that_callers_saw() -> None:

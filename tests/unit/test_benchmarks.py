@@ -154,7 +154,7 @@ def test_a_report_is_printed_whole() -> None:
 @given(st.dictionaries(st.text(min_size=1, max_size=9), st.dictionaries(st.text(max_size=3), ROUNDS, max_size=3)))
 def test_a_report_comes_back_from_its_json(values: dict[str, dict[str, list[float]]]) -> None:
     before = report(comparison(values=values))
-    assert Report.model_validate_json(before.model_dump_json(indent=1)) == before
+    assert Report.model_validate_json(document.dumped(before.model_dump(mode="json"))) == before
 
 
 def test_a_report_is_written_in_place_of_the_one_before(tmp_path: Path) -> None:
@@ -219,7 +219,7 @@ def test_nothing_cannot_be_drawn() -> None:
 
 
 def test_a_document_gets_each_report_into_its_section() -> None:
-    """What stands around the sections stays; filling twice changes nothing."""
+    """The text around the sections stays; filling twice changes nothing."""
     page = "".join(
         f"About {name}\n{document.SECTION.format(name=name, content='old')}\n" for name in ("gateway", "b")
     )

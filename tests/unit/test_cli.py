@@ -132,19 +132,25 @@ def test_what_is_known_of_models_is_a_table(gateway: Gateway) -> None:
     """As the edge and LiteLLM tell it by `GET /v1/models`; a gateway of before tells less."""
     refuses = {"max_tokens": "max_completion_tokens", "temperature": "drop", "stop": "error"}
     known = {"owned_by": "openai", "price": {"input": 2.0, "output": 0.5}, "refuses": refuses}
+    more = [
+        {"id": "own", "price": {"output": 3.0}},
+        {"id": "none", "price": {"input": 0.0, "output": 0.0}},
+    ]
     gateway.answers["/v1/models"] = httpx2.Response(
-        200, json={"data": [{"id": "gpt-6", **known, "shutdown_date": "2999-01-14"}, {"id": "old"}]}
+        200, json={"data": [{"id": "gpt-6", **known, "shutdown_date": "2999-01-14"}, *more, {"id": "old"}]}
     )
     head, *rows = out("models", "--verbose").splitlines()
     assert head.split() == ["model", "provider", "USD", "per", "million", "tokens", "parameters", "ends"]
     ends = "ends on 2999-01-14, no successor is known"
     assert [" ".join(row.split()) for row in rows] == [
         f"gpt-6 openai 2 in, 0.5 out leaves out temperature; refuses stop {ends}",
-        "old not known",
+        "none free",
+        "old unknown",
+        "own 3 out",
     ]
     assert json.loads(out("models", "--verbose", "--json"))["gpt-6"] == {
         "owner": "openai",
-        "price": [2.0, 0.5],
+        "price": {"input": 2.0, "output": 0.5},
         "refuses": refuses,
         "shutdown_date": "2999-01-14",
     }

@@ -195,7 +195,7 @@ def test_a_swarm_that_has_them(found: Callable[..., Cluster]) -> None:
 
 
 def test_a_node_that_a_leader_has_not_heard_of_yet_counts(found: Callable[..., Cluster]) -> None:
-    """A leader that is new knows of nobody for some seconds; that is no reason to refuse."""
+    """A new leader knows no node for some seconds; that is no reason to refuse."""
     assert [each.ready for each in found(node(1, state="unknown"), node(2, state="down")).nodes] == [True, False]
 
 

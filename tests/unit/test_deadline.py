@@ -239,7 +239,7 @@ def test_a_name_that_is_not_looked_up(serve: Callable[..., Server], monkeypatch:
 def test_a_database_that_does_not_answer(
     face: Face, serve: Callable[..., Server], monkeypatch: pytest.MonkeyPatch, *, dropped: bool
 ) -> None:
-    """Whether it lets nobody in, or says nothing to a client that it accepted."""
+    """Whether it accepts no connection, or accepts one and then says nothing."""
     monkeypatch.setattr(organizations, "WAIT_SECONDS", 3600.0)
     with full() as address:
         where = address if dropped else serve().url.removeprefix("http://")

@@ -25,7 +25,7 @@ def ask(path: str, **body: object) -> httpx2.Response:
 
 
 def test_a_long_message_is_counted_whole_and_repeated_in_part() -> None:
-    """A list of its words, or an answer of one piece for each, ended the container for want of memory."""
+    """A list of its words, or an answer of one piece for each, ended the container because its memory ran out."""
     text = "word " * 100_000
     tracemalloc.start()
     answer = ask("/v1/chat/completions", model="gpt-4o", messages=[{"role": "user", "content": text}]).json()

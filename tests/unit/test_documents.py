@@ -14,7 +14,7 @@ from infra.settings import RetirePrevious, SecretVersions, Settings, is_secret
 from infra.stack_config import adapter
 from tests import documents
 from tests.stack_config import PROJECT, project_file
-from toolchain import reference
+from toolchain.maintenance import reference
 
 if TYPE_CHECKING:
     from pathlib import Path

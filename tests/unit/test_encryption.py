@@ -48,7 +48,7 @@ def test_a_secret_in_clear_beside_an_encrypted_one_is_refused(
         stack_config.load()
     assert OTHER_KEY not in str(caught.value)
     assert str(caught.value).splitlines()[1:] == [
-        "  clientKeys.web: is not encrypted: get a new one, as this one may be known",
+        "  clientKeys.web: is not encrypted: get a new one, because this one may be known",
         """      ./pulumiw config set --stack dev --secret --path 'clientKeys["web"]' VALUE""",
     ]
 

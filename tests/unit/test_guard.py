@@ -392,7 +392,7 @@ def test_a_stream_of_messages_that_is_whole_stays_as_it_is(replica: Replica) -> 
 def test_what_is_not_public_is_not_fetched(
     programs: dict[str, Any], monkeypatch: pytest.MonkeyPatch, address: str
 ) -> None:
-    """Also where a public address of the same name stands beside it, and in the forms in which IPv6 carries it."""
+    """Also if the same name has a public address too, and in the forms in which IPv6 carries it."""
     fetching = programs["fetching"]
     looked_up = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (it, 80)) for it in ("93.184.216.34", address)]
     monkeypatch.setattr(fetching.socket, "getaddrinfo", lambda *_, **__: looked_up)

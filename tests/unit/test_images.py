@@ -88,10 +88,12 @@ Acquire::https "";
         ("postgres", f"postgres:17@sha256:{'0' * 64}"),
         ("haproxy", "haproxy:3.0"),
         ("haproxy", "registry.example/library/haproxy:3.0-trixie"),
+        ("valkey", "valkey/valkey:8.1"),
+        ("valkey", "valkey/valkey:8.1-trixie"),
     ],
 )
 def test_a_stand_in_for_what_it_is(part: str, reference: str) -> None:
-    """An image may be stood in for when its name and tag say that it is the software and version of the recipe."""
+    """A stand-in replaces an image only if its name and tag say that it is the software and version of the recipe."""
     assert recipe_for(reference) == STAND_INS[part]
 
 
@@ -114,6 +116,7 @@ def test_a_stand_in_for_what_a_stack_is_upgraded_to() -> None:
         "registry.example:17/postgres",
         "haproxy:3",
         "haproxy:3.0.5",
+        "redis:8.1",
     ],
 )
 def test_no_stand_in_for_anything_else(reference: str) -> None:
@@ -186,7 +189,7 @@ def test_an_image_that_can_be_had_again_needs_no_stand_in(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     "content", ["- postgres:17\n", "postgres:17: 17\n", "postgres:17:\n", "postgres: {a: b}\n", "{", "\x00"]
 )
-def test_a_record_that_is_none(tmp_path: Path, content: str) -> None:
+def test_a_malformed_record_is_refused(tmp_path: Path, content: str) -> None:
     """Anything but pairs of names is refused, with the file and the way out."""
     record = tmp_path / ".images.yaml"
     record.write_text(content)
@@ -231,7 +234,7 @@ def test_a_pull_that_fails_is_one_line(tmp_path: Path) -> None:
 
 
 def test_one_build_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A workspace is one build's own, is empty whatever a killed one left, and is gone afterwards."""
+    """A workspace belongs to one build, starts empty whatever a killed build left, and is removed afterwards."""
     monkeypatch.setattr(operating_system, "CACHE", tmp_path)
     monkeypatch.setattr(images, "CACHE", tmp_path)
     left = tmp_path / "images/base/root/etc"

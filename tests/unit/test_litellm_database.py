@@ -81,7 +81,7 @@ def test_one_switch_is_enough(placement: dict[str, str]) -> None:
         (
             {"generalSettings": {"allow_requests_on_db_unavailable": "yes"}},
             "generalSettings.allow_requests_on_db_unavailable",
-            "lets in any key",
+            "accepts any key",
             "rm --path",
         ),
         (

@@ -68,7 +68,7 @@ def test_what_is_secret_must_be_encrypted_and_all_else_may_stand_in_clear(
     files = {"vertex.json": "{}"}
     found = problems(plain={"litellmEnvironment": [(name,)]}, litellmEnvironment=given, litellmFiles=files)
     command = f"set --secret --path 'litellmEnvironment[\"{name}\"]' VALUE"
-    wanted = (f"litellmEnvironment.{name}", "is not encrypted: get a new one, as this one may be known", command)
+    wanted = (f"litellmEnvironment.{name}", "is not encrypted: get a new one, because this one may be known", command)
     assert found == ([] if plain else [wanted])
 
 

@@ -11,13 +11,14 @@ import json
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from typer.testing import CliRunner
 
-from console import cli, containers, keys_cli, management, teams_cli
+from console import cli, containers, edge_statistics, keys_cli, management, teams_cli
 from console.management import ManagementError
 from console.programs import ProgramError
 from tests.stack_config import KEY
@@ -47,7 +48,8 @@ class LiteLLM:
         self.commands.append(command)
         requests = json.loads(given)
         self.asked += requests
-        answered = json.dumps([self.answers[path] for _, path, _ in requests])
+        found = [self.answers[path] for _, path, _ in requests]
+        answered = "" if "nothing" in found else json.dumps(found)
         for _, path, _ in requests:
             self.answers |= self.then.get(path, {})
         return answered
@@ -59,7 +61,9 @@ class LiteLLM:
 @pytest.fixture(params=RELEASES)
 def litellm(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> LiteLLM:
     made = LiteLLM(RELEASES[request.param])
-    stack = containers.Stack(name="dev", parts=(replica(),), short=(), unseen="")
+    edge = replace(replica(container="the-edge"), name="edge", kind=containers.EDGE)
+    stack = containers.Stack(name="dev", parts=(replica(), edge), short=(), unseen="")
+    monkeypatch.setattr(edge_statistics, "output", lambda *_, **__: "app\n")
     monkeypatch.setenv("LITELLM_URL", "http://gateway.test:4000")
     monkeypatch.setenv("LITELLM_API_KEY", KEY)
     monkeypatch.setattr(management, "found", lambda *_, **__: (stack, None))
@@ -108,6 +112,66 @@ def test_a_key_is_made_and_printed_this_once(litellm: LiteLLM) -> None:
     }
 
 
+@pytest.mark.parametrize("then", [[500, {"error": "no"}], "nothing", [200, []]])
+@pytest.mark.parametrize("options", [(), ("--json",)])
+def test_a_key_that_was_made_is_printed_whatever_fails_after_it(
+    litellm: LiteLLM, options: tuple[str, ...], then: Any
+) -> None:
+    """It cannot be read again."""
+    of_another = litellm.answers["/spend/keys"]
+    litellm.then["/key/generate"] = {"/spend/keys": then}
+    litellm.answers["/spend/keys"] = [200, of_another[1][:1]]
+    made = litellm.answers["/key/generate"][1]
+    shown = llmctl("keys", "create", "batch", "--team", "research", *options)
+    assert shown.exit_code == 0, shown.exception
+    if options:
+        told = json.loads(shown.stdout)
+        assert (told["key"], told["token"], told["max_budget"]) == (made["key"], made["token_id"], 1.5)
+    else:
+        assert shown.stdout == f"{made['key']}\n"
+
+
+def test_a_key_that_may_have_been_made_is_named(litellm: LiteLLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the engine ended before the answer."""
+    litellm.answers["/spend/keys"] = [200, []]
+
+    def ended(command: list[str], *, given: str, **more: Any) -> str:
+        if "/key/generate" in given:
+            raise ProgramError("docker failed: it ended")
+        return litellm.output(command, given=given, **more)
+
+    monkeypatch.setattr(management, "output", ended)
+    failed = llmctl("keys", "create", "x")
+    assert isinstance(failed.exception, ProgramError)
+    assert "it ended. If `llmctl keys list` has x now, nobody knows that key: llmctl keys delete x" in str(
+        failed.exception
+    )
+
+
+def test_a_key_is_not_called_as_a_client_of_the_stack_config(
+    litellm: LiteLLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """LiteLLM has a key of a client from its first request on. The edge knows it before."""
+    litellm.answers["/spend/keys"] = [200, []]
+    asked = []
+
+    def edge(command: list[str], *, given: str, **_: Any) -> str:
+        asked.append((command[3], given))
+        return "\napp\nnightly\n\n"
+
+    monkeypatch.setattr(edge_statistics, "output", edge)
+    assert refusal("keys", "create", "nightly").startswith("nightly is a client of the stack config")
+    assert asked == [("the-edge", edge_statistics.NAMES_QUESTION)]
+    assert not [path for method, path, _ in litellm.asked if method == "POST"]
+    monkeypatch.setattr(edge_statistics, "output", failing)
+    litellm.then["/key/generate"] = {"/spend/keys": [200, []]}
+    assert llmctl("keys", "create", "nightly").exit_code == 0
+
+
+def failing(*_: Any, **__: Any) -> str:
+    raise ProgramError("no edge answers")
+
+
 def test_lists_show_how_a_key_begins_and_ends_and_what_it_may(litellm: LiteLLM) -> None:
     shown = llmctl("keys", "list")
     assert shown.exit_code == 0
@@ -124,7 +188,7 @@ def test_lists_show_how_a_key_begins_and_ends_and_what_it_may(litellm: LiteLLM) 
 
 
 def test_json_has_litellms_names(litellm: LiteLLM) -> None:
-    """Whatever the release has besides."""
+    """Whatever else the release has."""
     key = json.loads(llmctl("keys", "show", "batch", "--json").stdout)
     row = next(row for row in litellm.answers["/spend/keys"][1] if row["key_alias"] == "batch")
     same = (

@@ -1,4 +1,4 @@
-"""What is said of each model: in the preview, and to callers."""
+"""What the preview and callers are told about each model."""
 
 from __future__ import annotations
 
@@ -20,7 +20,15 @@ FILE = (PROJECT / "litellm/config.yaml").read_text()
 MODELS = [
     {"name": "luna", "model": "openai/gpt-6-luna"},
     {"name": "priced", "model": "openai/of-a-team", "inputCostPerToken": 0.000001},
+    {"name": "mine", "model": "openai/mine", "apiBase": "http://gpu/v1", "outputCostPerToken": 0.000003},
     {"name": "llama", "model": "ollama/llama3.1", "apiBase": "http://gpu:11434"},
+    {
+        "name": "paid",
+        "model": "ollama/paid",
+        "apiBase": "http://gpu",
+        "inputCostPerToken": 0,
+        "outputCostPerToken": 0,
+    },
     {"name": "unheard", "model": "xai/unheard-of"},
     {"name": "flash", "model": "gemini/gemini-3.8-flash"},
 ]
@@ -32,7 +40,10 @@ def rendered(settings: Settings) -> model_list.ModelList:
 
 
 def test_the_preview_has_a_line_for_each_model(settings: Callable[..., Settings]) -> None:
-    """Its provider, whether its key is there, its price, the parameters that it refuses, and its end."""
+    """Its provider, whether its key is there, its price, the parameters that it refuses, and its end.
+
+    What nobody has set a price for is unknown, as in `llmctl usage`, and not free.
+    """
     version, head, *rows = rendered(settings("dev", models=MODELS, **KEYS)).table.splitlines()
     assert version == "models, with LiteLLM 1.55.0:"
     assert head.split("  ")[0] == "model"
@@ -41,9 +52,11 @@ def test_the_preview_has_a_line_for_each_model(settings: Callable[..., Settings]
         "gpt-4o": "gpt-4o openai set 2.5 in, 10 out 2027-01-14",
         "text-embedding-3-small": "text-embedding-3-small openai set 0.02 in, 0 out",
         "luna": "luna openai set 0.1 in, 0.5 out leaves out temperature, top_p, stop",
-        "priced": "priced openai set 1 in, 0 out",
-        "llama": "llama ollama none free",
-        "unheard": "unheard xai set not known",
+        "priced": "priced openai set 1 in",
+        "mine": "mine openai none 3 out",
+        "llama": "llama ollama none unknown",
+        "paid": "paid ollama none free",
+        "unheard": "unheard xai set unknown",
         "claude-3-5-sonnet": "claude-3-5-sonnet anthropic ANTHROPIC_API_KEY missing",
         "flash": "flash gemini GEMINI_API_KEY missing",
     }
@@ -58,7 +71,8 @@ def test_a_price_is_known_to_the_release_or_to_the_stack(
     result = rendered(made)
     fates = {"max_tokens": "max_completion_tokens", "temperature": refused, "top_p": refused, "stop": refused}
     assert result.told["luna"] == {"owned_by": "openai", "price": {"input": 0.1, "output": 0.5}, "refuses": fates}
-    assert result.told["llama"] == {"owned_by": "ollama", "price": {"input": 0.0, "output": 0.0}}
+    assert result.told["llama"] == {"owned_by": "ollama"}
+    assert result.told["paid"] == {"owned_by": "ollama", "price": {"input": 0.0, "output": 0.0}}
     assert result.told["unheard"] == {"owned_by": "xai"}
     listed = {it["model_name"]: it["model_info"] for it in yaml.safe_load(result.config)["model_list"]}
     assert {name: listed[name] for name in result.told} == result.told

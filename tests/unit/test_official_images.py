@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from infra import edge, postgres
+from infra import edge, postgres, redis
 from tests.stack_config import PROJECT, project_file
-from toolchain.official_images import load
+from toolchain.__main__ import IMAGE_SETTINGS, REDIS_IMAGE
+from toolchain.maintenance.official_images import load
 from toolchain.recipes import STAND_INS
 
 TABLE = load()
@@ -63,7 +64,8 @@ def test_a_stand_in_has_the_interface_of_the_official_image(official: dict[str, 
 
 def test_all_that_can_be_stood_in_for_is_in_the_table() -> None:
     assert {it["part"] for it in STOOD_IN_FOR} == set(STAND_INS)
-    defaults = {str(project_file()["config"][f"{part}Image"]["default"]) for part in STAND_INS}
+    keys = {**IMAGE_SETTINGS, "valkey": REDIS_IMAGE}
+    defaults = {str(project_file()["config"][keys[part]]["default"]) for part in STAND_INS}
     assert {it["image"] for it in STOOD_IN_FOR} == defaults
 
 
@@ -71,7 +73,12 @@ def test_the_user_ids_that_secrets_are_given_to_are_those_of_the_images() -> Non
     ids: dict[str, set[int]] = {it["part"]: set() for it in TABLE["images"]}
     for it in TABLE["images"]:
         ids[it["part"]] |= {it["user_id"]} if "user_id" in it else set()
-    assert ids == {"litellm": set(), "postgres": {postgres.USER_ID}, "haproxy": {edge.USER_ID}}
+    assert ids == {
+        "litellm": set(),
+        "postgres": {postgres.USER_ID},
+        "haproxy": {edge.USER_ID},
+        "valkey": {redis.USER_ID},
+    }
 
 
 @pytest.mark.parametrize("official", [it for it in TABLE["images"] if it["part"] == "postgres"], **BY_IMAGE)

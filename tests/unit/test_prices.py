@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from infra import prices
-from toolchain import prices as renewal
+from toolchain.maintenance import renew_prices as renewal
 
 CHAT = {"mode": "chat", "input_cost_per_token": 2e-06, "output_cost_per_token": 1e-05}
 

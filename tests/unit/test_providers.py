@@ -15,8 +15,8 @@ from infra import gateway, model_list, providers, retirements
 from infra.settings import Settings
 from infra.stack_config import Place, validate
 from tests.stack_config import PROJECT, raw_config
-from toolchain import providers as page
 from toolchain import recipes
+from toolchain.maintenance import providers_page as page
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -130,6 +130,48 @@ def test_nothing_goes_without_the_name(here: Machine, typed: str) -> None:
     assert here.cache.exists()
 
 
+@pytest.mark.parametrize(
+    ("kinds", "said"),
+    [
+        (("migration:Migrations", "postgres:DatabaseRoles"), []),
+        (
+            (
+                "migration:Migrations",
+                "postgres:DatabaseRoles",
+                "litellm_database:LiteLLMLogin",
+                "litellm_database:LiteLLMSchema",
+            ),
+            [],
+        ),
+        (
+            ("migration:Migrations", "postgres:DatabaseRoles", "litellm_database:LiteLLMSchema"),
+            ["LiteLLM's database db.example:5432/litellm is on a server of your own"],
+        ),
+        (
+            ("migration:Migrations", "litellm_database:LiteLLMSchema"),
+            [
+                "The app's database, that of databaseUrl, is on a server of your own",
+                "LiteLLM's database db.example:5432/litellm is on a server of your own",
+            ],
+        ),
+    ],
+)
+def test_a_database_on_a_server_of_your_own_is_named_and_stays(
+    here: Machine, kinds: tuple[str, ...], said: list[str]
+) -> None:
+    """Before you type the stack's name, without user and password."""
+    resources = STATE["deployment"]["resources"]
+    outputs = {"database": "db.example:5432/litellm", "url": {"ciphertext": "v1:user:password"}}
+    more = [{"type": f"pulumi-python:dynamic/{kind}", "outputs": outputs} for kind in kinds]
+    here.state = {"deployment": {"resources": [*resources, *more]}}
+    with pytest.raises(SetupError, match="nothing was changed"):
+        here.purge(typed="")
+    written = " ".join(here.written.getvalue().split())
+    assert [each for each in said if each in written] == said
+    assert written.count("it stays as it is") == len(said)
+    assert "password" not in written
+
+
 def test_with_the_last_stack_all_goes(here: Machine) -> None:
     """The lines of `.env` that are your own stay, and so does an image that something else runs."""
     here.purge()

@@ -10,7 +10,7 @@ import yaml
 
 from infra import model_list, prices, retirements
 from tests.stack_config import PROJECT
-from toolchain import retirements as renewal
+from toolchain.maintenance import renew_retirements as renewal
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -100,7 +100,7 @@ def served(settings: Settings, day: str) -> tuple[model_list.ModelList, dict[str
 
 
 def test_callers_names_do_not_change(settings: Callable[..., Settings]) -> None:
-    """The default fallback of every organization is answered, though its model is gone since 2025-10-28."""
+    """The default fallback of every organization is answered, although its model ended on 2025-10-28."""
     result, models = served(settings("staging", openaiApiKey="sk-1", anthropicApiKey="sk-ant-1"), "2026-11-28")
     assert result.served == ("gpt-4o", "claude-3-5-sonnet", "text-embedding-3-small")
     assert models["claude-3-5-sonnet"] == "anthropic/claude-sonnet-5-5"

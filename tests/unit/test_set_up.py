@@ -110,7 +110,7 @@ def test_a_config_file_may_set_nothing(config_file: Path, content: str) -> None:
     assert set_up.StackConfig("dev")["dockerHost"] == set_up.StackConfig("other")["dockerHost"] != ""
 
 
-def test_an_empty_database_url_is_none(config_file: Path) -> None:
+def test_an_empty_database_url_counts_as_not_set(config_file: Path) -> None:
     """The stack's own Postgres runs then, and needs its image; with one, encrypted as it is, it does not."""
     config_file.write_text('config:\n  llm-infrastructure:databaseUrl: ""\n')
     assert set_up.StackConfig("dev").images.keys() == {"litellm", "postgres", "haproxy"}
@@ -118,15 +118,21 @@ def test_an_empty_database_url_is_none(config_file: Path) -> None:
     assert set_up.StackConfig("dev").images.keys() == {"litellm", "haproxy"}
 
 
+@pytest.mark.parametrize(("written", "is_on"), [("true", True), ('"true"', True), ("false", False)])
+def test_only_a_stack_with_redis_needs_its_image(config_file: Path, written: str, is_on: bool) -> None:  # noqa: FBT001
+    config_file.write_text(f"config:\n  llm-infrastructure:redis: {written}\n")
+    assert ("valkey" in set_up.StackConfig("dev").images) is is_on
+
+
 def quiet() -> Steps:
     return Steps(Console(file=io.StringIO(), soft_wrap=True))
 
 
 def test_all_taken_ports_are_named_with_free_ones(taken: int) -> None:
-    """One try tells of all of them, and the commands can be typed as they stand."""
+    """One try reports all of them, and the commands can be typed as they are."""
     with ExitStack() as servers:
         ports = {"gatewayPort": taken}
-        for key in ("postgresPort", "metricsPort"):
+        for key in ("postgresPort", "metricsPort", "adminPort"):
             ports[key] = servers.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1]
         with pytest.raises(SetupError) as raised:
             set_up._check_ports(ENGINE, Config(**ports))
@@ -140,9 +146,10 @@ def test_all_taken_ports_are_named_with_free_ones(taken: int) -> None:
     set_up._check_ports(ENGINE, Config(**dict(zip(ports, free, strict=True))))
 
 
-def test_metrics_are_on_loopback_wherever_the_gateway_is(taken: int) -> None:
-    with pytest.raises(SetupError, match=f"port {taken} of 127.0.0.1 cannot be used as metricsPort"):
-        set_up._check_ports(ENGINE, Config(bindAddress="127.0.0.2", gatewayPort=0, postgresPort=0, metricsPort=taken))
+@pytest.mark.parametrize("key", ["metricsPort", "adminPort"])
+def test_metrics_and_administration_are_on_loopback_wherever_the_gateway_is(taken: int, key: str) -> None:
+    with pytest.raises(SetupError, match=f"port {taken} of 127.0.0.1 cannot be used as {key}"):
+        set_up._check_ports(ENGINE, Config(bindAddress="127.0.0.2", gatewayPort=0, postgresPort=0, **{key: taken}))
 
 
 def test_a_port_that_the_stack_has_is_free_to_it(taken: int) -> None:
@@ -176,7 +183,7 @@ def test_a_port_that_is_proposed_is_free(
     in_use = os.strerror(errno.EADDRINUSE)
     monkeypatch.setattr(set_up, "_why_unusable", lambda _, port: in_use if int(port) in unusable else "")
     with pytest.raises(SetupError) as raised:
-        set_up._check_ports(ENGINE, Config(**dict(zip(set_up.PORT_SETTINGS, ports, strict=True))))
+        set_up._check_ports(ENGINE, Config(**dict(zip(set_up.PORT_SETTINGS[:3], ports, strict=True))))
     assert [line.split()[-1] for line in raised.value.fix.splitlines()] == proposed
 
 
@@ -189,8 +196,10 @@ def test_an_invalid_port_is_named(port: int | str) -> None:
 
 
 @pytest.mark.parametrize(("keyboard", "screen"), [(True, False), (False, True)])
-def test_nobody_is_asked_who_cannot_answer(monkeypatch: pytest.MonkeyPatch, *, keyboard: bool, screen: bool) -> None:
-    """A question needs a terminal to be read on: `make up >log 2>&1`, typed on one, has nobody who sees it."""
+def test_only_someone_who_can_answer_is_asked(
+    monkeypatch: pytest.MonkeyPatch, *, keyboard: bool, screen: bool
+) -> None:
+    """A question needs a terminal: with `make up >log 2>&1` nobody sees it."""
     steps = Steps(Console(file=io.StringIO(), force_terminal=screen))
     monkeypatch.setattr(sys.stdin, "isatty", lambda: keyboard, raising=False)
     assert set_up._asking(steps) is None

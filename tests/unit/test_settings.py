@@ -157,8 +157,8 @@ def test_staging_and_prod_need_a_provider_key_or_a_local_model(stack: str) -> No
         ({"clientKeys": {"app": KEY, "App!": OTHER_KEY}}, "clientKeys.App!", "pattern"),
         ({"clientKeys": {"app": "weak"}}, "clientKeys.app[0]", "must be `sk-`"),
         ({"clientKeys": {"app": [KEY, OTHER_KEY, KEY]}}, "clientKeys.app", "at most 2"),
-        ({"clientKeys": {"app": KEY, "batch": KEY}}, "clientKeys.batch", "same key as that of app"),
-        ({"clientKeys": {"app": KEY}, "masterKey": KEY}, "clientKeys.app", "same key as that of masterKey"),
+        ({"clientKeys": {"app": KEY, "batch": KEY}}, "clientKeys.batch", "same key as app's"),
+        ({"clientKeys": {"app": KEY}, "masterKey": KEY}, "clientKeys.app", "same key as masterKey's"),
         ({"clientKeys": "not json"}, "clientKeys", "is not a JSON document"),
         ({"models": [{"name": "m", "model": "ollama/m"}]}, "models[0].apiBase", "URL of its server must be given"),
         ({"models": [{"name": "m", "model": "m", "apiBase": "http://h"}]}, "models[0].model", "pattern"),
@@ -368,7 +368,7 @@ def test_every_example_in_a_command_is_itself_valid() -> None:
             others = {"protectData": "false"}
             if field.alias in {"imageRegistry", "postgresNode"}:
                 others |= {"placement": "swarm", "bindAddress": "0.0.0.0", "allowPlainHttp": "true"}  # noqa: S104
-            if field.alias == "litellmDatabaseUrl":
+            if field.alias in {"adminPort", "litellmDatabaseUrl", "redis"}:
                 others |= {"litellmDatabase": "true"}
             assert field.alias not in keys("dev", **{**others, str(field.alias): example})
 

@@ -13,7 +13,7 @@ from pulumi.runtime import mocks, rpc
 from infra import stack
 from infra.placement.docker import waves
 from infra.placement.engine_placement import EnginePlacement
-from infra.settings import postgres_major_version
+from infra.postgres import major_version_of
 from infra.stack import build
 from tests.stack_config import KEY, OTHER_KEY, PROJECT_NAME
 
@@ -305,7 +305,7 @@ def test_metrics_are_published_on_loopback_only_if_asked_for(registered: Callabl
     ],
 )
 def test_the_major_version_of_postgres_is_in_its_images_tag(image: str, version: str) -> None:
-    assert postgres_major_version(image) == version
+    assert major_version_of(image) == version
 
 
 def test_an_image_whose_tag_does_not_tell_is_asked_for_its_major_version(

@@ -268,7 +268,7 @@ def test_a_replica_that_does_not_answer_the_edge_is_wrong(engine: Engine) -> Non
 
 
 def test_only_replicas_have_requests_of_replicas(gateway: Gateway, engine: Engine) -> None:
-    """Another part may have got the address of a replica that is gone."""
+    """Another part may have a former replica's address."""
     containers = [*stack(gateway)[:2], container("postgres", "postgres", 2)]
     engine.runs(containers)
     assert [part.traffic is None for part in read().parts] == [False, False, True]
@@ -287,7 +287,7 @@ def test_a_stopped_edge_is_found_by_the_port_that_it_would_publish(gateway: Gate
 
 @pytest.mark.parametrize("missing", [True, False], ids=["no docker", "no engine"])
 def test_without_an_engine_the_gateway_alone_is_shown(engine: Engine, tmp_path: Path, *, missing: bool) -> None:
-    """What cannot be seen from here is not wrong, and it is said why it is missing."""
+    """What cannot be seen from here is not wrong; the output says why it is missing."""
     if missing:
         (tmp_path / "bin" / "docker").unlink()
         why = "there is no docker on PATH"

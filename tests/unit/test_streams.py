@@ -115,7 +115,7 @@ def test_chunks_are_written_as_json_under_the_model_that_litellm_says(streams: A
 def test_a_release_that_it_was_not_proven_with_is_left_alone(
     streams: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """And the log says so, in one line."""
+    """And the log says that, in one line."""
     monkeypatch.setattr(importlib.metadata, "version", lambda _: "1.107.0")
     assert not streams.install(enabled=True)
     (line,) = caplog.messages

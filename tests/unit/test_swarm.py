@@ -239,7 +239,7 @@ def test_roots_are_read_only_but_for_the_data(registered: Callable[..., Services
 
 
 @pytest.mark.parametrize("rpm", [{}, {"batch": 600}])
-def test_a_rate_is_said_to_be_counted_by_each_edge(
+def test_a_warning_says_that_each_edge_counts_a_rate(
     registered: Callable[..., Services], monkeypatch: pytest.MonkeyPatch, rpm: dict[str, int]
 ) -> None:
     warned: list[str] = []
@@ -377,6 +377,7 @@ def test_litellms_database_is_changed_by_what_runs_where_its_replicas_do(
     [
         (ON_A_SWARM | {"bindAddress": "10.0.0.5"}, "bindAddress", "publishes a port on every address of a node"),
         (ON_A_SWARM | {"metricsPort": "9100"}, "metricsPort", "a Swarm cannot publish on loopback only"),
+        (ON_A_SWARM | {"adminPort": "9100"}, "adminPort", "a Swarm cannot publish on loopback only"),
         ({"imageRegistry": REGISTRY}, "imageRegistry", "is for a Swarm, but placement is docker"),
         ({"constraints": ["node.role == worker"]}, "constraints", "is for a Swarm, but placement is docker"),
         ({"postgresNode": "node-1"}, "postgresNode", "is for a Swarm, but placement is docker"),

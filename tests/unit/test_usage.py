@@ -114,7 +114,7 @@ def test_a_cost_of_nothing_is_unknown_unless_a_cache_answered(
     assert event(told=told).cost == cost
 
 
-def test_tokens_that_nobody_counted_are_none(event: Callable[..., Any]) -> None:
+def test_tokens_that_nobody_counted_are_unknown(event: Callable[..., Any]) -> None:
     made = event(told={"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0, "response_cost": 0.0})
     assert (made.prompt_tokens, made.completion_tokens, made.total_tokens, made.cost) == (None, None, None, None)
 

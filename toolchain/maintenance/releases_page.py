@@ -12,11 +12,11 @@ from infra import prices, providers
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-FILE = Path(__file__).resolve().parent.parent / "docs" / "upgrade.md"
+FILE = Path(__file__).resolve().parents[2] / "docs" / "upgrade.md"
 BEGIN = "<!-- Written by `make docs` from litellm/releases.yaml. Change that, then run it again. -->"
 END = "<!-- End of what is written. -->"
 MEASURED = (("rest_mb", "MiB"), ("start_seconds", "s"))
-"""What may be known of a release that the tests do not run, with its unit."""
+"""What may be known about a release that the tests do not run, with its unit."""
 
 
 def page() -> str:
@@ -28,7 +28,7 @@ def page() -> str:
 def _tables() -> str:
     known = prices.load().values()
     rows = [
-        "| LiteLLM | tag | image | at rest | starts in | models without a price of its own |",
+        "| LiteLLM | tag | image | at rest | starts in | models without their own price |",
         "|---|---|---|---|---|---|",
     ]
     said = []

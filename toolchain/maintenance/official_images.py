@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-FOLDER = Path(__file__).resolve().parent.parent / "images"
+FOLDER = Path(__file__).resolve().parents[2] / "images"
 FILE = FOLDER / "README.md"
 BEGIN = "<!-- Written by `make docs` from official.yaml. Change that, then run it again. -->"
 END = "<!-- End of what is written. -->"

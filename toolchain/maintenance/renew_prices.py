@@ -32,7 +32,7 @@ MODES = {"chat", "completion", "embedding", "responses"}
 LEFT_OUT = re.compile(
     r"(openai/)?ft:|(azure|bedrock)/[\w-]+/|(fireworks|together)[\w/-]*ai-[\d\w.-]*b|.*/(\d+|max)-x|.*-x-"
 )
-"""Models that a team has tuned, those of one region, and sizes in place of models."""
+"""Models that a team has tuned, models of one region, and sizes that the list has instead of models."""
 REASONING, SAMPLING = "reasoning", "sampling"
 REFUSED = {REASONING: ["max_tokens", "temperature", "top_p", "stop"], SAMPLING: ["temperature", "top_p"]}
 """What OpenAI's reasoning models refuse, and others that sample as they like. `max_completion_tokens` all take."""

@@ -34,7 +34,7 @@ LiteLLM's form, and name the variable of the key in it (`api_key: os.environ/NAM
 
 The short form has `name`, which callers ask for; `model`, LiteLLM's provider/model; `apiBase` for your own server;
 and `inputCostPerToken` and `outputCostPerToken` in US dollars. Without prices, a provider's model has those of
-LiteLLM's list, and a model on your own server costs nothing.
+LiteLLM's list, and what a model on your own server costs is unknown.
 
 LiteLLM's own form has `model_name`, `litellm_params` and `model_info`, as in LiteLLM's `model_list`. It accepts
 everything that LiteLLM does: several deployments of one name with their `weight`, `order`, `rpm` and `tpm`, patterns

@@ -19,14 +19,14 @@ import yaml
 from console.cli import cli
 from infra.settings import Settings, is_secret
 from infra.stack_config import adapter, set_command
-from toolchain import official_images, providers, releases_page
+from toolchain.maintenance import official_images, providers_page, releases_page
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from pydantic.fields import FieldInfo
 
-PROJECT = Path(__file__).resolve().parent.parent
+PROJECT = Path(__file__).resolve().parents[2]
 GENERATED = "<!-- Written by `make docs` from {}. Change that, then run it again. -->\n"
 ABOUT_CONFIGURATION = """
 Every key of the stack config. A key is set for the stack that is selected, or that `--stack` or the variable
@@ -48,7 +48,7 @@ def pages() -> dict[Path, str]:
     return {
         PROJECT / "docs/configuration.md": configuration(described),
         PROJECT / "docs/cli.md": command_line(),
-        PROJECT / "docs/providers.md": providers.page(),
+        PROJECT / "docs/providers.md": providers_page.page(),
         releases_page.FILE: releases_page.page(),
         official_images.FILE: official_images.page(),
     }
@@ -159,7 +159,7 @@ def _metavar(argument: Any) -> str:  # noqa: ANN401
 
 
 def _default(value: object) -> str:
-    """Only that of a folder tells anything that the help does not."""
+    """Only a folder's type says anything that the help does not."""
     return f" Default: `{value.relative_to(PROJECT)}`." if isinstance(value, Path) else ""
 
 

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from infra import retirements
-from toolchain import prices
+from toolchain.maintenance import renew_prices
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 PROVIDERS = ("anthropic", "deepseek", "gemini", "mistral", "openai", "xai")
-"""Those whose models are called the same by everybody who asks them."""
+"""Providers whose models have the same name for everybody."""
 MODES = {"chat", "completion", "embedding", "responses"}
 FINE_TUNED = "ft:"
 
@@ -75,8 +75,8 @@ def main() -> None:
     """Rewrite the file, and say what has changed."""
     text = retirements.FILE.read_text(encoding="utf-8")
     before: dict[str, Any] = yaml.safe_load(text)
-    version, listed = prices.price_list()
-    prices.renew(version, listed)
+    version, listed = renew_prices.price_list()
+    renew_prices.renew(version, listed)
     after = merged(before, listed)
     if after == before:
         print(f"{retirements.FILE.name} says what LiteLLM {version} does")

@@ -1,0 +1,186 @@
+"""What LiteLLM's database costs a request: stacks with it beside one without, on both releases."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import tempfile
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import psycopg
+
+from benchmarks import gateway
+from benchmarks.caller import load
+from benchmarks.containers import ContainerMeter
+from benchmarks.measure import Readings, alternating, percentile
+from benchmarks.streams import NEWEST, PINNED, stand_in
+from tests.stacks import deployed
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import docker
+
+    from benchmarks.gateway import Contender
+    from benchmarks.measure import Comparison
+    from tests.stacks import Deployment
+    from toolchain.progress import Step
+    from toolchain.recipes import Recipe
+
+CONCURRENT = (1, 16, 64)
+SECONDS = 20
+"""How long callers ask in each round and at each point: LiteLLM writes what was spent every 10 to 15 seconds."""
+REPLICAS = 2
+MEMORY_MB = {PINNED.version: 1024, NEWEST.version: 1600}
+"""Of a replica: what the documents recommend with a database."""
+KEYS, ROWS = 1_000, 100_000
+
+WITHOUT, CLIENT, VIRTUAL, FILLED = (
+    "no database",
+    "a client of the stack config",
+    "a virtual key",
+    f"a virtual key beside {KEYS:,} keys and {ROWS:,} answers",
+)
+RATE, P50, P99, CPU, FAILED, MEMORY = (
+    "requests answered",
+    "p50",
+    "p99",
+    "CPU time of gateway and Postgres",
+    "requests failed",
+    "memory of gateway and Postgres",
+)
+
+MADE_KEYS = """
+INSERT INTO "LiteLLM_VerificationToken" (token, key_alias, spend, models, aliases, config, permissions, metadata,
+                                         model_spend, model_max_budget, allowed_cache_controls)
+SELECT encode(sha256(('key ' || n)::bytea), 'hex'), 'key-' || n, 0.01, '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}'
+FROM generate_series(1, %s) AS n
+"""
+MADE_ANSWERS = """
+INSERT INTO "LiteLLM_SpendLogs" (request_id, call_type, api_key, spend, total_tokens, prompt_tokens,
+                                 completion_tokens, "startTime", "endTime", model, metadata)
+SELECT 'answer-' || n, 'acompletion', encode(sha256(('key ' || 1 + n %% %s)::bytea), 'hex'), 0.00001, 20, 10, 10,
+       now() - n * interval '10 seconds', now() - n * interval '10 seconds', 'gpt-4o', '{}'
+FROM generate_series(1, %s) AS n
+"""
+MADE_KEY = """
+import json, pathlib, urllib.request
+key = pathlib.Path("/run/secrets/LITELLM_MASTER_KEY").read_text().strip()
+headers = {"authorization": f"Bearer {key}", "content-type": "application/json"}
+asked = urllib.request.Request("http://127.0.0.1:4000/key/generate", b"{}", headers)
+print(urllib.request.urlopen(asked, timeout=30).read().decode())
+"""
+
+
+def fill(url: str) -> None:
+    """Have LiteLLM's database hold keys, and answers of the last days that they were given."""
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(MADE_KEYS, (KEYS,))
+        connection.execute(MADE_ANSWERS, (KEYS, ROWS))
+        connection.execute("ANALYZE")
+
+
+def virtual_key(made: Deployment) -> str:
+    """A new virtual key without limits."""
+    return str(json.loads(made.read("litellm-1", "python3", "-c", MADE_KEY))["key"])
+
+
+def configure(made: Deployment, recipe: Recipe, *, database: bool) -> None:
+    """A stack of a release, with LiteLLM's database or without."""
+    made.set(
+        replicas=REPLICAS,
+        drainSeconds=gateway.DRAIN_SECONDS,
+        litellmImage=stand_in(made, recipe),
+        litellmMemoryMb=MEMORY_MB[recipe.version],
+        litellmDatabase=str(database).lower(),
+    )
+
+
+def of(made: Deployment, name: str, key: str | None = None) -> Contender:
+    """A stack as it is measured, with its Postgres; `key` replaces that of the app."""
+    usual = gateway.of_stack(made, REPLICAS)
+    postgres, demo = (ContainerMeter(made.container(part)) for part in ("postgres", "demo"))
+    headers = {"authorization": f"Bearer {key}"} if key else usual.target.headers
+    return replace(
+        usual,
+        name=name,
+        target=replace(usual.target, headers=headers),
+        parts=(postgres, *usual.parts),
+        beside=(demo,),
+    )
+
+
+def measure(contender: Contender, readings: Readings, release: str, step: Step) -> None:
+    """A round of one contender, at every point."""
+    for concurrent in CONCURRENT:
+        step.note(f"LiteLLM {release}, {contender.name}, {concurrent} at once")
+        cpu = contender.cpu_seconds()
+        seen = asyncio.run(load([contender.target], concurrent, SECONDS))
+        cpu = contender.cpu_seconds() - cpu
+        figures = {RATE: seen.per_second, FAILED: len(seen.failures), CPU: 1000 * cpu / len(seen.answers)}
+        if seen.good:
+            figures |= {P50: 1000 * percentile(seen.good, 50), P99: 1000 * percentile(seen.good, 99)}
+        for quantity, value in figures.items():
+            readings.add(f"{quantity}, LiteLLM {release}", contender.name, concurrent, value)
+    readings.add(f"{MEMORY}, LiteLLM {release}", contender.name, "after the load", contender.memory_mb())
+
+
+def _contenders(folder: Path, recipe: Recipe, held: ExitStack, step: Step) -> Iterator[Contender]:
+    for name in (WITHOUT, CLIENT, FILLED):
+        step.note(f"pulumi up, LiteLLM {recipe.version}, {name}")
+        own = folder / str(len(list(folder.iterdir())))
+        own.mkdir()
+        has_database = name != WITHOUT
+        made = held.enter_context(
+            deployed(own, lambda made, has=has_database: configure(made, recipe, database=has))  # type: ignore[misc]
+        )
+        if name == FILLED:
+            fill(made.outputs["litellmDatabaseUrl"])
+            made_one = of(made, name, virtual_key(made))
+        else:
+            made_one = of(made, name)
+        yield made_one
+        if name == CLIENT:
+            yield of(made, VIRTUAL, virtual_key(made))
+        made_one.pause()
+        held.callback(made_one.resume)  # so that it can be taken away in order
+
+
+def run(engine: docker.DockerClient, rounds: int, step: Step) -> list[Comparison]:
+    """Measure one release after the other: its stacks in turn, all but one standing still meanwhile."""
+    del engine
+    readings = Readings()
+    for recipe in (PINNED, NEWEST):
+        with tempfile.TemporaryDirectory() as folder, ExitStack() as held:
+            contenders = list(_contenders(Path(folder), recipe, held, step))
+            for contender in alternating(rounds, contenders):
+                with contender.awake():
+                    measure(contender, readings, recipe.version, step)
+    return compared(readings)
+
+
+def compared(readings: Readings) -> list[Comparison]:
+    """The tables of all that was read."""
+    quantities: dict[str, tuple[str, Literal["lower", "higher"]]] = {
+        RATE: ("a second", "higher"),
+        P50: ("ms", "lower"),
+        P99: ("ms", "lower"),
+        CPU: ("ms a request", "lower"),
+        FAILED: ("in all of a round", "lower"),
+        MEMORY: ("MiB", "lower"),
+    }
+    return [
+        readings.comparison(
+            f"{quantity}, LiteLLM {recipe.version}",
+            unit=unit,
+            points="" if quantity == MEMORY else "requests at once",
+            better=better,
+            baseline=WITHOUT,
+            contenders=(WITHOUT, CLIENT, VIRTUAL, FILLED),
+        )
+        for quantity, (unit, better) in quantities.items()
+        for recipe in (PINNED, NEWEST)
+    ]

@@ -1,0 +1,63 @@
+"""Whether Redis, in which all replicas count, is reached and has room. Changes nothing."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from app._errors import LLMError
+from console.finding import Finding
+from console.programs import ProgramError, output
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from app._settings import Settings
+    from console.containers import Part
+
+KIND = "redis"
+FOLDER = "/run/live/current"
+PASSWORD = "password"  # noqa: S105 -- the name of a file
+CLIENT = '"$(command -v valkey-cli || command -v redis-cli)"'
+SECONDS = 10.0
+CHECK = "Redis"
+
+
+def command(folder: str, words: str) -> str:
+    """The shell's command that has Redis do something, with the password in a folder and on no command line."""
+    return f'REDISCLI_AUTH="$(cat {folder}/{PASSWORD})" exec {CLIENT} -e {words}'
+
+
+def told(container: str) -> Mapping[str, str]:
+    """What Redis says of its memory and its clients, by name. Raises ProgramError."""
+    said = output(["docker", "exec", container, "sh", "-c", command(FOLDER, "info")], seconds=SECONDS)
+    return dict(line.strip().split(":", 1) for line in said.splitlines() if ":" in line)
+
+
+def examine(settings: Settings) -> Iterator[Finding]:
+    """What is to be said of the Redis of the stack at LITELLM_URL; nothing where it has none, or none can be seen."""
+    from console.status import found  # noqa: PLC0415 -- it loads much that only this needs
+
+    try:
+        url = str(settings.litellm_url).rstrip("/")
+        stack, _ = found(settings.litellm_url.port or 0, settings.required_api_key(), [], other_than=url)
+    except (LLMError, ProgramError):
+        return  # which is another check's failure
+    for part in stack.parts if stack else ():
+        if part.kind == KIND:
+            yield _of(part)
+
+
+def _of(part: Part) -> Finding:
+    away = "so each replica counts requests and tokens by itself, and requests go on"
+    if not part.up or part.container is None:
+        return Finding(CHECK, "failure", f"it is {part.state}, {away}", part.look)
+    try:
+        info = told(part.container)
+        used, most = int(info["used_memory"]), int(info["maxmemory"])
+    except (ProgramError, KeyError, ValueError) as error:
+        return Finding(CHECK, "failure", f"it does not answer ({error}), {away}", part.look)
+    if dropped := int(info.get("evicted_keys", 0)):
+        detail = f"it was full and has dropped {dropped} counters, which began again from 0"
+        return Finding(CHECK, "warning", detail, "./pulumiw config set redisMemoryMb 256 && ./pulumiw up")
+    clients = int(info.get("connected_clients", 0))
+    return Finding(CHECK, "ok", f"it answers; {used >> 20} of {most >> 20} MB, {clients} connections")

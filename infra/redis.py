@@ -1,0 +1,177 @@
+"""Redis, in which all replicas count together: each key's requests and tokens a minute.
+
+It keeps nothing: what it holds is true for a minute, and the spending is in LiteLLM's database. While it is away,
+each replica counts by itself, as it does without it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pulumi
+
+from console.redis_check import FOLDER, PASSWORD, command
+from infra.problem import Problem
+from infra.secrets import RotatingSecret
+from infra.workload import LIVE, HealthCheck, LiveFilesArgs, Placement, Workload
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from infra.settings import Settings
+
+PORT = 6379
+NETWORK_NAME = "redis"
+USER_ID = 999
+"""That of `valkey` and of `redis` in the official images."""
+PASSWORD_VARIABLE = "LLM_GATEWAY_REDIS_PASSWORD"  # noqa: S105 -- its name
+ADDRESS_VARIABLE = "LLM_GATEWAY_REDIS"
+"""Where litellm/counters.py finds it."""
+CONFIG = "/usr/local/etc/redis.conf"
+USERS = "users.acl"
+SECONDS = 0.5
+"""How long LiteLLM waits for an answer: counters must not hold up a request."""
+BREAKER = {
+    "REDIS_CIRCUIT_BREAKER_FAILURE_THRESHOLD": "2",
+    "REDIS_CIRCUIT_BREAKER_RECOVERY_TIMEOUT": "2",
+    "REDIS_CIRCUIT_BREAKER_TIMEOUT_MIN_DURATION": "0.5",
+    "REDIS_CONNECTION_POOL_TIMEOUT": "1",
+}
+"""When LiteLLM 1.108.14 stops asking a Redis that does not answer, and when it asks again. Its own 5 seconds an
+answer, and 60 until it asks again, would be felt."""
+SERVER = '"$(command -v valkey-server || command -v redis-server)"'
+RIGHTS = "~* &* +@all -@admin -@dangerous +info +acl|load"
+OF_REDIS = re.compile(r"REDIS_\w+")
+OWN = {
+    "generalSettings": {
+        "coordination_redis": "is the stack's own: redis gives LiteLLM one",
+        "use_redis_transaction_buffer": "would keep spending in Redis, which forgets it when it restarts",
+    },
+    "litellmSettings": {"enable_redis_auth_cache": "would have keys in Redis, and a request wait while it is away"},
+}
+"""What LiteLLM's settings must not have beside it, and why."""
+
+
+def general_settings(settings: Settings) -> dict[str, object]:
+    """What has LiteLLM 1.108.14 count there. It caches no answer for that. 1.55.0 does not know it."""
+    if not settings.redis:
+        return {}
+    return {
+        "coordination_redis": {
+            "host": NETWORK_NAME,
+            "port": PORT,
+            "password": f"os.environ/{PASSWORD_VARIABLE}",
+            "socket_timeout": SECONDS,
+            "socket_connect_timeout": SECONDS,
+        }
+    }
+
+
+def environment(settings: Settings) -> dict[str, str]:
+    """What the replicas' environment has for it, but for the password."""
+    return {ADDRESS_VARIABLE: f"{NETWORK_NAME}:{PORT}", **BREAKER} if settings.redis else {}
+
+
+def problems(values: Mapping[str, Any]) -> Iterator[Problem]:
+    """What does not go together with it, of whose fields `values` has the valid ones."""
+    if not values.get("redis"):
+        for numbers, least in (("secretVersions", 1), ("retirePrevious", 0)):
+            given = values.get("secret_versions" if numbers == "secretVersions" else "retire_previous")
+            if getattr(given, "redis_password", least) > least:
+                key = f"{numbers}.redisPassword"
+                yield Problem(key, "has no effect without redis", f"rm --path {key}")
+        return
+    if not values.get("litellm_database", True):
+        what = "has no effect without litellmDatabase: only keys there have limits that replicas could count together"
+        yield Problem("redis", what, "set litellmDatabase true")
+    if values.get("placement") == "swarm":
+        yield Problem("redis", "is for placement docker so far: it was not tried on a Swarm", "set redis false")
+    for section, refused in OWN.items():
+        given = values.get("general_settings" if section == "generalSettings" else "litellm_settings", {})
+        for name in refused.keys() & given.keys():
+            place = f"{section}.{name}"
+            yield Problem(place, f"cannot be set beside redis: it {refused[name]}", f"rm --path {place}")
+    for name in values.get("litellm_environment", {}):
+        if OF_REDIS.fullmatch(name):
+            place = f"litellmEnvironment.{name}"
+            what = "cannot be set beside redis: LiteLLM would take another server for the stack's own"
+            yield Problem(place, what, f"rm --path {place}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RedisArgs:
+    """What Redis runs with."""
+
+    image: str
+    memory_mb: int
+    version: int
+    """That of the password, as secretVersions has it."""
+    retire: int
+    """That of the password before, as retirePrevious has it."""
+    network: str
+
+
+class Redis(pulumi.ComponentResource):
+    """Redis or Valkey, without a disk.
+
+    Creates: the workload `redis`, `RotatingSecret`. Type token: `llm-infrastructure:redis:Redis`.
+    """
+
+    password: pulumi.Output[str]
+
+    def __init__(
+        self, name: str, args: RedisArgs, placement: Placement, opts: pulumi.ResourceOptions | None = None
+    ) -> None:
+        super().__init__("llm-infrastructure:redis:Redis", name, {}, opts)
+        child = pulumi.ResourceOptions(parent=self)
+        password = RotatingSecret(
+            f"{name}-password", kind="password", version=args.version, retire=args.retire, opts=child
+        )
+        self.password = password.value
+        placement.run(
+            Workload(
+                name=name,
+                image=args.image,
+                entrypoint=("sh", "-c", f"exec {SERVER} {CONFIG}"),
+                files={CONFIG: config(args.memory_mb)},
+                # With the new password before the replicas have it, and with the one before until they all do.
+                live=LiveFilesArgs(
+                    files={},
+                    secrets={
+                        USERS: pulumi.Output.all(password.value, password.previous).apply(lambda it: users(*it)),
+                        PASSWORD: password.value,
+                    },
+                    check=("test", "-s", USERS),
+                    reload=("sh", "-c", command(f"{LIVE}/old", "acl load")),
+                ),
+                health=HealthCheck(command=("sh", "-c", command(FOLDER, "ping"))),
+                user=f"{USER_ID}:{USER_ID}",
+                file_owner=USER_ID,
+                memory_mb=args.memory_mb,
+                networks={args.network: NETWORK_NAME},
+            ),
+            opts=child,
+        )
+        self.register_outputs({})
+
+
+def config(memory_mb: int) -> str:
+    """The server's config, in which there is no secret.
+
+    Half of the memory is for data: connections and fragments need the rest. When it is full, what was used longest
+    ago goes, so that a counter in use stays and no write is refused.
+    """
+    return (
+        f"port {PORT}\naclfile {FOLDER}/{USERS}\n"
+        f"maxmemory {memory_mb // 2}mb\nmaxmemory-policy allkeys-lru\n"
+        'save ""\nappendonly no\ndir /tmp\ntcp-keepalive 60\nmaxclients 1000\n'
+    )
+
+
+def users(password: str, previous: str) -> str:
+    """Redis' file of users: one, with the hash of its password, and of the one before where that is still valid."""
+    hashes = [f"#{hashlib.sha256(it.encode()).hexdigest()}" for it in (password, previous) if it]
+    return f"user default on {' '.join(hashes)} {RIGHTS}\n"

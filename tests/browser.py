@@ -1,0 +1,73 @@
+"""A real browser: Debian's Chromium, without a window. It reaches nothing but this machine's loopback."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+import pytest
+from selenium import webdriver
+from selenium.webdriver.support.wait import WebDriverWait
+
+from toolchain import operating_system
+from toolchain.progress import Steps
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from selenium.webdriver import Chrome
+
+CHROMIUM, DRIVER = "chromium", "chromedriver"
+SECONDS = 60
+"""For anything on a page."""
+OPTIONS = (
+    "--headless=new",
+    "--no-sandbox",  # its sandbox wants another user than root, and it visits this machine only
+    "--disable-dev-shm-usage",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--no-first-run",
+    "--window-size=1600,1200",
+    # No name leads anywhere, and so does no address but loopback: what a page wants from elsewhere fails at once.
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE localhost, EXCLUDE 127.0.0.1",
+)
+
+
+def _installed() -> None:
+    if shutil.which(CHROMIUM) and shutil.which(DRIVER):
+        return
+    if not operating_system.can_install():
+        pytest.skip("it takes a browser: install Debian's packages chromium and chromium-driver")
+    with Steps() as steps:
+        operating_system.install(steps, CHROMIUM, "chromium-driver")
+
+
+@contextmanager
+def browser() -> Iterator[Chrome]:
+    """A browser with a profile of its own."""
+    _installed()
+    options = webdriver.ChromeOptions()
+    options.binary_location = str(shutil.which(CHROMIUM))
+    options.set_capability("goog:loggingPrefs", {"performance": "ALL"})
+    for option in OPTIONS:
+        options.add_argument(option)
+    driver = webdriver.Chrome(options, webdriver.ChromeService(shutil.which(DRIVER)))
+    try:
+        yield driver
+    finally:
+        driver.quit()
+
+
+def waiting(driver: Chrome) -> WebDriverWait[Chrome]:
+    """Waits for something on a page."""
+    return WebDriverWait(driver, SECONDS)
+
+
+def asked_for(driver: Chrome) -> list[tuple[str, str]]:
+    """The method and URL of each request that the browser sent or tried to since this was last asked."""
+    messages = [json.loads(entry["message"])["message"] for entry in driver.get_log("performance")]  # type: ignore[no-untyped-call]
+    requests = [each["params"]["request"] for each in messages if each["method"] == "Network.requestWillBeSent"]
+    return [(each["method"], each["url"]) for each in requests if urlsplit(each["url"]).scheme in {"http", "https"}]

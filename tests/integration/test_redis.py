@@ -1,0 +1,213 @@
+"""Redis in a real stack: limits hold over both replicas together, and requests go on while it is away."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING
+
+import openai
+import pytest
+
+from console import redis_check
+from tests.integration.test_virtual_keys import HELLO, REPLICAS, admin, holder, key_of, lines
+from tests.load import NOTHING_FAILS, Load
+from tests.stacks import deployed, stand_in_for
+from tests.swarm.cluster import until
+from toolchain import recipes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
+
+    from docker.models.containers import Container
+    from openai import OpenAI
+
+    from tests.stacks import Deployment
+
+PINNED, (NEWEST,) = recipes.STAND_INS["litellm"], recipes.UPGRADES
+LIMIT = 6
+"""Requests a minute."""
+ASKED = 4 * LIMIT
+LAST_SECOND = 45
+"""Of a minute, at which what needs the rest of it may begin."""
+ANSWERS = 60
+"""During a fault, of each kind of key."""
+
+
+def ask_redis(deployment: Deployment, words: str, *, folder: str = "current") -> str:
+    """What Redis answers to a command, asked in its container."""
+    return deployment.read("redis", "sh", "-c", redis_check.command(f"/run/live/{folder}", words)).strip()
+
+
+@pytest.fixture(scope="module", params=[PINNED, NEWEST], ids=lambda it: it.version)
+def deployment(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+    """A stack whose replicas count together."""
+
+    def configure(made: Deployment) -> None:
+        record = made.folder / ".images.yaml"
+        image = stand_in_for(recipes.STAND_INS["valkey"], made.engine, record)
+        made.set(litellmDatabase="true", redis="true", redisImage=image, litellmMemoryMb=1600)
+        if request.param != PINNED:
+            made.set(litellmImage=stand_in_for(request.param, made.engine, record))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("home")))
+        with deployed(tmp_path_factory.mktemp("stack"), configure) as made:
+            yield made
+
+
+def within_a_minute() -> None:
+    """Wait until so much of a minute is left that what follows is over before the next."""
+    until(lambda: time.gmtime().tm_sec < LAST_SECOND, "a minute begins")
+
+
+def outcome(client: OpenAI) -> str:
+    """What becomes of a request: `answered`, or the code with which it is told to wait."""
+    try:
+        client.chat.completions.create(**HELLO)
+    except openai.RateLimitError as refused:
+        waits = int(refused.response.headers.get("retry-after", 0)) > 0
+        return str(refused.code) if waits else "no retry-after"
+    return "answered"
+
+
+def outcomes(deployment: Deployment, key: str, *, at_once: int = 1) -> Counter[str]:
+    """What becomes of ASKED requests with a key."""
+    client = holder(deployment, key).with_options(max_retries=0)
+    with ThreadPoolExecutor(at_once) as pool:
+        return Counter(pool.map(outcome, [client] * ASKED))
+
+
+def each_has_answered(deployment: Deployment, alias: str) -> bool:
+    """Whether each replica has written of an answer to a key."""
+    logs = (deployment.container(part).logs(stderr=False) for part in REPLICAS)
+    return all(f'"client": "{alias}"'.encode() in log for log in logs)
+
+
+def has_told(deployment: Deployment, alias: str, answers: int) -> bool:
+    """Whether the replicas have written of so many answers to a key."""
+    return [line["client"] for line in lines(deployment)].count(alias) == answers
+
+
+def counted_together(deployment: Deployment) -> bool:
+    """Whether a new key gets what it may, and not as much from each replica."""
+    key, _ = key_of(deployment, rpm_limit=LIMIT)
+    within_a_minute()
+    return bool(outcomes(deployment, key)["answered"] == LIMIT)
+
+
+@pytest.mark.parametrize("at_once", [1, 8])
+def test_requests_a_minute_are_counted_by_both_replicas_together(deployment: Deployment, at_once: int) -> None:
+    """Exactly as many get through, one after another or many at once. Without Redis it is up to twice as many."""
+    key, alias = key_of(deployment, rpm_limit=LIMIT)
+    within_a_minute()
+    assert outcomes(deployment, key, at_once=at_once) == {"answered": LIMIT, "rate_limit_exceeded": ASKED - LIMIT}
+    until(lambda: each_has_answered(deployment, alias), "both replicas have answered")
+
+
+def test_so_are_those_of_a_team(deployment: Deployment) -> None:
+    """Whichever of its keys asks."""
+    team = admin(deployment, "/team/new", {"team_alias": "limited", "rpm_limit": LIMIT})["team_id"]
+    keys = [key_of(deployment, team_id=team)[0] for _ in range(2)]
+    within_a_minute()
+    assert sum(outcomes(deployment, key)["answered"] for key in keys) == LIMIT
+
+
+def test_tokens_a_minute_are_counted_by_both_replicas_together(deployment: Deployment) -> None:
+    """As each answer ends: the one that crosses the limit is answered, and those that are open with it."""
+    first = holder(deployment, key_of(deployment)[0]).chat.completions.create(**HELLO).usage
+    assert first is not None
+    key, alias = key_of(deployment, tpm_limit=LIMIT * first.total_tokens)
+    client = holder(deployment, key).with_options(max_retries=0)
+    within_a_minute()
+    answered = 0
+    while (last := outcome(client)) == "answered" and answered < 2 * LIMIT:
+        answered += 1
+        until(partial(has_told, deployment, alias, answered), "its tokens are counted")
+    assert last == "rate_limit_exceeded"
+    assert LIMIT - 1 <= answered <= LIMIT + 1
+    until(lambda: each_has_answered(deployment, alias), "both replicas have answered")
+
+
+@contextmanager
+def paused(container: Container) -> Iterator[None]:
+    """A container that accepts connections and does not answer."""
+    container.pause()
+    yield
+    container.unpause()
+
+
+@contextmanager
+def stopped(container: Container) -> Iterator[None]:
+    """One whose name is unknown."""
+    container.stop()
+    yield
+    container.start()
+
+
+@contextmanager
+def killed(container: Container) -> Iterator[None]:
+    """One that dies, and that the engine starts again."""
+    os.kill(container.attrs["State"]["Pid"], signal.SIGKILL)
+    yield
+
+
+@pytest.mark.parametrize("fault", [killed, stopped, paused])
+def test_requests_go_on_while_it_is_away_and_are_counted_when_it_is_back(
+    deployment: Deployment, fault: Callable[[Container], AbstractContextManager[None]]
+) -> None:
+    """None fails of a client's or of a key's with limits, and each replica counts by itself meanwhile."""
+    key, _ = key_of(deployment, rpm_limit=100_000, tpm_limit=100_000_000)
+    with (
+        Load(deployment.outputs["litellmUrl"], key).running() as of_key,
+        Load(deployment.outputs["litellmUrl"], deployment.outputs["litellmApiKey"]).running() as of_client,
+    ):
+        with fault(deployment.container("redis")):
+            for load in (of_key, of_client):
+                load.await_successes(ANSWERS)
+            if fault is not killed:
+                key, _ = key_of(deployment, rpm_limit=LIMIT)
+                within_a_minute()
+                found = outcomes(deployment, key)
+                assert found["answered"] > LIMIT
+                assert found["rate_limit_exceeded"]
+        until(lambda: counted_together(deployment), "both replicas count together again")
+    for load in (of_key, of_client):
+        assert load.report.beyond(NOTHING_FAILS) == []
+        print(f"longest gap {load.report.longest_gap:.2f} s of {load.report.sent}")
+
+
+def test_its_password_is_rotated_without_a_request_that_fails(deployment: Deployment) -> None:
+    """Redis goes on, and accepts the one before until it is retired."""
+    before, container = deployment.secret("redis-password"), deployment.container("redis").id
+    key, _ = key_of(deployment, rpm_limit=100_000)
+    with Load(deployment.outputs["litellmUrl"], key).running() as load:
+        deployment.set_path("secretVersions.redisPassword", 2)
+        deployment.up()
+    assert load.report.beyond(NOTHING_FAILS) == []
+    assert deployment.secret("redis-password") != before
+    assert ask_redis(deployment, "ping") == ask_redis(deployment, "ping", folder="old") == "PONG"
+    deployment.set_path("retirePrevious.redisPassword", 1)
+    deployment.up()
+    assert deployment.container("redis").id == container
+    assert ask_redis(deployment, "ping") == "PONG"
+    assert counted_together(deployment)
+
+
+def test_nothing_without_the_password_and_no_secret_where_it_can_be_read(deployment: Deployment) -> None:
+    """No answer is kept in it either."""
+    assert "NOAUTH" in deployment.read("redis", "sh", "-c", f"{redis_check.CLIENT} get a")
+    password = deployment.secret("redis-password")
+    for part in ("redis", *REPLICAS):
+        container = deployment.container(part)
+        assert password not in json.dumps(container.attrs)
+        assert password not in container.logs().decode()
+        assert password not in deployment.read(part, "sh", "-c", "cat /proc/[0-9]*/cmdline")
+    assert not any(deployment.container("redis").attrs["NetworkSettings"]["Ports"].values())
