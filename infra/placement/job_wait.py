@@ -19,6 +19,7 @@ class Progress:
 
     def __init__(self, name: str, look: str) -> None:
         self._name, self._look = name, look
+        self._next: float
         self._next, self._later = SILENT_SECONDS
 
     def tell(self, seconds: float) -> None:

@@ -172,7 +172,7 @@ def test_a_virtual_key_works_on_every_node_until_it_is_blocked(swarm: Cluster, d
         assert status(swarm, deployment, created["key"]) == [httpx2.codes.OK] * len(swarm.nodes)
     app = json.loads(llmctl(deployment, "keys", "show", "app", "--json"))
     assert app["max_budget"] == BUDGET
-    until(lambda: "of-a-team" in llmctl(deployment, "usage", "--by", "key"), "what the key used is counted")
+    until(lambda: "of-a-team" in llmctl(deployment, "usage", "--by", "client"), "what the key used is counted")
     llmctl(deployment, "keys", "block", "of-a-team")
     refused = [UNAUTHORIZED] * len(swarm.nodes)
     until(lambda: status(swarm, deployment, created["key"]) == refused, "every replica refuses the key", within=60)
