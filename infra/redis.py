@@ -32,12 +32,12 @@ ADDRESS_VARIABLE = "LLM_GATEWAY_REDIS"
 """Where litellm/counters.py finds it."""
 CONFIG = "/usr/local/etc/redis.conf"
 USERS = "users.acl"
-SECONDS = 0.5
+SECONDS = 1.0
 """How long LiteLLM waits for an answer: counters must not hold up a request."""
 BREAKER = {
     "REDIS_CIRCUIT_BREAKER_FAILURE_THRESHOLD": "2",
     "REDIS_CIRCUIT_BREAKER_RECOVERY_TIMEOUT": "2",
-    "REDIS_CIRCUIT_BREAKER_TIMEOUT_MIN_DURATION": "0.5",
+    "REDIS_CIRCUIT_BREAKER_TIMEOUT_MIN_DURATION": "1",
     "REDIS_CONNECTION_POOL_TIMEOUT": "1",
 }
 """When LiteLLM 1.108.14 stops asking a Redis that does not answer, and when it asks again. Its own 5 seconds an

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 LOG = logging.getLogger("litellm.counters")
 
 ADDRESS, PASSWORD = "LLM_GATEWAY_REDIS", "LLM_GATEWAY_REDIS_PASSWORD"
-SECONDS = 0.5
+SECONDS = 1.0
 """How long a request waits for Redis at most. After that it is away, and no request waits."""
 RETRY_SECONDS = 1.0
 """How often a Redis that is away is tried."""
@@ -210,7 +210,9 @@ def install() -> Counters | None:
                     headers={"retry-after": str(seconds)},
                 )
 
-        async def async_log_success_event(self, kwargs: dict[str, Any], response_obj: Any, *_: Any) -> None:
+        async def async_log_success_event(
+            self, kwargs: dict[str, Any], response_obj: Any, *_: Any, **__: Any
+        ) -> None:
             await counters.add(str(kwargs.get("litellm_call_id")), scopes_of(kwargs), tokens_of(response_obj))
 
     importlib.import_module("litellm").callbacks.append(Limits())

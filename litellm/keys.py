@@ -74,6 +74,9 @@ class Database(Protocol):
     async def cache(self, token: str, row: Any, alias: str) -> None:
         """Have LiteLLM remember a key: as it was read last, or one without limits."""
 
+    async def remember(self, token: str) -> None:
+        """Have LiteLLM read and remember a key, by its own code. Raises what it likes."""
+
     def forget(self, token: str) -> None:
         """Have LiteLLM ask the database for a key."""
 
@@ -171,7 +174,7 @@ class Keys:
         However many requests come with a key, one query is made for it.
         """
         known = self.known.get(token)
-        if known and time.monotonic() - known.read < FRESH_SECONDS:
+        if known and time.monotonic() - known.read < FRESH_SECONDS and await self._is_remembered(token, known.row):
             self.known.move_to_end(token)
             return known.row
         if self.away:
@@ -188,13 +191,26 @@ class Keys:
             row = await self._ask_in_turn(token)
         else:
             row = await self._ask(self.database.row(token))
-        if row is None or before is None or await self._changed(token, before, row):
+        if not usable(row):
             self.database.forget(token)
+        elif before is None or await self._changed(token, before, row):
+            remembered = await self.database.cached(token)
+            self.database.forget(token)
+            try:
+                await self._ask(self.database.remember(token))
+            except AwayError:
+                if remembered is not None:
+                    await self.database.cache(token, remembered, "")
+                raise
         self.known[token] = Known(row, time.monotonic())
         self.known.move_to_end(token)
         while len(self.known) > MOST:
             self.known.popitem(last=False)
         return row
+
+    async def _is_remembered(self, token: str, row: Any) -> bool:
+        """Whether LiteLLM need not ask the database for a key: one that is away would make the key a wrong one."""
+        return not usable(row) or await self.database.cached(token) is not None
 
     async def _ask_in_turn(self, token: str) -> Any:
         try:
@@ -318,14 +334,21 @@ class LiteLLM:
 
     async def cached(self, token: str) -> Any:
         try:
-            return await self.auth.get_key_object(
-                hashed_token=token,
-                prisma_client=self.proxy.prisma_client,
-                user_api_key_cache=self.proxy.user_api_key_cache,
-                check_cache_only=True,
-            )
+            return await self._read(token, check_cache_only=True)
         except Exception:  # noqa: BLE001 -- LiteLLM's way to say that it does not
             return None
+
+    async def remember(self, token: str) -> None:
+        await self._read(token)
+
+    async def _read(self, token: str, **how: bool) -> Any:
+        return await self.auth.get_key_object(
+            hashed_token=token,
+            prisma_client=self.proxy.prisma_client,
+            user_api_key_cache=self.proxy.user_api_key_cache,
+            proxy_logging_obj=self.proxy.proxy_logging_obj,
+            **how,
+        )
 
     async def cache(self, token: str, row: Any, alias: str) -> None:
         fields = {"key_alias": alias} if row is None else row.model_dump(exclude_none=True)

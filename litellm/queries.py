@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from typing import Protocol
 
+    from answers import Exchange
+
     Request = Callable[..., Awaitable[Any]]
 
     class Connection(Protocol):
@@ -49,24 +51,32 @@ def bounded(
 
     @functools.wraps(request)
     async def asked(self: object, method: str, url: str, **kwargs: Any) -> Any:
-        for_caller = current.get() is not None
+        exchange = current.get()
         before = current.set(None)
         try:
             if trying.get() or not url.endswith(QUERIES):
                 return await request(self, method, url, **kwargs)
             if connection.away:
+                _noted(exchange)
                 raise unreachable("the database is away")
-            if not for_caller:
+            if exchange is None:
                 return await request(self, method, url, **kwargs)
             try:
                 return await asyncio.wait_for(request(self, method, url, **kwargs), SECONDS)
             except TimeoutError as problem:
                 connection.lost(problem)
+                _noted(exchange)
                 raise silent("the database did not answer in time") from None
         finally:
             current.reset(before)
 
     return asked
+
+
+def _noted(exchange: Exchange | None) -> None:
+    """Have the refusal that may follow be told as what it is: for LiteLLM, the key is wrong then."""
+    if exchange is not None:
+        exchange.database_away = True
 
 
 def in_time(write: Request, connection: Connection) -> Request:

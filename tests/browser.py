@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 import pytest
 from selenium import webdriver
-from selenium.webdriver.support.wait import WebDriverWait
 
 from toolchain import operating_system
 from toolchain.progress import Steps
@@ -21,8 +18,6 @@ if TYPE_CHECKING:
     from selenium.webdriver import Chrome
 
 CHROMIUM, DRIVER = "chromium", "chromedriver"
-SECONDS = 60
-"""For anything on a page."""
 OPTIONS = (
     "--headless=new",
     "--no-sandbox",  # its sandbox wants another user than root, and it visits this machine only
@@ -51,7 +46,7 @@ def browser() -> Iterator[Chrome]:
     _installed()
     options = webdriver.ChromeOptions()
     options.binary_location = str(shutil.which(CHROMIUM))
-    options.set_capability("goog:loggingPrefs", {"performance": "ALL"})
+    options.set_capability("goog:loggingPrefs", {"performance": "ALL"})  # tests/page.py reads it
     for option in OPTIONS:
         options.add_argument(option)
     driver = webdriver.Chrome(options, webdriver.ChromeService(shutil.which(DRIVER)))
@@ -59,15 +54,3 @@ def browser() -> Iterator[Chrome]:
         yield driver
     finally:
         driver.quit()
-
-
-def waiting(driver: Chrome) -> WebDriverWait[Chrome]:
-    """Waits for something on a page."""
-    return WebDriverWait(driver, SECONDS)
-
-
-def asked_for(driver: Chrome) -> list[tuple[str, str]]:
-    """The method and URL of each request that the browser sent or tried to since this was last asked."""
-    messages = [json.loads(entry["message"])["message"] for entry in driver.get_log("performance")]  # type: ignore[no-untyped-call]
-    requests = [each["params"]["request"] for each in messages if each["method"] == "Network.requestWillBeSent"]
-    return [(each["method"], each["url"]) for each in requests if urlsplit(each["url"]).scheme in {"http", "https"}]

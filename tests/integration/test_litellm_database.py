@@ -23,7 +23,8 @@ from console import litellm_database
 from console.backup import companion
 from engine.own_folder import litellm_backups
 from infra import litellm_connections
-from tests.stacks import LLMCTL, REPLICAS, deployed, stand_in_for
+from tests import page
+from tests.stacks import LLMCTL, REPLICAS, deployed, free_port, stand_in_for
 from tests.swarm.cluster import until
 from toolchain import environment_file, recipes
 
@@ -63,7 +64,9 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]
     home = tmp_path_factory.mktemp("home")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_STATE_HOME", str(home))
-        with deployed(tmp_path_factory.mktemp("stack"), lambda made: made.set(litellmDatabase="true")) as made:
+        with deployed(
+            tmp_path_factory.mktemp("stack"), lambda made: made.set(litellmDatabase="true", adminPort=free_port())
+        ) as made:
             yield made
 
 
@@ -110,6 +113,32 @@ def test_a_key_of_litellms_spends_and_no_prompt_is_kept(deployment: Deployment, 
     assert logs
     assert PROMPT not in str(logs)
     assert key not in str(logs)
+
+
+def used_by_an_operator(deployment: Deployment, alias: str) -> None:
+    """LiteLLM's page, in a browser. Its prompt is long, so that the page shows more than 0."""
+    long = [{"role": "user", "content": "hello " * 4000}]
+
+    def ask(key: str) -> None:
+        deployment.client.with_options(api_key=key).chat.completions.create(model="gpt-4o", messages=long)  # type: ignore[arg-type]
+
+    page.used_by_an_operator(deployment.outputs, alias, "gpt-4o", ask)
+
+
+def test_an_operator_makes_a_key_on_the_page_and_sees_what_it_spends(deployment: Deployment, key: str) -> None:
+    """In a team: LiteLLM 1.55.0 lists no key without one. The password is in no inspection and no log."""
+    assert key
+    asked(deployment, "/team/new", {"team_alias": "research"})
+    used_by_an_operator(deployment, "of-the-page")
+    password = deployment.outputs["adminPassword"]
+    for name in (*REPLICAS, "edge"):
+        container = deployment.container(name)
+        assert password not in json.dumps(container.attrs) + container.logs().decode()
+
+
+def test_callers_and_operators_each_have_a_port_of_their_own(deployment: Deployment) -> None:
+    """Neither takes what is for the other one."""
+    page.closed(deployment.outputs)
 
 
 def test_the_schema_belongs_to_its_owner_and_the_login_is_bounded(deployment: Deployment, key: str) -> None:
@@ -388,6 +417,11 @@ def test_the_newest_release_takes_the_database_over_with_all_that_is_in_it(
     assert doctor()["failure"] == set()
     for older in (by_itself[-1], saved):
         assert "has the schema of another release" in refused(deployment, older, "--only", "litellm")
+
+
+def test_the_page_of_the_newest_release_is_used_as_well(deployment: Deployment) -> None:
+    used_by_an_operator(deployment, "of-the-newest-page")
+    page.closed(deployment.outputs)
 
 
 def test_the_older_release_is_refused_on_the_newer_ones_database(deployment: Deployment) -> None:

@@ -10,7 +10,8 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
+from uuid import uuid4
 
 import openai
 import pytest
@@ -31,12 +32,14 @@ if TYPE_CHECKING:
 
     from tests.stacks import Deployment
 
+T = TypeVar("T")
 PINNED, (NEWEST,) = recipes.STAND_INS["litellm"], recipes.UPGRADES
-LIMIT = 6
+LIMIT = 5
 """Requests a minute."""
-ASKED = 4 * LIMIT
+ASKED = 3 * LIMIT
 LAST_SECOND = 45
 """Of a minute, at which what needs the rest of it may begin."""
+TRIES = 5
 ANSWERS = 60
 """During a fault, of each kind of key."""
 
@@ -63,9 +66,18 @@ def deployment(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
             yield made
 
 
-def within_a_minute() -> None:
-    """Wait until so much of a minute is left that what follows is over before the next."""
-    until(lambda: time.gmtime().tm_sec < LAST_SECOND, "a minute begins")
+def minute() -> int:
+    return int(time.time() // 60)
+
+
+def in_a_minute(ask: Callable[[], T]) -> T:
+    """What is found within one minute by the clock: a machine that is busy may need another one."""
+    for _ in range(TRIES):
+        until(lambda: time.gmtime().tm_sec < LAST_SECOND, "a minute begins")
+        begun, found = minute(), ask()
+        if minute() == begun:
+            return found
+    raise TimeoutError("what takes seconds took longer than a minute")
 
 
 def outcome(client: OpenAI) -> str:
@@ -96,41 +108,56 @@ def has_told(deployment: Deployment, alias: str, answers: int) -> bool:
     return [line["client"] for line in lines(deployment)].count(alias) == answers
 
 
+def of_new_key(deployment: Deployment, *, at_once: int = 1) -> tuple[Counter[str], str]:
+    """What becomes of requests with a new key, within a minute, and its alias."""
+
+    def ask() -> tuple[Counter[str], str]:
+        key, alias = key_of(deployment, rpm_limit=LIMIT)
+        return outcomes(deployment, key, at_once=at_once), alias
+
+    return in_a_minute(ask)
+
+
 def counted_together(deployment: Deployment) -> bool:
     """Whether a new key gets what it may, and not as much from each replica."""
-    key, _ = key_of(deployment, rpm_limit=LIMIT)
-    within_a_minute()
-    return bool(outcomes(deployment, key)["answered"] == LIMIT)
+    return bool(of_new_key(deployment)[0]["answered"] == LIMIT)
 
 
 @pytest.mark.parametrize("at_once", [1, 8])
 def test_requests_a_minute_are_counted_by_both_replicas_together(deployment: Deployment, at_once: int) -> None:
     """Exactly as many get through, one after another or many at once. Without Redis it is up to twice as many."""
-    key, alias = key_of(deployment, rpm_limit=LIMIT)
-    within_a_minute()
-    assert outcomes(deployment, key, at_once=at_once) == {"answered": LIMIT, "rate_limit_exceeded": ASKED - LIMIT}
+    found, alias = of_new_key(deployment, at_once=at_once)
+    assert found == {"answered": LIMIT, "rate_limit_exceeded": ASKED - LIMIT}
     until(lambda: each_has_answered(deployment, alias), "both replicas have answered")
 
 
 def test_so_are_those_of_a_team(deployment: Deployment) -> None:
     """Whichever of its keys asks."""
-    team = admin(deployment, "/team/new", {"team_alias": "limited", "rpm_limit": LIMIT})["team_id"]
-    keys = [key_of(deployment, team_id=team)[0] for _ in range(2)]
-    within_a_minute()
-    assert sum(outcomes(deployment, key)["answered"] for key in keys) == LIMIT
+
+    def ask() -> int:
+        team = admin(deployment, "/team/new", {"team_alias": f"test-{uuid4()}", "rpm_limit": LIMIT})["team_id"]
+        keys = [key_of(deployment, team_id=team)[0] for _ in range(2)]
+        return sum(outcomes(deployment, key)["answered"] for key in keys)
+
+    assert in_a_minute(ask) == LIMIT
 
 
 def test_tokens_a_minute_are_counted_by_both_replicas_together(deployment: Deployment) -> None:
     """As each answer ends: the one that crosses the limit is answered, and those that are open with it."""
     first = holder(deployment, key_of(deployment)[0]).chat.completions.create(**HELLO).usage
     assert first is not None
-    key, alias = key_of(deployment, tpm_limit=LIMIT * first.total_tokens)
-    client = holder(deployment, key).with_options(max_retries=0)
-    within_a_minute()
-    answered = 0
-    while (last := outcome(client)) == "answered" and answered < 2 * LIMIT:
-        answered += 1
-        until(partial(has_told, deployment, alias, answered), "its tokens are counted")
+    tokens = first.total_tokens
+
+    def ask() -> tuple[int, str, str]:
+        key, alias = key_of(deployment, tpm_limit=LIMIT * tokens)
+        client = holder(deployment, key).with_options(max_retries=0)
+        answered = 0
+        while (last := outcome(client)) == "answered" and answered < 2 * LIMIT:
+            answered += 1
+            until(partial(has_told, deployment, alias, answered), "its tokens are counted")
+        return answered, last, alias
+
+    answered, last, alias = in_a_minute(ask)
     assert last == "rate_limit_exceeded"
     assert LIMIT - 1 <= answered <= LIMIT + 1
     until(lambda: each_has_answered(deployment, alias), "both replicas have answered")
@@ -173,9 +200,7 @@ def test_requests_go_on_while_it_is_away_and_are_counted_when_it_is_back(
             for load in (of_key, of_client):
                 load.await_successes(ANSWERS)
             if fault is not killed:
-                key, _ = key_of(deployment, rpm_limit=LIMIT)
-                within_a_minute()
-                found = outcomes(deployment, key)
+                found, _ = of_new_key(deployment)
                 assert found["answered"] > LIMIT
                 assert found["rate_limit_exceeded"]
         until(lambda: counted_together(deployment), "both replicas count together again")

@@ -129,15 +129,17 @@ def test_no_request_waits_for_a_database_that_does_not_answer(
 
     async def run() -> None:
         bounded = queries.bounded(request, connection, unreachable=ConnectionError, silent=OSError)
-        answers.current.set(answers.Exchange())
+        first, second = answers.Exchange(), answers.Exchange()
+        answers.current.set(first)
         with pytest.raises(OSError, match="did not answer in time"):
             await bounded(None, "POST", "http://localhost:1/")
-        for caller in (answers.Exchange(), None):
+        for caller in (second, None):
             answers.current.set(caller)
             for end in ("/", "/transaction/start"):
                 with pytest.raises(ConnectionError):
                     await bounded(None, "POST", f"http://localhost:1{end}")
         assert len(asked) == 1
+        assert first.database_away is second.database_away is True  # so that no caller is told that the key is wrong
         for end in ("/status", "/transaction/1/commit"):
             with pytest.raises(TimeoutError):
                 await asyncio.wait_for(bounded(None, "GET", f"http://localhost:1{end}"), 0.01)

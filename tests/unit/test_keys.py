@@ -52,6 +52,8 @@ class Database:
     memory: dict[str, Row] = field(default_factory=dict)
     on: bool = True
     away: bool = False
+    dies: bool = False
+    """Whether it goes away before a key is read for the second time."""
     asked: int = 0
 
     def connected(self) -> bool:
@@ -71,7 +73,13 @@ class Database:
         return self.memory.get(token)
 
     async def cache(self, token: str, row: Row | None, alias: str) -> None:
-        self.memory[token] = row or Row(key_alias=alias)
+        self.memory[token] = Row(**vars(row or Row(key_alias=alias)))
+
+    async def remember(self, token: str) -> None:
+        if self.away or self.dies:
+            self.away = True
+            raise ConnectionError
+        self.memory[token] = Row(**vars(self.rows[token]))
 
     def forget(self, token: str) -> None:
         self.memory.pop(token, None)
@@ -287,6 +295,38 @@ def test_without_the_database_static_clients_are_served_and_virtual_keys_while_l
     ]
     for secret in (VIRTUAL, MASTER, SALT):
         assert secret not in caplog.text
+
+
+@pytest.mark.parametrize(("key", "client"), [(VIRTUAL, None), (MASTER, "app")])
+def test_litellm_need_not_look_up_a_key_when_a_request_comes(
+    gateway: Gateway, later: Any, key: str, client: str | None
+) -> None:
+    """It takes a database that goes away at that moment for an unknown key, and the caller's key for wrong."""
+
+    async def admitted() -> None:
+        exchange = gateway.programs["answers"].Exchange(client=client, call_id="c-2")
+        headers = [(b"authorization", f"Bearer {key}".encode())]
+        await gateway.keys.admit({"method": "POST", "path": CHAT, "headers": headers}, exchange)
+
+    async def run() -> None:
+        gateway.hold(VIRTUAL, max_budget=1)
+        await admitted()
+        [own] = gateway.database.memory
+        gateway.database.rows[own].max_budget = 7
+        later()
+        await admitted()
+        assert gateway.database.memory[own].max_budget == 7
+        gateway.database.forget(own)  # as it does after a minute
+        await admitted()
+        assert gateway.database.memory[own].max_budget == 7
+        gateway.database.dies, gateway.database.rows[own].max_budget = True, 8
+        later()
+        await admitted()
+        assert gateway.keys.away
+        assert gateway.database.memory[own].max_budget == 7
+        gateway.keys.trying.cancel()
+
+    asyncio.run(run())
 
 
 def test_a_request_from_within_is_left_alone(gateway: Gateway) -> None:
