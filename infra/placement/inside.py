@@ -36,7 +36,7 @@ def printed(inside: Mapping[str, Any], command: Sequence[str]) -> str:
             if of_a_task and not found and (nodes := nodes_of(engine, labels)):
                 problem = InsideError(
                     f"its replicas run on {' and '.join(nodes)}, and the engine at {inside['host']} reaches those of "
-                    "its own node only. Name a manager that has one as dockerHost, or let one run here (constraints)"
+                    "its own node only. Name a manager that has one as dockerHost, or have as many replicas as nodes"
                 )
             for container in sorted(found, key=lambda each: str(each.name)):
                 try:

@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any
 import docker
 
 from engine.connection import connect
-from infra.deploy_step import say
 from infra.placement import swarm_job
 from infra.placement.engine_placement import LOG_FILES, LOG_SIZE, check_ours
-from infra.placement.job_error import LONGEST_SECONDS, JobError
+from infra.placement.job_wait import LONGEST_SECONDS, JobError, Progress
 from infra.workload import SECRETS
 
 if TYPE_CHECKING:
@@ -25,8 +24,6 @@ if TYPE_CHECKING:
 __all__ = ["JobError", "end_former", "run"]
 
 POLL_SECONDS = 0.5
-SILENT_SECONDS = (15, 60)
-"""How long nothing is said of a container that runs: at first, and then each time."""
 LAST_LINES = 15
 """How much of a container's log a failure shows."""
 OF_A_SWARM = "constraints"
@@ -111,22 +108,16 @@ def _archive(files: Mapping[str, str], mode: int, owner: int) -> bytes:
 
 def _await_end(container: Container) -> None:
     started = time.monotonic()
-    first, later = SILENT_SECONDS
-    said_at = started + first - later
+    progress = Progress(str(container.name), f"docker logs --follow {container.name}")
     while True:
         container.reload()
         state = container.attrs["State"]
         if not state["Running"]:
             break
-        now = time.monotonic()
-        if now > started + LONGEST_SECONDS:
+        waited = time.monotonic() - started
+        if waited > LONGEST_SECONDS:
             raise JobError(f"it did not end within {LONGEST_SECONDS} s; its last lines:\n{_last_lines(container)}")
-        if now >= said_at + later:
-            said_at = now
-            say(
-                f"{container.name} has been running for {now - started:.0f} s, and may take {LONGEST_SECONDS // 60} "
-                f"minutes: docker logs --follow {container.name}"
-            )
+        progress.tell(waited)
         time.sleep(POLL_SECONDS)
     if state["ExitCode"] != 0 or state["OOMKilled"]:
         why = "it had too little memory" if state["OOMKilled"] else f"it exited with {state['ExitCode']}"

@@ -25,7 +25,7 @@ from docker.types import (
 
 from infra.placement.engine_placement import LOG_FILES, LOG_SIZE, check_ours
 from infra.placement.health import POLL_SECONDS
-from infra.placement.job_error import LONGEST_SECONDS, JobError
+from infra.placement.job_wait import LONGEST_SECONDS, JobError, Progress
 from infra.placement.swarm import CONFIG_MODE, RESERVED_SHARE, SECRET_MODE
 from infra.placement.swarm_services import ENDED, UNFIT_SECONDS, last_lines, stand_down
 from infra.workload import MEBIBYTE, SECRETS
@@ -47,7 +47,7 @@ def run(engine: docker.DockerClient, job: Mapping[str, Any]) -> None:
     """
     try:
         service = _created(engine, job)
-        _await_end(engine, service)
+        _await_end(engine, job, service)
     finally:
         _remove(engine, job)
 
@@ -58,7 +58,7 @@ def end_former(engine: docker.DockerClient, job: Mapping[str, Any]) -> None:
     if former:
         check_ours(former["Spec"]["Labels"], job, "service")
         try:
-            _await_end(engine, former["ID"])
+            _await_end(engine, job, former["ID"])
         except JobError:
             if _lost(engine, former["ID"]):
                 raise
@@ -145,9 +145,10 @@ def _lost(engine: docker.DockerClient, service: str) -> str:
     return str(down.get(task.get("NodeID"), ""))
 
 
-def _await_end(engine: docker.DockerClient, service: str) -> None:
+def _await_end(engine: docker.DockerClient, job: Mapping[str, Any], service: str) -> None:
     """Wait until the task of a service has done what it was for. Raises JobError once it cannot any more."""
     begun = time.monotonic()
+    progress = Progress(job["name"], f"docker service logs --follow {job['name']}")
     while True:
         task = _task(engine, service)
         status = task.get("Status", {})
@@ -166,6 +167,7 @@ def _await_end(engine: docker.DockerClient, service: str) -> None:
         if waited > (LONGEST_SECONDS if task else UNFIT_SECONDS):
             what = f"it did not end within {LONGEST_SECONDS} s" if task else "the Swarm has no task of it"
             raise JobError(f"{what}{_words(engine, task)}")
+        progress.tell(waited)
         time.sleep(POLL_SECONDS)
 
 

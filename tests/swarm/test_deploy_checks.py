@@ -42,14 +42,13 @@ pytestmark = needs_an_engine_of_its_own
 
 @pytest.fixture(scope="module")
 def deployment(swarm: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
-    """A stack with TLS, and two clients, whose LiteLLM has a database."""
+    """A stack with TLS, and two clients."""
 
     def configure(made: Deployment) -> None:
         place_on(swarm)(made)
         for key, value in certify("gateway.example").settings.items():
             made.stack.set_config(key, automation.ConfigValue(value, secret=True))
         made.set_path("clientKeys.batch", "", secret=True)
-        made.set(litellmDatabase="true")
 
     with deployed(tmp_path_factory.mktemp("checked"), configure, host=swarm.nodes[0].host) as made:
         yield made

@@ -172,7 +172,7 @@ def test_a_virtual_key_works_on_every_node_until_it_is_blocked(swarm: Cluster, d
         assert status(swarm, deployment, created["key"]) == [httpx2.codes.OK] * len(swarm.nodes)
     app = json.loads(llmctl(deployment, "keys", "show", "app", "--json"))
     assert app["max_budget"] == BUDGET
-    until(lambda: "of-a-team" in llmctl(deployment, "usage", "--by", "key"), "what the key used is counted")
+    until(lambda: "of-a-team" in llmctl(deployment, "usage", "--by", "client"), "what the key used is counted")
     llmctl(deployment, "keys", "block", "of-a-team")
     refused = [UNAUTHORIZED] * len(swarm.nodes)
     until(lambda: status(swarm, deployment, created["key"]) == refused, "every replica refuses the key", within=60)
@@ -266,7 +266,7 @@ def test_a_broken_image_is_rolled_back(
                 deployment.up()
             connection.execute("DROP TABLE _prisma_migrations")
         assert "on node node-" in str(caught.value)
-        assert [file.suffix for file in litellm_backups(deployment.name).iterdir()] == [".dump"]
+        assert len([*litellm_backups(deployment.name).glob("litellm-*.dump")]) == 1
         assert jobs(swarm, deployment) == []
         started = time.monotonic()
         for _ in range(2):

@@ -222,10 +222,14 @@ def test_a_failure_says_why_and_where_and_leaves_nothing(
     assert nothing_is_left(manager)
 
 
-def test_one_that_never_ends_is_given_up(managed: Callable[..., Manager]) -> None:
+def test_one_that_never_ends_is_given_up(managed: Callable[..., Manager], capfd: pytest.CaptureFixture[str]) -> None:
+    """Meanwhile it is said from time to time how to see what it does."""
     manager = managed(state("running"))
     with pytest.raises(job.JobError, match="it did not end within 3600 s; its last lines:\nthe reason"):
         job.run(JOB)
+    said = capfd.readouterr().err.splitlines()
+    assert len(said) == 60
+    assert said[0].endswith(f"60 minutes: docker service logs --follow {JOB['name']}")
     assert nothing_is_left(manager)
 
 
