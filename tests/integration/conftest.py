@@ -32,7 +32,7 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]
 
 @pytest.fixture(scope="session")
 def with_database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
-    """One whose LiteLLM has a database: for tests that leave its release as it is, and then for those that do not."""
+    """One whose LiteLLM has a database, for all tests that leave its release as it is."""
     with ExitStack() as held:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("home")))  # an `up` keeps backups there
