@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import httpx2
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
 REQUESTS_PER_SECOND = int(os.environ.get("RATE", "12"))
 """Of CI, where they share two cores with what they watch: `make drill RATE=25` when there is time."""
@@ -121,16 +121,19 @@ class Load:
         url: str,
         key: str,
         *,
+        other_keys: Sequence[str] = (),
         rate: float = REQUESTS_PER_SECOND,
         transport: Callable[[], httpx2.AsyncBaseTransport] | None = None,
     ) -> None:
         """`key` may be assigned again while the load runs, as a client does whose key was rotated.
 
-        `transport` makes what connects, in place of HTTP to the URL's own address.
+        `other_keys` ask in turn with it, each for all that there is to ask. `transport` makes what connects, in
+        place of HTTP to the URL's own address.
         """
         self._transport = transport
         self.url = url
         self.key = key
+        self._other_keys = other_keys
         self.report = Report()
         self.rate = rate
         self._also: SimpleQueue[tuple[str, dict[str, object]]] = SimpleQueue()
@@ -175,17 +178,19 @@ class Load:
                     await room.acquire()
                     if self._ended.is_set():
                         break
-                    task = group.create_task(self._one(client, *MIX[number % len(MIX)]))
+                    turn, place = divmod(number, len(MIX))
+                    keys = (self.key, *self._other_keys)
+                    task = group.create_task(self._one(client, keys[turn % len(keys)], *MIX[place]))
                     task.add_done_callback(lambda _: room.release())
                     while not self._also.empty():
                         group.create_task(self._aside(client, *self._also.get()))
                     next_at = max(next_at + 1 / self.rate, time.monotonic())
                     await asyncio.sleep(next_at - time.monotonic())
 
-    async def _one(self, client: httpx2.AsyncClient, kind: str, path: str, body: dict[str, object]) -> None:
+    async def _one(self, client: httpx2.AsyncClient, key: str, kind: str, path: str, body: dict[str, object]) -> None:
         self.report.sent += 1
         started = time.monotonic()
-        begun, failure = await self._ask(client, path, body)
+        begun, failure = await self._ask(client, key, path, body)
         ended = time.monotonic()
         if not failure:
             self.report.successes.append(ended)
@@ -195,19 +200,19 @@ class Load:
             where = self.report.cut
         else:
             where = self.report.in_flight if started < self.report.broken else self.report.failures
-        where.append(f"{kind} after {ended - started:.2f} s: {failure}")
+        whose = "" if key == self.key else " of another key"
+        where.append(f"{kind}{whose} after {ended - started:.2f} s: {failure}")
 
     async def _aside(self, client: httpx2.AsyncClient, path: str, body: dict[str, object]) -> None:
-        _, failure = await self._ask(client, path, body)
+        _, failure = await self._ask(client, self.key, path, body)
         self.report.beside.append(failure)
 
-    async def _ask(self, client: httpx2.AsyncClient, path: str, body: dict[str, object]) -> tuple[bool, str]:
+    @staticmethod
+    async def _ask(client: httpx2.AsyncClient, key: str, path: str, body: dict[str, object]) -> tuple[bool, str]:
         """Send a request; return whether a good answer began, and why it is not whole, or nothing."""
         begun = False
         try:
-            async with client.stream(
-                "POST", path, json=body, headers={"authorization": f"Bearer {self.key}"}
-            ) as answer:
+            async with client.stream("POST", path, json=body, headers={"authorization": f"Bearer {key}"}) as answer:
                 begun = answer.status_code == httpx2.codes.OK
                 text = (await answer.aread()).decode()
         except httpx2.HTTPError as error:

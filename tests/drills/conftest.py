@@ -51,9 +51,16 @@ def transport() -> Callable[[], httpx2.AsyncBaseTransport] | None:
 
 
 @pytest.fixture
+def other_keys() -> tuple[str, ...]:
+    """Keys that ask in turn with the app's."""
+    return ()
+
+
+@pytest.fixture
 def drill(
     request: pytest.FixtureRequest,
     deployment: Deployment,
+    other_keys: tuple[str, ...],
     transport: Callable[[], httpx2.AsyncBaseTransport] | None,
 ) -> Drill:
     """Put the stack under load while a block breaks something, and see that callers notice no more than the bound.
@@ -63,7 +70,8 @@ def drill(
 
     @contextmanager
     def run(name: str, bound: Bound) -> Iterator[Load]:
-        load = Load(deployment.outputs["litellmUrl"], deployment.outputs["litellmApiKey"], transport=transport)
+        url, key = deployment.outputs["litellmUrl"], deployment.outputs["litellmApiKey"]
+        load = Load(url, key, other_keys=other_keys, transport=transport)
         report = load.report
         try:
             with load.running():

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import app
-from tests.stacks import deployed, pulumi_tools
+from tests.stacks import deployed, free_port, pulumi_tools
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,12 +32,15 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]
 
 @pytest.fixture(scope="session")
 def with_database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
-    """One whose LiteLLM has a database: for tests that leave its release as it is, and then for those that do not."""
+    """One whose LiteLLM has a database and a page, for all tests that leave its release as it is."""
     with ExitStack() as held:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("home")))  # an `up` keeps backups there
             made = held.enter_context(
-                deployed(tmp_path_factory.mktemp("database"), lambda made: made.set(litellmDatabase="true"))
+                deployed(
+                    tmp_path_factory.mktemp("database"),
+                    lambda made: made.set(litellmDatabase="true", adminPort=free_port()),
+                )
             )
         yield made
 

@@ -1,37 +1,30 @@
-"""LiteLLM with its database in a real stack: a key, what it spends, restarts, and the way to the newest release."""
+"""LiteLLM with its database in a real stack: a key, what it spends, restarts, backups, and what looks at it."""
 
 from __future__ import annotations
 
 import json
 import os
-import stat
 import subprocess
 import sys
-import threading
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-import openai
 import psycopg
 import pytest
 from pulumi.automation import CommandError
 
 from console import litellm_database
 from console.backup import companion
-from engine.own_folder import litellm_backups
 from infra import litellm_connections
 from tests import page
-from tests.stacks import LLMCTL, REPLICAS, deployed, free_port, stand_in_for
+from tests.stacks import LLMCTL, REPLICAS, stand_in_for
 from tests.swarm.cluster import until
 from toolchain import environment_file, recipes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from openai import OpenAI
 
     from tests.stacks import Deployment
 
@@ -59,15 +52,9 @@ HELLO: dict[str, Any] = {"model": "gpt-4o", "messages": [{"role": "user", "conte
 
 
 @pytest.fixture(scope="module")
-def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+def deployment(with_database: Deployment) -> Deployment:
     """A stack whose LiteLLM has a database."""
-    home = tmp_path_factory.mktemp("home")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_STATE_HOME", str(home))
-        with deployed(
-            tmp_path_factory.mktemp("stack"), lambda made: made.set(litellmDatabase="true", adminPort=free_port())
-        ) as made:
-            yield made
+    return with_database
 
 
 def asked(deployment: Deployment, path: str, body: object = None, *, key: str = "") -> dict[str, Any]:
@@ -209,54 +196,6 @@ def refused(deployment: Deployment, *arguments: str | Path) -> str:
     return done.stderr
 
 
-def test_a_restore_brings_both_databases_back_and_no_caller_notices(
-    deployment: Deployment, key: str, saved: Path
-) -> None:
-    """Neither a client of the stack config nor a virtual key that is in use. What came after is kept elsewhere."""
-    before = spend(deployment)
-    later = asked(deployment, "/key/generate", {"key_alias": "later"})
-    with deployment.database() as connection:
-        connection.execute("CREATE TABLE later ()")
-    clients = (deployment.client, deployment.client.with_options(api_key=key, max_retries=0))
-    with answered(*clients) as answers:
-        done = llmctl("restore", saved, "--yes", "--json")
-    assert len(answers) > len(clients)
-    with deployment.database() as connection:
-        assert connection.execute("SELECT to_regclass('later')").fetchone() == (None,)
-    assert rows(deployment, """SELECT count(*) FROM "LiteLLM_VerificationToken" WHERE key_alias = 'later'""") == [
-        (0,)
-    ]
-    kept = deployment.read(
-        "postgres", "psql", "-XAtU", "postgres", "-d", done["litellm"]["kept"],
-        "-c", """SELECT key_alias FROM "LiteLLM_VerificationToken" WHERE key_alias = 'later'""",
-    )  # fmt: skip
-    assert kept.strip() == "later"
-    owners = rows(deployment, "SELECT DISTINCT tableowner FROM pg_tables WHERE tablename LIKE 'LiteLLM%'")
-    assert owners == [("litellm",)]
-    until(lambda: spend(deployment) > before, "what was asked meanwhile is counted in the restored database")
-    with pytest.raises(openai.AuthenticationError):
-        deployment.client.with_options(api_key=later["key"]).chat.completions.create(**HELLO)
-
-
-@contextmanager
-def answered(*clients: OpenAI) -> Iterator[list[object]]:
-    """Each client asks over and over; a request that fails fails the test."""
-    ended, answers = threading.Event(), list[object]()
-
-    def ask(client: OpenAI) -> None:
-        while not ended.is_set():
-            answers.append(client.chat.completions.create(**HELLO).choices[0].message.content)
-
-    with ThreadPoolExecutor() as pool:
-        asking = [pool.submit(ask, client) for client in clients]
-        try:
-            yield answers
-        finally:
-            ended.set()
-        for each in asking:
-            each.result()
-
-
 def test_one_of_two_databases_is_restored_alone(deployment: Deployment, saved: Path) -> None:
     """By `--only`, or by LiteLLM's file itself; that of another database is no backup of LiteLLM's."""
     alone = llmctl("restore", saved, "--yes", "--json", "--only", "litellm")
@@ -396,33 +335,3 @@ def test_tables_of_others_are_named_and_nothing_changes(deployment: Deployment, 
         assert chat(deployment, key)["usage"]["total_tokens"] > 0
     finally:
         rows(deployment, "DROP TABLE of_somebody_else")
-
-
-def test_the_newest_release_takes_the_database_over_with_all_that_is_in_it(
-    deployment: Deployment, key: str, saved: Path
-) -> None:
-    """The next `up` after one that failed: a backup first, the schema, then the replicas."""
-    before = spend(deployment)
-    deployment.set(litellmImage=stand_in_for(UPGRADE, deployment.engine, deployment.folder / ".images.yaml"))
-    deployment.up()
-    assert {deployment.image(name).tags[0] for name in REPLICAS} == {UPGRADE.tag}
-    by_itself = sorted(litellm_backups(deployment.name).glob("litellm-*.dump"))
-    assert by_itself
-    assert {stat.S_IMODE(file.stat().st_mode) for file in by_itself} == {0o600}
-    assert rows(deployment, "SELECT count(*) FROM _prisma_migrations WHERE finished_at IS NULL") == [(0,)]
-    assert spend(deployment) >= before > 0
-    assert chat(deployment, key)["usage"]["total_tokens"] > 0
-    until(lambda: spend(deployment) > before, "the key's spending goes on")
-    assert not [each for each in deployment.leftovers() if "schema" in each]
-    assert doctor()["failure"] == set()
-    for older in (by_itself[-1], saved):
-        assert "has the schema of another release" in refused(deployment, older, "--only", "litellm")
-
-
-def test_the_older_release_is_refused_on_the_newer_ones_database(deployment: Deployment) -> None:
-    """It would take away what it does not know; the newer one goes on serving."""
-    newest = {deployment.container(name).id for name in REPLICAS}
-    deployment.forget("litellmImage")
-    with pytest.raises(CommandError, match="the database is that of a newer LiteLLM"):
-        deployment.up()
-    assert {deployment.container(name).id for name in REPLICAS} == newest
