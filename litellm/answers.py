@@ -208,7 +208,8 @@ class Rewriter:
             content = {"error": problem}
         elif changed or not isinstance(content, dict) or content.get("type") != "error":
             content = anthropic_error(problem["message"], status)
-        await answer(self.send, status, content, [*others(start["headers"]), *limits.headers_of(problem)])
+        headers = limits.in_whole_seconds(others(start["headers"]))
+        await answer(self.send, status, content, [*headers, *limits.headers_of(problem)])
 
     def _of_key(self, status: int, known: Mapping[str, Any]) -> dict[str, Any]:
         """LiteLLM's refusal of what a key may, where it counts for one and no provider was asked."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import re
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -20,6 +21,7 @@ NOT_FOR_KEY = "This model is not served here for this key. GET /v1/models lists 
 TOO_FAST = "This key has used its requests or tokens per minute, or has as many requests open as it may."
 NOT_ITS_MODEL = re.compile(r"not allowed to (access|call) (this )?model|can only access models", re.IGNORECASE)
 RETRY_AFTER_SECONDS = 5
+FRACTION = re.compile(rb"\d+\.\d+")
 
 
 def not_for_key() -> dict[str, Any]:
@@ -100,3 +102,13 @@ def headers_of(problem: Mapping[str, Any]) -> Headers:
     if problem.get("code") == "database_unavailable":
         return [(b"retry-after", str(RETRY_AFTER_SECONDS).encode())]
     return []
+
+
+def in_whole_seconds(headers: Iterable[tuple[bytes, bytes]]) -> Headers:
+    """Headers whose Retry-After is a whole number, as RFC 9110 has it (10.2.3): LiteLLM 1.55.0 sends `47.49`."""
+    return [
+        (name, str(math.ceil(float(value))).encode())
+        if name == b"retry-after" and FRACTION.fullmatch(value)
+        else (name, value)
+        for name, value in headers
+    ]

@@ -167,16 +167,20 @@ def test_tokens_a_minute_are_counted_by_both_replicas_together(deployment: Deplo
 def paused(container: Container) -> Iterator[None]:
     """A container that accepts connections and does not answer."""
     container.pause()
-    yield
-    container.unpause()
+    try:
+        yield
+    finally:
+        container.unpause()
 
 
 @contextmanager
 def stopped(container: Container) -> Iterator[None]:
     """One whose name is unknown."""
     container.stop()
-    yield
-    container.start()
+    try:
+        yield
+    finally:
+        container.start()
 
 
 @contextmanager

@@ -93,6 +93,18 @@ class Connection:
         self.away = True
 
 
+@pytest.mark.parametrize(
+    ("told", "whole"), [("47.492625", "48"), ("7", "7"), ("Wed, 21 Oct 2026 07:28:00 GMT", None)]
+)
+def test_when_to_ask_again_is_told_in_whole_seconds(programs: dict[str, Any], told: str, whole: str | None) -> None:
+    """SDKs and proxies take no fraction; a date is one of HTTP's forms too."""
+    headers = [(b"retry-after", told.encode()), (b"x-other", b"0.5")]
+    assert programs["limits"].in_whole_seconds(headers) == [
+        (b"retry-after", (whole or told).encode()),
+        (b"x-other", b"0.5"),
+    ]
+
+
 def test_what_is_asked_of_the_database_is_asked_of_no_provider(programs: dict[str, Any]) -> None:
     """LiteLLM's client of the database is an HTTP client, as those of providers are."""
     answers = programs["answers"]

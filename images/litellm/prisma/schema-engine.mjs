@@ -47,6 +47,17 @@ if (process.env.PRISMA_SCHEMA_DISABLE_ADVISORY_LOCK) {
   }
 }
 
+// The adapter cuts a script at each semicolon, also within the body of a DO block. Postgres takes it whole.
+class Scripts extends PrismaPg {
+  async connect() {
+    const connected = await super.connect()
+    connected.executeScript = async script => {
+      await connected.underlyingDriver().query(script).catch(error => connected.onError(error))
+    }
+    return connected
+  }
+}
+
 /** A schema without what this engine takes from elsewhere or does not know any more. */
 const understood = text => text.replace(/^\s*(url|binaryTargets|recursive_type_depth)\s*=.*$/gm, '')
 const schemaFile = file => ({ path: file, content: understood(fs.readFileSync(file, 'utf8')) })
@@ -66,7 +77,7 @@ instance.exports.__wbindgen_start()
 const engine = await engines.SchemaEngine.new(
   { datamodels: datamodel ? [[datamodel, schemaFile(datamodel).content]] : undefined },
   () => {},
-  bindMigrationAwareSqlAdapterFactory(new PrismaPg({ connectionString: url.href, application_name: 'litellm' })),
+  bindMigrationAwareSqlAdapterFactory(new Scripts({ connectionString: url.href, application_name: 'litellm' })),
 )
 
 function read(file) {
