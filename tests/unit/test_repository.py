@@ -24,7 +24,6 @@ LONG = {
     "tests/integration/test_backup.py": "each test wants the backup that the module's fixtures make once",
     "tests/integration/test_deploy_checks.py": "a table of faults, tried one after another on one stack",
     "tests/integration/test_edge.py": "one edge, started once, and all that it refuses",
-    "tests/integration/test_litellm_database.py": "one stack, taken from release to release, and what is asked of it",
     "tests/integration/test_runbooks.py": "one stack, brought up once, and each runbook that is followed on it",
     "tests/swarm/test_stack.py": "one stack, brought up once on a Swarm, and all that happens to it",
     "tests/toolchain/test_images.py": "images that are built once, and all that they are asked to do",
