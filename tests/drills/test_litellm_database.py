@@ -182,7 +182,7 @@ def test_a_replica_that_is_killed_costs_no_request(deployment: Deployment, drill
 
 
 def test_a_key_that_is_blocked_or_deleted_asks_nothing_more(deployment: Deployment, drill: Drill) -> None:
-    """Of any replica, as the edge refuses what is no key. How soon is printed. What it has spent stays on the bill."""
+    """Of any replica, as the edge refuses what is no key. How soon is printed. What it spent stays on the bill."""
     alias = f"key-{uuid.uuid4().hex[:8]}"
     doomed = test_keys.llmctl("keys", "create", alias).strip()
     master = deployment.secret("master-key")
