@@ -214,7 +214,7 @@ class Keys:
 
     async def _ask_in_turn(self, token: str) -> Any:
         try:
-            async with asyncio.timeout(queries.patience()), self.unseen:
+            async with asyncio.timeout(queries.SECONDS), self.unseen:
                 return await self._ask(self.database.row(token))
         except TimeoutError:
             raise AwayError from None
@@ -231,7 +231,7 @@ class Keys:
     async def _ask(self, question: Awaitable[Any]) -> Any:
         """What the database answers. Raises AwayError; that it is away is noted if it answers no other question."""
         try:
-            return await asyncio.wait_for(question, queries.patience())
+            return await asyncio.wait_for(question, queries.SECONDS)
         except Exception as problem:  # noqa: BLE001 -- whatever it is, the key is neither known nor unknown
             try:
                 await asyncio.wait_for(self.database.row(NOBODY), queries.SECONDS)

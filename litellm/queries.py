@@ -10,7 +10,6 @@ import asyncio
 import functools
 import importlib
 import importlib.util
-import time
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
@@ -34,27 +33,16 @@ if TYPE_CHECKING:
         async def answers(self) -> bool: ...
 
 
-SECONDS, AT_FIRST = 3.0, 15.0
-"""How long a request waits for an answer of the database; and in the first minute in which somebody asks.
+SECONDS = 10.0
+"""How long a request waits for an answer of the database.
 
-A replica that has just started is short of CPU, on a busy machine most of all: that its first answers are late does
-not mean that the database is away.
+A replica that is short of CPU, as one that has just started on a busy machine, reads an answer late: up to 9 seconds
+were seen. That does not mean that the database is away.
 """
-FIRST_SECONDS = 60.0
-asked_since: list[float] = []
-"""When somebody first asked; empty until then."""
 QUERIES = ("/", "/transaction/start")
 """The ends of the URLs by which Prisma asks something. Others end what was begun, or ask the program itself."""
 trying: ContextVar[bool] = ContextVar("trying", default=False)
 """Whether a query is to find out if the database is back."""
-
-
-def patience() -> float:
-    """How long a request waits now, in seconds."""
-    now = time.monotonic()
-    if not asked_since:
-        asked_since.append(now)
-    return AT_FIRST if now < asked_since[0] + FIRST_SECONDS else SECONDS
 
 
 def bounded(
@@ -78,7 +66,7 @@ def bounded(
             if exchange is None:
                 return await request(self, method, url, **kwargs)
             try:
-                return await asyncio.wait_for(request(self, method, url, **kwargs), patience())
+                return await asyncio.wait_for(request(self, method, url, **kwargs), SECONDS)
             except TimeoutError as problem:
                 connection.lost(problem)
                 _noted(exchange)

@@ -25,6 +25,9 @@ MOST_IN_FLIGHT = 64
 TIMEOUT_SECONDS = 60
 CONNECT_SECONDS = 5
 """A machine without power refuses no connection: anyone who has another to ask gives it up."""
+NOT_LOOKED_UP = "its key could not be looked up"
+REPEATS, REPEAT_SECONDS = 2, 5
+"""How often OpenAI's SDKs repeat a request, and when it is to be repeated (`Retry-After`)."""
 STREAM_ENDED = "data: [DONE]"
 MESSAGES = [{"role": "user", "content": "hello"}]
 MIX = (
@@ -88,6 +91,8 @@ class Report:
     broken: float = 0.0
     """When something was broken."""
     last_failure: float = 0.0
+    repeated: int = 0
+    """Requests with another key that were sent again, as SDKs do, because a replica could not look the key up."""
 
     @property
     def longest_gap(self) -> float:
@@ -191,6 +196,12 @@ class Load:
         self.report.sent += 1
         started = time.monotonic()
         begun, failure = await self._ask(client, key, path, body)
+        for _ in range(REPEATS):
+            if key == self.key or not failure.startswith(NOT_LOOKED_UP):
+                break
+            self.report.repeated += 1
+            await asyncio.sleep(REPEAT_SECONDS)
+            begun, failure = await self._ask(client, key, path, body)
         ended = time.monotonic()
         if not failure:
             self.report.successes.append(ended)
@@ -218,4 +229,7 @@ class Load:
         except httpx2.HTTPError as error:
             return begun, repr(error)
         whole = begun and (STREAM_ENDED in text or not body.get("stream"))
-        return begun, "" if whole else f"status {answer.status_code}: {text}"
+        if whole:
+            return begun, ""
+        unknown = answer.status_code == httpx2.codes.SERVICE_UNAVAILABLE and "database_unavailable" in text
+        return begun, f"{NOT_LOOKED_UP if unknown else f'status {answer.status_code}'}: {text}"

@@ -81,6 +81,8 @@ def drill(
         finally:
             counts = (report.sent, len(report.failures), len(report.in_flight), len(report.cut))
             row = (name, str(bound), *map(str, counts), f"{report.longest_gap:.2f}", f"{report.recovery:.2f}")
+            if report.repeated:
+                print(f"\n{name}: {report.repeated} requests with a virtual key were repeated after a 503")
             beyond = [each[:CHARACTERS_SHOWN] for each in report.beyond(bound)[:FAILURES_SHOWN]]
             request.node.user_properties.append((ROW, (row, beyond)))
         assert report.beyond(bound) == []

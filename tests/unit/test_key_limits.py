@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import importlib
 import json
-import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -125,16 +124,6 @@ def test_what_is_asked_of_the_database_is_asked_of_no_provider(programs: dict[st
     assert seen == [None]
 
 
-def test_a_replica_that_has_just_started_is_patient_with_its_database(
-    programs: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """From the first request on, for a while."""
-    queries = programs["queries"]
-    assert queries.patience() == queries.AT_FIRST
-    monkeypatch.setattr(queries, "asked_since", [time.monotonic() - queries.FIRST_SECONDS])
-    assert queries.patience() == queries.SECONDS
-
-
 def test_no_request_waits_for_a_database_that_does_not_answer(
     programs: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -143,7 +132,7 @@ def test_no_request_waits_for_a_database_that_does_not_answer(
     Whether the database is back is asked, and what was begun is ended.
     """
     queries, answers = programs["queries"], programs["answers"]
-    monkeypatch.setattr(queries, "AT_FIRST", 0.01)
+    monkeypatch.setattr(queries, "SECONDS", 0.01)
     connection, asked = Connection(), []
 
     async def request(_: object, __: str, url: str) -> None:
