@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import httpx2
 import pytest
 
-from tests.drills.conftest import _pulumi_tools, drill, pytest_terminal_summary
+from tests.drills.conftest import _pulumi_tools, drill, other_keys, pytest_terminal_summary
 from tests.stacks import LLMCTL, image_of
 from tests.swarm.cluster import cluster
 from toolchain.__main__ import IMAGE_SETTINGS
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tests.stacks import Deployment
     from tests.swarm.cluster import Cluster, Node
 
-__all__ = ["_pulumi_tools", "drill", "pytest_terminal_summary"]
+__all__ = ["_pulumi_tools", "drill", "other_keys", "pytest_terminal_summary"]
 
 ENCRYPTED = ("src", "192.0.2.1", "dst", "192.0.2.2", "proto", "esp", "spi", "1", "mode", "transport")
 CIPHER = ("aead", "rfc4106(gcm(aes))", f"0x{bytes(20).hex()}", "64")
