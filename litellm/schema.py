@@ -36,6 +36,9 @@ DROPS = re.compile(
 HISTORY = "SELECT to_regclass('public._prisma_migrations') IS NOT NULL AS history"
 TABLES = "SELECT count(*) AS tables FROM pg_tables WHERE tablename LIKE 'LiteLLM\\_%'"
 SECONDS = 1800
+COMMAND_SECONDS = "LITELLM_PRISMA_COMMAND_TIMEOUT"
+"""LiteLLM's variable for that. After its own 60 seconds it says that the schema is not its own: on a busy machine
+Prisma's comparison takes longer."""
 LOOK = "look"
 """The argument by which this program only looks, and prints what it found."""
 
@@ -53,6 +56,7 @@ def main() -> None:
         )
     os.environ["DATABASE_URL"] = url = SECRET.read_text(encoding="utf-8").strip()
     os.environ["DISABLE_SCHEMA_UPDATE"] = "false"
+    os.environ[COMMAND_SECONDS] = str(SECONDS)
     history, tables = _looked_at(url)
     if importlib.util.find_spec("litellm_proxy_extras"):
         if tables and not history:
