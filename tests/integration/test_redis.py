@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from tests.stacks import Deployment
 
 T = TypeVar("T")
-PINNED, (NEWEST,) = recipes.STAND_INS["litellm"], recipes.UPGRADES
 LIMIT = 4
 """Requests a minute."""
 ASKED = 3 * LIMIT
@@ -49,16 +48,14 @@ def ask_redis(deployment: Deployment, words: str, *, folder: str = "current") ->
     return deployment.read("redis", "sh", "-c", redis_check.command(f"/run/live/{folder}", words)).strip()
 
 
-@pytest.fixture(scope="module", params=[PINNED, NEWEST], ids=lambda it: it.version)
-def deployment(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+@pytest.fixture(scope="module")
+def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     """A stack whose replicas count together."""
 
     def configure(made: Deployment) -> None:
         record = made.folder / ".images.yaml"
         image = stand_in_for(recipes.STAND_INS["valkey"], made.engine, record)
         made.set(litellmDatabase="true", redis="true", redisImage=image, litellmMemoryMb=1600)
-        if request.param != PINNED:
-            made.set(litellmImage=stand_in_for(request.param, made.engine, record))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("home")))
