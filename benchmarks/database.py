@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import tempfile
 from contextlib import ExitStack
 from dataclasses import replace
@@ -15,8 +14,9 @@ import psycopg
 from benchmarks import gateway
 from benchmarks.caller import load
 from benchmarks.containers import ContainerMeter
-from benchmarks.measure import Readings, alternating, percentile
+from benchmarks.measure import Readings, alternating
 from benchmarks.streams import NEWEST, PINNED, stand_in
+from tests.integration.test_virtual_keys import key_of
 from tests.stacks import deployed
 
 if TYPE_CHECKING:
@@ -44,14 +44,6 @@ WITHOUT, CLIENT, VIRTUAL, FILLED = (
     "a virtual key",
     f"a virtual key beside {KEYS:,} keys and {ROWS:,} answers",
 )
-RATE, P50, P99, CPU, FAILED, MEMORY = (
-    "requests answered",
-    "p50",
-    "p99",
-    "CPU time of gateway and Postgres",
-    "requests failed",
-    "memory of gateway and Postgres",
-)
 
 MADE_KEYS = """
 INSERT INTO "LiteLLM_VerificationToken" (token, key_alias, spend, models, aliases, config, permissions, metadata,
@@ -66,13 +58,6 @@ SELECT 'answer-' || n, 'acompletion', encode(sha256(('key ' || 1 + n %% %s)::byt
        now() - n * interval '10 seconds', now() - n * interval '10 seconds', 'gpt-4o', '{}'
 FROM generate_series(1, %s) AS n
 """
-MADE_KEY = """
-import json, pathlib, urllib.request
-key = pathlib.Path("/run/secrets/LITELLM_MASTER_KEY").read_text().strip()
-headers = {"authorization": f"Bearer {key}", "content-type": "application/json"}
-asked = urllib.request.Request("http://127.0.0.1:4000/key/generate", b"{}", headers)
-print(urllib.request.urlopen(asked, timeout=30).read().decode())
-"""
 
 
 def fill(url: str) -> None:
@@ -81,11 +66,6 @@ def fill(url: str) -> None:
         connection.execute(MADE_KEYS, (KEYS,))
         connection.execute(MADE_ANSWERS, (KEYS, ROWS))
         connection.execute("ANALYZE")
-
-
-def virtual_key(made: Deployment) -> str:
-    """A new virtual key without limits."""
-    return str(json.loads(made.read("litellm-1", "python3", "-c", MADE_KEY))["key"])
 
 
 def configure(made: Deployment, recipe: Recipe, *, database: bool) -> None:
@@ -120,18 +100,19 @@ def measure(contender: Contender, readings: Readings, release: str, step: Step) 
         cpu = contender.cpu_seconds()
         seen = asyncio.run(load([contender.target], concurrent, SECONDS))
         cpu = contender.cpu_seconds() - cpu
-        figures = {RATE: seen.per_second, FAILED: len(seen.failures), CPU: 1000 * cpu / len(seen.answers)}
-        if seen.good:
-            figures |= {P50: 1000 * percentile(seen.good, 50), P99: 1000 * percentile(seen.good, 99)}
-        for quantity, value in figures.items():
-            readings.add(f"{quantity}, LiteLLM {release}", contender.name, concurrent, value)
-    readings.add(f"{MEMORY}, LiteLLM {release}", contender.name, "after the load", contender.memory_mb())
+        gateway.read(readings, seen, contender=contender.name, mode=mode(release), concurrent=concurrent, cpu=cpu)
+    readings.add(f"{gateway.MEMORY}, {mode(release)}", contender.name, "after the load", contender.memory_mb())
+
+
+def mode(release: str) -> str:
+    """How the tables name a release."""
+    return f"LiteLLM {release}"
 
 
 def _contenders(folder: Path, recipe: Recipe, held: ExitStack, step: Step) -> Iterator[Contender]:
-    for name in (WITHOUT, CLIENT, FILLED):
+    for number, name in enumerate((WITHOUT, CLIENT, FILLED)):
         step.note(f"pulumi up, LiteLLM {recipe.version}, {name}")
-        own = folder / str(len(list(folder.iterdir())))
+        own = folder / str(number)
         own.mkdir()
         has_database = name != WITHOUT
         made = held.enter_context(
@@ -139,12 +120,12 @@ def _contenders(folder: Path, recipe: Recipe, held: ExitStack, step: Step) -> It
         )
         if name == FILLED:
             fill(made.outputs["litellmDatabaseUrl"])
-            made_one = of(made, name, virtual_key(made))
+            made_one = of(made, name, key_of(made)[0])
         else:
             made_one = of(made, name)
         yield made_one
         if name == CLIENT:
-            yield of(made, VIRTUAL, virtual_key(made))
+            yield of(made, VIRTUAL, key_of(made)[0])
         made_one.pause()
         held.callback(made_one.resume)  # so that it can be taken away in order
 
@@ -165,18 +146,19 @@ def run(engine: docker.DockerClient, rounds: int, step: Step) -> list[Comparison
 def compared(readings: Readings) -> list[Comparison]:
     """The tables of all that was read."""
     quantities: dict[str, tuple[str, Literal["lower", "higher"]]] = {
-        RATE: ("a second", "higher"),
-        P50: ("ms", "lower"),
-        P99: ("ms", "lower"),
-        CPU: ("ms a request", "lower"),
-        FAILED: ("in all of a round", "lower"),
-        MEMORY: ("MiB", "lower"),
+        gateway.RATE: ("a second", "higher"),
+        gateway.P50: ("ms", "lower"),
+        gateway.P99: ("ms", "lower"),
+        gateway.CPU: ("ms a request", "lower"),
+        gateway.CALLERS: ("% of a core", "lower"),
+        gateway.FAILED: ("in all of a round", "lower"),
+        gateway.MEMORY: ("MiB", "lower"),
     }
     return [
         readings.comparison(
-            f"{quantity}, LiteLLM {recipe.version}",
+            f"{quantity}, {mode(recipe.version)}",
             unit=unit,
-            points="" if quantity == MEMORY else "requests at once",
+            points="" if quantity == gateway.MEMORY else "requests at once",
             better=better,
             baseline=WITHOUT,
             contenders=(WITHOUT, CLIENT, VIRTUAL, FILLED),

@@ -80,12 +80,12 @@ def test_the_database_costs_what_a_stack_without_it_does_not(gateway_url: str) -
             contender = gateway.Contender(name=name, target=target, parts=(ProcessMeter(os.getpid()),))
             database.measure(contender, readings, streams.PINNED.version, step)
     shown = {each.title: each for each in database.compared(readings)}
-    rate = shown[f"{database.RATE}, LiteLLM {streams.PINNED.version}"]
+    rate = shown[f"{gateway.RATE}, LiteLLM {streams.PINNED.version}"]
     assert rate.all_points == [str(each) for each in database.CONCURRENT]
     assert all(rate.ratio(database.VIRTUAL, point) for point in rate.all_points)
-    failed = shown[f"{database.FAILED}, LiteLLM {streams.PINNED.version}"]
+    failed = shown[f"{gateway.FAILED}, LiteLLM {streams.PINNED.version}"]
     assert {value for points in failed.values.values() for rounds in points.values() for value in rounds} == {0.0}
-    assert not shown[f"{database.RATE}, LiteLLM {streams.NEWEST.version}"].values
+    assert not shown[f"{gateway.RATE}, LiteLLM {streams.NEWEST.version}"].values
 
 
 def test_the_figures_of_streams_are_those_that_callers_saw() -> None:
