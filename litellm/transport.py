@@ -64,6 +64,12 @@ def _errors_of_httpx(request: httpx.Request, answer: aiohttp.ClientResponse | No
         raise known(text, request=request) from error
 
 
+def _unread(content: aiohttp.StreamReader) -> bytes:
+    """What had arrived before an answer broke: aiohttp raises the error first, and would drop it."""
+    content.set_exception(None)  # type: ignore[arg-type] # there is no other way to it
+    return content.read_nowait()
+
+
 class _Body(httpx.AsyncByteStream):
     """The body of an answer; nothing is waited for longer than `seconds`.
 
@@ -82,7 +88,12 @@ class _Body(httpx.AsyncByteStream):
         with _errors_of_httpx(self._request, self._answer):
             while True:
                 self._waits_since = self._loop.time()
-                piece = await content.readany()
+                try:
+                    piece = await content.readany()
+                except tuple(ERRORS):
+                    if arrived := _unread(content):
+                        yield arrived
+                    raise
                 self._waits_since = None
                 if not piece:
                     return

@@ -76,6 +76,11 @@ ANSWERS: dict[str, list[bytes | float]] = {
 """What the server sends, by path: bytes, seconds that it waits, -1 for a connection that is reset. Then it closes."""
 
 
+BROKEN = ("an end too soon", "no last chunk", "half a chunk", "cut off")
+"""Answers that end before they are whole: what had arrived is the caller's, who may be slow to read it."""
+READ_LATE = 0.3
+
+
 class Server:
     """Answers by the path, and notes what it was sent."""
 
@@ -123,12 +128,13 @@ class Server:
         return False
 
 
-async def outcome(client: httpx.AsyncClient, url: str) -> list[Any]:
+async def outcome(client: httpx.AsyncClient, url: str, *, busy_seconds: float = 0) -> list[Any]:
     """What a caller gets of a URL: status, headers, body; or the error, and what came before it."""
     body, status = b"", 0
     try:
         async with client.stream("POST", url, json={"stream": True}) as answer:
             status = answer.status_code
+            await asyncio.sleep(busy_seconds)
             async for piece in answer.aiter_bytes():
                 body += piece
             return [status, sorted(answer.headers.multi_items()), body.decode()]
@@ -213,6 +219,10 @@ async def main() -> None:
         cases: dict[str, Callable[[httpx.AsyncClient], Awaitable[list[Any]]]] = {
             **{name: partial(outcome, url=f"{url}/{name.replace(' ', '-')}") for name in ANSWERS},
             "nobody listens": partial(outcome, url=nobody),
+            **{
+                f"{name}, read late": partial(outcome, url=f"{url}/{name.replace(' ', '-')}", busy_seconds=READ_LATE)
+                for name in BROKEN
+            },
             "no such host": partial(outcome, url="http://nobody.invalid"),
             "no TLS": partial(outcome, url=f"https://{hangs_up}"),
             "an authority that nobody knows": partial(outcome, url=f"https://{with_tls}/whole"),

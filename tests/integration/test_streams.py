@@ -357,7 +357,8 @@ def test_httpx_through_aiohttp_is_as_httpx_itself() -> None:
         engine.close()
     assert len(both) > len(ERRORS_OF_HTTPX)
     differing = {name: tuple(it.values()) for name, it in both.items() if it["httpx"] != it["aiohttp"]}
-    assert differing == {"cut off": ([200, "ReadError", EVENT], [200, "RemoteProtocolError", EVENT])}
+    cut_off = ([200, "ReadError", EVENT], [200, "RemoteProtocolError", EVENT])
+    assert differing == dict.fromkeys(("cut off", "cut off, read late"), cut_off)
     assert {name: it["httpx"][1] for name, it in both.items() if name in ERRORS_OF_HTTPX} == ERRORS_OF_HTTPX
     assert both["connections of three requests"]["aiohttp"] == [1]
     assert both["an authority that SSL_CERT_FILE names"]["aiohttp"][0] == httpx2.codes.OK
