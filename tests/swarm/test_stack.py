@@ -24,7 +24,7 @@ from tests.swarm.cluster import until
 from tests.swarm.conftest import llmctl, place_on
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator
     from pathlib import Path
 
     from docker.models.containers import Container
@@ -420,23 +420,20 @@ def lead_without_postgres(swarm: Cluster, deployment: Deployment) -> None:
 
 
 def test_destroy_leaves_nothing_behind(swarm: Cluster, deployment: Deployment) -> None:
-    client = swarm.leader().client
     label: dict[str, Any] = {"label": f"{LABEL}.stack={deployment.name}"}
-    kinds: list[Callable[[], Sequence[object]]] = [
-        lambda: client.services.list(filters=label),
-        lambda: client.secrets.list(filters=label),
-        lambda: client.configs.list(filters=label),
-        lambda: client.networks.list(filters=label),
-        lambda: swarm.nodes[0].client.volumes.list(filters=label),
-    ]
-    assert all(kind() for kind in kinds)
+
+    def found() -> list[bool]:
+        client = swarm.leader().client
+        of_swarm = (client.services, client.secrets, client.configs, client.networks)
+        return [bool(kind.list(filters=label)) for kind in (*of_swarm, swarm.nodes[0].client.volumes)]
+
+    until(lambda: all(found()), "all kinds are there")
     try:
         deployment.stack.destroy(show_secrets=False, on_output=print)
     except automation.CommandError as error:  # of a lead that changed, as docs/machines.md has it
         if "node lost leader status" not in str(error):
             raise
-        client = swarm.leader().client
         deployment.stack.destroy(show_secrets=False, on_output=print)
-    assert [kind() for kind in kinds] == [[]] * len(kinds)
+    until(lambda: not any(found()), "nothing is left")
     for node in swarm.nodes:
         assert node.client.containers.list(all=True, filters=label) == []
