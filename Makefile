@@ -3,6 +3,7 @@
 # make test    all tests on one host, drills too               make check   fast enough for every commit
 # make drill   break things under load (NAME=… for some)        make check-deploy    check a running stack
 # make ci      make test and make test-swarm, in the shortest order
+# make database NEWEST=1   LiteLLM's database with its newest release
 # make test-swarm   the stack on a Swarm of three machines (NAME=… for some)
 # make test-runbooks   run each command of the runbooks, in about ten minutes (NAME=… for some)
 # make test-clients   clients of other languages call a stack (NAME=… for some)
@@ -72,7 +73,7 @@ independent: prepare
 	$(PYTEST) $(INDEPENDENT)
 
 database: prepare
-	$(PYTEST) $(FILES) $(WITH_DATABASE)
+	$(PYTEST) $(FILES) $(if $(NEWEST),--newest) $(WITH_DATABASE)
 
 drill: prepare
 	$(BIN)/pytest $(FILES) tests/drills $(if $(NAME),-k "$(NAME)")

@@ -11,6 +11,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--newest", action="store_true", help="LiteLLM's newest release, where it has its database")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _interrupts_are_heeded() -> Iterator[None]:
     """This may run as a shell's background job, which ignores SIGINT, and so would everything that it starts."""

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 import app
-from tests.stacks import deployed, free_port, pulumi_tools
+from tests.stacks import deployed, free_port, pulumi_tools, stand_in_for
+from toolchain import recipes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from tests.stacks import Deployment
@@ -31,17 +32,37 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]
 
 
 @pytest.fixture(scope="session")
-def with_database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+def of_newest(request: pytest.FixtureRequest) -> bool:
+    """Whether `--newest` asks for the newest release of LiteLLM."""
+    return bool(request.config.getoption("--newest"))
+
+
+@pytest.fixture(scope="session")
+def choose_release(*, of_newest: bool) -> Callable[[Deployment], None]:
+    """What gives a stack that release, if it does."""
+
+    def choose(made: Deployment) -> None:
+        if of_newest:
+            (recipe,) = recipes.UPGRADES
+            made.set(litellmImage=stand_in_for(recipe, made.engine, made.folder / ".images.yaml"))
+
+    return choose
+
+
+@pytest.fixture(scope="session")
+def with_database(
+    tmp_path_factory: pytest.TempPathFactory, choose_release: Callable[[Deployment], None]
+) -> Iterator[Deployment]:
     """One whose LiteLLM has a database and a page, for all tests that leave its release as it is."""
+
+    def configure(made: Deployment) -> None:
+        made.set(litellmDatabase="true", adminPort=free_port())
+        choose_release(made)
+
     with ExitStack() as held:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("home")))  # an `up` keeps backups there
-            made = held.enter_context(
-                deployed(
-                    tmp_path_factory.mktemp("database"),
-                    lambda made: made.set(litellmDatabase="true", adminPort=free_port()),
-                )
-            )
+            made = held.enter_context(deployed(tmp_path_factory.mktemp("database"), configure))
         yield made
 
 

@@ -321,9 +321,11 @@ def test_what_litellm_encrypts_opens_with_its_salt_key_only(deployment: Deployme
     assert json.loads(deployment.read(REPLICAS[0], *command))["values"] == 1
 
 
-def test_tables_of_others_are_named_and_nothing_changes(deployment: Deployment, key: str) -> None:
+def test_tables_of_others_are_named_and_nothing_changes(deployment: Deployment, key: str, *, of_newest: bool) -> None:
     """An `up` with another image ends before it has changed anything."""
     assert key
+    if of_newest:
+        pytest.skip("there is no newer release to go to")
     rows(deployment, "CREATE TABLE of_somebody_else ()")
     image = stand_in_for(UPGRADE, deployment.engine, deployment.folder / ".images.yaml")
     serving = [deployment.container(name).id for name in REPLICAS]

@@ -49,13 +49,16 @@ def ask_redis(deployment: Deployment, words: str, *, folder: str = "current") ->
 
 
 @pytest.fixture(scope="module")
-def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+def deployment(
+    tmp_path_factory: pytest.TempPathFactory, choose_release: Callable[[Deployment], None]
+) -> Iterator[Deployment]:
     """A stack whose replicas count together."""
 
     def configure(made: Deployment) -> None:
         record = made.folder / ".images.yaml"
         image = stand_in_for(recipes.STAND_INS["valkey"], made.engine, record)
         made.set(litellmDatabase="true", redis="true", redisImage=image, litellmMemoryMb=1600)
+        choose_release(made)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("home")))

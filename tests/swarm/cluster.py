@@ -194,14 +194,14 @@ class Node:
         self._await_end()
 
     def remove(self) -> None:
-        """Switch it off and remove its disk. Prints why its engine has ended, if that did by itself."""
+        """Switch it off and remove its disk. Raises an error that says why, if its engine has ended by itself."""
         if self.runs:
             self.kill()
-        elif self._machine:
-            lines = self.log.read_text().splitlines()
-            cause = next((number for number, line in enumerate(lines) if line.startswith(CRASH)), -LINES_SHOWN)
-            print(f"\n{self.name} has ended:", *lines[cause:][:LINES_SHOWN], sep="\n")
+        lines = self.log.read_text().splitlines() if self._machine else []
         remove_traces(self.folder)
+        if lines:
+            cause = next((number for number, line in enumerate(lines) if line.startswith(CRASH)), -LINES_SHOWN)
+            raise RuntimeError("\n".join([f"{self.name}'s engine has ended:", *lines[cause:][:LINES_SHOWN]]))
 
     def _first_process(self) -> int:
         assert self._machine
