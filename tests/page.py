@@ -31,6 +31,11 @@ TRIES = 2
 POLL_SECONDS = 0.2
 KEY = re.compile(r"sk-[\w-]{20,}")
 SPENT = re.compile(r"\$?(\d+\.\d+)")
+NEW_KEY = "//button[contains(., 'Create New Key')] | //a[contains(., 'Create New Virtual Key')]"
+OPTION = (  # Ant Design has options for screen readers too, which nobody can click
+    "//*[contains(@class, 'ant-select-item-option')"
+    " or @role='option' and not(ancestor::*[contains(@class, 'ant-select')])][contains(., '{}')]"
+)
 USER, PASSWORD = "//input[@type='text' or not(@type)]", "//input[@type='password']"
 
 
@@ -41,6 +46,8 @@ class Page:
         self.driver = driver
         self.asked: list[str] = []
         """The URL of each request that the browser sent, or tried to."""
+        self.keys = url
+        """Where the table of keys is."""
         driver.get(url)
 
     def log_in(self, password: str) -> None:
@@ -64,19 +71,20 @@ class Page:
 
     def _made(self, alias: str, model: str) -> str:
         self.settle()
-        self.click("//button[contains(., 'Create New Key')]")
+        self.click(NEW_KEY)
         self.fill("//input[@id='key_alias']", alias)
         self.driver.find_element(By.ID, "models").send_keys(model)  # it has no width, so is not "seen"
-        self.click(f"//*[contains(@class, 'ant-select-item-option')][contains(., '{model}')]")
+        self.click(OPTION.format(model))
         self.click("//button[normalize-space() = 'Create Key']")
         self.wait().until(lambda _: KEY.search(self.text()))
         found = KEY.search(self.text())
         assert found
+        self.keys = self.driver.current_url.removesuffix("?create=true")
         return found[0]
 
     def spent(self, alias: str) -> float:
         """What the table of keys has of a key's spend, in US dollars; 0 as long as it has none."""
-        self.driver.refresh()
+        self.driver.get(self.keys)
         try:
             row = self.find(f"//tr[contains(., '{alias}')]").text
         except WebDriverException:

@@ -18,14 +18,14 @@ from pulumi.automation import CommandError
 
 from engine.own_folder import litellm_backups
 from tests.drills.test_changes import UNAUTHORIZED, changed, ids, status_of_replica
-from tests.drills.test_upgrade import OF_THE_PROVIDER_ONLY, running
+from tests.drills.test_upgrade import OF_THE_PROVIDER_ONLY, PINNED, UPGRADE, running
 from tests.integration import test_keys
 from tests.integration.test_litellm_database import asked, doctor, llmctl, refused, rows, spend
 from tests.integration.test_virtual_keys import HELLO, UNKNOWN, holder, key_of, refusal
 from tests.load import NOTHING_FAILS, STREAMS_MAY_BREAK
 from tests.stacks import REPLICAS, deployed, descendants, stand_in_for
 from tests.swarm.cluster import until
-from toolchain import environment_file, recipes
+from toolchain import environment_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from tests.drills.conftest import Drill
     from tests.stacks import Deployment
 
-(UPGRADE,) = recipes.UPGRADES
 AWAY_SECONDS = 30
 CREDENTIAL = "the key of a provider"
 STORE = """
@@ -59,7 +58,7 @@ print(decrypt_value_helper(sys.argv[1], **named))
 
 @pytest.fixture(scope="module")
 def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
-    """A stack whose LiteLLM has a database; the last drill leaves it with another release."""
+    """A stack whose LiteLLM has a database; the last drills take it to another release and back."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("home")))  # an `up` keeps backups there
         with deployed(tmp_path_factory.mktemp("drilled"), lambda made: made.set(litellmDatabase="true")) as made:
@@ -294,3 +293,21 @@ def test_the_newest_release_takes_the_database_over_with_all_that_is_in_it(
     assert doctor()["failure"] == set()
     for older in (by_itself[-1], saved):
         assert "has the schema of another release" in refused(deployment, older, "--only", "litellm")
+
+
+def test_a_restore_of_its_backup_leads_back_to_the_older_release(
+    deployment: Deployment, drill: Drill, key: str
+) -> None:
+    """With the key and what it had spent. While newer replicas are on the older schema, nobody is refused."""
+    saved = max(litellm_backups(deployment.name).glob("litellm-*.dump"))
+    newest = spend(deployment)
+    with drill(f"{UPGRADE} left again, by a restore", OF_THE_PROVIDER_ONLY):
+        assert llmctl("restore", saved, "--yes", "--json", "--force")["database"] == "litellm"
+        at_first = spend(deployment)
+        assert 0 < at_first < newest
+        deployment.up()
+        until(lambda: spend(deployment) > at_first, "the key's spending goes on")
+    assert running(deployment) == {PINNED.tag}
+    assert holder(deployment, key).chat.completions.create(**HELLO).usage
+    assert opened(deployment) == [CREDENTIAL] * len(REPLICAS)
+    assert doctor()["failure"] == set()

@@ -102,7 +102,7 @@ def test_a_budget_that_is_used_up_is_openais_quota_error_and_is_not_repeated(wit
             return (refused.code, refused.type) == ("insufficient_quota", "budget_exceeded")
         return False
 
-    until(used_up, "the budget is used up")
+    until(lambda: all(used_up() for _ in REPLICAS * 2), "each replica knows that the budget is used up")
     asked = sum(entry.get("client") == alias for entry in edge_log(with_database))
     refusal(client)
     until(
