@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 import httpx2
 from selenium.common.exceptions import WebDriverException
 from selenium.webdriver.common.by import By
+from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support import expected_conditions as it
 from selenium.webdriver.support.wait import WebDriverWait
 
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from selenium.webdriver import Chrome
-    from selenium.webdriver.remote.webelement import WebElement
 
 SECONDS = 30
 """For anything to appear."""
@@ -66,7 +66,7 @@ class Page:
             try:
                 return self._made(alias, model)
             except WebDriverException:
-                self.driver.refresh()
+                self.driver.get(self.keys)
         return self._made(alias, model)
 
     def _made(self, alias: str, model: str) -> str:
@@ -115,12 +115,21 @@ class Page:
         """The first element that an XPath names and that is seen, once it is."""
         return self.wait().until(it.visibility_of_element_located((By.XPATH, xpath)))
 
+    def act(self, xpath: str, action: Callable[[WebElement], None]) -> None:
+        """Do something to an element, once it is there and nothing is in its way."""
+
+        def done(driver: Chrome) -> bool:
+            action(driver.find_element(By.XPATH, xpath))
+            return True
+
+        self.wait().until(done)
+
     def fill(self, xpath: str, text: str) -> None:
         """Type into a field."""
-        self.find(xpath).send_keys(text)
+        self.act(xpath, lambda field: field.send_keys(text))
 
     def click(self, xpath: str) -> None:
-        self.wait().until(it.element_to_be_clickable((By.XPATH, xpath))).click()
+        self.act(xpath, WebElement.click)
 
 
 def used_by_an_operator(outputs: Mapping[str, str], alias: str, model: str, ask: Callable[[str], object]) -> None:
