@@ -19,7 +19,8 @@ from pulumi.automation import CommandError
 from engine.own_folder import litellm_backups
 from tests.drills.test_changes import UNAUTHORIZED, changed, ids, status_of_replica
 from tests.drills.test_upgrade import OF_THE_PROVIDER_ONLY, PINNED, UPGRADE, running
-from tests.integration import test_keys
+from tests.integration import test_backup, test_keys
+from tests.integration.test_backup import ROWS
 from tests.integration.test_litellm_database import asked, doctor, llmctl, refused, rows, spend
 from tests.integration.test_virtual_keys import HELLO, UNKNOWN, holder, key_of, refusal
 from tests.load import NOTHING_FAILS, STREAMS_MAY_BREAK
@@ -260,6 +261,39 @@ def test_a_restore_brings_both_databases_back(deployment: Deployment, drill: Dri
     assert owners == [("litellm",)]
     until(lambda: spend(deployment) > before, "what was asked meanwhile is counted in the restored database")
     until(lambda: ask(deployment, later["key"]).status_code == UNAUTHORIZED, "a key that came later is none")
+
+
+@pytest.mark.parametrize("other_keys", [()])
+def test_a_lost_volume_comes_back_from_a_backup_with_every_row(
+    deployment: Deployment, drill: Drill, key: str
+) -> None:
+    """After the next `up --refresh` and a restore: the app's rows, and keys with their spend. Clients are served.
+
+    Sequences go on where they were, and the app owns its tables. Until the restore, nobody knows virtual keys.
+    """
+    url = deployment.outputs["databaseUrl"]
+    test_backup.fill(deployment)
+    before, spent = test_backup.everything(url), spend(deployment)
+    assert len(before["kinds"]) == len(before["organizations"]) == ROWS
+    with drill("a lost volume, restored from a backup", NOTHING_FAILS):
+        folder = test_backup.saved(".")
+        container = deployment.container("postgres")
+        (volume,) = [mount["Name"] for mount in container.attrs["Mounts"] if mount["Type"] == "volume"]
+        container.remove(force=True)
+        deployment.engine.volumes.get(volume).remove()
+        up = deployment.pulumi("up", "--refresh", "--yes", "--skip-preview")
+        assert up.returncode == 0, up.stdout
+        assert test_backup.everything(url)["organizations"] == []
+        test_backup.restored(folder)  # the newest in it
+    assert test_backup.everything(url) == before
+    with deployment.database() as connection:
+        row = connection.execute("INSERT INTO kinds DEFAULT VALUES RETURNING id").fetchone()
+        assert row == (ROWS + 1,)
+        owners = connection.execute("SELECT DISTINCT tableowner FROM pg_tables WHERE schemaname = 'public'")
+        assert owners.fetchall() == [("app",)]
+    assert spend(deployment) >= spent
+    everywhere(deployment, key, httpx2.codes.OK)
+    deployment.up(expect_no_changes=True)
 
 
 def test_the_newest_release_takes_the_database_over_with_all_that_is_in_it(
