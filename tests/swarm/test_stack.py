@@ -47,7 +47,7 @@ pytestmark = [needs_an_engine_of_its_own, pytest.mark.timeout(1800)]
 
 @pytest.fixture(scope="module")
 def deployment(swarm: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
-    """One stack for all drills of this module, whose LiteLLM has a database; each leaves it whole."""
+    """One stack for all drills of this module; each leaves it whole. The first ones have LiteLLM's database."""
 
     def configure(made: Deployment) -> None:
         place_on(swarm)(made)
@@ -340,6 +340,20 @@ def test_secrets_are_rotated(swarm: Cluster, deployment: Deployment, drill: Dril
         answered = [output(container, "python3", "-c", ask, key).split() for key in (new, old["master-key"])]
         assert answered == [["200"], ["401"]]
     assert status(swarm, deployment, new) == [UNAUTHORIZED] * everywhere  # never at the edge
+
+
+def test_litellms_database_is_turned_off(swarm: Cluster, deployment: Deployment, drill: Drill) -> None:
+    """Clients notice nothing, and the keys stay in the database."""
+    deployment.forget("clientLimits")
+    deployment.set(litellmDatabase="false")
+    with drill("Swarm: LiteLLM's database is turned off", NOTHING_FAILS):
+        deployment.up()
+    password = deployment.secret("postgres-password")
+    url = deployment.outputs["databaseUrl"]
+    with psycopg.connect(url, user="postgres", dbname="litellm", password=password) as connection:
+        (found,) = connection.execute('SELECT count(*) > 0 FROM "LiteLLM_VerificationToken"')
+    assert found == (True,)
+    deployment.up(expect_no_changes=True)
 
 
 def test_more_and_fewer_replicas(swarm: Cluster, deployment: Deployment, drill: Drill) -> None:
