@@ -182,13 +182,15 @@ PART = containers.Part(
     logs=(),
 )
 INFO = "# Memory\r\nused_memory:2097152\r\nmaxmemory:67108864\r\nevicted_keys:{dropped}\r\nconnected_clients:5\r\n"
+LARGER = INFO.replace("67108864", "268435456")
 
 
 @pytest.mark.parametrize(
     ("part", "info", "status", "detail", "fix"),
     [
         (PART, INFO.format(dropped=0), "ok", "2 of 64 MB, 5 connections", ""),
-        (PART, INFO.format(dropped=3), "warning", "has dropped 3 counters", "redisMemoryMb 256"),
+        (PART, INFO.format(dropped=3), "warning", "has dropped 3 counters", "redisMemoryMb 256 "),
+        (PART, LARGER.format(dropped=3), "warning", "has dropped 3 counters", "redisMemoryMb 1024 "),
         (PART, "NOAUTH Authentication required.", "failure", "does not answer", "docker logs redis"),
         (replace(PART, up=False, state="exited (1)"), "", "failure", "it is exited (1)", "docker logs redis"),
     ],
