@@ -166,6 +166,10 @@ def test_a_preview_warns_of_limits_by_replica_only_where_replicas_count_by_thems
     assert "each of the 2 replicas counts" in doubt
     assert "./pulumiw config set --stack staging redis true" in doubt
     assert [*client_limits.doubts(settings(**limits, redis="true"))] == []
+    swarm = {"placement": "swarm", "bindAddress": "0.0.0.0", "allowPlainHttp": "true"}  # noqa: S104
+    (doubt,) = client_limits.doubts(settings(**limits, **swarm))
+    assert "redis" not in doubt  # which is refused there
+    assert doubt.endswith("Divide the numbers by 2.")
 
 
 PART = containers.Part(
