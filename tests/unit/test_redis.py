@@ -101,6 +101,14 @@ def test_what_does_not_fit_is_refused_with_the_command_that_fixes_it(
     assert command in found[key][1]
 
 
+def test_a_cache_beside_it_has_a_redis_of_its_own_by_cache_params() -> None:
+    """Variables for it are refused, so none are advised."""
+    what, command = problems(litellmSettings={"cache": True})["litellmSettings.cache"]
+    assert "a host in cache_params" in what
+    assert command == "set --path litellmSettings.cache_params.host HOST"
+    assert problems(litellmSettings={"cache": True, "cache_params": {"host": "cache.example"}}) == {}
+
+
 def test_a_stack_has_none_unless_it_asks_for_one(registered: Callable[..., Recorder]) -> None:
     """Nor does a replica of it differ in anything."""
     recorder = registered(litellmDatabase="true")
