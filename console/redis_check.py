@@ -58,6 +58,8 @@ def _of(part: Part) -> Finding:
         return Finding(CHECK, "failure", f"it does not answer ({error}), {away}", part.look)
     if dropped := int(info.get("evicted_keys", 0)):
         detail = f"it was full and has dropped {dropped} counters, which began again from 0"
-        return Finding(CHECK, "warning", detail, "./pulumiw config set redisMemoryMb 256 && ./pulumiw up")
+        # Half of its memory is for them (infra/redis.py).
+        fix = f"./pulumiw config set redisMemoryMb {4 * most >> 20} && ./pulumiw up"
+        return Finding(CHECK, "warning", detail, fix)
     clients = int(info.get("connected_clients", 0))
     return Finding(CHECK, "ok", f"it answers; {used >> 20} of {most >> 20} MB, {clients} connections")

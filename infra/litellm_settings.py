@@ -113,7 +113,7 @@ def problems(values: Mapping[str, Any]) -> Iterator[Problem]:
                     yield from _router_setting(place, name, value, release)
                 elif name in providers.CALLBACKS and section == "litellmSettings":
                     yield from _callbacks(place, value, variables, release)
-    yield from _others(values.get("litellm_settings", {}), variables)
+    yield from _others(values.get("litellm_settings", {}), variables, counts=bool(values.get("redis")))
 
 
 def parts(place: str, value: object, values: Mapping[str, Any]) -> Iterator[Problem]:
@@ -183,8 +183,11 @@ def _callbacks(
                 yield Problem(entry, what, f"set {litellm_environment.set_arguments(variable)}")
 
 
-def _others(settings: Mapping[str, Any], variables: Collection[str]) -> Iterator[Problem]:
-    """What must be so for LiteLLM to start and the edge to wait as long as it does."""
+def _others(settings: Mapping[str, Any], variables: Collection[str], *, counts: bool) -> Iterator[Problem]:
+    """What must be so for LiteLLM to start and the edge to wait as long as it does.
+
+    `counts` says whether the stack has a Redis for counters, beside which REDIS_HOST is refused (infra/redis.py).
+    """
     seconds = settings.get("request_timeout", 1)
     if not isinstance(seconds, int) or isinstance(seconds, bool) or not 1 <= seconds <= LONGEST_SECONDS:
         what = f"is not a whole number of seconds from 1 to {LONGEST_SECONDS}"
@@ -192,5 +195,7 @@ def _others(settings: Mapping[str, Any], variables: Collection[str]) -> Iterator
     cache = settings.get("cache_params") or {}
     redis = settings.get("cache") is True and isinstance(cache, dict) and cache.get("type", "redis") == "redis"
     if redis and not cache.keys() & {"host", "url"} and not {"REDIS_HOST", "REDIS_URL"} & {*variables}:
-        what = "needs the variable REDIS_HOST or REDIS_URL, or another type in cache_params"
-        yield Problem("litellmSettings.cache", what, "set --secret --path litellmEnvironment.REDIS_HOST …")
+        what, command = "the variable REDIS_HOST or REDIS_URL", "set --secret --path litellmEnvironment.REDIS_HOST …"
+        if counts:
+            what, command = "a host in cache_params", "set --path litellmSettings.cache_params.host HOST"
+        yield Problem("litellmSettings.cache", f"needs {what}, or another type in cache_params", command)

@@ -214,10 +214,16 @@ class Keys:
 
     async def _ask_in_turn(self, token: str) -> Any:
         try:
-            async with asyncio.timeout(queries.SECONDS), self.unseen:
-                return await self._ask(self.database.row(token))
+            async with asyncio.timeout(queries.SECONDS):
+                await self.unseen.acquire()
         except TimeoutError:
             raise AwayError from None
+        try:
+            if self.away:  # since it began to wait
+                raise AwayError
+            return await self._ask(self.database.row(token))
+        finally:
+            self.unseen.release()
 
     async def _changed(self, token: str, before: Any, now: Any) -> bool:
         """Whether LiteLLM must read a key again.

@@ -113,9 +113,12 @@ def _take_to_migrations(url: str) -> None:
 
 def _run(url: str, *command: str, quiet: bool = False) -> str:
     """Run a program where LiteLLM's schema is; what it printed. Raises SchemaError."""
-    done = subprocess.run(
-        command, cwd=_folder(), check=False, capture_output=True, text=True, errors="replace", timeout=SECONDS
-    )
+    try:
+        done = subprocess.run(
+            command, cwd=_folder(), check=False, capture_output=True, text=True, errors="replace", timeout=SECONDS
+        )
+    except subprocess.TimeoutExpired:
+        raise SchemaError(f"{Path(command[0]).name} did not end within {SECONDS} s") from None
     if not quiet or done.returncode:
         print(without_password(done.stdout + done.stderr, url), end="", flush=True)
     if done.returncode:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
 CONNECTIONS = 1000
-"""Most at once: as OpenAI's SDK has it."""
+"""Most at once to one server: as OpenAI's SDK has it."""
 KEPT_SECONDS = 3
 """How long one that nobody uses stays open. Many servers, as uvicorn, close it after 5 seconds, and a request that
 crosses that is lost: httpx looks at the socket before it uses one, aiohttp does not."""
@@ -129,7 +129,8 @@ class Transport(httpx.AsyncBaseTransport):
         if loop not in self._sessions:
             self._sessions[loop] = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(
-                    limit=CONNECTIONS,
+                    limit=0,
+                    limit_per_host=CONNECTIONS,
                     keepalive_timeout=KEPT_SECONDS,
                     resolver=aiohttp.ThreadedResolver(),  # the system's, as httpx
                     ssl=self._context,
@@ -173,9 +174,13 @@ def _context(verify: str | bool) -> ssl.SSLContext:  # noqa: FBT001 -- httpx's
     return httpx.create_ssl_context(verify=verify)
 
 
+_transport = cache(Transport)
+"""One for all clients: LiteLLM drops them after an hour, open, and aiohttp logs each session that is dropped so."""
+
+
 def client(*, verify: str | bool = True, **options: Any) -> httpx.AsyncClient:
     """A client of httpx that sends through aiohttp; `options` are httpx's."""
-    return httpx.AsyncClient(transport=Transport(_context(verify)), **options)
+    return httpx.AsyncClient(transport=_transport(_context(verify)), **options)
 
 
 class _Httpx:

@@ -66,6 +66,29 @@ def test_a_key_that_cannot_be_read_does_not_take_the_database_for_away(gateway: 
     asyncio.run(ask())
 
 
+def test_a_silent_database_is_away_also_if_only_keys_ask_that_were_never_seen(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise each of them waits for it, for as long as it is silent."""
+    monkeypatch.setattr(gateway.programs["queries"], "SECONDS", 0.05)
+
+    async def row(token: str) -> Row | None:
+        gateway.database.asked += 1
+        return await asyncio.Future()
+
+    async def run() -> None:
+        gateway.database.row = row  # type: ignore[method-assign]
+        assert (await gateway.ask(MASTER, client="first"))[0].database_away
+        assert gateway.keys.away
+        asked = gateway.database.asked
+        assert (await gateway.ask(MASTER, client="second"))[0].database_away
+        assert await gateway.refused(VIRTUAL) == (503, "database_unavailable")
+        assert gateway.database.asked == asked
+        gateway.keys.trying.cancel()
+
+    asyncio.run(run())
+
+
 @pytest.mark.parametrize(("key", "client"), [(VIRTUAL, None), (MASTER, "app")])
 def test_litellm_need_not_look_up_a_key_when_a_request_comes(
     gateway: Gateway, later: Any, key: str, client: str | None

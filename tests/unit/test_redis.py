@@ -101,6 +101,14 @@ def test_what_does_not_fit_is_refused_with_the_command_that_fixes_it(
     assert command in found[key][1]
 
 
+def test_a_cache_beside_it_has_a_redis_of_its_own_by_cache_params() -> None:
+    """Variables for it are refused, so none are advised."""
+    what, command = problems(litellmSettings={"cache": True})["litellmSettings.cache"]
+    assert "a host in cache_params" in what
+    assert command == "set --path litellmSettings.cache_params.host HOST"
+    assert problems(litellmSettings={"cache": True, "cache_params": {"host": "cache.example"}}) == {}
+
+
 def test_a_stack_has_none_unless_it_asks_for_one(registered: Callable[..., Recorder]) -> None:
     """Nor does a replica of it differ in anything."""
     recorder = registered(litellmDatabase="true")
@@ -166,6 +174,10 @@ def test_a_preview_warns_of_limits_by_replica_only_where_replicas_count_by_thems
     assert "each of the 2 replicas counts" in doubt
     assert "./pulumiw config set --stack staging redis true" in doubt
     assert [*client_limits.doubts(settings(**limits, redis="true"))] == []
+    swarm = {"placement": "swarm", "bindAddress": "0.0.0.0", "allowPlainHttp": "true"}  # noqa: S104
+    (doubt,) = client_limits.doubts(settings(**limits, **swarm))
+    assert "redis" not in doubt  # which is refused there
+    assert doubt.endswith("Divide the numbers by 2.")
 
 
 PART = containers.Part(
@@ -182,13 +194,15 @@ PART = containers.Part(
     logs=(),
 )
 INFO = "# Memory\r\nused_memory:2097152\r\nmaxmemory:67108864\r\nevicted_keys:{dropped}\r\nconnected_clients:5\r\n"
+LARGER = INFO.replace("67108864", "268435456")
 
 
 @pytest.mark.parametrize(
     ("part", "info", "status", "detail", "fix"),
     [
         (PART, INFO.format(dropped=0), "ok", "2 of 64 MB, 5 connections", ""),
-        (PART, INFO.format(dropped=3), "warning", "has dropped 3 counters", "redisMemoryMb 256"),
+        (PART, INFO.format(dropped=3), "warning", "has dropped 3 counters", "redisMemoryMb 256 "),
+        (PART, LARGER.format(dropped=3), "warning", "has dropped 3 counters", "redisMemoryMb 1024 "),
         (PART, "NOAUTH Authentication required.", "failure", "does not answer", "docker logs redis"),
         (replace(PART, up=False, state="exited (1)"), "", "failure", "it is exited (1)", "docker logs redis"),
     ],

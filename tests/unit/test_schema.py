@@ -130,3 +130,13 @@ def test_an_image_without_a_client_says_how_to_get_one(schema: Any, monkeypatch:
     monkeypatch.setattr(schema.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(schema.SchemaError, match="install npm"):
         schema.main()
+
+
+def test_a_step_that_does_not_end_is_told_as_that(
+    schema: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """In a sentence: the last lines of the job are what an operator sees."""
+    monkeypatch.setattr(schema, "SECONDS", 0.01)
+    monkeypatch.setattr(schema, "_folder", lambda: tmp_path)
+    with pytest.raises(schema.SchemaError, match=r"python\S* did not end within 0\.01 s"):
+        schema._run(URL, sys.executable, "-c", "import time; time.sleep(60)")
