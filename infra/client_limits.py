@@ -103,7 +103,7 @@ class _Provider(DeployStep):
         what = f"the limits of client {props['client']} stay in LiteLLM's database"
         try:
             has_database, _ = _asked(props, dict.fromkeys(LIMITS.values()))
-        except NobodyError as error:  # each `up` has replicas that run; what is left ends with the database
+        except NobodyError as error:  # a `destroy` would end here for good, and limits that stay let nobody ask more
             say(f"{what}: {error}")
             return
         except InsideError as error:

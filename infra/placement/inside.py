@@ -19,7 +19,7 @@ class InsideError(Exception):
 
 
 class NobodyError(InsideError):
-    """No container of the workload runs."""
+    """No container of the workload runs, or none on the node that is asked."""
 
 
 def printed(inside: Mapping[str, Any], command: Sequence[str]) -> str:
@@ -34,7 +34,7 @@ def printed(inside: Mapping[str, Any], command: Sequence[str]) -> str:
             found = engine.containers.list(filters={"label": [*labels, *of_a_task]}, ignore_removed=True)
             problem: InsideError = NobodyError("none of its containers runs")
             if of_a_task and not found and (nodes := nodes_of(engine, labels)):
-                problem = InsideError(
+                problem = NobodyError(
                     f"its replicas run on {' and '.join(nodes)}, and the engine at {inside['host']} reaches those of "
                     "its own node only. Name a manager that has one as dockerHost, or have as many replicas as nodes"
                 )

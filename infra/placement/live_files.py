@@ -26,10 +26,13 @@ if TYPE_CHECKING:
     from infra.workload import LiveFilesArgs
 
 CLEAR = f"rm -rf {LIVE}/next"
-SWITCH = f"cd {LIVE} && rm -rf old && if [ -d current ]; then mv current old; fi && mv next current"
+SWITCH = (  # not again after an `up` that was killed before the reload: `old` is what the process still runs with
+    f"cd {LIVE} && if [ -d current ] && diff -rq next current >/dev/null 2>&1; then rm -rf next; "
+    "else rm -rf old && if [ -d current ]; then mv current old; fi && mv next current; fi"
+)
 USER = 'echo "$(id -u) $(id -g)"'
 TRIES = 3
-SWITCH_BACK = f"cd {LIVE} && rm -rf next && mv current next && mv old current"
+SWITCH_BACK = f"cd {LIVE} && rm -rf next && if [ -d old ]; then mv current next && mv old current; fi"
 
 
 class _Provider(DeployStep):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import subprocess
 import tarfile
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,6 +15,7 @@ from infra.workload import LIVE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from pathlib import Path
 
 CHECK = ["haproxy", "-c", "-f", "."]
 RELOAD = ["reload.sh"]
@@ -108,6 +110,25 @@ def test_files_take_the_place_of_those_in_use(loaded: Callable[..., dict[str, An
     container = Container(current="first")
     assert loaded(container) == PROPS
     assert container.folders == {"current": "new", "old": "first"}
+
+
+def test_files_that_are_there_already_are_not_put_there_again(tmp_path: Path) -> None:
+    """An `up` was killed before the reload: `old` stays what the process runs with, as Redis' reload needs it."""
+
+    def folders(command: str, **texts: str) -> dict[str, str]:
+        for name, text in texts.items():
+            (tmp_path / name).mkdir(exist_ok=True)
+            (tmp_path / name / "file").write_text(text)
+        done = subprocess.run(["sh", "-c", command.replace(LIVE, str(tmp_path))], check=True, capture_output=True)
+        assert done.stdout == done.stderr == b""
+        return {folder.name: (folder / "file").read_text() for folder in tmp_path.iterdir()}
+
+    assert folders(live_files.SWITCH, next="1") == {"current": "1"}
+    assert folders(live_files.SWITCH, next="1") == {"current": "1"}
+    assert folders(live_files.SWITCH_BACK) == {"current": "1"}
+    assert folders(live_files.SWITCH, next="2") == {"current": "2", "old": "1"}
+    assert folders(live_files.SWITCH, next="2") == {"current": "2", "old": "1"}
+    assert folders(live_files.SWITCH_BACK) == {"current": "1", "next": "2"}
 
 
 def test_only_their_owner_may_read_them(loaded: Callable[..., dict[str, Any]]) -> None:
