@@ -1,4 +1,4 @@
-"""What an answer says, and what a missing one means."""
+"""Reads an answer, or finds what a missing one means."""
 
 from __future__ import annotations
 
@@ -35,20 +35,20 @@ MODEL_HEADER = "x-litellm-model-group"
 REQUEST_ID_HEADER = "x-litellm-call-id"
 LATE = "{model} did not answer in time: allow more, or ask for less"
 MALFORMED = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError, struct.error)
-"""What reading JSON of any shape can raise, and vectors packed in it."""
+"""What reading JSON of any shape can raise, including vectors packed in it."""
 
 
 class Events:
-    """The data of server-sent events, out of bytes that are cut anywhere (HTML standard, section 9.2.6)."""
+    """The data of server-sent events, from bytes in pieces that are cut anywhere (HTML standard, section 9.2.6)."""
 
     def __init__(self) -> None:
         self._rest = b""
 
     def of(self, piece: bytes) -> Iterator[bytes]:
-        """The data of each event that `piece` ends; an empty piece is the end, and ends what is left."""
+        """The data of each event that `piece` completes; an empty piece means the end, and completes what is left."""
         text = self._rest + (piece or b"\n\n")
         if b"\r" in text:
-            # The last one may be the first half of a line break.
+            # The last character may be the first half of a line break.
             text, cut = (text[:-1], b"\r") if text.endswith(b"\r") else (text, b"")
             text = text.replace(b"\r\n", b"\n").replace(b"\r", b"\n") + cut
         *events, self._rest = text.split(b"\n\n")
@@ -64,7 +64,7 @@ def text_of(given: object) -> str:
         return ""
     if not isinstance(given, str):
         raise TypeError
-    given.encode()  # half a character, which nobody could print
+    given.encode()  # half of a surrogate pair, which cannot be printed
     return given
 
 
@@ -100,7 +100,7 @@ class Said:
                 parts, (call.get("id"), function.get("name"), function.get("arguments")), strict=True
             ):
                 pieces.append(text_of(piece))
-        # LiteLLM 1.106 has that of a whole answer among what it calls the provider's own.
+        # For a whole answer, LiteLLM 1.106 has it among the fields that it calls provider-specific.
         more = message.get("provider_specific_fields") or {}
         if refusal := text_of(message.get("refusal") or more.get("refusal")):
             self._refusals.append(refusal)
@@ -111,7 +111,7 @@ class Said:
 
 
 def usage_of(given: object) -> Usage | None:
-    """What was counted; nothing where it is no such count, as that spoils no answer."""
+    """The usage; None if it is malformed, because that does not make the answer useless."""
     try:
         counts = cast("Mapping[str, int]", given)
         return Usage(
@@ -130,7 +130,7 @@ def vector_of(given: list[float] | str) -> tuple[float, ...]:
 
 
 class errors_translated:  # noqa: N801 -- as contextlib's own; a class for the reason of app._deadline.until
-    """Raise this module's errors for those of the HTTP client. Those may quote prompts and keys: so not as cause."""
+    """Raise this module's errors for the HTTP client's, which may quote prompts and keys and so are not the cause."""
 
     __slots__ = ("_model",)
 
@@ -175,14 +175,14 @@ BY_TEXT: tuple[tuple[str, type[RequestError], str], ...] = (
         "the gateway serves no model {model}: `llmctl models` lists those it does",
     ),
 )
-"""Errors that only the text of an answer tells apart: all of them arrive as status 400 or 404, or in a stream."""
+"""Errors that differ only in the answer's text: all of them arrive with status 400 or 404, or in a stream."""
 
 OTHERS: tuple[type[RequestError], str] = (
     RequestRejectedError,
     "{model} rejected the request (status {status}): the gateway's log says why",
 )
 NAMES_A_FIELD = re.compile(r"[A-Za-z_][\w.\[\]]{0,63}")
-"""How the `param` of an error looks, which is no text of anybody's."""
+"""The format of an error's `param`, which excludes text that somebody wrote."""
 NOT_TAKEN = "{model} does not accept `{param}` as given (status {status}): change it, or leave it out"
 TOLD_BY_TEXT = (400, 404, None)
 KEY_REFUSED = (401, 403)
@@ -200,15 +200,15 @@ BY_STATUS: dict[int | None, tuple[type[RequestError], str]] = {
 
 
 BUDGET_EXCEEDED = "budget_exceeded"
-"""The type of the gateway's own refusal (litellm/limits.py): a text about budgets may be a provider's."""
+"""The type of the gateway's own refusal (litellm/limits.py): a text about budgets may come from a provider."""
 NO_DATABASE = "database_unavailable"
-"""The code of its refusal of a key that it cannot look up now."""
+"""The gateway's error code for a key that it cannot look up now."""
 
 
 def by_answer(error: object, status: int | None, headers: Mapping[str, str], model: str) -> LLMError:
-    """The error that the gateway reported in OpenAI's error object; a stream's has no status.
+    """The error that the gateway reported in OpenAI's error object; in a stream it has no status.
 
-    Messages hold what the gateway said only where that cannot be a prompt or a key: never the provider's own words.
+    Messages quote the gateway only if the text cannot contain a prompt or a key: never the provider's own words.
     """
     told: Mapping[str, object] = error if isinstance(error, dict) else {}
     said, code = str(error), told.get("code")

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def create_llm_client() -> OpenAI:
-    """Return a new OpenAI client of the gateway; cheap, as all share one pool of connections.
+    """Return a new OpenAI client of the gateway; this is cheap, because all clients share one connection pool.
 
     Closing it leaves the pool open. It repeats no request that reached the gateway. Raises NotConfiguredError.
     """
@@ -88,7 +88,7 @@ def generate_embedding(
 def generate_embeddings(
     texts: Sequence[str], model: str = DEFAULT_EMBEDDING_MODEL, *, timeout: float | None = None
 ) -> list[EmbeddingResult]:
-    """Return texts as vectors, in their order, by one request. As `generate_embedding`."""
+    """Return texts as vectors, in their order, with one request. Otherwise like `generate_embedding`."""
     return _run(embeddings(texts, model, timeout))
 
 
@@ -147,7 +147,7 @@ _io = _Io()
 
 
 def _run(steps: Steps[Answer]) -> Answer:
-    """Wait for one step after another."""
+    """Run the steps, and wait for each in turn."""
     try:
         step = next(steps)
         while True:

@@ -1,7 +1,7 @@
-"""By when a call must be done: one point in time, which every wait on the way to its answer heeds.
+"""The time by which a call must be done: one deadline, which every wait on the way to its answer respects.
 
-Clients have timeouts for each read or connect alone, and any number of those may follow each other. So every wait for
-the database, a connection, or bytes (app/_http.py) asks here how long it may take.
+HTTP clients have a timeout for each single read or connect, and any number of those may follow each other. So every
+wait for the database, a connection, or bytes (app/_http.py) asks here how long it may take.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _deadline: ContextVar[float] = ContextVar("deadline", default=math.inf)
 
 
 class until:  # noqa: N801 -- as contextlib's own
-    """Have what is waited for inside end at `deadline`, by time.monotonic(); in this thread or task only.
+    """Make every wait inside the block end at `deadline`, by time.monotonic(); in this thread or task only.
 
     A class, because it is entered for each piece of a stream: contextlib.contextmanager takes five times as long.
     """
@@ -32,7 +32,7 @@ class until:  # noqa: N801 -- as contextlib's own
 
 
 def within(seconds: float | None = None) -> float | None:
-    """How long to wait: `seconds`, or what is left where that is less. Raises TimeoutError when nothing is left."""
+    """How long to wait: `seconds`, or the time that is left if that is less. Raises TimeoutError if none is left."""
     deadline = _deadline.get()
     if deadline == math.inf:
         return seconds
@@ -43,5 +43,5 @@ def within(seconds: float | None = None) -> float | None:
 
 
 def is_over() -> bool:
-    """Whether nothing is left."""
+    """Whether the deadline has passed."""
     return _deadline.get() <= time.monotonic()

@@ -1,8 +1,8 @@
 """The one place that makes HTTP clients: one pool of connections for all threads, and one for each event loop.
 
-A private certificate authority is trusted where SSL_CERT_FILE names its file (or SSL_CERT_DIR a folder), as by
-OpenSSL; without them the system's own are. Proxies (HTTPS_PROXY and the like) are not used: the gateway is the team's
-own, and is asked directly.
+As with OpenSSL, a private certificate authority is trusted if SSL_CERT_FILE names its file (or SSL_CERT_DIR a
+folder); without these variables, the system's authorities are. Proxies (HTTPS_PROXY and the like) are not used: the
+gateway is the team's own, and is asked directly.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ if TYPE_CHECKING:
 
 CONNECT_SECONDS = 5.0
 CONNECT_ATTEMPTS = 2
-"""How often a connection is tried again; a request that reached the gateway is not repeated."""
+"""How often a failed connection is retried; a request that reached the gateway is not repeated."""
 TIMEOUT = httpx2.Timeout(DEFAULT_TIMEOUT_SECONDS, connect=CONNECT_SECONDS)
 LIMITS = httpx2.Limits(max_connections=1000, max_keepalive_connections=100)
 WRITE_BYTES = 65536
 
 
 def _left(seconds: float | None, late: type[httpcore2.TimeoutException]) -> float | None:
-    """How long to wait. Raises `late` when no time is left."""
+    """How long to wait. Raises `late` if no time is left."""
     try:
         return within(seconds)
     except TimeoutError as error:
@@ -66,7 +66,7 @@ class _Stream(httpcore2.NetworkStream):
 
 
 class _Backend(httpcore2.SyncBackend):
-    """Connects by the deadline, however many addresses a name has and however long looking it up takes."""
+    """Connects by the deadline, however many addresses a name has and however long the lookup takes."""
 
     def connect_tcp(
         self,
@@ -92,7 +92,7 @@ class _Backend(httpcore2.SyncBackend):
 
 
 def _addresses(host: str, port: int, timeout: float | None) -> list[str]:
-    """The addresses of a host, asked for in a thread that can be left: a name server may take any time."""
+    """The addresses of a host, looked up in a thread that can be abandoned: a name server may take any time."""
     found: Future[list[str]] = Future()
 
     def look() -> None:
@@ -152,7 +152,7 @@ class _AsyncBackend(httpcore2.AnyIOBackend):
 
 @functools.lru_cache(maxsize=1)
 def _trusted(*_changed: str | None) -> ssl.SSLContext:
-    """Whom to trust: read from the disk once for all pools, as that takes longer than a request."""
+    """The trusted authorities: read from disk once for all pools, because that takes longer than a request."""
     try:
         return httpx2.create_ssl_context()
     except OSError as error:
@@ -161,7 +161,7 @@ def _trusted(*_changed: str | None) -> ssl.SSLContext:
 
 
 def _options() -> dict[str, Any]:
-    """What both kinds of pools are made with."""
+    """The arguments for both kinds of pools."""
     return {
         "ssl_context": _trusted(os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR")),
         "max_connections": LIMITS.max_connections,
@@ -172,10 +172,10 @@ def _options() -> dict[str, Any]:
 
 
 class _Transport(httpx2.HTTPTransport):
-    """httpx2's transport over a pool that heeds the deadline."""
+    """httpx2's transport over a pool that respects the deadline."""
 
     def __init__(self) -> None:
-        # Not the base's, which takes no backend.
+        # Not the base class's, which accepts no backend.
         self._pool = httpcore2.ConnectionPool(network_backend=_Backend(), **_options())
 
 
@@ -187,7 +187,7 @@ class _AsyncTransport(httpx2.AsyncHTTPTransport):
 
 
 class Pool(httpx2.Client):
-    """Connections that outlive every client that uses them: a TLS context and a connection a call cost 20 ms."""
+    """Connections that outlive every client that uses them: a TLS context and a connection per call cost 20 ms."""
 
     def __init__(self, transport: httpx2.BaseTransport | None = None) -> None:
         super().__init__(transport=transport or _Transport(), timeout=TIMEOUT, follow_redirects=True)

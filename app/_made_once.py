@@ -1,4 +1,4 @@
-"""Something that a process, or an event loop, makes once, however many threads ask for it at once."""
+"""A value that a process, or an event loop, makes once, however many threads ask for it at once."""
 
 from __future__ import annotations
 
@@ -62,7 +62,8 @@ class PerLoop(Generic[Value]):
                     del self._values[closed]
                 value = self._make()
                 guard = self._guard(value)
-                # A loop that ends closes the generators that were begun in it: asyncio.run does, and so do servers.
+                # When a loop ends, the generators that were started in it are closed: by asyncio.run, and by servers
+                # too.
                 with suppress(StopIteration):
                     guard.asend(None).send(None)
                 self._values[loop] = value, guard

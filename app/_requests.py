@@ -1,4 +1,4 @@
-"""What is asked, of which models and in which order: the steps that both faces share."""
+"""What to ask, which models, and in which order: the steps that the sync and the async API share."""
 
 from __future__ import annotations
 
@@ -57,13 +57,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger("app")
 
 PRIMARY_SHARE = 0.6
-"""How much of the time the preferred model may take when there is a fallback."""
+"""The share of the time that the preferred model may use if there is a fallback."""
 DRAIN_SECONDS = 0.5
-"""How long the end of an answer may follow its last event: its connection can be used again only then."""
+"""How long the end of a stream may arrive after its last event: only then can its connection be reused."""
 PARTS = {"content", "tool_calls", "refusal"}
-"""A message has at least one of these."""
+"""An answer's message has at least one of these."""
 CHAT_COMPLETIONS, EMBEDDINGS = "/chat/completions", "/embeddings"
-"""Asked and read without OpenAI's models, which would double the time of a call."""
+"""Sent and read without the OpenAI SDK's models, which would double the time of a call."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,14 +75,14 @@ class Attempt:
     options: ChatCompletionOptions
     requested_model: str
     deadline: float
-    """By when the answer, or its first content, must be there; by time.monotonic()."""
+    """The time by which the answer, or its first content, must be there; by time.monotonic()."""
     last_deadline: float
-    """By when a stream that has begun must end: nothing is left to fall back to then."""
+    """The time by which a stream that has begun must end: it can no longer fall back."""
     organization: str | None = None
-    """The id of the organization that it is for."""
+    """The id of the organization for which it is sent."""
 
     def opened(self, *, stream: bool) -> Steps[httpx2.Response]:
-        """Ask."""
+        """Send the request."""
         body: dict[str, Any] = {
             "model": self.model,
             "messages": [message.body() for message in self.messages],
@@ -142,7 +142,7 @@ Kind = TypeVar("Kind", bound="Stream")
 
 
 def streamed(kind: type[Kind], attempt: Attempt) -> Steps[Kind]:
-    """Ask one model, and wait for the first content of its answer: what fails before that can fall back."""
+    """Ask one model, and wait for the first content of its answer: a failure before that can fall back."""
     span = Span("chat", attempt.model)
     with span.part():
         response = yield from attempt.opened(stream=True)
@@ -152,18 +152,18 @@ def streamed(kind: type[Kind], attempt: Attempt) -> Steps[Kind]:
 
 
 class Stream:
-    """An answer as it comes, whichever way it is read."""
+    """An answer as it arrives, for both the sync and the async API."""
 
     def __init__(self, attempt: Attempt, response: httpx2.Response, span: Span) -> None:
         self.response = response
         self.pieces: Iterator[bytes] | AsyncIterator[bytes] | None = None
-        """What the face reads the response by, once it does."""
+        """The iterator over the response, once reading has begun."""
         self._attempt = attempt
         self._span = span
         self._events = Events()
         self._said = Said()
         self._waiting: deque[str] = deque()
-        """Texts that have arrived, and were not asked for yet."""
+        """Texts that have arrived but have not been read by the caller yet."""
         self._usage: Usage | None = None
         self._completion_id: str | None = None
         self._is_done = self._is_closed = False
@@ -191,13 +191,13 @@ class Stream:
             except BaseException as error:
                 if isinstance(error, LLMError):
                     self._failure = error
-                if not isinstance(error, GeneratorExit):  # which lets nothing be waited for
+                if not isinstance(error, GeneratorExit):  # which forbids waiting
                     yield from self.closed()
                 raise
         return self.at_hand()
 
     def at_hand(self) -> str:
-        """The next text if it has arrived; else an empty one."""
+        """The next text if it has arrived; otherwise an empty one."""
         return self._waiting.popleft() if self._waiting else ""
 
     def closed(self) -> Steps[None]:
@@ -226,7 +226,7 @@ class Stream:
                         self._is_done = True
                         break
                     self._add(data)
-            except LLMError as error:  # what has arrived before comes first
+            except LLMError as error:  # text that arrived before comes first
                 self._failure = error
 
     def _piece(self, deadline: float) -> Steps[bytes]:
@@ -235,7 +235,7 @@ class Stream:
         return piece
 
     def _add(self, data: bytes) -> None:
-        """Take an event."""
+        """Process an event."""
         model = self._attempt.model
         try:
             chunk = json.loads(data)
@@ -276,9 +276,9 @@ class Stream:
 
 
 def embeddings(texts: Sequence[str], model: str, timeout: float | None) -> Steps[list[EmbeddingResult]]:
-    """Ask for vectors, by one request. They come as numbers or in base64, as each provider has it: none is told how.
+    """Ask for vectors, in one request. They arrive as numbers or in base64, as each provider likes.
 
-    Ollama, Vertex and Bedrock refuse `encoding_format`.
+    The request does not say which, because Ollama, Vertex and Bedrock refuse `encoding_format`.
     """
     lines, deadline = cleaned(texts), time.monotonic() + seconds(timeout)
     span = Span("embeddings", model)
@@ -326,7 +326,7 @@ def ask_for_organization(
     options: ChatCompletionOptions | None,
     ask: Callable[[Attempt], Steps[Answer]],
 ) -> Steps[Answer]:
-    """Ask the organization's preferred model, and its fallback once where that can help."""
+    """Ask the organization's preferred model, and its fallback once if that can help."""
     started = time.monotonic()
     options = options or ChatCompletionOptions()
     allowed = seconds(options.timeout)

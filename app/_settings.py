@@ -30,7 +30,7 @@ def _key(key: SecretStr) -> SecretStr:
 def _database_url(url: SecretStr) -> SecretStr:
     try:
         conninfo_to_dict(url.get_secret_value())
-    except psycopg.Error:  # its message quotes the whole of it
+    except psycopg.Error:  # its message quotes the whole URL
         raise ValueError("not a database URL such as postgresql://user:password@host:5432/name") from None
     return url
 
@@ -55,18 +55,18 @@ class Settings(BaseSettings):
     litellm_url: Annotated[AnyHttpUrl, AfterValidator(_root)] = AnyHttpUrl("http://localhost:4000")
     """Where the gateway is."""
     litellm_api_key: Annotated[SecretStr, AfterValidator(_key)] | None = None
-    """The key of this client; needed for any request."""
+    """This client's key; needed for any request."""
     database_url: Annotated[SecretStr, AfterValidator(_database_url)] | None = None
-    """The database with the organizations; needed for what reads them."""
+    """The database with the organizations; needed by everything that reads them."""
     litellm_database_url: Annotated[SecretStr, AfterValidator(_database_url)] | None = None
-    """LiteLLM's own database, where the stack has it; `llmctl` saves, restores and checks it.
+    """LiteLLM's own database, if the stack has it; `llmctl` backs it up, restores and checks it.
 
     From `.env` only if `database_url` is too: the two belong to one stack.
     """
 
     @classmethod
     def load(cls) -> Settings:
-        """Read the settings, again only when a variable or the file has changed.
+        """Return the settings, which are read again only if a variable or the file has changed.
 
         Raises NotConfiguredError that names every problem and shows no value.
         """
@@ -103,7 +103,7 @@ def _changed(path: Path) -> int | None:
 def _folder() -> str | None:
     try:
         return os.getcwd()  # noqa: PTH109 -- each request asks, and making a Path takes longer than all else here
-    except FileNotFoundError:  # it was removed, and `.env` with it
+    except FileNotFoundError:  # the working directory was removed, and `.env` with it
         return None
 
 
@@ -122,5 +122,5 @@ def _load(_values: tuple[str | None, ...], _changed: int | None, _folder: str | 
         problems = "; ".join(f"{str(each['loc'][0]).upper()}: {each['msg']}" for each in error.errors())
         raise NotConfiguredError(f"{problems} ({HINT})") from None
     if os.environ.get("DATABASE_URL") and not os.environ.get("LITELLM_DATABASE_URL"):
-        return made.model_copy(update={"litellm_database_url": None})  # that in `.env` may be another stack's
+        return made.model_copy(update={"litellm_database_url": None})  # the value in `.env` may be another stack's
     return made

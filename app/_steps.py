@@ -1,7 +1,7 @@
-"""What has to be waited for on the way to an answer.
+"""The waits on the way to an answer.
 
-Both faces run the same steps: generators that yield calls of the methods of an `Io`, and are sent what came of each.
-So each rule is written once, in app/_requests.py, and the faces differ only in how they wait.
+The sync and the async API run the same steps: generators that yield calls of an `Io`'s methods, and are sent the
+result of each. So each rule is written once, in app/_requests.py, and the two differ only in how they wait.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ if TYPE_CHECKING:
 ORGANIZATION_HEADER = "x-llm-organization"
 Answer = TypeVar("Answer")
 Steps = Generator[Callable[["Io"], Any], Any, Answer]
-"""What has to be waited for, one after another, and what comes of it all."""
+"""Steps to wait for, one after another, and their final result."""
 
 
 class Io:
-    """What steps wait for: a face does each by its own means, at once or to be awaited."""
+    """What steps wait for. The sync API does each at once; the async API returns something to await."""
 
     def organization(self, organization_id: UUID | str) -> Any:  # noqa: ANN401 -- an Organization, or one to be awaited
         raise NotImplementedError
 
     def send(self, request: Mapping[str, Any]) -> Any:  # noqa: ANN401
-        """Send a request; the answer's head is there then."""
+        """Send a request, and wait for the answer's head."""
         raise NotImplementedError
 
     def read(self, response: httpx2.Response) -> Any:  # noqa: ANN401
@@ -55,15 +55,15 @@ class Io:
 
 
 _parsed = lru_cache(maxsize=8)(httpx2.URL)
-"""A URL, which takes httpx2 longer to parse than a request to build; of one gateway there are two."""
+"""A parsed URL, cached because parsing takes httpx2 longer than building a request; one gateway has two URLs."""
 
 
 def opened(
     path: str, body: Mapping[str, Any], deadline: float, *, organization: str | None = None
 ) -> Steps[httpx2.Response]:
-    """Ask, and return the answer, of which the head is there. Raises its LLMError if it is none.
+    """Send a request, and return the answer once its head is there. Raises the LLMError of an error answer.
 
-    `organization` is on whose behalf: the gateway counts by it, and tells no provider.
+    `organization` is the one for which it is sent: the gateway counts by it, and does not tell the provider.
     """
     model, settings = body["model"], Settings.load()
     left = deadline - time.monotonic()

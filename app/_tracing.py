@@ -1,6 +1,6 @@
-"""Spans, where OpenTelemetry's API is installed; nothing otherwise.
+"""Spans, if OpenTelemetry's API is installed; nothing otherwise.
 
-Names and attributes are those of OpenTelemetry's conventions for generative AI. No span holds a prompt or an answer.
+Names and attributes follow OpenTelemetry's conventions for generative AI. No span contains a prompt or an answer.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Span:
     """One request to one model, until its answer is complete, which may take long for a stream."""
 
     def __init__(self, operation: str, model: str) -> None:
-        """Begin; `operation` is `chat` or `embeddings`."""
+        """Start the span; `operation` is `chat` or `embeddings`."""
         attributes = {"gen_ai.operation.name": operation, "gen_ai.request.model": model}
         self._span = trace and trace.get_tracer("app").start_span(
             f"{operation} {model}", kind=trace.SpanKind.CLIENT, attributes=attributes
@@ -37,7 +37,7 @@ class Span:
             self._span = None  # the API alone, without an SDK
 
     def part(self) -> AbstractContextManager[None]:
-        """Have what is traced inside belong to this span, which ends here only if this fails."""
+        """Make spans inside the block children of this one. It ends here only if the block fails."""
         if trace is None or self._span is None:
             return NOT_TRACED
         return self._ended_by_errors(
@@ -54,7 +54,7 @@ class Span:
             raise
 
     def answered(self, result: ChatCompletionResult) -> None:
-        """Note what is known about the answer."""
+        """Record what is known about the answer."""
         self.tell(
             model=result.model,
             usage=result.usage,
@@ -70,7 +70,7 @@ class Span:
         finish_reason: str | None = None,
         response_id: str | None = None,
     ) -> None:
-        """Note which model gave the answer, and what it counted."""
+        """Record which model answered, and its usage."""
         if self._span is None:
             return
         known = {
@@ -83,7 +83,7 @@ class Span:
         self._span.set_attributes({name: value for name, value in known.items() if value is not None})
 
     def end(self, error: BaseException | None = None) -> None:
-        """End, the first time; with an error, as failed. Its message is the module's own, which tells no secret."""
+        """End the span, once; with an error, as failed. The message is this module's own, without secrets."""
         if trace is None or self._span is None or not self._span.is_recording():
             return
         if error is not None:

@@ -10,7 +10,7 @@ from typing import Any, Literal, cast, get_args
 
 Role = Literal["system", "user", "assistant", "tool"]
 Parts = Sequence[Mapping[str, Any]]
-"""A content in parts, each as OpenAI's API has it: `{"type": "image_url", "image_url": {"url": "data:…"}}`."""
+"""Content in parts, each in OpenAI's form: `{"type": "image_url", "image_url": {"url": "data:…"}}`."""
 
 DEFAULT_MODEL = "gpt-4o"
 DEFAULT_EMBEDDING_MODEL = "text-embedding-3-small"
@@ -21,7 +21,7 @@ HIGHEST_TEMPERATURE = 2.0
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """A function that a model wants called. Send its result in a message of role `tool` with its id."""
+    """A function call that a model requests. Send its result in a message with the role `tool` and its id."""
 
     id: str
     name: str
@@ -39,7 +39,7 @@ class ChatMessage:
     tool_calls: Sequence[ToolCall] = field(default=(), kw_only=True)
     """For an assistant's message: the calls in its result."""
     tool_call_id: str | None = field(default=None, kw_only=True)
-    """For a message of role `tool`: the call that its content answers."""
+    """For a message with the role `tool`: the call that its content answers."""
 
     def __post_init__(self) -> None:
         if self.role not in get_args(Role):
@@ -54,7 +54,7 @@ class ChatMessage:
             raise ValueError("only a message of role assistant has tool_calls")
 
     def body(self) -> dict[str, Any]:
-        """The message as OpenAI's API has it."""
+        """The message in OpenAI's form."""
         content = self.content if isinstance(self.content, str) else [dict(part) for part in self.content]
         said: dict[str, Any] = {"role": self.role, "content": content}
         if self.tool_calls:
@@ -76,18 +76,18 @@ def _called(call: ToolCall) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatCompletionOptions:
-    """How to ask. Raises ValueError for what no model accepts."""
+    """Options of a request. Raises ValueError for values that no model accepts."""
 
     model: str | None = None
-    """The model's name at the gateway; None is the organization's, or else the default model."""
+    """The model's name at the gateway; None means the organization's, or else the default model."""
     stream: bool = False
     """Stream the answer to this process; the result is the same."""
     temperature: float | None = None
-    """0 to 2; None is the model's own default."""
+    """0 to 2; None means the model's own default."""
     max_tokens: int | None = None
     """The most tokens that the answer may have. The gateway sends it under the name that the model accepts."""
     reasoning_effort: str | None = None
-    """How much a reasoning model thinks first: `low`, `medium`, `high`, or another level that it has."""
+    """How much a reasoning model thinks first: `low`, `medium`, `high`, or another level that it supports."""
     response_format: Mapping[str, Any] | None = field(default=None, repr=False)
     """What the answer must be, in OpenAI's form: `{"type": "json_object"}`, or a `json_schema`."""
     seed: int | None = None
@@ -95,13 +95,14 @@ class ChatCompletionOptions:
     stop: str | Sequence[str] | None = None
     """Texts at which the answer ends."""
     tools: Sequence[Mapping[str, Any]] = field(default=(), repr=False)
-    """Functions that the model may want called, in OpenAI's form; the result's `tool_calls` has those it wants."""
+    """Functions that the model may call, in OpenAI's form; the result's `tool_calls` has the calls that it
+    requests."""
     tool_choice: str | Mapping[str, Any] | None = None
     """`auto`, `none`, `required`, or the one function to call, in OpenAI's form."""
     timeout: float | None = None
-    """Seconds within which the answer must be there, from the call to the last of it; None is 600.
+    """Seconds within which the answer must be complete, counted from the call; None means 600.
 
-    The organization's read from the database, a fallback and all that is waited for on the way are included.
+    This includes the read of the organization from the database, a fallback, and every other wait.
     """
 
     def __post_init__(self) -> None:
@@ -122,7 +123,7 @@ class ChatCompletionOptions:
         seconds(self.timeout)
 
     def body(self) -> dict[str, Any]:
-        """The options that OpenAI's API has, under its names."""
+        """The options for OpenAI's API, under its names."""
         names = ("temperature", "max_tokens", *(name for name, *_ in _KINDS), "tools")
         given = {name: getattr(self, name) for name in names}
         return {name: value for name, value in given.items() if value not in (None, (), [])}
@@ -135,7 +136,7 @@ _KINDS: tuple[tuple[str, tuple[type, ...], str], ...] = (
     ("stop", (str, Sequence), "a string, or a list of strings"),
     ("tool_choice", (str, Mapping), "a word, or an object in OpenAI's form"),
 )
-"""What some options must be."""
+"""Check the options that have a fixed form."""
 
 
 def seconds(timeout: float | None) -> float:
@@ -163,20 +164,20 @@ class ChatCompletionResult:
     content: str = field(repr=False)
     """The text; empty if there are only `tool_calls` or a `refusal`."""
     model: str
-    """The name of the model that answered, as callers name it."""
+    """The name of the model that answered, as callers call it."""
     usage: Usage | None
-    """None where the provider did not count."""
+    """None if the provider did not count."""
     requested_model: str
     """The model that was asked first."""
     used_fallback: bool
     finish_reason: str | None
     """Why the model stopped: `stop`, `length`, `content_filter`, …"""
     request_id: str | None
-    """The gateway's id of the request, to be found in its log."""
+    """The gateway's id of the request, which is also in its log."""
     tool_calls: tuple[ToolCall, ...] = ()
-    """The functions that the model wants called before it goes on."""
+    """The function calls that the model requests before it goes on."""
     refusal: str | None = field(default=None, repr=False)
-    """Why the model refuses to answer, in its own words, if the provider sends that apart from the content."""
+    """Why the model refuses to answer, in its own words, if the provider sends this separately from the content."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Why no answer came from the gateway, and what this package's errors advise then."""
+"""Why no answer came from the gateway, and what this package's errors then advise."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import ssl
 
 import httpx2
 
-# Not `make up`, which is for stack dev, and this may be the gateway of another one.
+# Not `make up`, which is for stack dev: this may be another stack's gateway.
 GATEWAY_FIX = "./pulumiw up --refresh"
 KEY_FIX = "take LITELLM_API_KEY from .env, or: ./pulumiw stack output litellmApiKey --show-secrets"
 

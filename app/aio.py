@@ -1,7 +1,7 @@
-"""The same as `app`, for asyncio: the same names, to be awaited, with the same results and errors.
+"""The same as `app`, for asyncio: the same names as coroutines, with the same results and errors.
 
-Connections belong to the running event loop, and are closed with it; `await close()` does so earlier, as in an
-application's lifespan. A task that is cancelled ends its request at the gateway.
+Connections belong to the running event loop and are closed with it; `await close()` closes them earlier, for example
+in an application's lifespan. If a task is cancelled, its request at the gateway ends.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
 """Apply the SQL files of a folder to a Postgres database, each once, in order, forward only.
 
-A migration is a file `NNNN_name.sql`; numbers start at 1 and have no gap. Each file runs in one transaction with
-the row that records it, so it is applied whole or not at all: one with a BEGIN, COMMIT or ROLLBACK of its own is
-refused before anything runs. A file whose first line is `-- migrate: no-transaction` runs outside one, for statements
-that demand it (CREATE INDEX CONCURRENTLY): it holds one statement, should be written so that it can be run again (IF
-NOT EXISTS, for which an index needs a name), and may leave something behind when it fails. What a file sets for its
+A migration is a file `NNNN_name.sql`; numbers start at 1 and have no gap. Each file runs in one transaction with the
+row that records it, so it is applied whole or not at all: one with a BEGIN, COMMIT or ROLLBACK of its own is refused
+before anything runs. A file whose first line is `-- migrate: no-transaction` runs outside a transaction, for
+statements that require it (CREATE INDEX CONCURRENTLY). It contains one statement, which should be repeatable (IF NOT
+EXISTS, for which an index needs a name), and it may leave something behind when it fails. What a file sets for its
 session ends with the file.
 
-Statements are sent one by one, in the protocol in which the server takes no more than one: so where a file is cut
-decides what an error looks like, and never what runs outside the transaction.
+Statements are sent one by one, in the protocol in which the server accepts only one. So the place where a file is cut
+affects what an error looks like, but never what runs outside the transaction.
 
 Any number of runs may start at once: one works, the others wait and then find nothing left to do. The lock is
 polled rather than waited for, because a waiting statement would keep CREATE INDEX CONCURRENTLY from finishing.
@@ -51,15 +51,15 @@ TOKEN = re.compile(
     """,
     re.DOTALL | re.VERBOSE,
 )
-"""What PostgreSQL's lexer tells apart, as far as it takes to find where statements end. Comments in /* */ nest, which
-no expression can say."""
+"""The tokens of PostgreSQL's lexer, as far as needed to find where statements end. Comments in /* */ nest, which no
+regular expression can match."""
 BODY = re.compile(r"CREATE (OR REPLACE )?(FUNCTION|PROCEDURE)\b.* BEGIN ATOMIC\b")
-"""The words of a statement that holds others, each with its semicolon, up to its END."""
+"""The start of a statement that contains others, each with its semicolon, up to its END."""
 FRESH_SESSION = (
     "CLOSE ALL; RESET SESSION AUTHORIZATION; RESET ALL; RESET ROLE; DEALLOCATE ALL; UNLISTEN *; DISCARD PLANS; "
     "DISCARD SEQUENCES; DISCARD TEMP"
 )
-"""DISCARD ALL, which would give the lock up too."""
+"""DISCARD ALL, without the parts that would release the lock."""
 NAMELESS_INDEX = re.compile(r"\bCREATE\s+(UNIQUE\s+)?INDEX\s+CONCURRENTLY\s+ON\b", re.IGNORECASE)
 
 CREATE_TABLE = """
@@ -95,7 +95,7 @@ class Migration:
 
     @property
     def sha256(self) -> str:
-        """Digest of the content, the same whatever line ends a checkout has."""
+        """Digest of the content, independent of a checkout's line endings."""
         return hashlib.sha256(self.sql.encode()).hexdigest()
 
     @property
@@ -110,7 +110,7 @@ class Statement:
 
     sql: str
     line: int
-    """In the file, from 1, at which it begins."""
+    """The line of the file, counted from 1, on which it begins."""
     words: str
     """Its keywords and plain names in upper case, without strings and comments."""
 
@@ -127,7 +127,7 @@ class Statement:
 
 @dataclass(frozen=True, slots=True)
 class Applied:
-    """What the database says of a migration that was applied to it."""
+    """The database's record of an applied migration."""
 
     version: int
     name: str
@@ -142,14 +142,14 @@ class Applied:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """Which migrations a database has, and which are still to come, in order."""
+    """The migrations that a database has, and those that are pending, in order."""
 
     applied: tuple[Applied, ...]
     pending: tuple[Migration, ...]
 
 
 def read(folder: Path) -> list[Migration]:
-    """Return the migrations of `folder` in order. Raises MigrationError for a name or number out of line."""
+    """Return the migrations of `folder` in order. Raises MigrationError for a wrong name or number."""
     if not folder.is_dir():
         raise MigrationError(f"{folder} is not a folder: migrations are files in it, named NNNN_name.sql")
     migrations: list[Migration] = []
@@ -178,9 +178,9 @@ def new(folder: Path, name: str) -> Path:
 
 
 def status(conninfo: str, folder: Path) -> Status:
-    """Compare the database with `folder`, changing nothing.
+    """Compare the database with `folder`, and change nothing.
 
-    Raises MigrationError when they contradict each other, psycopg.Error when the database cannot be asked.
+    Raises MigrationError if they contradict each other, psycopg.Error if the database cannot be asked.
     """
     migrations = read(folder)
     with psycopg.connect(conninfo, autocommit=True) as connection:
@@ -206,10 +206,10 @@ def up(  # noqa: PLR0913 -- the options are keyword-only and have safe defaults
     """
     migrations = read(folder)
     with psycopg.connect(conninfo, autocommit=True, application_name="migrations") as connection:
-        connection.prepare_threshold = None  # a statement that is prepared would go with the session of a file
+        connection.prepare_threshold = None  # a prepared statement would be lost with a file's session
         _lock(connection, wait_seconds, report)
         pending = _status(connection, migrations).pending
-        for migration in pending:  # what was applied cannot be changed any more
+        for migration in pending:  # an applied migration cannot be changed any more
             _refuse_transaction_control(migration)
             _refuse_nameless_index(migration)
         if not pending:
@@ -230,7 +230,7 @@ def up(  # noqa: PLR0913 -- the options are keyword-only and have safe defaults
 
 
 def statements(text: str) -> Iterator[Statement]:
-    """Cut SQL into its statements, as psql does: at semicolons outside strings, comments, brackets and bodies."""
+    """Split SQL into its statements, as psql does: at semicolons outside strings, comments, brackets and bodies."""
     begin, end, depth, ends = -1, 0, 0, 0
     words: list[str] = []
     for token in _tokens(text):
@@ -252,7 +252,7 @@ def statements(text: str) -> Iterator[Statement]:
 
 
 def _tokens(text: str) -> Iterator[re.Match[str]]:
-    """All but comments and white space."""
+    """The tokens without comments and white space."""
     position = 0
     while position < len(text):
         if text.startswith("/*", position):
@@ -270,7 +270,7 @@ def _statement(text: str, begin: int, end: int, words: list[str]) -> Statement:
 
 
 def _after_comment(text: str, position: int) -> int:
-    """Where a comment in /* */ ends, with those in it."""
+    """The end of a comment in /* */, including nested ones."""
     depth = 0
     for mark in re.compile(r"/\*|\*/").finditer(text, position):
         depth += 1 if mark[0] == "/*" else -1
@@ -280,7 +280,7 @@ def _after_comment(text: str, position: int) -> int:
 
 
 def _table(connection: psycopg.Connection) -> sql.Identifier:
-    """The table of what was applied, with its schema: a file may leave a session that looks elsewhere."""
+    """The table of applied migrations, with its schema, because a file may change where its session looks."""
     found = connection.execute(
         "SELECT coalesce((SELECT nspname FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace"
         " WHERE pg_class.oid = to_regclass('schema_migrations')), current_schema())"
@@ -295,7 +295,7 @@ def _apply(connection: psycopg.Connection, migration: Migration, table: sql.Iden
     try:
         with connection.transaction() if migration.in_transaction else nullcontext():
             for statement in statements(migration.sql):
-                # Binary results come by the protocol that takes one statement at a time.
+                # Binary results require the protocol that accepts one statement at a time.
                 connection.execute(statement.sql.encode(), binary=True)
             connection.execute("RESET SESSION AUTHORIZATION; RESET ROLE")
             if not migration.in_transaction:
@@ -322,7 +322,7 @@ def _refuse_transaction_control(migration: Migration) -> None:
 
 
 def _refuse_nameless_index(migration: Migration) -> None:
-    """Postgres gives it a new name each time, so what a failed run left behind cannot be told from others'."""
+    """Postgres gives the index a new name each time, so a failed run's leftovers cannot be recognized."""
     if not migration.in_transaction and NAMELESS_INDEX.search(COMMENT.sub(" ", migration.sql)):
         raise MigrationError(
             f"{migration.file}: give the index a name: CREATE INDEX CONCURRENTLY IF NOT EXISTS NAME ON …"
@@ -330,9 +330,10 @@ def _refuse_nameless_index(migration: Migration) -> None:
 
 
 def _refuse_invalid_index(connection: psycopg.Connection, migration: Migration) -> None:
-    """A CREATE INDEX CONCURRENTLY that failed leaves its index behind, which IF NOT EXISTS then takes for done.
+    """A failed CREATE INDEX CONCURRENTLY leaves its index behind, which IF NOT EXISTS then accepts as done.
 
-    Only of an index that the file names: another one is somebody else's, who may be making it at this moment.
+    This looks only for indexes that the file names: another one belongs to somebody else, who may be creating it
+    right now.
     """
     for name, schema, visible, full_name in connection.execute(INVALID_INDEXES):
         if _names(migration.sql, name) and (visible or _names(migration.sql, schema)):
@@ -342,7 +343,7 @@ def _refuse_invalid_index(connection: psycopg.Connection, migration: Migration) 
 
 
 def _names(text: str, identifier: str) -> bool:
-    """Whether an identifier is in SQL, as a word of its own or as one that Postgres cuts to it."""
+    """Whether an identifier is in SQL, as a whole word or as a longer one that Postgres truncates to it."""
     name = identifier.lower()
     words = re.findall(rf"(?<![\w$]){re.escape(name)}[\w$]*", text.lower())
     return any(word.encode()[:LONGEST_NAME_BYTES].decode(errors="ignore") == name for word in words)
@@ -386,7 +387,7 @@ def _status(connection: psycopg.Connection, migrations: Sequence[Migration]) -> 
 
 
 def _lock(connection: psycopg.Connection, wait_seconds: float, report: Callable[[str], None]) -> None:
-    """Take the lock that keeps runs apart. Postgres frees it when the connection ends, however it ends."""
+    """Take the lock that prevents parallel runs. Postgres frees it when the connection ends, however it ends."""
     give_up = time.monotonic() + wait_seconds
     waiting = False
     while connection.execute("SELECT pg_try_advisory_lock(%s)", (ADVISORY_LOCK,)).fetchone() != (True,):

@@ -31,15 +31,15 @@ WAIT_SECONDS = 15.0
 """How long a call waits for a connection, unless its deadline is earlier."""
 CONNECT_SECONDS = 5
 CLOSE_SECONDS = 0.5
-"""How long closing waits for connections that are being made; they end by themselves."""
+"""How long closing waits for connections that are being opened; they end by themselves."""
 MOST_CONNECTIONS = 4
 WAKE_SECONDS = 0.1
-"""How often psycopg looks up from a wait, as for Ctrl-C: its own default."""
+"""How often psycopg interrupts a wait, for example to notice Ctrl-C: its own default."""
 
 
 @dataclass(frozen=True, slots=True)
 class Organization:
-    """An organization, with the model that it prefers and the one that is asked once if that fails."""
+    """An organization, with its preferred model and the one that is asked once if that fails."""
 
     id: UUID
     name: str
@@ -69,9 +69,9 @@ async def get_async(organization_id: UUID | str) -> Organization:
 
 
 def create(name: str, *, model: str | None = None, fallback: str | EllipsisType | None = ...) -> Organization:
-    """Add an organization; the models are the database's defaults unless they are given (None for no fallback).
+    """Add an organization; its models are the database's defaults unless given (None for no fallback).
 
-    Raises ValueError for a name that is empty or taken, or a model's that is empty, and DatabaseUnavailableError.
+    Raises ValueError if the name is empty or taken, or a model's name is empty, and DatabaseUnavailableError.
     """
     if not name.strip():
         raise ValueError("an organization needs a name")
@@ -137,7 +137,7 @@ def _all(query: str, parameters: tuple[object, ...]) -> list[Organization]:
 
 @contextmanager
 def _database_errors() -> Iterator[None]:
-    """Raise errors that name the next step and neither the database's address nor a password."""
+    """Raise errors that name the next step, without the database's address or a password."""
     try:
         yield
     except psycopg.errors.UndefinedTable:
@@ -168,7 +168,7 @@ def _key(organization_id: UUID | str) -> UUID:
 
 
 class _Connection(psycopg.Connection[TupleRow]):
-    """A connection whose every wait ends at the deadline. Its pool does not use it again then."""
+    """A connection whose waits all end at the deadline. After that its pool does not use it again."""
 
     def wait(self, gen: PQGen[RV], interval: float = WAKE_SECONDS, timeout: float | None = None) -> RV:
         return super().wait(gen, interval, within(timeout))
@@ -191,7 +191,7 @@ _OPTIONS: dict[str, Any] = {
 
 
 def _conninfo() -> str:
-    """Read for each new connection, so that a rotated password is taken up."""
+    """Read for each new connection, so that a rotated password is used."""
     return Settings.load().required_database_url()
 
 
@@ -204,8 +204,8 @@ def _open_pool() -> ConnectionPool[_Connection]:
 class _AsyncPool:
     """The connections of one event loop.
 
-    psycopg's pool has tasks that may not heed a cancellation on Python 3.11 (its wait_for can lose one), and then
-    asyncio.run does not end. This one has none.
+    psycopg's pool has tasks that may ignore a cancellation on Python 3.11 (whose wait_for can lose one), and then
+    asyncio.run does not end. This pool has no tasks.
     """
 
     def __init__(self) -> None:
@@ -215,7 +215,7 @@ class _AsyncPool:
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[_AsyncConnection]:
-        """A connection that works. Raises TimeoutError when there is none in time, and psycopg.Error."""
+        """A working connection. Raises TimeoutError if there is none in time, and psycopg.Error."""
         async with AsyncExitStack() as held:
             async with asyncio.timeout(within(WAIT_SECONDS)):
                 await held.enter_async_context(self._places)

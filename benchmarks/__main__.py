@@ -43,18 +43,18 @@ BENCHMARKS: dict[str, tuple[Callable[..., list[Comparison]], int]] = {
     "deploy": (deploy.run, 2),
     "growth": (growth.run, 2),
 }
-"""Each with its rounds: as many as the time for all of them allows."""
+"""Each benchmark with its number of rounds: as many as the total time allows."""
 WITH_NAMES = ("streams", "growth")
-"""Those whose parts can be measured by themselves."""
+"""The benchmarks whose parts can be measured by themselves."""
 NAMES = {"litellm": "LiteLLM", "postgres": "PostgreSQL", "haproxy": "HAProxy"}
 STAND_IN = " (built here)"
-"""Of an image that replaces the official one."""
+"""Marks an image that replaces the official one."""
 WIDTH = 160
-"""Of tables that go to a file."""
+"""The width of tables that go to a file."""
 
 
 def versions(engine: docker.DockerClient) -> dict[str, str]:
-    """What is measured, and on what."""
+    """The versions that are measured, and the machine."""
     images = {part: str(project_file()["config"][key]["default"]) for part, key in IMAGE_SETTINGS.items()}
     return {
         **{
@@ -69,7 +69,7 @@ def versions(engine: docker.DockerClient) -> dict[str, str]:
 
 
 def measured(name: str, engine: docker.DockerClient, rounds: int | None, steps: Steps, part: str | None) -> Report:
-    """Run a benchmark, or a part of it; what its stacks print goes to a log."""
+    """Run a benchmark, or a part of it; its stacks' output goes to a log."""
     run, usual_rounds = BENCHMARKS[name]
     machine, started = Machine.this(), time.monotonic()
     log = document.RESULTS / f"{name}.log"

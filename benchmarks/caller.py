@@ -1,7 +1,7 @@
-"""Callers that ask as fast as they are answered, light enough to leave a small machine to what is measured.
+"""Callers that ask as fast as they are answered, light enough that a small machine's CPU goes to what is measured.
 
-Each keeps one HTTP/1.1 connection, sends a request that was made once, and looks at no more of an answer than where
-it ends: an HTTP client library takes many times the CPU time.
+Each keeps one HTTP/1.1 connection, sends a request that was built once, and parses an answer only to find its end: an
+HTTP client library takes many times the CPU time.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ STREAM_ENDED = b"data: [DONE]"
 TIMEOUT_SECONDS = 120
 RETRY_SECONDS = 0.1
 SETTLED_ANSWERS = 20
-"""After so many good ones in a row a gateway counts as ready."""
+"""After this many good answers in a row a gateway counts as ready."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """Who is asked, and what."""
+    """Where a request goes, and what it is."""
 
     url: str
     path: str = "/v1/chat/completions"
@@ -60,13 +60,13 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """How one request went."""
+    """The outcome of one request."""
 
     ended: float
     """When, on the monotonic clock."""
     seconds: float
     failure: str
-    """Why there is no good answer, or nothing."""
+    """Why there is no good answer; empty if there is one."""
 
 
 @dataclass(kw_only=True)
@@ -132,7 +132,7 @@ class Connection(asyncio.Protocol):
 
 
 def is_whole(answer: bytes | bytearray) -> bool:
-    """Whether an answer is there to its end, as its head tells it: by a length, or by a last chunk."""
+    """Whether an answer is complete, by the length in its head or by its last chunk."""
     head_ends = answer.find(HEAD_ENDS)
     if head_ends < 0:
         return False
@@ -144,7 +144,7 @@ def is_whole(answer: bytes | bytearray) -> bool:
 
 
 def failure_of(answer: bytes, *, streamed: bool) -> str:
-    """Why a whole answer is not a good one, or nothing."""
+    """Why a complete answer is not a good one; empty if it is."""
     if not answer.startswith(OK):
         return answer[-200:].decode(errors="replace")
     return "the stream has no end" if streamed and STREAM_ENDED not in answer else ""
@@ -159,7 +159,7 @@ class Caller:
         self._connection = Connection()
 
     async def ask(self) -> Answer:
-        """Ask once; connecting counts where it is needed."""
+        """Ask once; the time includes connecting, if needed."""
         started = time.monotonic()
         try:
             async with asyncio.timeout(TIMEOUT_SECONDS):
@@ -179,10 +179,10 @@ class Caller:
 
 
 async def load(targets: Sequence[Target], concurrent: int, seconds: float) -> Load:
-    """Have callers ask for a time, each again as soon as it is answered; they take the targets in turn.
+    """Let callers ask for some time, each again as soon as it is answered; they take the targets in turn.
 
-    Each asks at least once, and the answers that are under way at the end are waited for and count: to leave them out
-    would leave out the slow ones.
+    Each asks at least once. Answers that are under way at the end are awaited and counted: to ignore them would
+    ignore the slow ones.
     """
     callers = [Caller(target) for target, _ in zip(itertools.cycle(targets), range(concurrent), strict=False)]
     answers: list[Answer] = []
@@ -201,7 +201,7 @@ async def load(targets: Sequence[Target], concurrent: int, seconds: float) -> Lo
 
 
 async def settle(target: Target) -> None:
-    """Wait until a gateway answers, time after time. Raises TimeoutError when it does not."""
+    """Wait until a gateway answers several times in a row. Raises TimeoutError if it does not."""
     caller = Caller(target)
     in_a_row, deadline = 0, time.monotonic() + TIMEOUT_SECONDS
     while in_a_row < SETTLED_ANSWERS:
@@ -215,7 +215,7 @@ async def settle(target: Target) -> None:
 
 
 async def side_by_side(targets: Mapping[str, Target], requests: int) -> dict[str, list[float]]:
-    """Ask targets in turn, a request of each and again; return how long each answer took, in seconds.
+    """Ask the targets in turn, one request each, again and again; return how long each answer took, in seconds.
 
     Raises RuntimeError for an answer that is not good.
     """

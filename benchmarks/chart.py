@@ -1,4 +1,4 @@
-"""A comparison as a chart: small SVG that needs no script and no font, for light and dark pages alike."""
+"""A comparison as a chart: a small SVG that needs no script and no font, for light and dark pages alike."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ WIDTH, HEIGHT = 760, 380
 LEFT, RIGHT, TOP, BOTTOM = 64, 20, 104, 52
 """The room around the plot, in pixels: for numbers, nothing, title and legend, points."""
 LEGEND_START, LEGEND_LINE, CHARACTER_WIDTH = (16.0, 66), 18, 6.4
-"""Where the legend begins, and how far its lines and, about, its characters are apart."""
+"""Where the legend begins, the distance of its lines, and the approximate width of a character."""
 TICKS = 5
 LOGARITHMIC_FROM = 30
-"""A highest value of so many times the lowest is drawn on a logarithmic scale, which shows both."""
+"""If the highest value is this many times the lowest, the scale is logarithmic, to show both."""
 BAR_SHARE = 0.75
-"""How much of a point's width its bars take."""
+"""The share of a point's width that its bars take."""
 
-# Told apart without colour vision too (Okabe and Ito), on white and on black; lines also differ in their dashes.
+# Distinguishable without colour vision (Okabe and Ito), on white and on black; lines also differ in their dashes.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56b4e9", "#7f7f7f")
 DASHES = ("none", "8 3", "2 3", "10 3 2 3", "5 5", "14 4", "1 5")
 
@@ -60,7 +60,7 @@ class Scale:
 
 
 def _round_step(least: float) -> float:
-    """The smallest of 1, 2, 5, 10, 20, … that is at least that much."""
+    """The smallest of 1, 2, 5, 10, 20, … that is at least this value."""
     if least <= 0:
         return 1.0
     power = 10.0 ** math.floor(math.log10(least))
@@ -94,7 +94,7 @@ def draw(comparison: Comparison) -> str:
 
 
 def _figures(comparison: Comparison) -> Iterator[tuple[int, int, Figure]]:
-    """Each figure with the number of its contender and that of its point."""
+    """Each figure with its contender's number and its point's number."""
     for row, contender in enumerate(comparison.values):
         for column, point in enumerate(comparison.all_points):
             if figure := comparison.figure(contender, point):

@@ -35,18 +35,19 @@ if TYPE_CHECKING:
     from toolchain.progress import Step
 
     Calls = dict[tuple[str, str], Callable[[], object]]
-    """What is called, by quantity and contender; a call of a first token returns its seconds."""
+    """The calls, by quantity and contender; a call that measures a first token returns its seconds."""
     AsyncCalls = dict[tuple[str, str], Callable[[], Awaitable[object]]]
 
 CONCURRENT = (1, 16, 256)
 LEAST_CALLS = 32
-"""How many calls a round makes of each kind, and one for each that goes on at once."""
+"""How many calls of each kind a round makes, plus one for each concurrent caller."""
 PROGRAM_STARTS = 3
 
 KEY = "sk-of-a-stub"
 CHAT, EMBEDDING, FIRST_TOKEN = "chat completion", "embedding", "first token of a stream"
 STREAM_CPU = "CPU time of a stream"
-"""The whole of it, in this process: what a first token waits for is the pool of connections, more than the client."""
+"""The CPU time of a whole stream, in this process: a first token waits for the connection pool more than for the
+client."""
 BARE, ONE, EACH = "httpx2, one pool", "OpenAI, one client", "OpenAI, a client a call"
 FOR_ORG = "chat_completion_for_org"
 START = "start of a program"
@@ -82,7 +83,7 @@ def first_token_async(
 
     async def call() -> float:
         started = time.perf_counter()
-        await asyncio.sleep(0)  # all at once: what others do before their first wait is waited for
+        await asyncio.sleep(0)  # all at once: this includes waiting for what the others do before their first wait
         async with begin() as chunks:
             await anext(chunks)
             took = time.perf_counter() - started
@@ -95,7 +96,7 @@ def first_token_async(
 
 @contextmanager
 def sync_calls(url: str, organization: UUID) -> Iterator[Calls]:
-    """Every kind of call, as threads make it."""
+    """Every kind of call, for threads."""
 
     def new() -> object:
         with openai.OpenAI(base_url=f"{url}/v1", api_key=KEY, max_retries=0) as client:
@@ -129,7 +130,7 @@ def sync_calls(url: str, organization: UUID) -> Iterator[Calls]:
 
 @asynccontextmanager
 async def async_calls(url: str, organization: UUID) -> AsyncIterator[AsyncCalls]:
-    """The same, as tasks of an event loop make it."""
+    """The same, for tasks of an event loop."""
 
     async def post(path: str, body: dict[str, object]) -> object:
         return (await bare.post(path, json=body)).raise_for_status().json()
@@ -187,7 +188,7 @@ def add(  # noqa: PLR0913 -- all by name
     results: list[object],
     started: tuple[float, float],
 ) -> None:
-    """Note what a round came to: the time that passed for each call, or of a stream the median first token."""
+    """Record a round's result: the elapsed time per call, or for streams the median time to the first token."""
     quantity, contender = kind
     passed, used = (1000 * (after - before) for after, before in zip(now(), started, strict=True))
     value = passed / len(results)
@@ -223,7 +224,7 @@ async def run_async(calls: AsyncCalls, concurrent: int, readings: Readings, kind
 
 
 def run_starts(readings: Readings) -> None:
-    """A round of programs that start and end, against one that does nothing."""
+    """A round of programs that start and end, compared with one that does nothing."""
     llmctl = str(Path(sys.executable).with_name("llmctl"))
     for name, command in {
         "python, nothing": [sys.executable, "-c", "pass"],
@@ -238,7 +239,7 @@ def run_starts(readings: Readings) -> None:
 
 @contextmanager
 def configured(url: str, database_url: str) -> Iterator[UUID]:
-    """Have the app module use a stub and a new database; an organization of it."""
+    """Make the app module use a stub and a new database; return an organization in it."""
     settings = {"LITELLM_URL": url, "LITELLM_API_KEY": KEY, "DATABASE_URL": database_url}
     before = {name: os.environ.get(name) for name in settings}
     os.environ.update(settings)

@@ -1,4 +1,4 @@
-"""Containers of the benchmarks' own beside the stacks', and what any of them costs."""
+"""The benchmarks' own containers beside the stacks', and what each container costs."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def container(  # noqa: PLR0913 -- all by name
         made.reload()
         yield made
     finally:
-        ContainerMeter(made).resume()  # a paused one would not hear that it is to end
+        ContainerMeter(made).resume()  # a paused container would not receive the signal to end
         made.remove(force=True, v=True)
 
 
@@ -97,7 +97,7 @@ def demo_provider(engine: docker.DockerClient, on: Network) -> Iterator[tuple[Co
 
 @contextmanager
 def database_server(engine: docker.DockerClient) -> Iterator[str]:
-    """A Postgres of its own, as the superuser's URL."""
+    """A separate Postgres, as the superuser's URL."""
     port, password = free_port(), token_hex(16)
     url = f"postgresql://{postgres.SUPERUSER}:{password}@{LOOPBACK}:{port}/{postgres.SUPERUSER}"
     with (
@@ -139,7 +139,7 @@ def new_database(server_url: str) -> str:
 
 
 def address(of: Container, on: Network | None = None) -> str:
-    """The address of a container in a network; in the only one that it has, if none is named."""
+    """The address of a container in a network; in its only network, if none is named."""
     networks = of.attrs["NetworkSettings"]["Networks"]
     return str((networks[on.name] if on else next(iter(networks.values())))["IPAddress"])
 
@@ -148,16 +148,16 @@ class Meter(Protocol):
     """Something that runs, and what it costs."""
 
     def cpu_seconds(self) -> float:
-        """The CPU time that it has taken since it began."""
+        """The CPU time that it has used since its start."""
 
     def memory_mb(self) -> float:
-        """The memory that it has now, in MiB, without what the kernel can take back at once."""
+        """The memory that it uses now, in MiB, without what the kernel can reclaim at once."""
 
     def pause(self) -> None:
         """Pause it with its health checks: on a small machine they would slow down what is measured."""
 
     def resume(self) -> None:
-        """Have it go on."""
+        """Resume it."""
 
 
 @dataclass(frozen=True)
@@ -195,7 +195,7 @@ class ContainerMeter:
 
 @dataclass(frozen=True)
 class ProcessMeter:
-    """A process that keeps quiet while nobody asks it, so that it need not be paused."""
+    """A process that does nothing while nobody asks it, so that it need not be paused."""
 
     pid: int
 

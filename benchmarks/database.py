@@ -1,4 +1,4 @@
-"""What LiteLLM's database costs a request: stacks with it beside one without, on both releases."""
+"""What LiteLLM's database costs per request: stacks with it compared with one without, on both releases."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ if TYPE_CHECKING:
 
 CONCURRENT = (1, 16, 64)
 SECONDS = 20
-"""How long callers ask in each round and at each point: LiteLLM writes what was spent every 10 to 15 seconds."""
+"""How long callers ask in each round and at each point: LiteLLM writes spending every 10 to 15 seconds."""
 REPLICAS = 2
 MEMORY_MB = {PINNED.version: 1024, NEWEST.version: 1600}
-"""Of a replica: what the documents recommend with a database."""
+"""A replica's memory: what the documents recommend with a database."""
 KEYS, ROWS = 1_000, 100_000
 
 WITHOUT, CLIENT, VIRTUAL, FILLED = (
@@ -61,7 +61,7 @@ FROM generate_series(1, %s) AS n
 
 
 def fill(url: str) -> None:
-    """Have LiteLLM's database hold keys, and answers of the last days that they were given."""
+    """Fill LiteLLM's database with keys, and with rows of answers from the last days."""
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute(MADE_KEYS, (KEYS,))
         connection.execute(MADE_ANSWERS, (KEYS, ROWS))
@@ -80,7 +80,7 @@ def configure(made: Deployment, recipe: Recipe, *, database: bool) -> None:
 
 
 def of(made: Deployment, name: str, key: str | None = None) -> Contender:
-    """A stack as it is measured, with its Postgres; `key` replaces that of the app."""
+    """A stack as a contender, with its Postgres; `key` replaces the app's key."""
     usual = gateway.of_stack(made, REPLICAS)
     postgres, demo = (ContainerMeter(made.container(part)) for part in ("postgres", "demo"))
     headers = {"authorization": f"Bearer {key}"} if key else usual.target.headers
@@ -127,11 +127,11 @@ def _contenders(folder: Path, recipe: Recipe, held: ExitStack, step: Step) -> It
         if name == CLIENT:
             yield of(made, VIRTUAL, key_of(made)[0])
         made_one.pause()
-        held.callback(made_one.resume)  # so that it can be taken away in order
+        held.callback(made_one.resume)  # so that its resources can be removed in order
 
 
 def run(engine: docker.DockerClient, rounds: int, step: Step) -> list[Comparison]:
-    """Measure one release after the other: its stacks in turn, all but one standing still meanwhile."""
+    """Measure one release after the other: its stacks in turn, while all others are paused."""
     del engine
     readings = Readings()
     for recipe in (PINNED, NEWEST):
@@ -144,7 +144,7 @@ def run(engine: docker.DockerClient, rounds: int, step: Step) -> list[Comparison
 
 
 def compared(readings: Readings) -> list[Comparison]:
-    """The tables of all that was read."""
+    """The tables of all readings."""
     quantities: dict[str, tuple[str, Literal["lower", "higher"]]] = {
         gateway.RATE: ("a second", "higher"),
         gateway.P50: ("ms", "lower"),

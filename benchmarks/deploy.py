@@ -1,4 +1,4 @@
-"""What a deployment takes, and what callers notice of a change: this stack, and the plan by docker-compose."""
+"""How long a deployment takes, and what callers notice of a change: this stack, and the plan with docker-compose."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from toolchain.progress import Step
 
 REQUESTS_PER_SECOND = 30
-"""What callers ask meanwhile: less than one replica can answer, so that what fails fails of the change."""
+"""The callers' rate meanwhile: less than one replica can answer, so that any failure is due to the change."""
 OURS, PLAN = "this stack, 2 replicas", "the plan, docker-compose"
 NOTHING, UNCHANGED, CHANGED = "from nothing", "no change", "another model"
 TIME, FAILED, GAP = "time until it answers", "requests failed during the change", "longest time without an answer"
@@ -45,23 +45,23 @@ class Way(Protocol):
     name: str
 
     def up(self) -> None:
-        """Deploy what is written down, from nothing or over what is there."""
+        """Deploy what is configured, from nothing or over what exists."""
 
     def write_change(self) -> None:
-        """Write down that it is to serve one model more."""
+        """Configure one more model."""
 
     def take_change_up(self) -> None:
-        """Deploy what was written down."""
+        """Deploy the change."""
 
     def target(self, model: str) -> Target:
-        """How a model is asked for."""
+        """Where and how to ask for a model."""
 
     def take_away(self) -> None:
-        """Leave nothing of it."""
+        """Remove everything."""
 
 
 def pulumi_up(made: Deployment) -> None:
-    """Run `pulumi up` as an operator does: the Automation API asks for more than that. Raises RuntimeError."""
+    """Run `pulumi up` as an operator does, because the Automation API does more than that. Raises RuntimeError."""
     done = made.pulumi("up", "--yes", "--skip-preview")
     print(done.stdout)
     if done.returncode != 0:
@@ -130,7 +130,7 @@ def with_model(config: str, model: Mapping[str, str] = MODEL) -> str:
 
 
 def asked_of(made: Deployment, model: str) -> Target:
-    """How a stack is asked for a model."""
+    """Where and how to ask a stack for a model."""
     return _asked(made.outputs["litellmUrl"].replace("localhost", LOOPBACK), made.outputs["litellmApiKey"], model)
 
 
@@ -146,7 +146,7 @@ def _asked(url: str, key: str, model: str) -> Target:
 
 @contextmanager
 def under_load(target: Target, seen: Load) -> Iterator[None]:
-    """Ask steadily while the block runs, and until all is well again."""
+    """Ask steadily while the block runs, and until everything works again."""
     with seen.running():
         yield
         asyncio.run(settle(target))
@@ -160,7 +160,7 @@ def seconds_of(do: Callable[[], object]) -> float:
 
 
 def measure(way: Way, readings: Readings, step: Step) -> None:
-    """A round of one way: from nothing, again without a change, and with one, under load."""
+    """A round of one way: from nothing, again without a change, and with a change under load."""
 
     def timed(point: str, do: Callable[[], None], model: str) -> None:
         step.note(f"{way.name}, {point}")
@@ -181,7 +181,7 @@ def measure(way: Way, readings: Readings, step: Step) -> None:
 
 
 def run(_engine: docker.DockerClient, rounds: int, step: Step) -> list[Comparison]:
-    """Measure both ways, in turn, each from nothing to nothing."""
+    """Measure both ways, in turn; each starts from nothing and is removed again."""
     readings = Readings()
     config = rendered_config()
     ways: dict[str, Callable[[Path], Way]] = {OURS: Pulumi, PLAN: lambda folder: Composed(folder, config)}

@@ -1,4 +1,4 @@
-"""Reports where people read them: printed tables, JSON, charts, and the sections of docs/benchmarks.md."""
+"""Shows reports: printed tables, JSON, charts, and the sections of docs/benchmarks.md."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 PROJECT = Path(__file__).resolve().parent.parent
 RESULTS = PROJECT / "benchmarks/results"
-"""Of the last runs; not kept in git."""
+"""Reports of the last runs; not in git."""
 DOCUMENT = PROJECT / "docs/benchmarks.md"
 RECORDED = PROJECT / "docs/benchmarks"
-"""Of the runs that the document shows."""
+"""Reports of the runs that the document shows."""
 SECTION = "<!-- {name}: written by make bench RECORD=1 -->\n{content}<!-- end of {name} -->"
 NOTHING = "Not recorded yet.\n"
 LINE = 118
-"""Characters that fit on a line of JSON, but for the name and the comma."""
+"""Characters that fit on a line of JSON, without the name and the comma."""
 
 
 def table(comparison: Comparison) -> Table:
@@ -69,7 +69,7 @@ def dumped(value: Any, indent: str = "") -> str:  # noqa: ANN401 -- what JSON ma
 
 
 def write(report: Report, folder: Path) -> None:
-    """Write a report's JSON and charts into a folder, in place of those of the run before."""
+    """Write a report's JSON and charts into a folder, and replace those of the run before."""
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob(f"{report.benchmark}-*.svg"):
         old.unlink()
@@ -79,7 +79,7 @@ def write(report: Report, folder: Path) -> None:
 
 
 def read(folder: Path, benchmark: str) -> Report | None:
-    """Read a report back, or None where there is none. Raises pydantic.ValidationError for another program's file."""
+    """Read a report back; None if there is none. Raises pydantic.ValidationError for another program's file."""
     file = folder / f"{benchmark}.json"
     return Report.model_validate_json(file.read_text(encoding="utf-8")) if file.exists() else None
 

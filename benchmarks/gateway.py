@@ -1,4 +1,4 @@
-"""What gateways take of the same machine, before the same provider: the plan, this stack in three sizes, a peer."""
+"""What gateways cost on the same machine, with the same provider: the plan, this stack in three sizes, a peer."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ CONCURRENT = (1, 4, 16, 64, 256)
 SECONDS = 1.0
 """How long callers ask a gateway, in each round and at each point."""
 TARGETS_AT, TIMES = 16, 3
-"""Requests at once where the targets are, and how often a round measures there: one pause of a gateway decides a
-second's p99."""
+"""The number of requests at once for which there are targets, and how often a round measures there: a single pause of
+a gateway decides the p99 of one second."""
 PAIRS = 150
-"""Requests by each way, in a round that looks for what the edge adds."""
+"""Requests for each way, in a round that measures what the edge adds."""
 DRAIN_SECONDS = 5
 
 BODY: dict[str, object] = {"model": "gpt-4o", "messages": MESSAGES}
@@ -65,7 +65,7 @@ class Contender:
     name: str
     target: Target
     parts: tuple[Meter, ...]
-    """What answers, in the order in which it goes on after a pause."""
+    """Its containers, in the order in which they resume after a pause."""
     beside: tuple[Meter, ...] = ()
     """What else it needs: the provider, a database."""
 
@@ -86,7 +86,7 @@ class Contender:
 
     @contextmanager
     def awake(self) -> Iterator[None]:
-        """Have it run while the block does, and none of the others."""
+        """Let it run during the block, and none of the others."""
         self.resume()
         try:
             asyncio.run(settle(self.target))
@@ -96,7 +96,7 @@ class Contender:
 
 
 def size(replicas: int) -> str:
-    """What a stack of that many replicas is called."""
+    """The name of a stack with this many replicas."""
     return f"this stack, {replicas} replica{'s' if replicas > 1 else ''}"
 
 
@@ -138,7 +138,7 @@ def measure(contender: Contender, readings: Readings, step: Step) -> None:
 def read(  # noqa: PLR0913 -- all by name
     readings: Readings, seen: Load, *, contender: str, mode: str, concurrent: int, cpu: float
 ) -> None:
-    """Take the figures of a load down; a gateway that answered nothing has no times."""
+    """Record the figures of a load; a gateway that answered nothing has no times."""
     figures = {
         RATE: seen.per_second,
         FAILED: len(seen.failures),
@@ -152,7 +152,7 @@ def read(  # noqa: PLR0913 -- all by name
 
 
 def ways_in(made: Deployment) -> dict[str, Target]:
-    """The ways to a stack's only replica: to itself, and through the edge."""
+    """The ways to a stack's only replica: directly, and through the edge."""
     published = of_stack(made, 1).target
     return {
         DIRECT: replace(
@@ -166,7 +166,7 @@ def ways_in(made: Deployment) -> dict[str, Target]:
 
 
 def measure_ways(ways: dict[str, Target], readings: Readings) -> None:
-    """A round of one caller that takes each way in turn."""
+    """A round of one caller, who uses each way in turn."""
     took = asyncio.run(side_by_side(ways, PAIRS))
     p50 = {name: 1000 * statistics.median(seconds) for name, seconds in took.items()}
     for name, milliseconds in p50.items():
@@ -176,7 +176,7 @@ def measure_ways(ways: dict[str, Target], readings: Readings) -> None:
 
 
 def run(engine: docker.DockerClient, rounds: int, step: Step) -> list[Comparison]:
-    """Measure every gateway, in turn, all but one standing still meanwhile."""
+    """Measure every gateway, in turn, while all others are paused."""
     readings = Readings()
     with tempfile.TemporaryDirectory() as folder, ExitStack() as until_the_end:
         made = {}
@@ -188,7 +188,7 @@ def run(engine: docker.DockerClient, rounds: int, step: Step) -> list[Comparison
             made[replicas] = until_the_end.enter_context(deployed(own, sized(replicas)))
             contenders.append(of_stack(made[replicas], replicas))
             contenders[-1].pause()
-            until_the_end.callback(contenders[-1].resume)  # so that it can be taken away in order
+            until_the_end.callback(contenders[-1].resume)  # so that its resources can be removed in order
         ways = ways_in(made[1])
         on = until_the_end.enter_context(network(engine))
         provider, provider_port = until_the_end.enter_context(demo_provider(engine, on))
@@ -223,7 +223,7 @@ def run(engine: docker.DockerClient, rounds: int, step: Step) -> list[Comparison
 
 
 def compared(readings: Readings) -> list[Comparison]:
-    """The tables of all that was read."""
+    """The tables of all readings."""
     quantities: dict[str, tuple[str, Literal["lower", "higher"], bool]] = {
         RATE: ("a second", "higher", True),
         P50: ("ms", "lower", False),

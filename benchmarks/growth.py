@@ -1,4 +1,4 @@
-"""How `pulumi up` and its state grow with what a stack has: models, replicas, migrations."""
+"""How `pulumi up` and the state grow with the size of a stack: models, replicas, migrations."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
     from toolchain.progress import Step
 
 MODELS = (2, 10, 50)
-"""Of the stack config, beside the three of litellm/config.yaml."""
+"""Models in the stack config, beside the three of litellm/config.yaml."""
 REPLICAS = (2, 4, 16)
 MIGRATIONS = (1, 50, 500)
 MEMORY_MB = 768
-"""Twice what an idle replica has: sixteen fit into a small machine."""
+"""Twice what an idle replica uses: sixteen fit on a small machine."""
 DRAIN_SECONDS = 30
 BASE_REPLICAS = 1
 REQUESTS_PER_SECOND = 50
@@ -50,13 +50,13 @@ class Way:
     what: str
     counts: tuple[int, ...]
     base: int
-    """What a stack has before; other than the first of the counts, so that each of them is a change."""
+    """The size of a stack before; it differs from the first of the counts, so that each of them is a change."""
     rounds: int
     bring_to: Callable[[int], None]
 
 
 def grow(made: Deployment, readings: Readings, what: str, count: int) -> None:
-    """Bring a stack to a size that is configured, and again; the time of both, and what the state takes."""
+    """Bring a stack to its configured size, and run `up` again; record both times and the size of the state."""
     for quantity in (CHANGE, AGAIN):
         readings.add(f"{quantity}, by {what}", STACK, count, seconds_of(lambda: pulumi_up(made)))
     exported = made.stack.export_stack().deployment
@@ -64,7 +64,7 @@ def grow(made: Deployment, readings: Readings, what: str, count: int) -> None:
 
 
 def replace_all(made: Deployment, readings: Readings, count: int) -> None:
-    """Have so many replicas serve another model, under load; the time of the `up`, and what failed meanwhile."""
+    """Make this many replicas serve another model, under load; record the time of the `up` and the failures."""
     target = asked_of(made, "gpt-4o")
     seen = Load(target.url, made.outputs["litellmApiKey"], rate=REQUESTS_PER_SECOND)
     set_models(made, [{**MODEL, "name": f"model-of-{count}"}])
@@ -74,7 +74,7 @@ def replace_all(made: Deployment, readings: Readings, count: int) -> None:
 
 
 def models(count: int) -> list[dict[str, str]]:
-    """So many models of the stack config, which the demo provider answers for."""
+    """This many models for the stack config, for which the demo provider answers."""
     return [
         {"name": f"model-{number}", "model": f"openai/model-{number}", "apiBase": "http://demo:8080/v1"}
         for number in range(count)
@@ -82,7 +82,7 @@ def models(count: int) -> list[dict[str, str]]:
 
 
 def set_models(made: Deployment, named: list[dict[str, str]]) -> None:
-    """Have the stack config name these models."""
+    """Set these models in the stack config."""
     file = made.folder / f"Pulumi.{made.name}.yaml"
     config = yaml.safe_load(file.read_text(encoding="utf-8"))
     config["config"][f"{PROJECT_NAME}:models"] = named
@@ -90,7 +90,7 @@ def set_models(made: Deployment, named: list[dict[str, str]]) -> None:
 
 
 def write_migrations(folder: Path, count: int) -> None:
-    """Have a folder hold so many migrations, the present ones first."""
+    """Make a folder contain this many migrations, the present ones first."""
     present = sorted(folder.glob("*.sql"))
     for file in present[count:]:
         file.unlink()
@@ -100,15 +100,15 @@ def write_migrations(folder: Path, count: int) -> None:
 
 
 def set_migrations(made: Deployment, server_url: str, count: int) -> None:
-    """Have the stack use a new database, which all of so many migrations are to be applied to."""
+    """Make the stack use a new database, so that all of this many migrations must be applied."""
     write_migrations(made.folder / "migrations", count)
     made.set_path("databaseUrl", new_database(server_url), secret=True)
 
 
 def run(engine: docker.DockerClient, rounds: int, step: Step, name: str = "") -> list[Comparison]:
-    """Grow one stack in one way after another, each time from its base; replicas in one round only.
+    """Grow one stack in each way, every time from its base; replicas in one round only.
 
-    In those ways only whose name holds `name`.
+    Only the ways whose name contains `name`.
     """
     readings = Readings()
     with (
@@ -150,6 +150,6 @@ def run(engine: docker.DockerClient, rounds: int, step: Step, name: str = "") ->
 
 
 def configure(made: Deployment, server_url: str) -> None:
-    """One replica, so that a change takes as long as one takes."""
+    """One replica, so that a change takes only as long as one replica takes."""
     made.set(replicas=BASE_REPLICAS, litellmMemoryMb=MEMORY_MB, drainSeconds=DRAIN_SECONDS)
     set_migrations(made, server_url, 1)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
 SIGNIFICANT_DIGITS = 4
-"""More than any of these figures has."""
+"""More digits than any of these figures has."""
 
 Kind = TypeVar("Kind")
 
@@ -37,7 +37,7 @@ def percentile(values: Iterable[float], percent: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """One figure: its value in each round, in their order."""
+    """One figure: its value in each round, in order."""
 
     rounds: tuple[float, ...]
 
@@ -54,9 +54,9 @@ class Figure:
         return max(self.rounds)
 
     def ratio_to(self, baseline: Figure) -> float | None:
-        """The median of the rounds' own ratios, so that what slows a round down cancels out; None for one to zero.
+        """The median of the rounds' own ratios, so that a slow round cancels out; None for a ratio to zero.
 
-        Rounds of a different number are compared by their medians.
+        If the numbers of rounds differ, the medians are compared.
         """
         if len(self.rounds) != len(baseline.rounds):
             return self.median / baseline.median if baseline.median else None
@@ -70,18 +70,18 @@ class _Kept(BaseModel):
 
 
 class Comparison(_Kept):
-    """One quantity of several contenders, each at several points: a table, and a chart where it says more."""
+    """One quantity of several contenders, each at several points: a table, and a chart if that says more."""
 
     title: str
     unit: str
     points: str
-    """What the points are, as `requests at once`."""
+    """What the points mean, such as `requests at once`."""
     better: Literal["lower", "higher"] = "lower"
     baseline: str | None = None
     """The contender that the others are compared with; None compares each with its own first point."""
     chart: Literal["lines", "bars"] | None = None
     values: dict[str, dict[str, tuple[float, ...]]]
-    """Of each contender, at each point: the value of each round."""
+    """The value of each round, by contender and point."""
     absent: dict[str, str] = {}
     """Why a contender could not be measured."""
 
@@ -96,7 +96,7 @@ class Comparison(_Kept):
         return Figure(rounds) if rounds else None
 
     def ratio(self, contender: str, point: str) -> float | None:
-        """How many times the baseline a figure is; None for the baseline itself, and where there is none."""
+        """The ratio of a figure to the baseline; None for the baseline itself, and if there is none."""
         of, at = (self.baseline, point) if self.baseline else (contender, next(iter(self.values[contender]), point))
         figure, baseline = self.figure(contender, point), self.figure(of, at)
         if figure is None or baseline is None or (of, at) == (contender, point):
@@ -105,7 +105,7 @@ class Comparison(_Kept):
 
 
 class Machine(_Kept):
-    """Where a benchmark ran. Nothing of it names the machine."""
+    """Where a benchmark ran, without anything that identifies the machine."""
 
     cores: int
     memory_gb: int
@@ -113,7 +113,7 @@ class Machine(_Kept):
     system: str
     python: str
     load_before: float
-    """The load of the minute before, on all cores: what else ran there."""
+    """The machine's load average in the minute before, which shows what else ran there."""
 
     @classmethod
     def this(cls) -> Machine:
@@ -133,7 +133,7 @@ class Report(_Kept):
 
     benchmark: str
     day: str
-    """When it ran, as 2026-11-25."""
+    """The date of the run, as 2026-11-25."""
     seconds: int
     """How long it took."""
     rounds: int
@@ -158,7 +158,7 @@ class Readings:
         self._values[quantity][contender][str(point)].append(rounded)
 
     def leave_out(self, contender: str, why: str) -> None:
-        """Note why a contender is not measured."""
+        """Record why a contender is not measured."""
         self._absent[contender] = why
 
     def comparison(  # noqa: PLR0913 -- all by name
@@ -172,7 +172,7 @@ class Readings:
         chart: Literal["lines", "bars"] | None = None,
         contenders: Sequence[str] = (),
     ) -> Comparison:
-        """All that was read of a quantity; `contenders` gives an order other than that of the readings."""
+        """All readings of a quantity; `contenders` gives an order other than that of the readings."""
         read = self._values[quantity]
         return Comparison(
             title=quantity,

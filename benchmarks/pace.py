@@ -1,4 +1,4 @@
-"""The provider and the callers of benchmarks/paced: compiled, so that they take little of what is measured."""
+"""The provider and the callers of benchmarks/paced: compiled, so that they use little of the machine."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 
 SOURCE = Path(__file__).with_name("paced")
 MODEL, PORT = "paced", 8080
-"""The provider's model, which is its name in its networks too."""
+"""The provider's model, which is also its name in its networks."""
 PROVIDER = f"http://{MODEL}:{PORT}"
 SPARE_SECONDS = 30
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pace:
-    """How long a stream is, how far its chunks are apart, and after how long callers give it up."""
+    """A stream's length, the time between its chunks, and the time after which callers give it up."""
 
     chunks: int
     milliseconds: int
@@ -44,9 +44,9 @@ class Pace:
 
 
 LONG = Pace(chunks=200, milliseconds=20, limit_seconds=60)
-"""Four seconds where nothing holds it up."""
+"""Four seconds if nothing delays it."""
 SLOW = Pace(chunks=80, milliseconds=500, limit_seconds=120)
-"""Two chunks a second, for as long as it takes that thousands are open."""
+"""Two chunks a second, long enough for thousands of streams to be open at once."""
 
 
 class Seen(BaseModel):
@@ -63,14 +63,14 @@ class Seen(BaseModel):
 
 
 def body(pace: Pace) -> Mapping[str, object]:
-    """What asks for a stream."""
+    """The body of a request for a stream."""
     said = f"{pace.chunks} {pace.milliseconds}"
     return {"model": MODEL, "stream": True, "messages": [{"role": "user", "content": said}]}
 
 
 @cache
 def program() -> Path:
-    """Build the program, the first time. Raises RuntimeError where Go is not installed or too old."""
+    """Build the program, the first time. Raises RuntimeError if Go is not installed or too old."""
     built = CACHE / "benchmarks" / f"paced-{recipe_hash(SOURCE)}"
     if not built.exists():
         go = which("go")
@@ -93,7 +93,7 @@ def program() -> Path:
 def provider(engine: docker.DockerClient, on: Network) -> Iterator[Container]:
     """The provider in a container, known as MODEL in a network."""
     made = engine.containers.create(
-        image_of("haproxy"),  # any would do
+        image_of("haproxy"),  # any image would do
         ["provider", f":{PORT}"],
         entrypoint=["/paced"],
         user="65534:65534",
@@ -111,7 +111,7 @@ def provider(engine: docker.DockerClient, on: Network) -> Iterator[Container]:
 
 
 def call(target: Target, at_once: int, pace: Pace, *, each: int = 1) -> Seen:
-    """Have so many callers ask at once, each for so many streams one after another."""
+    """Let `at_once` callers ask together, each for `each` streams one after another."""
     plan = {
         "url": f"{target.url}{target.path}",
         "headers": dict(target.headers),

@@ -1,4 +1,4 @@
-"""Portkey's gateway, as npm has it: what another open gateway takes on the same machine, before the same provider."""
+"""Portkey's gateway, from npm: what another open gateway costs on the same machine, with the same provider."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 PACKAGE, VERSION = "@portkey-ai/gateway", "1.15.2"
 SERVER, SERVER_VERSION = "@hono/node-server", "1.11.4"
-"""With the newest that it allows, each of its streams fails with 500 ("immutable")."""
+"""With the newest version that it allows, all its streams fail with 500 ("immutable")."""
 INSTALL_SECONDS = 180
 END_SECONDS = 10
 
@@ -57,9 +57,9 @@ def _installed() -> Path:
 
 @contextmanager
 def portkey(body: Mapping[str, object], *, provider_url: str) -> Iterator[tuple[int, Target]]:
-    """Portkey's gateway before an OpenAI-like provider: its process, and where it is asked.
+    """Portkey's gateway with an OpenAI-like provider: its process, and where to ask it.
 
-    Raises NotAvailableError when it cannot be installed or does not answer.
+    Raises NotAvailableError if it cannot be installed or does not answer.
     """
     program, port = _installed(), free_port()
     target = Target(
@@ -74,7 +74,7 @@ def portkey(body: Mapping[str, object], *, provider_url: str) -> Iterator[tuple[
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
             ["node", str(program), "--headless", f"--port={port}"],
-            # In a private network it asks only the addresses that are listed.
+            # In a private network it connects only to addresses that are listed.
             env={
                 **os.environ,
                 "NODE_ENV": "production",

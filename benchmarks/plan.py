@@ -51,7 +51,7 @@ def rendered_config() -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The plan's LiteLLM, running."""
+    """The plan's running LiteLLM."""
 
     container: Container
     url: str
@@ -80,7 +80,7 @@ class Compose:
     """The plan as a docker-compose project in a folder of its own."""
 
     def __init__(self, folder: Path) -> None:
-        """Write nothing yet. Raises NotAvailableError where docker-compose is not installed."""
+        """Writes nothing yet. Raises NotAvailableError if docker-compose is not installed."""
         if shutil.which(COMPOSE) is None:
             raise NotAvailableError(f"{COMPOSE} is not installed (apt-get install --no-install-recommends {COMPOSE})")
         self._folder = folder
@@ -137,13 +137,13 @@ class Compose:
             raise RuntimeError(f"{COMPOSE} {arguments[0]} failed: {done.stdout}{done.stderr}")
 
     def up(self) -> None:
-        """Bring it up; what runs and has not changed is left alone."""
+        """Bring it up; containers that run and have not changed stay as they are."""
         self.run("up", "--detach")
 
     def take_config_up(self) -> None:
-        """Have LiteLLM read a changed config: docker-compose does not look into the files that it mounts."""
+        """Make LiteLLM read a changed config: docker-compose does not look into the files that it mounts."""
         self.run("up", "--detach", "--no-deps", "--force-recreate", "litellm")
 
     def down(self) -> None:
-        """Take it away, with its data."""
+        """Remove it, with its data."""
         self.run("down", "--volumes", "--timeout", "5")

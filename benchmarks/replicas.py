@@ -2,8 +2,8 @@
 
     .venv/bin/python -m benchmarks.replicas            (as root, where a Docker Engine is installed; about 8 minutes)
 
-Three nodes, their load and their callers share this machine, so that more replicas help until its cores are busy: the
-CPU time per request says what one costs anywhere. Reports only; nothing here fails on a time.
+Three nodes, their load and their callers share this machine, so more replicas help only until its cores are busy. The
+CPU time per request says what a request costs on any machine. Reports only; nothing here fails on a time.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def cpu_seconds() -> float:
 
 
 def measure(targets: Sequence[Target], replicas: int, readings: Readings) -> None:
-    """A round."""
+    """Measure one round."""
     before = cpu_seconds()
     seen = asyncio.run(load(targets, CONCURRENT, ROUND_SECONDS))
     took = cpu_seconds() - before

@@ -1,4 +1,4 @@
-"""What gateways make of long answers: paced streams to many callers at once, before the same provider."""
+"""How gateways handle long answers: paced streams to many callers at once, from the same provider."""
 
 from __future__ import annotations
 
@@ -44,21 +44,21 @@ if TYPE_CHECKING:
 
 CONCURRENT = (1, 8, 32, 128, 512)
 EACH = {1: 2}
-"""How many streams a caller asks for, one after another, where not one."""
+"""How many streams a caller asks for, one after another, if not just one."""
 REPLICAS = 2
 HELD = (1000, REPLICAS * edge.REPLICA_CONNECTIONS + 500)
 """Streams that are held open at once: as many as are promised, and more than there is room for."""
 MEMORY_FROM = 32
-"""From this many at once, a stream's memory is larger than the gateway's own variations."""
+"""From this many streams on, their memory is larger than the gateway's normal variation."""
 SAMPLE_SECONDS = 0.5
 QUIET_CORES, QUIET_SECONDS = 0.1, 30
-"""Streams that were given up are over once a gateway takes less of a core, or after so long."""
+"""Abandoned streams count as over once a gateway uses less than this share of a core, or after this time."""
 DRAIN_SECONDS = 5
 PINNED, NEWEST = STAND_INS["litellm"], UPGRADES[-1]
 HAPROXY = "HAProxy alone"
 CONFIG = Path(__file__).with_name("haproxy.cfg")
 READY = pace.body(pace.Pace(chunks=2, milliseconds=1, limit_seconds=10))
-"""A short stream, by which a gateway is asked whether it answers."""
+"""A short stream, to see whether a gateway answers."""
 
 FIRST50, FIRST99, GAP50, GAP99, LONGEST = (
     "first token, p50",
@@ -80,7 +80,7 @@ WHOLE, REFUSED, CUT, WAITED, HELD_MEMORY = (
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """A stack that is measured."""
+    """A stack to measure."""
 
     is_newest: bool
     fast: bool
@@ -102,7 +102,7 @@ def stand_in(made: Deployment, recipe: Recipe) -> str:
     """The image of a release of LiteLLM that a stack is configured with; built, if it is not the default."""
     if recipe is PINNED:
         return str(project_file()["config"]["litellmImage"]["default"])
-    image = f"127.0.0.1:1/litellm:v{recipe.version}"  # a name that no registry has: what is built here is used
+    image = f"127.0.0.1:1/litellm:v{recipe.version}"  # no registry has it: the image built here is used
     with Steps() as steps:
         record = made.folder / ".images.yaml"
         images.ensure(steps, made.engine, {"litellm": image}, stack="any", ask=None, record=record)
@@ -120,14 +120,14 @@ def provided() -> dict[str, str]:
 
 
 def named(name: str) -> list[str]:
-    """What is measured under a name that holds this. Raises ValueError that lists all names when nothing is."""
+    """The gateways whose name contains `name`. Raises ValueError with all names if there are none."""
     if not (found := [each for each in (*NAMES, HOLDING) if name in each]):
         raise ValueError(f"nothing that is measured has {name!r} in its name: {'; '.join((*NAMES, HOLDING))}")
     return found
 
 
 class Most:
-    """The most memory that a gateway has while a block runs, in MiB."""
+    """The most memory that a gateway uses during a block, in MiB."""
 
     def __init__(self, contender: Contender) -> None:
         self._contender = contender
@@ -151,7 +151,7 @@ class Most:
 
 
 def await_quiet(contender: Contender) -> None:
-    """Wait until a gateway is done with streams that were given up."""
+    """Wait until a gateway has finished with abandoned streams."""
     deadline = time.monotonic() + QUIET_SECONDS
     while time.monotonic() < deadline:
         started, before = time.monotonic(), contender.cpu_seconds()
@@ -181,7 +181,7 @@ def measure(contender: Contender, provider: ContainerMeter, readings: Readings, 
 
 
 def read(seen: Seen, *, cpu: float, own: float) -> dict[str, float]:
-    """The figures of what callers saw; where no chunk arrived there are no times."""
+    """The figures of what callers saw; without any chunk there are no times."""
     figures = {FAILED: float(len(seen.failures) + len(seen.refused))}
     if seen.chunks:
         figures |= {CPU: 1e6 * cpu / seen.chunks, OWN: 1e6 * own / seen.chunks}
@@ -197,7 +197,7 @@ def read(seen: Seen, *, cpu: float, own: float) -> dict[str, float]:
 
 
 def hold(contender: Contender, _provider: ContainerMeter, readings: Readings, step: Step) -> None:
-    """A round of streams that are all open at once, and of more than there is room for."""
+    """A round of streams that are all open at once, and one of more than there is room for."""
     for count in HELD:
         step.note(f"{contender.name}, {count} held open")
         most = Most(contender)
@@ -219,7 +219,7 @@ def hold(contender: Contender, _provider: ContainerMeter, readings: Readings, st
 
 @contextmanager
 def of_kind(kind: Kind, engine: docker.DockerClient, provider: Container) -> Iterator[Contender]:
-    """A stack that is up, and asks the provider."""
+    """A running stack that asks the provider."""
     with tempfile.TemporaryDirectory() as folder, deployed(Path(folder), kind.configure) as made:
         on = engine.networks.get(f"{PROJECT_NAME}-{made.name}-gateway")
         on.connect(provider, aliases=[pace.MODEL])
@@ -232,7 +232,7 @@ def of_kind(kind: Kind, engine: docker.DockerClient, provider: Container) -> Ite
 
 
 def asked_at(answering: Container, headers: dict[str, str]) -> Target:
-    """How a gateway in a container is asked: at its own address, as Docker's proxy of a port would take its share."""
+    """How to ask a gateway in a container: at its own address, because Docker's port proxy would cost time."""
     return Target(url=f"http://{address(answering)}:{gateway.PORT}", headers=headers, body=READY)
 
 
@@ -253,7 +253,7 @@ def of_peer(provider_url: str) -> Iterator[Contender]:
 
 @contextmanager
 def of_haproxy(engine: docker.DockerClient, on: Network) -> Iterator[Contender]:
-    """HAProxy with nothing but the provider behind it."""
+    """HAProxy with only the provider behind it."""
     path = "/usr/local/etc/haproxy/haproxy.cfg"
     with container(
         engine,
@@ -270,7 +270,7 @@ def of_haproxy(engine: docker.DockerClient, on: Network) -> Iterator[Contender]:
 
 
 def run(engine: docker.DockerClient, rounds: int, step: Step, name: str = "") -> list[Comparison]:
-    """Bring up one gateway after another, and measure it; those only whose name holds `name`."""
+    """Bring up and measure one gateway after another; only those whose name contains `name`."""
     readings, parts = Readings(), named(name)
     with network(engine) as on, pace.provider(engine, on) as provider:
         made: dict[str, Callable[[], AbstractContextManager[Contender]]] = {
@@ -292,7 +292,7 @@ def run(engine: docker.DockerClient, rounds: int, step: Step, name: str = "") ->
 
 
 def compared(readings: Readings) -> list[Comparison]:
-    """The tables of all that was read."""
+    """The tables of all readings."""
     quantities: dict[str, tuple[str, Literal["lines", "bars"] | None]] = {
         FIRST50: ("ms", "lines"),
         FIRST99: ("ms", None),

@@ -1,4 +1,4 @@
-"""A gateway that answers at once with what it has at hand, in a process of its own: clients are measured with it."""
+"""A gateway that answers at once with prepared answers, in its own process, to measure clients with."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 PROJECT = Path(__file__).resolve().parent.parent
 BACKLOG = 1024
-"""As many callers may come at once."""
+"""This many callers may connect at once."""
 WORDS = 10
 DIMENSIONS = 1536
 USAGE = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
@@ -79,7 +79,7 @@ class Stub(asyncio.Protocol):
 
 
 def answer_to(head: bytes, body: bytes) -> bytes:
-    """The answer for a request's path, and for whether it asks for a stream."""
+    """The answer for a request's path, as a stream if it asks for one."""
     if b"/embeddings " in head.split(b"\r\n", 1)[0]:
         return EMBEDDING
     return STREAM if json.loads(body).get("stream") else COMPLETION
@@ -92,7 +92,7 @@ async def serve(listening: socket.socket) -> None:
 
 @contextmanager
 def stub() -> Iterator[str]:
-    """Have it run, and give its address."""
+    """Run it during the block; yields its address."""
     with socket.create_server((LOOPBACK, 0), backlog=BACKLOG) as listening:
         descriptor = listening.fileno()
         with subprocess.Popen(

@@ -32,7 +32,7 @@ def cell(comparison: Comparison, contender: str, point: str) -> str:
 
 
 def rows(comparison: Comparison) -> list[list[str]]:
-    """A comparison as rows of a table, the first of them its head."""
+    """A comparison as rows of a table; the first row is its head."""
     points = comparison.all_points
     return [
         [comparison.points, *points],
@@ -42,7 +42,7 @@ def rows(comparison: Comparison) -> list[list[str]]:
 
 
 def heading(comparison: Comparison) -> str:
-    """What a table shows: quantity, unit, which way is better, and what its ratios relate to."""
+    """A table's title: quantity, unit, which direction is better, and what its ratios relate to."""
     baseline = comparison.baseline or "each row's first figure"
     return f"{comparison.title}, {comparison.unit} ({comparison.better} is better; x of {baseline})"
 
@@ -55,6 +55,6 @@ def where(machine: Machine) -> str:
 
 
 def how(report: Report) -> str:
-    """When, where and of what a report's figures are."""
+    """When and where a report's figures were measured, and with which versions."""
     versions = ", ".join(f"{name} {version}" for name, version in report.versions.items())
     return f"{report.day}, {report.rounds} rounds in {report.seconds} s on {where(report.machine)}. {versions}."

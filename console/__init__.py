@@ -1,1 +1,1 @@
-"""The operator's console, `llmctl`: the gateway from the shell, and what runs, is wrong, is kept and was used."""
+"""The operator's console, `llmctl`: the gateway from the shell, its status, problems, backups and usage."""

@@ -1,6 +1,6 @@
 """The stack's databases in files: what `llmctl backup` does, and what it writes.
 
-A backup is a file with the app's database, and beside it one with LiteLLM's own where the stack has that.
+A backup is a file with the app's database and, if the stack has LiteLLM's database, a second file with that.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 CHUNK_BYTES = 1 << 20
 ROWS_BETWEEN_REPORTS = 10_000
 LOCK_WAIT = "60s"
-"""How long a backup waits for anyone who changes a table's schema."""
+"""How long a backup waits while somebody changes a table's schema."""
 IDENTIFIER = rb'(?:"(?:[^"]|"")+"|[a-z_][a-z0-9_$]*)'
 COPY = re.compile(rb"COPY (?P<table>%b\.%b) (?:\((?P<columns>.*)\))? FROM stdin;\n" % (IDENTIFIER, IDENTIFIER))
 END_OF_COPY = b"\\.\n"
@@ -40,7 +40,7 @@ MIGRATIONS_TABLE = b"public.schema_migrations"
 
 @dataclass(frozen=True, slots=True)
 class Backup:
-    """A backup that was written and read again to its end."""
+    """A backup that was written completely and read back to its end."""
 
     file: Path
     database: str
@@ -49,25 +49,25 @@ class Backup:
     tables: int
     rows: int
     migration: int
-    """The number of the last migration in it; 0 where it has none."""
+    """The number of the last migration in it; 0 if it has none."""
     removed: tuple[Path, ...]
-    """Older backups that were removed, as there were more than were to be kept."""
+    """Older backups that were removed because there were more than should be kept."""
     litellm: Backup | None = None
-    """That of LiteLLM's own database, which belongs to it."""
+    """The backup of LiteLLM's own database that belongs to it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """What an archive holds."""
+    """What an archive contains."""
 
     rows: Mapping[str, int]
-    """Of each table, by its name as SQL has it: `public."Order"`."""
+    """The number of rows of each table, by its name in SQL: `public."Order"`."""
     migration: int
     """As in Backup."""
 
     @property
     def total(self) -> int:
-        """Of all tables, in rows."""
+        """The rows of all tables together."""
         return sum(self.rows.values())
 
     def __str__(self) -> str:
@@ -91,12 +91,12 @@ def backup(  # noqa: PLR0913 -- all by name
     format. Only its owner may read it, and it has its name only once it is complete and was read back. LiteLLM's
     database, at `litellm`, is then written in the same way to the file's `companion`: the two are one backup. With
     `alone` it is left out. Then the oldest backups of this database in the folder are removed until `keep` (1 or
-    more) are left, this one among them.
-    `engine` is the address of the Docker Engine that may run the server, where that is not `docker`'s own.
+    more) are left, this one among them. `engine` is the address of the Docker Engine that may run the server, if it
+    is not the one that `docker` uses.
 
-    Raises ValueError for a file that exists or cannot be named so, or is no folder though `keep` is given, and
-    BackupError, also where LiteLLM uses a database on the same server, and neither `litellm` nor `alone` is given.
-    What is complete then stays, and nothing is removed.
+    Raises ValueError if the file exists, cannot have this name, or is not a folder although `keep` is given. Raises
+    BackupError for other failures, also if LiteLLM uses a database on the same server and neither `litellm` nor
+    `alone` is given. Complete files then stay, and nothing is removed.
     """
     if keep is not None and not file.is_dir():
         raise ValueError(f"{file} is not a folder: --keep needs the folder that the backups are in")
@@ -159,7 +159,7 @@ def _saved(server: Server, file: Path, report: Callable[[str], None], engine: st
 
 
 def backups_in(folder: Path, database: str) -> list[Path]:
-    """The backups of a database that a folder got, the oldest first."""
+    """The backups of a database in a folder, the oldest first."""
     name = re.compile(rf"{re.escape(_file_name(database))}-\d{{8}}T\d{{6}}Z\.dump")
     return sorted(each for each in folder.iterdir() if name.fullmatch(each.name))
 
@@ -169,11 +169,11 @@ def _file_name(database: str) -> str:
 
 
 def remove_older(file: Path, database: str, keep: int) -> tuple[Path, ...]:
-    """Remove the oldest backups of a database beside `file` until `keep` are left, and what killed ones have left.
+    """Remove the oldest backups of a database beside `file` until `keep` are left, and leftovers of killed backups.
 
-    The last `keep` that have LiteLLM's database stay too: others are no substitute for them.
+    The last `keep` that include LiteLLM's database stay too: backups without it do not replace them.
     """
-    # However the clock of this machine was set when the others were made: the new one stays.
+    # The new one stays, however the clock of this machine was set when the others were made.
     others = [each for each in backups_in(file.parent, database) if each != file]
     with_litellm = [each for each in others if companion(each).exists()]
     stay = {*_last(others, keep - 1), *_last(with_litellm, keep - companion(file).exists())}
@@ -182,7 +182,7 @@ def remove_older(file: Path, database: str, keep: int) -> tuple[Path, ...]:
         for old in others:
             if old in stay:
                 continue
-            # In this order, so that the next run finds what a kill has left.
+            # In this order, so that the next run finds what is left if this one is killed.
             for each in (companion(old), old):
                 beside(each, ".sha256").unlink(missing_ok=True)
                 if each.exists():
@@ -217,7 +217,7 @@ def _dump(programs: Programs, server: Server, stream: IO[bytes]) -> tuple[int, s
 
 
 def content_of(programs: Programs, stream: FileIO) -> Content:
-    """Read a whole archive, from the file's present position, as a restore would."""
+    """Read a whole archive, from the file's current position, as a restore would."""
     with (
         shown_progress("reading", os.fstat(stream.fileno()).st_size) as progress,
         programs.running("pg_restore", "--data-only", "--file=-", stdin=stream) as process,
@@ -263,10 +263,10 @@ def beside(file: Path, suffix: str) -> Path:
 
 @contextmanager
 def _new_file(path: Path) -> Iterator[IO[bytes]]:
-    """A file that was not there. Only its owner can read it, from the first byte on, and a failure takes it away."""
+    """A new file. Only its owner can read it, from the first byte on, and it is removed after a failure."""
     with open(path, "xb", opener=lambda name, flags: os.open(name, flags, 0o600)) as stream:
-        with suppress(OSError):  # from file systems that know no locks
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)  # as long as it is being written
+        with suppress(OSError):  # from file systems without locks
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)  # locked while it is being written
         try:
             yield stream
         except BaseException:
@@ -275,21 +275,21 @@ def _new_file(path: Path) -> Iterator[IO[bytes]]:
 
 
 def _give_name(partial: Path, file: Path, digest: str) -> None:
-    """Put a complete file under its own name, where it has its checksum from the first moment on."""
+    """Give a complete file its own name; its checksum is there before."""
     with _new_file(beside(file, ".sha256")) as checksum:
         checksum.write(f"{digest}  {file.name}\n".encode())
         _to_disk(checksum)
         try:
-            os.link(partial, file)  # a renaming would take the name from a file that has it
+            os.link(partial, file)  # a rename would overwrite a file that already has the name
         except FileExistsError:
             raise
-        except OSError:  # from file systems that know no links
+        except OSError:  # from file systems without hard links
             with _new_file(file):
                 partial.rename(file)
     partial.unlink(missing_ok=True)
     folder = os.open(file.parent, os.O_RDONLY)
     try:
-        os.fsync(folder)  # or a power cut takes the names away
+        os.fsync(folder)  # otherwise a power cut could lose the names
     finally:
         os.close(folder)
 

@@ -82,7 +82,7 @@ def chat(
                 for text in answer:
                     sys.stdout.write(text)
                     sys.stdout.flush()
-            finally:  # why an answer broke off has a line of its own
+            finally:  # why an answer broke off goes on its own line
                 sys.stdout.write("\n")
         return
     result = (
@@ -315,7 +315,7 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:
-        # The reader has left; the interpreter must not try to flush the rest.
+        # The reader has gone; the interpreter must not try to flush the rest.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except ValueError as error:

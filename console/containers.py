@@ -1,7 +1,7 @@
-"""The stacks of an engine, by the `docker` command and the labels that `infra/placement` gives to all it makes.
+"""The stacks of an engine, found with the `docker` command by the labels that `infra/placement` sets on everything.
 
-On one host a part is containers, on a Swarm a service with tasks. A manager of that knows every task, and any engine
-its own containers only.
+On one host a part consists of containers, on a Swarm of a service with tasks. A Swarm's manager knows every task; an
+engine knows only its own containers.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ LABEL = "llm-infrastructure"
 OF_A_TASK = "com.docker.swarm.task.id"
 EDGE, REPLICA, POSTGRES = "edge", "litellm", "postgres"
 LOG_SECONDS = 120.0
-"""For a log, which the engine keeps tens of megabytes of."""
+"""For a log: the engine keeps tens of megabytes of it."""
 TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\dT[\d:.]+Z")
 SECONDS = 20.0
-"""For a command; an engine behind ssh takes its time."""
+"""For a command: an engine behind ssh is slow."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,23 +39,24 @@ class Part:
     kind: str
     """`edge`, `litellm`, `postgres`, `redis` or `demo`."""
     state: str
-    """The engine's word for it, with the health where it runs, and what the edge says of a replica it leaves out."""
+    """The engine's word for its state, with its health if it runs, and what the edge says about a replica it leaves
+    out."""
     up: bool
-    """Runs, is healthy or was made just now, and answers the edge."""
+    """Whether it runs, is healthy or was just created, and answers the edge."""
     since: datetime | None
-    """Since when it is in its state, where the engine tells."""
+    """Since when it has been in its state, if the engine says."""
     restarts: int | None
-    """How often the engine had to start it again; None on a Swarm, which makes another one."""
+    """How often the engine had to restart it; None on a Swarm, which creates a new one instead."""
     image: str
     addresses: tuple[str, ...]
     container: str | None
-    """The id of its container, where that is on the engine that was asked."""
+    """The id of its container, if that is on the engine that was asked."""
     look: str
     """The command that shows why it is in its state."""
     logs: tuple[str, ...]
-    """What `docker` prints its log by."""
+    """The name or id by which `docker` prints its log."""
     traffic: Traffic | None = None
-    """Of an edge and of replicas, where the edge could be asked."""
+    """The statistics of an edge or a replica, if the edge could be asked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,18 +66,19 @@ class Stack:
     name: str
     parts: tuple[Part, ...]
     short: tuple[str, ...]
-    """The services of which fewer tasks run than should, each with its numbers and the command that shows why."""
+    """The services with fewer running tasks than they should have, with the numbers and the command that shows
+    why."""
     unseen: str
-    """What of the stack this engine cannot tell; empty where it can tell all."""
+    """What this engine does not know about the stack; empty if it knows everything."""
 
     @property
     def edge(self) -> Part | None:
-        """The edge whose statistics can be asked."""
+        """The edge that can be asked for statistics."""
         return next((each for each in self.parts if each.kind == EDGE and each.up and each.container), None)
 
 
 def stacks(port: int) -> list[Stack]:
-    """The stacks whose edge publishes a port, those with one that runs first. Raises ProgramError."""
+    """The stacks whose edge publishes a port; those with a running edge first. Raises ProgramError."""
     ids = _docker("ps", "--all", "--quiet", "--no-trunc", f"--filter=label={LABEL}.part").split()
     containers = _inspected("container", ids)
     edges = [each for each in containers if _labels(each)[f"{LABEL}.part"] == EDGE and _publishes(each, port)]
@@ -89,7 +91,7 @@ def stacks(port: int) -> list[Stack]:
     except ProgramError as error:
         if "swarm" not in str(error).lower():
             raise
-        tasks = [each for each in edges if each not in on_host]  # of a manager that is elsewhere
+        tasks = [each for each in edges if each not in on_host]  # the manager is on another engine
         on_swarm = [
             _on_host(edge, containers, unseen=f"only the tasks of this node, because {error}") for edge in tasks
         ]
@@ -104,7 +106,7 @@ def postgres_version(container: str) -> str:
 
 
 def log(part: Part) -> list[tuple[datetime, str]]:
-    """What a part has written to its standard output, with the time of each line. Raises ProgramError."""
+    """What a part has written to standard output, with the time of each line. Raises ProgramError."""
     command, *rest = part.logs
     written = output(["docker", command, *rest[:-1], "--timestamps", rest[-1]], seconds=LOG_SECONDS)
     rows = (line.partition(" ") for line in written.splitlines())
@@ -114,7 +116,7 @@ def log(part: Part) -> list[tuple[datetime, str]]:
 def _on_host(edge: Mapping[str, Any], containers: Iterable[Mapping[str, Any]], unseen: str = "") -> Stack:
     wanted = _identity(_labels(edge))
     found = [each for each in containers if _identity(_labels(each)) == wanted]
-    # The containers of earlier tasks stay behind, and are no part of the stack any more.
+    # The containers of earlier tasks stay behind, but are no longer part of the stack.
     now = [each for each in found if OF_A_TASK not in _labels(each) or each["State"]["Running"]]
     images = _images(frozenset(each["Image"] for each in now))
     return Stack(name=wanted[-1], parts=_ordered(_container(each, images) for each in now), short=(), unseen=unseen)
@@ -133,7 +135,8 @@ def _container(container: Mapping[str, Any], images: Mapping[str, str]) -> Part:
         kind=labels[f"{LABEL}.part"],
         name=name.removeprefix(_prefix(labels)),
         state=status,
-        # An `up` has seen what it makes healthy; the engine, which asks seldom, may have yet to ask.
+        # An `up` has seen that what it created is healthy. The engine checks less often, and may not have checked
+        # yet.
         up=status in {"running", "healthy"}
         or (status == "starting" and not container["RestartCount"] and not state["Health"]["Log"]),
         since=_time(state["StartedAt" if state["Running"] else "FinishedAt"]),
@@ -148,7 +151,7 @@ def _container(container: Mapping[str, Any], images: Mapping[str, str]) -> Part:
 
 
 def _on_swarm(port: int, containers: Sequence[Mapping[str, Any]]) -> list[Stack]:
-    """The stacks on the Swarm that the engine manages. Raises ProgramError where it manages none."""
+    """The stacks on the Swarm that the engine manages. Raises ProgramError if it manages none."""
     listing = _docker("service", "ls", f"--filter=label={LABEL}.part", "--format={{json .}}")
     numbers = {row["Name"]: row["Replicas"] for row in map(json.loads, listing.splitlines())}
     services = _inspected("service", list(numbers))
@@ -194,7 +197,7 @@ def _task(
         kind=labels[f"{LABEL}.part"],
         name=f"{service['Name'].removeprefix(_prefix(labels))}{number}@{node.get('Hostname', 'no node')}",
         state=state,
-        up=state == "running",  # which a task with a health check is when that has passed
+        up=state == "running",  # a task with a health check gets this state once the check has passed
         since=_time(task["Status"]["Timestamp"]),
         restarts=None,
         image=task["Spec"]["ContainerSpec"]["Image"].partition("@")[0],
@@ -208,12 +211,12 @@ def _task(
 
 
 def _ordered(parts: Iterable[Part]) -> tuple[Part, ...]:
-    """By part and number: the tenth after the ninth."""
+    """Sorts by part and number: the tenth after the ninth."""
     return tuple(sorted(parts, key=lambda each: (each.kind, len(each.name.partition("@")[0]), each.name)))
 
 
 def _unseen(parts: Iterable[Part]) -> str:
-    """Which edges' statistics are those of other engines."""
+    """The edges whose statistics only other engines have."""
     others = [each.name for each in parts if each.kind == EDGE and each.up and each.container is None]
     return f"what {', '.join(others)} counted: ask the engines there" if others else ""
 
@@ -223,7 +226,7 @@ def _docker(*arguments: str) -> str:
 
 
 def _inspected(kind: str, ids: Sequence[str]) -> list[dict[str, Any]]:
-    """What the engine knows about things that it has just listed, without those that were removed since."""
+    """What the engine knows about objects that it has just listed, without those that have been removed since."""
     if not ids:
         return []
     try:
@@ -267,6 +270,6 @@ def _publishes(container: Mapping[str, Any], port: int) -> bool:
 
 
 def _time(text: str) -> datetime | None:
-    """A time of the engine's, which says year 1 for never."""
+    """A time from the engine, which uses year 1 for "never"."""
     time = datetime.fromisoformat(text)
     return time if time.year > 1 else None

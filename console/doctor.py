@@ -1,4 +1,4 @@
-"""`llmctl doctor`: what is right, doubtful or wrong, and the command that fixes it. Changes nothing."""
+"""`llmctl doctor`: what is right, doubtful or wrong, and the commands that fix it. Changes nothing."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 PROJECT = Path(__file__).parent.parent
 WITH_COLLATION_VERSIONS = 150000
-"""The first PostgreSQL that keeps the version of the C library for each database."""
+"""The first PostgreSQL that stores the version of the C library for each database."""
 VERSION_FIX = "./pulumiw up, unless litellmImage of the stack config names that one"
 
 
@@ -129,7 +129,8 @@ def _database(settings: Settings, folder: Path, served: set[str]) -> Iterator[Fi
 def collation(connection: psycopg.Connection) -> Finding | None:
     """Whether the server sorts text with the C library that built the indexes, or with another one.
 
-    PostgreSQL knows since 15, and for libraries that have versions: https://www.postgresql.org/docs/17/sql-altercollation.html
+    PostgreSQL knows this since version 15, for libraries that have versions:
+    https://www.postgresql.org/docs/17/sql-altercollation.html
     """
     if connection.info.server_version < WITH_COLLATION_VERSIONS:
         return None

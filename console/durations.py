@@ -1,4 +1,4 @@
-"""How long a period of LiteLLM's is, in words that each release reads alike."""
+"""Durations in LiteLLM's notation, limited to what every release reads the same."""
 
 from __future__ import annotations
 

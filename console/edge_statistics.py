@@ -1,7 +1,7 @@
 """What the edge has counted: HAProxy's own statistics, asked through its master in its container.
 
-Each reload starts another worker, whose counters of replicas begin at zero. Those of clients are in a table that
-the workers hand on (edge/haproxy.cfg), and begin at zero with the container.
+Each reload starts a new worker, whose counters for replicas start at zero. The counters for clients are in a table
+that each worker passes on to the next (edge/haproxy.cfg), and start at zero with the container.
 """
 
 from __future__ import annotations
@@ -30,34 +30,34 @@ cat >&3
 cat <&3
 """
 NAMES = ASK.replace("cat <&3", 'while read -r _ _ name; do echo "$name"; done <&3')
-"""Of a map, the values alone: its keys are those of clients, which stay in the container."""
+"""Reads only the values of a map. Its keys are the clients' keys, which stay in the container."""
 QUESTIONS = "@1 show info;@1 show stat;@1 show table clients;{}quit\n"
 NAMES_QUESTION = "@1 show map clients.map;quit\n"
 KEY_QUESTION = "@1 get map clients.map {};"
 PLAIN_KEY = re.compile(r"[\w.-]+", re.ASCII)
-"""A key with nothing in it that means something to HAProxy's command line."""
+"""A key without characters that are special in HAProxy's command line."""
 CLIENT_ROW = re.compile(r"key=(\S+) .*gpc0=(\d+) gpc1=(\d+) gpc2=(\d+)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Traffic:
-    """Requests, streams among them, since the edge's last reload."""
+    """Requests, streams included, since the edge's last reload."""
 
     requests: int
     failed: int
-    """Of an edge, those that it answered with 500 or more. Of a replica also those that it broke off or refused to
-    take, which the edge asks another one for."""
+    """For an edge, the requests that it answered with 500 or more. For a replica also those that it broke off or
+    refused, for which the edge asks another one."""
     active: int
-    """Being answered now."""
+    """Requests that are being answered now."""
     queued: int
-    """Waiting for a replica that takes them."""
+    """Requests that are waiting for a replica."""
 
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """What the holder of a key has asked of the models since the edge's container was created.
+    """The requests that a client has sent for models since the edge's container was created.
 
-    What an old worker still answers after a reload, at most one request a connection, is missing.
+    Requests that an old worker still answers after a reload, at most one per connection, are missing.
     """
 
     name: str
@@ -75,26 +75,26 @@ class Statistics:
     version: str
     """HAProxy's."""
     since: datetime
-    """When the worker started that counts: at the last reload."""
+    """When the worker that counts started: at the last reload."""
     traffic: Traffic
     replicas: Mapping[str, Traffic]
     """By the replica's address."""
     down: frozenset[str]
-    """Addresses of replicas that the edge sends nothing to, because they do not answer its checks."""
+    """Addresses of replicas to which the edge sends nothing, because they do not answer its checks."""
     clients: tuple[Client, ...]
     knows_key: bool | None
-    """Whether the key is one of a client of this edge; None where that could not be asked."""
+    """Whether the key belongs to a client of this edge; None if the edge could not be asked."""
 
 
 def statistics(container: str, key: str) -> Statistics:
-    """Ask the edge in a container. Raises ProgramError when that fails, and ValueError for what is no such answer."""
+    """Ask the edge in a container. Raises ProgramError if that fails, and ValueError for an unexpected answer."""
     command = ["docker", "exec", "--interactive", container, "bash", "-c", ASK]
     questions = QUESTIONS.format(KEY_QUESTION.format(key) if PLAIN_KEY.fullmatch(key) else "")
     return read(output(command, given=questions, seconds=SECONDS), now=datetime.now(UTC))
 
 
 def clients(container: str) -> frozenset[str]:
-    """The names of the clients that the edge in a container knows; none where it does not answer."""
+    """The names of the clients that the edge in a container knows; none if it does not answer."""
     command = ["docker", "exec", "--interactive", container, "bash", "-c", NAMES]
     try:
         return frozenset(output(command, given=NAMES_QUESTION, seconds=SECONDS).split())
@@ -110,7 +110,7 @@ def read(answer: str, *, now: datetime) -> Statistics:
         raise ValueError("what runs there does not answer like HAProxy")
     rows = list(csv.DictReader(answer[start + 2 :].split("\n\n", 1)[0].splitlines()))
     frontend = next((row for row in rows if (row["pxname"], row["svname"]) == (FRONTEND, "FRONTEND")), {})
-    # A replica has a place in the backend of its master key's generation; its address may be left over in the other.
+    # A replica is in the backend of its master key's generation; the other backend may still have its address.
     servers: dict[str, list[dict[str, str]]] = {}
     for row in rows:
         if row["svname"].startswith(REPLICA) and row["addr"]:

@@ -14,4 +14,4 @@ class Finding:
     status: Literal["ok", "warning", "failure"]
     detail: str
     fix: str = ""
-    """The command or step that fixes it; empty where nothing is to be fixed."""
+    """The command or step that fixes it; empty if there is nothing to fix."""

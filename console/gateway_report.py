@@ -1,4 +1,4 @@
-"""What the gateway says about itself to any client, without asking a model."""
+"""What the gateway tells any client about itself, without a request to a model."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ class GatewayError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """When the provider's model behind a name ends, as the stack's table of retirements has it."""
+    """When the provider's model behind a name ends, according to the stack's table of retirements."""
 
     shutdown_date: date | None
     successor: str | None
-    """What answers from then on, where that is known and the stack config does not say `keep`."""
+    """What answers from then on, if that is known and the stack config does not say `keep`."""
     replaces: str | None
-    """The model that had answered, and has ended: another one answers in its place."""
+    """The model that used to answer and has ended: another one answers instead."""
 
     @property
     def noticed(self) -> bool:
-        """Whether callers notice, or will: the model has ended, or nothing takes its place."""
+        """Whether callers notice, or will: the model has ended, or nothing replaces it."""
         return self.shutdown_date is not None and (self.shutdown_date <= _today() or not self.successor)
 
     def __str__(self) -> str:
@@ -62,11 +62,11 @@ class Model:
     """What the gateway says about a model that it serves."""
 
     owner: str
-    """The provider, as LiteLLM's prefix for it; `demo` where the demo provider answers."""
+    """LiteLLM's prefix for the provider; `demo` if the demo provider answers."""
     price: dict[str, float]
-    """US dollars for a million tokens, `input` and `output`; what is not known is not in it."""
+    """US dollars for a million tokens, `input` and `output`; unknown prices are left out."""
     refuses: dict[str, str]
-    """Parameters that its provider refuses: `drop`, `error`, or the name by which they are sent."""
+    """Parameters that its provider refuses: `drop`, `error`, or the name under which they are sent."""
     shutdown_date: str | None
 
 
@@ -75,15 +75,15 @@ class Gateway:
     """A gateway that answers."""
 
     version: str
-    """LiteLLM's; empty if it does not report it. Newer releases do not."""
+    """LiteLLM's version; empty if it does not report one. Newer releases do not."""
     models: tuple[str, ...]
-    """The names of those that are served; empty where the key is refused."""
+    """The names of the served models; empty if the key is refused."""
     endings: dict[str, Ending]
-    """Those whose provider's model ends or has ended, by name."""
+    """The models whose provider's model ends or has ended, by name."""
     told: dict[str, Model]
-    """What is known of each, by name."""
+    """What is known about each model, by name."""
     refused: int | None
-    """The status with which the key is refused; None where it is accepted."""
+    """The status with which the key is refused; None if it is accepted."""
 
 
 def ask(settings: Settings) -> Gateway:
@@ -115,7 +115,7 @@ def ask(settings: Settings) -> Gateway:
 
 
 def accepted(settings: Settings) -> Gateway:
-    """Ask with a key that has to be accepted. Raises LLMError where it is not, or nothing answers."""
+    """Ask with a key that must be accepted. Raises LLMError if it is not, or if nothing answers."""
     try:
         gateway = ask(settings)
     except GatewayError as error:

@@ -1,4 +1,4 @@
-"""Whether LiteLLM's own database fits the LiteLLM that runs. Changes nothing."""
+"""Whether LiteLLM's own database fits the running LiteLLM. Changes nothing."""
 
 from __future__ import annotations
 
@@ -24,10 +24,11 @@ UP = "./pulumiw up"
 POOL = "generalSettings.database_connection_pool_limit"
 PROGRAM = Path(litellm_schema.__file__).read_text(encoding="utf-8")
 FEW_OF_SERVER = 5
-"""Of the server's connections: another replica's pool (infra/litellm_connections.py) must fit."""
+"""The fewest free connections of the server: another replica's pool (infra/litellm_connections.py) must fit."""
 FEW_OF_ROLE = 2
-"""Of the role's own, which are bounded by what its replicas take: one for a backup, one for this."""
-# What is free: of the role's own, and of the server's but for those that it keeps for its superuser.
+"""The fewest free connections of the role, whose limit is what its replicas need: one for a backup, one for this
+check."""
+# The free connections: those of the role, and those of the server without what it keeps for its superuser.
 CONNECTIONS = """
 SELECT session_user, rolconnlimit, (SELECT count(*) FROM pg_stat_activity WHERE usename = session_user),
     current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int
@@ -43,7 +44,7 @@ APPLIED = f"SELECT migration_name, finished_at IS NOT NULL FROM {MIGRATIONS} WHE
 
 
 def unnamed_database(settings: Settings) -> Iterator[Finding]:
-    """Where LiteLLM is connected to a database beside the app's, and the settings do not have it."""
+    """A finding if LiteLLM is connected to a database beside the app's that the settings do not have."""
     try:
         beside = server_at(settings.required_database_url()).litellm_beside
     except (LLMError, BackupError):
@@ -54,9 +55,9 @@ def unnamed_database(settings: Settings) -> Iterator[Finding]:
 
 
 def of_server(url: str, seconds: int, *, stack: str = "") -> Iterator[Finding]:
-    """What the server tells: whether it is reached, by whom, how many connections are free.
+    """What the server says: whether it can be reached, by which role, how many connections are free.
 
-    The commands that fix it are for `stack`, or for the selected one.
+    The commands that fix a finding are for `stack`, or for the selected one.
     """
     up = _up(stack)
     try:
@@ -93,7 +94,7 @@ def _connections(connection: psycopg.Connection, stack: str) -> Iterator[Finding
 
 
 def of_release(url: str, of_image: list[str] | None, seconds: int, *, stack: str = "") -> Finding:
-    """Whether the schema is that of a release, whose migrations a replica tells by `litellm_schema`.
+    """Whether the schema is that of a release, whose migrations a replica lists with `litellm_schema`.
 
     The command that fixes it is for `stack`, or for the selected one.
     """
@@ -117,7 +118,7 @@ def of_release(url: str, of_image: list[str] | None, seconds: int, *, stack: str
 
 
 def examine(url: str, seconds: int) -> Iterator[Finding]:
-    """All that can be told: by the server, and by each replica on the engine that `docker` asks."""
+    """Everything that the server says, and each replica on the engine that `docker` uses."""
     well = True
     for finding in of_server(url, seconds):
         well = well and finding.status != "failure"

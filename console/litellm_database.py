@@ -1,4 +1,4 @@
-"""LiteLLM's own database: how to tell it from the app's, and whether the LiteLLM that runs can use a restored one."""
+"""LiteLLM's own database: how to recognize it, and whether the running LiteLLM can use a restored one."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ VARIABLE = "LITELLM_DATABASE_URL"
 TABLES = "LiteLLM_"
 """How the names of LiteLLM's tables begin."""
 MIGRATIONS = "_prisma_migrations"
-"""The table in which releases that have migrations note them."""
+"""The table in which releases with migrations record them."""
 OWN = re.compile(rf'public\.(?:"{TABLES}\w+"|{MIGRATIONS})')
 PROGRAM = Path(salt_key.__file__).read_text(encoding="utf-8")
 SOME = 3
@@ -34,7 +34,7 @@ SELECT c.relname || '.' || a.attname FROM pg_attribute a JOIN pg_class c ON c.oi
 WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p') AND a.attnum > 0 AND NOT a.attisdropped
 """
 APPLIED = f"SELECT 'migration ' || migration_name FROM {MIGRATIONS} WHERE finished_at IS NOT NULL"  # noqa: S608
-# Nobody holds the key of a client, so it has no name that shows how it begins and ends.
+# Nobody has the key of a client, so it has no name that shows how it begins and ends.
 CLIENTS = f"""
 SELECT key_alias, token FROM "{TABLES}VerificationToken" WHERE key_name IS NULL AND key_alias IS NOT NULL
 """  # noqa: S608
@@ -42,7 +42,7 @@ ENCRYPTED = {
     f"{TABLES}CredentialsTable": "credential_values",
     f"{TABLES}ProxyModelTable": "litellm_params",
 }
-"""Columns with JSON of which LiteLLM encrypts each text."""
+"""Columns with JSON in which LiteLLM encrypts each text."""
 
 
 def is_litellms(content: Content) -> bool:
@@ -51,10 +51,11 @@ def is_litellms(content: Content) -> bool:
 
 
 def objections(restored: str, live: str, run: Run) -> Iterator[str]:
-    """Why the LiteLLM that runs could not use a restored database as it is, or not all of it.
+    """Why the running LiteLLM could not use a restored database as it is, or not all of it.
 
-    Both databases are given by their URLs. The present one has the schema of the LiteLLM that runs, as each `up` sees
-    to. `run` runs the text of a program in a replica, which reads the second text. Raises BackupError.
+    Both databases are given by their URLs. The present one has the schema of the running LiteLLM, because each `up`
+    ensures that. `run` runs the text of a program in a replica, with the second text as its input. Raises
+    BackupError.
     """
     try:
         if differs := _of_another_release(restored, live):
@@ -108,7 +109,7 @@ def _schema(url: str) -> set[str]:
 
 
 def _of_another_salt_key(restored: str, run: Run) -> str:
-    """What in a database was made with another salt key than the replicas'; empty where it is nothing."""
+    """What in a database was encrypted with another salt key than the replicas'; empty if nothing was."""
     with connected(restored) as connection:
         given = {"clients": dict(_clients(connection)), "values": [*_encrypted(connection)]}
     if not any(given.values()):

@@ -1,6 +1,6 @@
-"""Which migrations the LiteLLM of this image has, printed as a JSON list; null for a release that has none.
+"""Prints the migrations that the LiteLLM of this image has, as a JSON list; null for a release that has none.
 
-`console/litellm_check.py` and the checks of a deployed stack have this text run in a replica's container.
+`console/litellm_check.py` and the checks of a deployed stack run this text in a replica's container.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 
 
 def migrations() -> list[str] | None:
-    """The names, as Prisma notes them in the database."""
+    """The names, as Prisma records them in the database."""
     spec = importlib.util.find_spec("litellm_proxy_extras")
     if spec is None:
         return None

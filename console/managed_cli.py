@@ -36,7 +36,7 @@ COLUMNS = ("spend ($)", "budget ($)", "rpm", "tpm", "models", "blocked")
 
 
 def add_commands(to: typer.Typer, kind: str, *, example: str, keys: str, seconds: int) -> None:
-    """Add show, block, unblock and delete of a kind: `key` or `team`.
+    """Add the commands show, block, unblock and delete for a kind: `key` or `team`.
 
     `keys` says in the help whose keys are blocked, and `seconds` is how long a replica still uses what it has read.
     """
@@ -94,7 +94,7 @@ def cells(each: Key | Team) -> tuple[str, ...]:
 
 
 def print_one(each: Key | Team, *, as_json: bool) -> None:
-    """A field a line, or as JSON."""
+    """One field per line, or JSON."""
     if as_json:
         print(to_json(each.told()))
     else:
@@ -104,7 +104,7 @@ def print_one(each: Key | Team, *, as_json: bool) -> None:
 
 
 def agreed(question: str, *, yes: bool) -> bool:
-    """Ask for a yes. Raises typer.BadParameter where there is no terminal to ask on."""
+    """Ask for a yes. Raises typer.BadParameter if there is no terminal to ask on."""
     if yes:
         return True
     if not sys.stdin.isatty():

@@ -1,4 +1,4 @@
-"""LiteLLM's keys and teams, where the stack has LiteLLM's database: asked from within a replica's container."""
+"""LiteLLM's keys and teams, if the stack has LiteLLM's database: asked from within a replica's container."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NO_DATABASE = (
 FAILED = 400
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@/-]{0,99}", re.ASCII)
 HASH_BEGINNING = 8
-"""How many characters of its hash name a key that has no alias."""
+"""How many characters of its hash are the name of a key without an alias."""
 
 Named = TypeVar("Named", "Key", "Team")
 Request = tuple[str, str, Any]
@@ -42,7 +42,7 @@ class Limited:
     """What keys and teams have in common, by LiteLLM's names."""
 
     models: tuple[str, ...]
-    """The models that it may ask; all if empty."""
+    """The models that it may use; all if empty."""
     spend: float
     """US dollars, since the budget last started over."""
     max_budget: float | None
@@ -54,7 +54,7 @@ class Limited:
     created_at: datetime | None
 
     def told(self) -> dict[str, Any]:
-        """The fields by name: first those that only a key or a team has."""
+        """The fields by name: those that only a key or only a team has come first."""
         common = {each.name for each in fields(Limited)}
         return dict(sorted(asdict(self).items(), key=lambda item: item[0] in common))
 
@@ -63,13 +63,13 @@ class Limited:
 class Key(Limited):
     """A virtual key. Only its holder knows the key itself."""
 
-    kind = field = "key"  # LiteLLM's name for the id in a request; with an `s` for several
+    kind = field = "key"  # LiteLLM's name for the id in a request; with an `s` for several ids
 
     key_alias: str | None
     key_name: str
-    """How the key begins and ends."""
+    """The start and the end of the key."""
     token: str
-    """Its hash, which LiteLLM knows it by."""
+    """Its hash, by which LiteLLM knows it."""
     team_id: str | None
     team_alias: str | None
     expires: datetime | None
@@ -83,7 +83,7 @@ class Key(Limited):
 
     @property
     def team(self) -> str:
-        """What its team is called."""
+        """The alias of its team."""
         return self.team_alias or self.team_id or "-"
 
 
@@ -109,7 +109,7 @@ class Team(Limited):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What a key or a team may, by LiteLLM's names; None for no limit."""
+    """The limits of a key or a team, by LiteLLM's names; None for no limit."""
 
     models: tuple[str, ...] = ()
     max_budget: float | None = None
@@ -120,7 +120,7 @@ class Limits:
     tpm_limit: int | None = None
 
     def body(self) -> dict[str, Any]:
-        """As LiteLLM takes it. Raises ManagementError for what it would take wrongly or not at all."""
+        """In LiteLLM's form. Raises ManagementError for values that it would misread or not accept."""
         if self.budget_duration is not None:
             if self.max_budget is None:
                 raise ManagementError("--budget-duration needs --max-budget")
@@ -131,7 +131,7 @@ class Limits:
 
 
 def checked_duration(text: str) -> str:
-    """A duration that each release of LiteLLM reads alike. Raises ManagementError."""
+    """A duration that every release of LiteLLM reads the same. Raises ManagementError."""
     if not DURATION.fullmatch(text):
         raise ManagementError(f"{text} is not a duration: use 30d, 12h, 30m, 90s or 1mo")
     return text
@@ -149,10 +149,10 @@ def checked_name(text: str) -> str:
 
 
 class Gateway:
-    """A replica whose LiteLLM can be asked. All of them have the one database."""
+    """A replica whose LiteLLM can be asked. All replicas share one database."""
 
     def __init__(self, container: str, edge: str | None = None) -> None:
-        """`edge` is the container of the stack's edge, where that is on this engine."""
+        """`edge` is the container of the stack's edge, if it is on this engine."""
         self.container, self.edge = container, edge
 
     def ask(self, *requests: Request) -> list[tuple[int, Any]]:
@@ -161,7 +161,7 @@ class Gateway:
         return [(status, body) for status, body in answered]
 
     def run(self, program: str, given: str) -> str:
-        """What the text of a program prints in the container, which reads `given`. Raises ProgramError."""
+        """What the text of a program prints in the container, with `given` as its input. Raises ProgramError."""
         command = ["docker", "exec", "--interactive", self.container, "python3", "-I", "-c", program]
         printed = output(command, given=given, seconds=SECONDS)
         if not printed.strip():  # as an engine under load may end it
@@ -169,7 +169,7 @@ class Gateway:
         return printed
 
     def has_database(self) -> bool:
-        """Whether LiteLLM has a database. Raises ProgramError, and ManagementError where it does not answer."""
+        """Whether LiteLLM has a database. Raises ProgramError, and ManagementError if it does not answer."""
         [(_, body)] = self.ask(("GET", "/health/readiness", None))
         state = str(body["db"]) if isinstance(body, dict) and "db" in body else sentence(body)[:200]
         if state == "connected":
@@ -203,16 +203,16 @@ class Gateway:
         return self.all()[1]
 
     def key(self, name: str) -> Key:
-        """The key of an alias, or whose hash begins so. Raises ProgramError and ManagementError."""
+        """The key with this alias or start of its hash. Raises ProgramError and ManagementError."""
         checked_name(name)
         return key_called(name, self.keys())
 
     def team(self, name: str) -> Team:
-        """The team of an alias or id. Raises ProgramError and ManagementError."""
+        """The team with this alias or id. Raises ProgramError and ManagementError."""
         return team_called(name, self.teams())
 
     def create_key(self, alias: str, limits: Limits, *, team: str | None, duration: str | None) -> tuple[Key, str]:
-        """A new key, and the key itself, which cannot be read again. Raises ProgramError and ManagementError."""
+        """A new key's row, and the key itself, which is shown only once. Raises ProgramError and ManagementError."""
         body = {"key_alias": checked_name(alias), **limits.body()}
         if duration is not None:
             body["duration"] = checked_duration(duration)
@@ -250,7 +250,7 @@ class Gateway:
         return self.team(made["team_id"])
 
     def named(self, kind: str, name: str) -> Key | Team:
-        """The `key` or `team` of a name. Raises ProgramError and ManagementError."""
+        """The `key` or `team` with this name. Raises ProgramError and ManagementError."""
         return self.key(name) if kind == Key.kind else self.team(name)
 
     def block(self, each: Key | Team, *, blocked: bool) -> Key | Team:
@@ -271,7 +271,7 @@ class Gateway:
 def gateway() -> Gateway:
     """The gateway at LITELLM_URL, whose LiteLLM has a database.
 
-    Raises NotConfiguredError, ProgramError where its containers cannot be reached, and ManagementError without a
+    Raises NotConfiguredError, ProgramError if its containers cannot be reached, and ManagementError without a
     database.
     """
     made = replica()
@@ -281,12 +281,12 @@ def gateway() -> Gateway:
 
 
 def replica() -> Gateway:
-    """A replica of the gateway at LITELLM_URL, with a database or without. Raises as `gateway`, but for that."""
+    """A replica of the gateway at LITELLM_URL, with a database or without. Raises what `gateway` raises otherwise."""
     return of_stack(_stack())
 
 
 def replicas() -> dict[str, Gateway]:
-    """Each that runs on the engine that `docker` asks, by its name. Raises as `replica`."""
+    """Each replica on the engine that `docker` uses, by its name. Raises what `replica` raises."""
     return _replicas_of(_stack())
 
 
@@ -301,7 +301,7 @@ def _stack() -> containers.Stack:
 
 
 def of_stack(stack: containers.Stack) -> Gateway:
-    """A replica of a stack that can be asked on this engine. Raises ProgramError where there is none."""
+    """A replica of a stack that can be asked on this engine. Raises ProgramError if there is none."""
     return next(iter(_replicas_of(stack).values()))
 
 
@@ -319,7 +319,7 @@ def _replicas_of(stack: containers.Stack) -> dict[str, Gateway]:
 
 
 def key_called(name: str, keys: Sequence[Key]) -> Key:
-    """The key of an alias, or whose hash begins so. Raises ManagementError."""
+    """The key with this alias or start of its hash. Raises ManagementError."""
     checked_name(name)
     named = [key for key in keys if key.key_alias == name] or [
         key for key in keys if len(name) >= HASH_BEGINNING and key.token.startswith(name)
@@ -328,13 +328,13 @@ def key_called(name: str, keys: Sequence[Key]) -> Key:
 
 
 def team_called(name: str, teams: Sequence[Team]) -> Team:
-    """The team of an alias or id. Raises ManagementError."""
+    """The team with this alias or id. Raises ManagementError."""
     named = [team for team in teams if name == team.team_id] or [team for team in teams if name == team.team_alias]
     return one(named, f"no team is called {name}: llmctl teams list")
 
 
 def one(named: Sequence[Named], nobody: str) -> Named:
-    """The one that a name fits. Raises ManagementError if there are several or none."""
+    """The one that matches a name. Raises ManagementError if there are several or none."""
     if not named:
         raise ManagementError(nobody)
     if len(named) > 1:
@@ -344,7 +344,7 @@ def one(named: Sequence[Named], nobody: str) -> Named:
 
 
 def sentence(body: Any) -> str:  # noqa: ANN401 -- any JSON
-    """What is wrong, from any of LiteLLM's forms of an error."""
+    """The message in any of LiteLLM's error formats."""
     while isinstance(body, dict):
         body = next((body[name] for name in ("error", "detail", "message") if body.get(name)), "it says nothing")
     if isinstance(body, list):
@@ -356,13 +356,13 @@ def sentence(body: Any) -> str:  # noqa: ANN401 -- any JSON
         ]
         return "; ".join(fields)
     text = " ".join(str(body).split())
-    if inner := re.fullmatch(r"\{'(?:error|message)': '(.*)'\}", text):  # Python's words for a JSON object
+    if inner := re.fullmatch(r"\{'(?:error|message)': '(.*)'\}", text):  # Python's text for a JSON object
         text = inner[1]
     return text.removeprefix("Internal Server Error, ")
 
 
 def key_of(row: Mapping[str, Any], teams: Mapping[str, str | None]) -> Key:
-    """A key, of LiteLLM's row."""
+    """A key, from LiteLLM's row."""
     return Key(
         key_alias=row.get("key_alias"),
         key_name=row.get("key_name") or "",
@@ -375,7 +375,7 @@ def key_of(row: Mapping[str, Any], teams: Mapping[str, str | None]) -> Key:
 
 
 def team_of(row: Mapping[str, Any], keys: Sequence[Key]) -> Team:
-    """A team, of LiteLLM's row."""
+    """A team, from LiteLLM's row."""
     return Team(
         team_id=row["team_id"],
         team_alias=row.get("team_alias"),

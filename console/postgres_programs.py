@@ -1,8 +1,9 @@
 """PostgreSQL's own programs for a server, which do the work of backups and restores.
 
-They are in the server's major version: an older pg_dump refuses the server, what a newer one writes the server's own
-pg_restore may not read, and a newer pg_restore sends settings that the server may not know. They run in the container
-of the stack's Postgres, over its local socket and so without a password, or else on this machine.
+They must have the server's major version. An older pg_dump refuses the server. The server's own pg_restore may not
+read what a newer pg_dump writes. A newer pg_restore sends settings that the server may not know. They run in the
+container of the stack's Postgres, over its local socket and so without a password; if that is not the server, on this
+machine.
 """
 
 from __future__ import annotations
@@ -29,15 +30,16 @@ if TYPE_CHECKING:
 CONTAINER_LABEL = f"{LABEL}.part={POSTGRES}"
 SUPERUSER = "postgres"
 MAINTENANCE_DATABASE = "postgres"
-"""Where to connect to create and rename databases: nobody can rename the one that they are in."""
+"""The database to connect to for creating and renaming databases: nobody can rename the one that they are connected
+to."""
 PROGRAMS = ("pg_dump", "pg_restore", "psql")
 CONNECT_SECONDS = 15
-# Two servers may have the same system identifier (one is a copy of the other), but not the same start as well.
+# Two servers may have the same system identifier (one is a copy of the other), but not also the same start time.
 IDENTITY = (
     "SELECT concat(system_identifier, ' ', extract(epoch FROM pg_postmaster_start_time())) FROM pg_control_system()"
 )
 LITELLM_LOGINS = ("litellm_1", "litellm_2")
-"""The roles that LiteLLM logs in with: they take turns, as the app's do."""
+"""The roles with which LiteLLM logs in: they take turns, like the app's."""
 BESIDE = "SELECT count(*) FROM pg_stat_activity WHERE datname <> current_database() AND usename = ANY(%s)"
 
 
@@ -47,28 +49,28 @@ class BackupError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """The server and database of a URL, as it answered."""
+    """The server and database of a URL, from the server's own answer."""
 
     url: str
     database: str
     oid: int
     user: str
     role: str
-    """What the user acts as."""
+    """The role that the user acts as."""
     address: str
     port: int
     version: int
     """The major version."""
     password: str
     variable: str
-    """Which has the URL."""
+    """The environment variable with the URL."""
     litellm_beside: bool
     """Whether LiteLLM is connected to another database there."""
 
 
 @dataclass(frozen=True, slots=True)
 class Programs:
-    """PostgreSQL's programs for a server: where they run, and as whom."""
+    """PostgreSQL's programs for a server: where they run, and as which user."""
 
     where: str
     prefix: tuple[str, ...]
@@ -79,7 +81,7 @@ class Programs:
     password: str = ""
 
     def command(self, program: str, *arguments: str) -> list[str]:
-        """The words that run a program of PostgreSQL's."""
+        """The command line that runs one of PostgreSQL's programs."""
         return [*self.prefix, program, *arguments]
 
     @property
@@ -88,12 +90,12 @@ class Programs:
         return {**os.environ, **({"PGPASSWORD": self.password} if self.password else {})}
 
     def psql(self, *options: str) -> list[str]:
-        """The words that run psql as the user who creates and renames databases."""
+        """The command line that runs psql as the user who creates and renames databases."""
         plain = ("--no-psqlrc", "--quiet", "--tuples-only", "--no-align", "--set=ON_ERROR_STOP=1")
         return self.command("psql", *plain, *options, f"--dbname={self.admin}")
 
     def sql(self, script: str, **variables: str) -> str:
-        """What a psql script prints that runs as the user who creates and renames databases."""
+        """The output of a psql script, run as the user who creates and renames databases."""
         command = self.psql(*(f"--set={name}={value}" for name, value in variables.items()))
         done = subprocess.run(
             command, input=script, env=self.environment, capture_output=True, text=True, check=False
@@ -106,7 +108,7 @@ class Programs:
     def running(
         self, program: str, *arguments: str, stdin: FileIO | None = None
     ) -> Iterator[subprocess.Popen[bytes]]:
-        """A program while it runs; a BackupError at the end if it failed."""
+        """A running program; raises BackupError at the end if it failed."""
         with tempfile.TemporaryFile() as errors:
             with subprocess.Popen(
                 self.command(program, *arguments),
@@ -126,7 +128,7 @@ class Programs:
 
 
 def server_at(url: str, variable: str = "DATABASE_URL") -> Server:
-    """The server at `url`, which `variable` has, once it has answered. Raises BackupError."""
+    """The server at `url`, the value of `variable`, once it has answered. Raises BackupError."""
     try:
         with connected(url) as connection:
             row = connection.execute(
@@ -154,14 +156,14 @@ def server_at(url: str, variable: str = "DATABASE_URL") -> Server:
 
 
 def connected(url: str) -> psycopg.Connection:
-    """A connection to what is at `url`, within some seconds."""
+    """A connection to the server at `url`, within some seconds."""
     return psycopg.connect(url, connect_timeout=CONNECT_SECONDS, autocommit=True)
 
 
 def programs_for(server: Server, engine: str | None = None) -> Programs:
-    """The programs in the container of the stack's Postgres if that is the server, or those of this machine.
+    """The programs in the container of the stack's Postgres if that is the server, otherwise those of this machine.
 
-    `engine` is the address of the Docker Engine to ask, where that is not `docker`'s own.
+    `engine` is the address of the Docker Engine to ask, if it is not the one that `docker` uses.
 
     Raises BackupError that says what was tried.
     """
@@ -204,7 +206,7 @@ def _container(server: Server, docker: list[str]) -> tuple[str, str]:
     except ProgramError as error:
         return "", f"Docker was asked for the stack's Postgres, and {error}"
     for name in listed.split():
-        # A port says little: the server may be at the other end of a tunnel, or on another address.
+        # The port alone proves little: the server may be at the other end of a tunnel, or on another address.
         with suppress(ProgramError, psycopg.Error), connected(server.url) as connection:
             psql = ["psql", "--no-psqlrc", "--tuples-only", "--no-align", f"--username={SUPERUSER}"]
             found = output(

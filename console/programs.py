@@ -11,7 +11,7 @@ class ProgramError(Exception):
 
 
 def output(command: list[str], *, given: str = "", seconds: float | None = None) -> str:
-    """What a program prints when it reads `given`. Raises ProgramError if it fails or takes longer than `seconds`."""
+    """A program's output with the input `given`. Raises ProgramError if it fails or takes longer than `seconds`."""
     try:
         done = subprocess.run(command, input=given, capture_output=True, text=True, check=False, timeout=seconds)
     except FileNotFoundError:
@@ -24,7 +24,7 @@ def output(command: list[str], *, given: str = "", seconds: float | None = None)
 
 
 def reason(errors: str) -> str:
-    """The line that says why a program failed, or which sessions are in its way. The rest may contain rows."""
+    """The line that says why a program failed, or which sessions blocked it. Other lines may contain rows."""
     lines = [line.strip() for line in errors.splitlines() if line.strip()]
     wrong = [line for line in lines if re.search(r"error|fatal", line, re.IGNORECASE)]
     sessions = [line for line in lines if re.match(r"DETAIL: .* using the database", line)]

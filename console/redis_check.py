@@ -1,4 +1,4 @@
-"""Whether Redis, in which all replicas count, is reached and has room. Changes nothing."""
+"""Whether Redis, in which all replicas count, can be reached and has room. Changes nothing."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ CHECK = "Redis"
 
 
 def command(folder: str, words: str) -> str:
-    """The shell's command that has Redis do something, with the password in a folder and on no command line."""
+    """The shell command that makes Redis do something; the password comes from a file, not from the command line."""
     return f'REDISCLI_AUTH="$(cat {folder}/{PASSWORD})" exec {CLIENT} -e {words}'
 
 
 def told(container: str) -> Mapping[str, str]:
-    """What Redis says of its memory and its clients, by name. Raises ProgramError."""
+    """What Redis reports about its memory and its clients, by name. Raises ProgramError."""
     said = output(["docker", "exec", container, "sh", "-c", command(FOLDER, "info")], seconds=SECONDS)
     return dict(line.strip().split(":", 1) for line in said.splitlines() if ":" in line)
 
 
 def examine(settings: Settings) -> Iterator[Finding]:
-    """What is to be said of the Redis of the stack at LITELLM_URL; nothing where it has none, or none can be seen."""
+    """Findings about the Redis of the stack at LITELLM_URL; none if it has no Redis, or none can be seen."""
     from console.status import found  # noqa: PLC0415 -- it loads much that only this needs
 
     try:

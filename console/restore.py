@@ -1,9 +1,9 @@
-"""The stack's databases out of files: what `llmctl restore` does.
+"""Restores the stack's databases from files: what `llmctl restore` does.
 
-It makes a new database beside the present one and fills it as the database's own role, so that no file ever runs as
-superuser. It counts the rows and brings the app's schema up to date, or sees that LiteLLM can use what it gets, and
-only then has the two change names, in one transaction. Whatever ends it before that leaves the present database as it
-was.
+It creates a new database beside the present one and fills it as the database's own role, so that no file ever runs as
+superuser. It counts the rows and brings the app's schema up to date, or checks that LiteLLM can use its database.
+Only then does it swap the names of the two, in one transaction. If it ends before that, for whatever reason, the
+present database is as it was.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ SELECT (SELECT rolsuper OR rolcreatedb FROM pg_roles WHERE rolname = current_use
    AND (SELECT pg_has_role(datdba, 'USAGE') FROM pg_database WHERE datname = :'live');
 """
 LEFTOVERS = "SELECT datname FROM pg_database WHERE datname ~ :'pattern' ORDER BY datname;"
-# With the owner, encoding, locale and limit of the present one, and for those who may connect to that.
+# With the owner, encoding, locale, connection limit and connect privileges of the present one.
 CREATE = r"""
 SELECT format('CREATE DATABASE %I OWNER %I TEMPLATE template0 ENCODING %L LC_COLLATE %L LC_CTYPE %L '
               'CONNECTION LIMIT %s',
@@ -63,8 +63,8 @@ SELECT format('GRANT %s ON DATABASE %I TO %s', privilege_type, :'new',
 FROM pg_database, aclexplode(coalesce(datacl, acldefault('d', datdba))) WHERE datname = :'live' \gexec
 """
 DROP = 'DROP DATABASE IF EXISTS :"new" WITH (FORCE);'
-# The settings come last, as one of them may forbid to write. Those that are lists are stored as they are written.
-# The first renaming locks out anyone who wants to connect, then waits up to 5 s for the sessions to be gone.
+# The settings come last, because one of them may forbid writes. Settings that are lists are stored as they are
+# written. The first rename locks out new connections, then waits up to 5 s for the sessions to end.
 SWITCH = r"""
 BEGIN;
 SELECT format('ALTER %s SET %I TO %s',
@@ -90,23 +90,23 @@ SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datid = :'oid' AND 
 
 @dataclass(frozen=True, slots=True)
 class Restored:
-    """A restore that is done: what the database holds now, and under which name what it held before is kept."""
+    """A finished restore: what the database contains now, and the name under which the old one is kept."""
 
     database: str
     kept: str
     tables: int
     rows: int
     migrated: tuple[str, ...]
-    """The migration files that were applied to it, as it was older than they are."""
+    """The migration files that were applied to it, because the backup was older."""
     drop: str
-    """The command that drops what is kept."""
+    """The command that drops the old database."""
     litellm: Restored | None = None
-    """LiteLLM's own database, if that was restored beside the app's."""
+    """The restore of LiteLLM's own database, if that was restored too."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """A file that was read, and the database that it replaces."""
+    """A file that has been read, and the database that it will replace."""
 
     server: Server
     programs: Programs
@@ -128,17 +128,16 @@ def restore(  # noqa: PLR0913 -- all by name
     confirm: Callable[[str], bool],
     report: Callable[[str], None],
 ) -> Restored:
-    """Put what `file` holds in the place of the database at `url`, and keep the present one under another name.
+    """Replace the database at `url` with the content of `file`, and keep the present one under another name.
 
-    Of a folder it is the newest backup of this database. `folder` has the migrations: what the file does not have is
-    applied, and a file with one that `folder` does not have is refused.
-    LiteLLM's database, at `litellm`, gets the file's companion, or `file` itself if that has LiteLLM's tables; `only`
-    restores one of the two. It must have the schema of the present one, and be of the salt key that the replicas
-    have, unless `force` is given. `run` runs the text of a program in a replica.
-    `confirm` is asked for each database, by its name, before anything is made; `report` gets a line for each step.
-    Sessions in a database are ended at the last moment.
+    If `file` is a folder, the newest backup of this database in it is used. `folder` has the migrations: those that
+    are missing in the file are applied, and a file with a migration that `folder` does not have is refused. LiteLLM's
+    database, at `litellm`, gets the file's companion, or `file` itself if that has LiteLLM's tables; `only` restores
+    one of the two. It must have the schema of the present one and the replicas' salt key, unless `force` is given.
+    `run` runs the text of a program in a replica. `confirm` is called with each database's name before anything is
+    created; `report` gets a line for each step. Sessions in a database are ended at the last moment.
 
-    Raises BackupError, and MigrationError for a folder that cannot be read; the database is as it was then.
+    Raises BackupError, and MigrationError for a folder that cannot be read; then the database is unchanged.
     """
     newest = len(migrations.read(folder))
     if file.is_dir():
@@ -169,7 +168,7 @@ def restore(  # noqa: PLR0913 -- all by name
 def _plans(  # noqa: PLR0913, PLR0917 -- those of `restore`
     opened: ExitStack, url: str, file: Path, litellm: str | None, only: Only | None, report: Callable[[str], None]
 ) -> list[_Plan]:
-    """What is to be restored: LiteLLM's database first, as there is more that it may be refused for."""
+    """What to restore: LiteLLM's database first, because there are more reasons to refuse it."""
 
     def of_litellm(file: Path) -> _Plan:
         if litellm is None:
@@ -211,7 +210,7 @@ def _read(
 
 
 def _refuse(plan: _Plan, newest: int, folder: Path) -> None:
-    """Raise BackupError for what can be seen before anything is made."""
+    """Raise BackupError for problems that can be found before anything is created."""
     server = plan.server
     if plan.of_litellm and plan.content.rows and not litellm_database.is_litellms(plan.content):
         raise BackupError(f"{plan.file} has tables that are not LiteLLM's: it is not a backup of LiteLLM's database")
@@ -230,7 +229,7 @@ def _refuse(plan: _Plan, newest: int, folder: Path) -> None:
 def _finished(  # noqa: PLR0913 -- those of `restore`
     plan: _Plan, folder: Path, run: Run, report: Callable[[str], None], restored: str, *, force: bool
 ) -> Sequence[migrations.Migration]:
-    """Bring a restored database up to date, or see that it is. Raises BackupError and MigrationError."""
+    """Bring a restored database up to date, or check that it is. Raises BackupError and MigrationError."""
     if not plan.of_litellm:
         return migrations.up(restored, folder, report=report)
     for why in litellm_database.objections(restored, plan.server.url, run):
@@ -289,9 +288,9 @@ def _restore(
 
 @contextmanager
 def _only_one(programs: Programs, live: str) -> Iterator[subprocess.Popen[str]]:
-    """Keep a second restore out, which would take the new database of this one for left over.
+    """Prevent a second restore, which would mistake this one's new database for a leftover.
 
-    By a session outside the database, as all that are in it end before the names change.
+    The lock belongs to a session outside the database, because all sessions in it end before the names change.
     """
     key = int.from_bytes(hashlib.sha256(f"llm-infrastructure restore {live}".encode()).digest()[:8], signed=True)
     with subprocess.Popen(
@@ -299,7 +298,7 @@ def _only_one(programs: Programs, live: str) -> Iterator[subprocess.Popen[str]]:
             f"--command={NEVER_IDLE_TOO_LONG}", f"--command=SELECT pg_try_advisory_lock({key})", "--file=-"
         ),
         env=programs.environment,
-        stdin=subprocess.PIPE,  # until this ends, the session goes on
+        stdin=subprocess.PIPE,  # the session lasts as long as this block
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -313,7 +312,7 @@ def _only_one(programs: Programs, live: str) -> Iterator[subprocess.Popen[str]]:
 
 
 def _refuse_unlocked(lock: subprocess.Popen[str]) -> None:
-    """Raise BackupError unless the session that `_only_one` began still answers, and so holds its lock."""
+    """Raise BackupError unless the session that `_only_one` began still answers, and so still has its lock."""
     if lock.stdin and lock.stdout:
         with suppress(BrokenPipeError):  # then it says nothing
             os.write(lock.stdin.fileno(), b"SELECT true;\n")
@@ -330,7 +329,7 @@ def _drop_leftovers(programs: Programs, live: str, report: Callable[[str], None]
 
 
 def _fill(programs: Programs, new: str, stream: FileIO) -> None:
-    """Restore an archive as the app's own role, to whom everything then belongs."""
+    """Restore an archive as the app's own role, which then owns everything."""
     target = make_conninfo(programs.connection, dbname=new)
     with (
         shown_progress("restoring", os.fstat(stream.fileno()).st_size) as progress,
@@ -345,7 +344,7 @@ def _fill(programs: Programs, new: str, stream: FileIO) -> None:
 
 
 def _count(url: str, content: Content) -> None:
-    """Compare a restored database with what the archive holds, and have its statistics made, which no archive has."""
+    """Compare a restored database with the archive's content, and create its statistics, which no archive has."""
     with connected(url) as connection:
         connection.execute("SET statement_timeout = 0")
         for table, rows in content.rows.items():
@@ -360,14 +359,14 @@ def _switch(programs: Programs, server: Server, *, new: str, kept: str) -> None:
     with ThreadPoolExecutor(1) as pool:
         renaming = pool.submit(programs.sql, SWITCH, live=server.database, new=new, kept=kept)
         while not renaming.done():
-            with suppress(BackupError):  # then the renaming fails, and says more
+            with suppress(BackupError):  # then the rename fails, and says more
                 programs.sql(END_SESSIONS, oid=str(server.oid))
             wait([renaming], POLL_SECONDS)
         renaming.result()
 
 
 def _check_sum(stream: FileIO, file: Path) -> None:
-    """Refuse a file without its checksum, or with another. Leaves the file at its beginning."""
+    """Refuse a file without its checksum, or with a wrong one. Rewinds the file to its start."""
     checksum = beside(file, ".sha256")
     try:
         wanted = checksum.read_text(encoding="utf-8", errors="replace").split()[:1]

@@ -1,8 +1,8 @@
-"""What in a database of LiteLLM's was made with another salt key than a replica has.
+"""Finds what in a LiteLLM database was encrypted with another salt key than a replica has.
 
-`console/litellm_database.py` has this text run in a replica's container: the salt key stays there. Standard input has
-`clients`, the hash of each client's key by its name, and `values`, what LiteLLM has encrypted. Standard output gets
-the names of the clients, and how many of the values, do not belong to the salt key.
+`console/litellm_database.py` runs this text in a replica's container: the salt key stays there. Standard input has
+`clients`, the hash of each client's key by its name, and `values`, what LiteLLM has encrypted. It prints the names of
+the clients whose keys do not belong to the salt key, and how many of the values do not.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from typing import Any
 
 SALT_KEY = Path("/run/secrets/LITELLM_SALT_KEY")
 GCM = "v2:gcm:"
-"""With it begins what newer releases encrypt, if `encryption_algorithm` is aes-256-gcm."""
+"""The prefix of what newer releases encrypt if `encryption_algorithm` is aes-256-gcm."""
 NONCE_BYTES = 12
 SEALED_BYTES = 40
-"""The least that releases encrypt otherwise take: a nonce of 24 bytes and 16 that authenticate the text."""
+"""The smallest size of anything encrypted otherwise: a nonce of 24 bytes and 16 bytes that authenticate the text."""
 
 
 def token_of(client: str, salt_key: str) -> str:
@@ -31,7 +31,7 @@ def token_of(client: str, salt_key: str) -> str:
 
 
 def is_sealed(value: str) -> bool:
-    """Whether a text can be one that LiteLLM has encrypted: it keeps some as they were given."""
+    """Whether a text may be one that LiteLLM has encrypted: it stores some unencrypted."""
     try:
         return value.startswith(GCM) or len(_decoded(value)) >= SEALED_BYTES
     except ValueError:

@@ -1,4 +1,4 @@
-"""How a status is shown on the screen, once or for as long as somebody watches."""
+"""Shows a status on the screen, once or for as long as somebody watches."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from console.status import Status
 
 COLUMNS = 10_000
-"""The width of what is no terminal: nothing is wrapped or cut off."""
+"""The width for output that is not a terminal: nothing is wrapped or cut off."""
 AGES = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
 
 
 def repeat(seconds: float, show: Callable[[Status], None]) -> None:
-    """Look every so many seconds until Ctrl-C."""
+    """Look at this interval, in seconds, until Ctrl-C."""
     try:
         while True:
             show(status.read())
@@ -37,7 +37,7 @@ def repeat(seconds: float, show: Callable[[Status], None]) -> None:
 
 
 class Screen:
-    """Prints each status after the one before; a live one, on a terminal, in its place."""
+    """Prints each status below the previous one; a live one, on a terminal, in place of it."""
 
     def __init__(self, *, live: bool = False) -> None:
         self._console = Console(highlight=False, markup=False, emoji=False)
@@ -70,7 +70,7 @@ def rendered(status: Status) -> RenderableType:
 def _rendered(status: Status) -> Iterator[RenderableType]:
     stack = f"stack {status.stack} at " if status.stack else ""
     yield Text(f"{stack}{status.url}, {status.at.astimezone():%Y-%m-%d %H:%M:%S}", style="bold")
-    # First of all, as a terminal may be too low for the rest.
+    # First of all, because a terminal may be too short for the rest.
     for line in status.wrong:
         yield Text(f"WRONG    {line}", style="red")
     if not status.wrong:
@@ -110,7 +110,7 @@ def _clients(clients: tuple[Client, ...]) -> Text:
 
 
 def _table(names: Sequence[str], rows: Sequence[Sequence[Text | str]]) -> Text:
-    """A line a row, with numbers, which are no Text, to the right. What a terminal is too narrow for is cut off.
+    """One line per row; numbers, which are not Text, go to the right. What a terminal is too narrow for is cut off.
 
     Rich's own table would shorten every column instead.
     """

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def served() -> Gateway:
-    """What the gateway says of itself. Raises NotConfiguredError, and GatewayError where it does not answer."""
+    """What the gateway says about itself. Raises NotConfiguredError, and GatewayError if it does not answer."""
     from app import Settings  # noqa: PLC0415
     from console import gateway_report  # noqa: PLC0415
 

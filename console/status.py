@@ -1,7 +1,7 @@
-"""`llmctl status`: the stack at a glance. Changes nothing, and no provider is asked.
+"""`llmctl status`: the stack at a glance. It changes nothing and asks no provider.
 
-The gateway is asked over its own API, as any client does. What runs, in which state, and what the edge has counted is
-known to the engine, which is asked by the `docker` command where it is reachable.
+The gateway is asked over its own API, as any client does. The engine knows what runs, in which state, and what the
+edge has counted. It is asked with the `docker` command, if it can be reached.
 """
 
 from __future__ import annotations
@@ -32,29 +32,30 @@ DATABASE_SECONDS = 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
-    """What is known about the stack. It is well if nothing is wrong; what could not be seen is not wrong."""
+    """What is known about the stack. It is well if nothing is wrong; what could not be seen counts as well."""
 
     at: datetime
     url: str
     stack: str | None
-    """The stack's name, where its engine is reachable."""
+    """The stack's name, if its engine can be reached."""
     models: tuple[str, ...]
     versions: Mapping[str, str]
-    """By program: LiteLLM, HAProxy, PostgreSQL."""
+    """The versions by program: LiteLLM, HAProxy, PostgreSQL."""
     parts: tuple[containers.Part, ...]
     clients: tuple[Client, ...]
     edge: str | None
-    """The edge that has counted what is shown; on a Swarm each has counted its own."""
+    """The edge whose counts are shown; on a Swarm each edge counts its own requests."""
     counted_since: datetime | None
-    """Since when, replicas and all; clients since the edge's container came to be."""
+    """Since when replicas and totals have been counted; clients have been counted since the edge's container was
+    created."""
     wrong: tuple[str, ...]
-    """What of the stack is down, each with the command that looks closer or fixes it."""
+    """The parts of the stack that are down, each with the command that shows more or fixes it."""
     unseen: tuple[str, ...]
     """What could not be seen, and why."""
 
 
 def read() -> Status:
-    """Look at the stack at LITELLM_URL. Raises NotConfiguredError only: what fails is in the status."""
+    """Look at the stack at LITELLM_URL. Raises only NotConfiguredError: other failures are in the status."""
     settings = Settings.load()
     key = settings.required_api_key()
     url = str(settings.litellm_url).rstrip("/")
@@ -87,7 +88,7 @@ def read() -> Status:
 
 
 def _gateway(settings: Settings) -> tuple[Gateway | None, list[str]]:
-    """What the gateway says, and what is wrong with that."""
+    """What the gateway says, and what is wrong with it."""
     try:
         gateway = ask(settings)
     except GatewayError as error:
@@ -100,7 +101,7 @@ def _gateway(settings: Settings) -> tuple[Gateway | None, list[str]]:
 
 
 def _sorting(settings: Settings) -> list[str]:
-    """What is wrong with the order of texts in the database. A database that cannot be asked is shown as a part."""
+    """What is wrong with the sort order of texts in the database. If it cannot be asked, it is shown as a part."""
     try:
         with psycopg.connect(
             settings.required_database_url(),
@@ -115,7 +116,7 @@ def _sorting(settings: Settings) -> list[str]:
 
 
 def _of_litellm(settings: Settings) -> list[str]:
-    """What is wrong with LiteLLM's own database, as far as its server tells."""
+    """What is wrong with LiteLLM's own database, as far as its server says."""
     if settings.litellm_database_url is None:
         return []
     found = litellm_check.of_server(settings.litellm_database_url.get_secret_value(), DATABASE_SECONDS)
@@ -127,8 +128,8 @@ def found(
 ) -> tuple[containers.Stack | None, Statistics | None]:
     """The stack whose edge publishes the gateway's port, and what that edge has counted.
 
-    `other_than` is the address at which the key is good, where that is known: an edge with the same port that does
-    not know the key is another one. What cannot be seen is added to `unseen`.
+    `other_than` is the address at which the key is valid, if that is known: an edge with the same port that does not
+    know the key belongs to another stack. What cannot be seen is added to `unseen`.
     """
     try:
         stacks = containers.stacks(port)
@@ -160,10 +161,10 @@ def _counted(edge: containers.Part | None, key: str) -> tuple[Statistics | None,
 
 
 def _with_traffic(part: containers.Part, edge: containers.Part | None, counted: Statistics) -> containers.Part:
-    """A part with what the edge has counted of it, and says of it."""
+    """A part with what the edge has counted for it and says about it."""
     if part == edge:
         return replace(part, traffic=counted.traffic)
-    if part.kind != containers.REPLICA:  # which may have a former replica's address
+    if part.kind != containers.REPLICA:  # a part may have a former replica's address
         return part
     address = next((each for each in part.addresses if each in counted.replicas), "")
     part = replace(part, traffic=counted.replicas.get(address))
@@ -175,7 +176,7 @@ def _with_traffic(part: containers.Part, edge: containers.Part | None, counted: 
 def _versions(
     gateway: Gateway | None, stack: containers.Stack | None, counted: Statistics | None, unseen: list[str]
 ) -> Iterator[tuple[str, str]]:
-    """Each program and its version, where it can be told."""
+    """Each program and its version, if it is known."""
     if gateway is not None and gateway.version:
         yield "LiteLLM", gateway.version
     if counted is not None:

@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from console.gateway_report import Gateway
 
 WORDS = {"drop": "leaves out", "error": "refuses"}
-"""What becomes of the parameters that a model's provider refuses, by the stack's word for it."""
+"""What happens to the parameters that a model's provider refuses, by the stack's word for it."""
 WAYS = {"input": "in", "output": "out"}
-"""Of tokens: as callers are told a price, and in a table."""
+"""Kinds of tokens: their names in a price, and in a table."""
 
 
 def of_models(gateway: Gateway) -> Sequence[Sequence[str]]:
@@ -29,14 +29,14 @@ def of_models(gateway: Gateway) -> Sequence[Sequence[str]]:
 
 
 def cost(price: Mapping[str, float]) -> str:
-    """A price by WAYS, in few words. Free is what is known to cost nothing, and not what has no price."""
+    """A price by WAYS, in few words. "Free" means that it is known to cost nothing, not that it has no price."""
     if set(price) == set(WAYS) and not any(price.values()):
         return "free"
     return ", ".join(f"{price[way]:g} {short}" for way, short in WAYS.items() if way in price) or "unknown"
 
 
 def told(gateway: Gateway) -> dict[str, dict[str, object]]:
-    """The same for other programs."""
+    """What is known about each model, in a form for other programs."""
     return {name: asdict(model) for name, model in gateway.told.items()}
 
 
@@ -48,14 +48,14 @@ def of_organizations(listed: Sequence[Organization]) -> Sequence[Sequence[str]]:
 
 
 def fates(refuses: Mapping[str, str]) -> Iterator[str]:
-    """What becomes of the parameters that a model refuses, in few words."""
+    """What happens to the parameters that a model refuses, in few words."""
     for fate, words in WORDS.items():
         if names := [name for name, it in refuses.items() if it == fate]:
             yield f"{words} {', '.join(names)}"
 
 
 def aligned(rows: Sequence[Sequence[str]], *, texts: int | None = None) -> Iterator[str]:
-    """A line for each row, with its cells below those of the others; columns after the first `texts` are numbers."""
+    """A line for each row, with aligned columns; those after the first `texts` are numbers."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         cells = [
@@ -72,5 +72,5 @@ def print_table(rows: Sequence[Sequence[str]], *, texts: int | None = None) -> N
 
 
 def say(line: str) -> None:
-    """Print a line that is no data."""
+    """Print a line that is not data."""
     print(line, file=sys.stderr)

@@ -1,4 +1,4 @@
-"""The commands `llmctl teams`: LiteLLM's teams, which keys belong to."""
+"""The commands `llmctl teams`: LiteLLM's teams, to which keys belong."""
 
 from __future__ import annotations
 

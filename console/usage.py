@@ -1,8 +1,8 @@
-"""`llmctl usage`: who used what, from LiteLLM's database, else from the lines that the replicas write.
+"""`llmctl usage`: who used what, from LiteLLM's database, or else from the lines that the replicas write.
 
-The database adds up what it has by itself (litellm/spend.py). The engine keeps a replica's lines (litellm/usage.py)
-as long as the replica's container is there, and only the latest megabytes of them. What a collector kept can be read
-in their place.
+The database does its own sums (litellm/spend.py). The engine keeps a replica's lines (litellm/usage.py) as long as
+the replica's container exists, and only the latest megabytes of them. The lines that a log collector kept can be read
+instead.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ NEEDED = {
     *("time", "client", "call_id", "organization", "model", "answered_by", "provider", "status"),
     *("prompt_tokens", "completion_tokens", "total_tokens", "cost", "estimated"),
 }
-"""The fields of a line that are read here."""
+"""The fields of a line that are used here."""
 UNITS = {"min": 60, "h": 3600, "d": 86400}
 DATABASE, LINES = "database", "lines"
 ONLY_IN_DATABASE = {"team", "key"}
-"""What no line tells of."""
+"""Groups that the lines do not have."""
 EVER = "-infinity"
 ADD_UP = "/llm-gateway/spend"
 NOT_FOUND = 404
 NOBODY = "-"
-"""What a group is called that has no name: no organization was said."""
+"""The name of a group without a name: the caller named no organization."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,22 +47,22 @@ class Row:
     """What one group has used. A call is a request, however often its provider was tried."""
 
     group: Mapping[str, str]
-    """By `client`, `team`, `key`, `org`, `model` and `day` (in UTC), as far as was asked for."""
+    """Its `client`, `team`, `key`, `org`, `model` and `day` (in UTC), as requested."""
     calls: int
     failed: int | None
-    """Calls without an answer; None where the source has none of them."""
+    """Calls without an answer; None if the source does not have them."""
     left: int
     """Calls whose caller did not wait for the end."""
     prompt_tokens: int
     completion_tokens: int
     estimated_tokens: int
-    """Those of both that LiteLLM counted, and not the provider."""
+    """The tokens of both kinds that LiteLLM counted, and not the provider."""
     uncounted: int
     """Calls with an answer whose tokens nobody counted."""
     cost: float | None
-    """US dollars, of all that has a price; None where nothing has."""
+    """US dollars, for everything with a price; None if nothing has a price."""
     unpriced_tokens: int
-    """Tokens that LiteLLM knows no price for. They are not free."""
+    """Tokens for which LiteLLM knows no price. They are not free."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +71,7 @@ class Log:
 
     name: str
     since: datetime | None
-    """The time of the oldest line that is left; None of a log without any."""
+    """The time of the oldest line that is left; None for a log without any."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,12 +81,12 @@ class Usage:
     source: str
     """`database`, or `lines`."""
     since: datetime | None
-    """From when on was asked for."""
+    """The start of the requested period."""
     rows: tuple[Row, ...]
     without_price: tuple[str, ...]
     """The providers' models whose cost is unknown."""
     begins: datetime | None
-    """When the oldest row of the database was written; None of lines."""
+    """When the oldest row of the database was written; None for lines."""
     logs: tuple[Log, ...]
     unseen: tuple[str, ...]
     """What could not be read, and why."""
@@ -105,7 +105,7 @@ class _Group:
     unpriced_tokens: int = 0
 
     def add(self, event: Mapping[str, Any], *, is_new: bool) -> None:
-        """Add what became of a call, or another answer to one that is counted already."""
+        """Add the outcome of a call, or another answer to one that is already counted."""
         self.calls += is_new
         if event["status"] == FAILED:
             self.failed += 1
@@ -138,7 +138,7 @@ class _Group:
 
 
 def moment(text: str, *, now: datetime) -> datetime:
-    """The time that `7d`, `12h`, `30min`, `2026-11-01` or `2026-11-01T12:00` says; a day begins in UTC.
+    """The time that `7d`, `12h`, `30min`, `2026-11-01` or `2026-11-01T12:00` means; days are in UTC.
 
     Raises ValueError.
     """
@@ -156,9 +156,9 @@ def _time(text: str) -> datetime:
 
 
 def of_stack(by: Sequence[str], since: datetime | None, *, source: str | None = None) -> Usage:
-    """What the stack at LITELLM_URL knows: its database where LiteLLM has one, unless a source is named.
+    """What the stack at LITELLM_URL knows: from LiteLLM's database if it has one, unless a source is named.
 
-    Raises ProgramError, NotConfiguredError, and ManagementError for what the stack cannot tell.
+    Raises ProgramError, NotConfiguredError, and ManagementError for what the stack does not know.
     """
     settings = Settings.load()
     unseen: list[str] = []
@@ -177,7 +177,7 @@ def of_stack(by: Sequence[str], since: datetime | None, *, source: str | None = 
 
 
 def check_lines(by: Sequence[str]) -> None:
-    """Refuse what no line tells of. Raises ManagementError."""
+    """Refuse groups that the lines do not have. Raises ManagementError."""
     if wanted := ONLY_IN_DATABASE.intersection(by):
         raise management.ManagementError(
             f"only LiteLLM's database has what was used by {' and '.join(sorted(wanted))}; {management.NO_DATABASE}"
@@ -185,11 +185,11 @@ def check_lines(by: Sequence[str]) -> None:
 
 
 def _told(stack: containers.Stack, by: Sequence[str], since: datetime | None) -> Mapping[str, Any] | None:
-    """What the stack's database adds up; None without one. Raises ProgramError and ManagementError."""
+    """The sums of the stack's database; None without one. Raises ProgramError and ManagementError."""
     try:
         gateway = management.of_stack(stack)
     except ProgramError:
-        return None  # and the lines of replicas elsewhere or of yesterday may be read all the same
+        return None  # lines of replicas elsewhere or from yesterday may still be read
     start = f"{since.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}" if since else EVER
     [(status, body)] = gateway.ask(("GET", f"{ADD_UP}/{','.join(by)}/{start}", None))
     if status == NOT_FOUND:
@@ -201,7 +201,7 @@ def _told(stack: containers.Stack, by: Sequence[str], since: datetime | None) ->
 
 
 def of_database(told: Mapping[str, Any], by: Sequence[str], since: datetime | None) -> Usage:
-    """What LiteLLM's database has told (litellm/spend.py)."""
+    """What LiteLLM's database has answered (litellm/spend.py)."""
     names = _names({row["by_org"] for row in told["rows"]} - {NOBODY}) if "org" in by else {}
     rows = []
     for row in told["rows"]:
@@ -234,7 +234,7 @@ def _of_logs(stack: containers.Stack, by: Sequence[str], since: datetime | None)
             except ProgramError as error:
                 unseen.append(f"the log of {part.name}: {error}")
                 continue
-            # Not in the middle of a line: that may be of what a caller or a provider said.
+            # Not in the middle of a line: that may be text from a caller or a provider.
             lines += (text for _, text in written if text.startswith(MARK))
             logs.append(Log(name=part.name, since=min((time for time, _ in written), default=None)))
     return of_lines(lines, by, since, logs=logs, unseen=unseen)
@@ -248,7 +248,7 @@ def of_lines(
     logs: Sequence[Log] = (),
     unseen: Sequence[str] = (),
 ) -> Usage:
-    """What these lines say, whatever else is among them. A line that comes twice counts once."""
+    """What these lines say, whatever else is among them. A line that appears twice counts once."""
     doubts = list(unseen)
     calls = list(_calls(_events(lines, since, doubts)))
     names = _names({event["organization"] for event, _ in calls} - {None}) if "org" in by else {}
@@ -270,7 +270,7 @@ def of_lines(
 
 
 def _events(lines: Iterable[str], since: datetime | None, unseen: list[str]) -> Iterator[dict[str, Any]]:
-    """The events from a time on."""
+    """The events since a time."""
     found_lines = dict.fromkeys(line[line.index(MARK) :].strip() for line in lines if MARK in line)
     broken = 0
     for line in found_lines:
@@ -289,9 +289,9 @@ def _events(lines: Iterable[str], since: datetime | None, unseen: list[str]) -> 
 
 
 def _calls(events: Iterable[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], bool]]:
-    """What became of each call, and whether it is new: its answers, else the last of its failed tries.
+    """The outcome of each call, and whether it is new: its answers, or else the last of its failed tries.
 
-    A call has several answers where LiteLLM asks another model on the way, as a guardrail or a semantic cache does.
+    A call has several answers if LiteLLM asks another model on the way, as a guardrail or a semantic cache does.
     """
     calls: dict[object, list[dict[str, Any]]] = defaultdict(list)
     for number, event in enumerate(events):
@@ -312,7 +312,7 @@ def _value(event: Mapping[str, Any], group: str, names: Mapping[str, str]) -> st
 
 
 def _names(ids: Collection[str]) -> Mapping[str, str]:
-    """The names of organizations by their ids, where the app's database has them."""
+    """The names of organizations by their ids, if the app's database has them."""
     if not ids:
         return {}
     try:

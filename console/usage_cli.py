@@ -112,14 +112,14 @@ def _print_table(rows: Sequence[Row], groups: Sequence[str]) -> None:
 
 
 def _cost(row: Row, mark: str) -> str:
-    """What is known of a cost. An unknown cost is shown as unknown, and never counts as 0."""
+    """What is known about a cost. An unknown cost is shown as unknown, and never counts as 0."""
     known = f"{mark}{row.cost:,.6f}" if row.cost is not None else ""
     unknown = "unknown" if row.unpriced_tokens or row.uncounted else ""
     return " + ".join(filter(None, (known, unknown))) or "0"
 
 
 def _explain(used: Usage) -> None:
-    """Say on standard error what the numbers are made of."""
+    """Say on standard error where the numbers come from."""
     if not used.rows:
         say("nothing was used" if used.source == Source.database else "no line of usage was found")
     if any(row.estimated_tokens for row in used.rows):

@@ -9,11 +9,11 @@ import yaml
 
 TABLE = yaml.safe_load((Path(__file__).parent.parent / "litellm" / "releases.yaml").read_text(encoding="utf-8"))
 REPLACED = {release: it["source"] for release, it in TABLE["replaced"].items()}
-"""Releases of LiteLLM that an attacker published, and where that is said."""
+"""Releases of LiteLLM that an attacker published, with the source."""
 REPLACED_DIGESTS = {release: tuple(it.get("digests", ())) for release, it in TABLE["replaced"].items()}
 """How the digests of their images begin."""
 MOVING = re.compile(r"(^|[-_.])(latest|lts)([-_.]|$)|^\D*$", re.IGNORECASE)
-"""Tags that mean another image from day to day, as `latest`, `main-stable` and `lts-alpine3.22` do."""
+"""Tags whose image changes from day to day, such as `latest`, `main-stable` and `lts-alpine3.22`."""
 
 UNFIT = {
     re.compile(r"[:.-]alpine", re.IGNORECASE): "is built on Alpine",
@@ -21,11 +21,11 @@ UNFIT = {
         r"^(dhi\.io|cgr\.dev)/|(^|[/:-])(distroless|hardened|bitnami\w*)([/:-]|$)", re.IGNORECASE
     ): "is hardened, or another maker's",
 }
-"""Images of Postgres and HAProxy by their names that are others than those of Debian, and what they are."""
+"""Names of images of Postgres and HAProxy that are not based on Debian, with what they are."""
 
 
 def moves(tag: str) -> bool:
-    """Whether a tag names no release."""
+    """Whether a tag does not name a release."""
     return MOVING.search(tag) is not None
 
 
@@ -43,7 +43,7 @@ def replaced_litellm(reference: str) -> str | None:
 
 
 def unfit(reference: str) -> str | None:
-    """Why an image of Postgres or HAProxy cannot work: its users, its shell and its C library are others."""
+    """Why an image of Postgres or HAProxy cannot work: its users, its shell and its C library are different."""
     name = reference.partition("@")[0]
     what = next((what for pattern, what in UNFIT.items() if pattern.search(name)), None)
     if what is None:

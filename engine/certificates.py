@@ -1,4 +1,4 @@
-"""The certificates by which an engine is reached by TLS. It loads no Docker client, which takes its time."""
+"""The certificates for an engine that is reached over TLS. Loads no Docker client, because that takes long."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ CERTIFICATE_FILES = ("ca.pem", "cert.pem", "key.pem")
 
 
 def certificates(host: str) -> str | None:
-    """The folder with the certificates for an engine that is reached by TLS: Docker's own convention."""
+    """The folder with the certificates for an engine that is reached over TLS: Docker's own convention."""
     if not host.startswith("tcp://"):
         return None
     return os.environ.get("DOCKER_CERT_PATH") or str(Path.home() / ".docker")
 
 
 def lacks_certificates(host: str) -> str | None:
-    """Why an engine that is reached by TLS cannot be: which certificates are missing."""
+    """Why an engine cannot be reached over TLS: the certificates that are missing."""
     folder = certificates(host)
     missing = [file for file in CERTIFICATE_FILES if folder and not Path(folder, file).is_file()]
     if not missing:
@@ -28,5 +28,5 @@ def lacks_certificates(host: str) -> str | None:
 
 
 def docker_command(host: str) -> str:
-    """The docker command for an engine, as a person types it."""
+    """The docker command for an engine, as a person would type it."""
     return f"docker {'--tlsverify ' if certificates(host) else ''}--host {host}"

@@ -18,7 +18,7 @@ UNREACHABLE = (OSError, docker.errors.DockerException)
 def connect(host: str) -> docker.DockerClient:
     """Return a client of an engine that has answered. Raises one of UNREACHABLE."""
     if host.startswith("unix://"):
-        with socket.socket(socket.AF_UNIX) as probe:  # tells more than docker-py, which leaves its own open
+        with socket.socket(socket.AF_UNIX) as probe:  # says more than docker-py, which leaves its own connection open
             probe.connect(socket_path(host))
     if host.startswith("ssh://"):
         return ssh.Client(host)
@@ -41,7 +41,7 @@ def is_present(engine: docker.DockerClient, name: str) -> bool:
 
 
 def canonical(host: str) -> str:
-    """An address in the form in which two of one engine are equal."""
+    """An address in a normal form, so that two addresses of one engine are equal."""
     return f"unix://{os.path.realpath(socket_path(host))}" if host.startswith("unix://") else host.rstrip("/")
 
 
@@ -51,7 +51,7 @@ def socket_path(host: str) -> str:
 
 
 def is_default(host: str) -> bool:
-    """Whether an engine is the one that `docker` asks where nothing names another."""
+    """Whether an engine is the one that `docker` asks by default."""
     return canonical(host) == canonical(DEFAULT_HOST)
 
 
@@ -67,4 +67,4 @@ def answers(host: str) -> bool:
 class _TLS(TLSConfig):
     def configure_client(self, client: docker.APIClient) -> None:
         super().configure_client(client)
-        client.trust_env = False  # else REQUESTS_CA_BUNDLE takes the place of the engine's own CA
+        client.trust_env = False  # otherwise REQUESTS_CA_BUNDLE replaces the engine's own CA

@@ -1,7 +1,7 @@
-"""Which image replaces which: the record that the set-up writes and the program reads.
+"""Which image replaces which: the set-up writes this record and the program reads it.
 
-Where an image can neither be pulled nor be found on the engine, the set-up builds one from Debian and PyPI packages
-and says so in `.images.yaml`. The program then runs that one, with a warning.
+If an image can neither be pulled nor found on the engine, the set-up builds one from Debian and PyPI packages and
+records it in `.images.yaml`. The program then runs that one, with a warning.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ class ImageRecordError(Exception):
 
 
 def stand_ins(path: Path) -> dict[str, str]:
-    """Read the record: from an image reference in the stack's configuration to its stand-in's tag.
+    """Read the record, which maps image references in the stack's configuration to the tags of their stand-ins.
 
-    Empty where there is no record. Raises ImageRecordError for anything but a mapping of names to names.
+    Empty if there is no record. Raises ImageRecordError for anything but a mapping of names to names.
     """
     try:
         record = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -42,8 +42,8 @@ def stand_ins(path: Path) -> dict[str, str]:
 def in_registry(reference: str, registry: str) -> str:
     """The name of an image in a registry of your own: `ghcr.io/berriai/litellm:1` is REGISTRY/berriai/litellm:1.
 
-    What names a digest gets it as its tag, `sha256-…`: the image is filled in under another manifest, and its own
-    digest there is another one.
+    A reference by digest gets the digest as its tag, `sha256-…`: the image is pushed with a different manifest, so
+    its digest in that registry is different.
     """
     host, slash, path = reference.partition("/")
     has_host = slash and ("." in host or ":" in host or host == "localhost")

@@ -16,7 +16,7 @@ OLDEST_API = (1, 41)
 """The API of Docker Engine 20.10, on which the stack was first run."""
 _PROVIDER = Path(__file__).parent.parent / "toolchain/go/docker-provider/shim/version.go"
 SPOKEN_API = tuple(map(int, re.findall(r'newestAPI = "(\d+)\.(\d+)"', _PROVIDER.read_text())[0]))
-"""The newest that the Docker provider built here speaks."""
+"""The newest API that the Docker provider built here speaks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,15 +24,15 @@ class Found:
     """What an engine says about itself."""
 
     name: str
-    """What it is, its version, and what about it matters here, as text for a person."""
+    """Its name, its version, and what about it matters here, as text for a person."""
     refused: str
     """Why the stack cannot run on it; empty if it can."""
     doubts: tuple[str, ...]
-    """What about it was never tried with this project, or will not be as the documents say."""
+    """What about it was never tested with this project, or will not work as the documents say."""
 
 
 def look_at(client: docker.DockerClient) -> Found:
-    """Ask an engine what it is, before anything is changed on it."""
+    """Ask an engine about itself, before anything is changed on it."""
     version, info = client.version(), client.info()
     kind = next((part["Name"] for part in version.get("Components") or ()), "Engine")
     newest, oldest = version["ApiVersion"], version.get("MinAPIVersion") or version["ApiVersion"]

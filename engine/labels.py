@@ -1,4 +1,4 @@
-"""The labels of everything that a stack has on an engine."""
+"""The labels on everything that a stack has on an engine."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """An engine on another machine, reached by the user's own ssh, as the docker command and the Docker provider do it.
 
-docker-py's way to do so starts a new ssh for each request, waits for it without end, leaves it running, and cannot
-tell why it failed.
+docker-py's own way starts a new ssh for each request, waits for it without a time limit, leaves it running, and
+cannot say why it failed.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
     from urllib3.response import HTTPResponse
 
 ENGINE = "docker system dial-stdio"
-"""What passes a connection on to the engine of the machine that it is run on."""
+"""The command that connects its standard input and output to the engine of the machine that it runs on."""
 END_SECONDS = 2
-"""So long an ssh whose connection was closed may take to end by itself, and to say why it did."""
+"""How long an ssh whose connection was closed may take to end by itself and to say why."""
 
 
 class _Connection(HTTPConnection):
-    """One that ends in an ssh."""
+    """A connection whose other end is an ssh process."""
 
     _ssh: subprocess.Popen[str] | None = None
     _last_words = ""
@@ -50,7 +50,7 @@ class _Connection(HTTPConnection):
                     stderr=subprocess.PIPE,
                     text=True,
                     errors="replace",
-                    start_new_session=True,  # it asks nobody for a password, and Ctrl-C is for this program
+                    start_new_session=True,  # no password prompt, and Ctrl-C does not reach it
                 )
             except FileNotFoundError as error:
                 raise FileNotFoundError("there is no ssh on this machine") from error

@@ -1,4 +1,4 @@
-"""Programs of the system, whose folders root need not have on PATH."""
+"""Finds programs of the system, whose folders may be missing from root's PATH."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import shutil
 
 
 def environment(**more: str) -> dict[str, str]:
-    """The environment for programs of the system, whose folders root need not have on PATH, as after `su`."""
+    """The environment for programs of the system, whose folders may be missing from root's PATH, as after `su`."""
     return {**os.environ, "PATH": f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin", **more}
 
 

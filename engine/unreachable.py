@@ -26,7 +26,7 @@ USUAL_HOSTS = {
 }
 """Where engines of this machine listen, and what each is."""
 REFUSED_CERTIFICATE = ("bad certificate", "EOF occurred in violation of protocol")
-"""In OpenSSL's words. By TLS 1.3 a client may find the connection closed before it reads why."""
+"""OpenSSL's messages. With TLS 1.3 a client may find the connection closed before it reads the reason."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def why_unreachable(host: str, stack: str, error: Exception) -> Unreachable:
 def _of_contexts() -> dict[str, str]:
     """The engines of this machine that contexts of the `docker` command name; those that cannot be read are left out.
 
-    docker-py 7.1 looks for them in the working directory where there is no ~/.docker/config.json.
+    docker-py 7.1 looks for them in the working directory if there is no ~/.docker/config.json.
     """
     found = {}
     for file in Path(os.environ.get("DOCKER_CONFIG") or Path.home() / ".docker").glob("contexts/meta/*/meta.json"):

@@ -30,7 +30,7 @@ STACKS_OWN = {
 
 
 def edge_config(settings: Settings) -> str:
-    """What the edge's config has for it; empty without an adminPort."""
+    """The edge's config for it; empty without an adminPort."""
     return f"\n{FILE.read_text(encoding='utf-8')}" if settings.admin_port else ""
 
 
@@ -53,7 +53,7 @@ def login(password: pulumi.Input[str] | None) -> dict[str, pulumi.Input[str]]:
 
 
 def problems(values: Mapping[str, Any]) -> Iterator[Problem]:
-    """What is wrong with an adminPort, of whose stack config `values` has the valid fields."""
+    """What is wrong with an adminPort; `values` has the valid fields of the stack config."""
     if not values.get("admin_port"):
         return
     if values.get("litellm_database") is False and values.get("placement") != "swarm":

@@ -29,15 +29,15 @@ LIMITS = {
     "budgetDuration": "budget_duration",
     "models": "models",
 }
-"""LiteLLM's names, by those of the stack config."""
+"""LiteLLM's name for each limit of the stack config."""
 WHOLE = ("rpm", "tpm")
-"""Those that are whole numbers, which Pulumi's are not."""
+"""The limits that are whole numbers: Pulumi passes every number as a float."""
 
 
 def build(
     settings: Settings, placement: Placement, database: LiteLLMDatabase | None, replicas: Gateway
 ) -> list[LimitsOfClient]:
-    """Limits for each client that the settings give some, applied once the replicas are healthy."""
+    """The limits of each client that has some in the settings, applied once the replicas are healthy."""
     if database is None:
         return []
     opts = pulumi.ResourceOptions(depends_on=[replicas], deleted_with=replicas)
@@ -85,7 +85,7 @@ class _Provider(DeployStep):
         return props
 
     def read(self, id_: str, props: dict[str, Any]) -> ReadResult:
-        """What the client may now. Where nobody can tell, what the state has: it is not gone."""
+        """The client's present limits; those of the state if no replica can tell, so that it does not look gone."""
         try:
             has_database, limits = _asked(props)
         except InsideError as error:
@@ -99,7 +99,7 @@ class _Provider(DeployStep):
         return ReadResult(id_, {**own, **now}, {**own, **now})
 
     def delete(self, id_: str, props: dict[str, Any]) -> None:  # noqa: ARG002
-        """Take the limits away. The key stays, and what it has spent."""
+        """Remove the limits. The key stays, with what it has spent."""
         what = f"the limits of client {props['client']} stay in LiteLLM's database"
         try:
             has_database, _ = _asked(props, dict.fromkeys(LIMITS.values()))
@@ -113,20 +113,20 @@ class _Provider(DeployStep):
 
 
 def _wanted(props: Mapping[str, Any]) -> dict[str, Any]:
-    """Limits by LiteLLM's names, null for none."""
+    """The limits by LiteLLM's names; null for no limit."""
     given = {key: props.get(name) for name, key in LIMITS.items()}
     return {key: int(value) if value and key in map(LIMITS.get, WHOLE) else value for key, value in given.items()}
 
 
 def _asked(props: Mapping[str, Any], limits: Mapping[str, Any] | None = None) -> tuple[bool, dict[str, Any] | None]:
-    """Whether LiteLLM has a database, and what the client's key may there, once it has `limits` if there are any."""
+    """Whether LiteLLM has a database, and the limits of the client's key there, after `limits` are set if given."""
     arguments = [] if limits is None else [json.dumps(limits)]
     answer = json.loads(printed(props["inside"], [*PROGRAM, props["client"], *arguments]))
     return answer["database"], answer["limits"]
 
 
 class LimitsOfClient(Resource, module="client_limits", name="ClientLimits"):
-    """What a client of the stack config may, as LiteLLM counts it. Deleting it leaves the client without limits.
+    """The limits of a client of the stack config, as LiteLLM counts them. Deleting it removes the client's limits.
 
     Type token: `pulumi-python:dynamic/client_limits:ClientLimits`.
     """
@@ -141,7 +141,7 @@ class LimitsOfClient(Resource, module="client_limits", name="ClientLimits"):
         inside: Mapping[str, pulumi.Input[Any]],
         opts: pulumi.ResourceOptions,
     ) -> None:
-        """`database` is another value for each that LiteLLM may have, `inside` where its replicas are."""
+        """`database` differs for each database that LiteLLM may have; `inside` says where its replicas are."""
         given = limits.model_dump(by_alias=True, exclude_none=True)
         if "models" in given:
             given["models"] = list(given["models"])

@@ -19,7 +19,7 @@ NEW_KEY = 'set --secret --path clientKeys.{} "sk-$(openssl rand -hex 24)"'
 
 
 def problems(values: Mapping[str, Any]) -> Iterator[Problem]:
-    """What is wrong with the clients of a stack config, of whose fields `values` has the valid ones."""
+    """What is wrong with the clients of a stack config; `values` has its valid fields."""
     yield from _same_keys(values)
     yield from _unknown_clients(values)
     versions = getattr(values.get("secret_versions"), "client_keys", {})
@@ -79,7 +79,7 @@ def _limits(values: Mapping[str, Any]) -> Iterator[Problem]:
 
 
 def _models(limits: Mapping[str, ClientLimits], settings: Settings) -> Iterator[Problem]:
-    """Models that a client may ask and nothing answers. The day does not matter: a model that ends is warned of."""
+    """Models that a client may ask but that nothing serves. The date does not matter: ending models get a warning."""
     text = model_list.FILE.read_text(encoding="utf-8")
     models = model_list.render(text, settings, demo_url="http://demo", today=date.min)
     missing = {each.name: each.variables[0] for each in models.left_out}

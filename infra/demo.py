@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 PROGRAM = "/app/provider.py"
 FOLDER = Path(__file__).parent.parent / "demo"
 SPOKEN = ("openai", "anthropic")
-"""The providers whose answers it gives: files in demo/answers."""
+"""The providers whose answers it imitates: files in demo/answers."""
 PORT = 8080
 NETWORK_NAME = "demo"
 MEMORY_MB = 256
 
 
 def url(placement: Placement) -> str:
-    """The demo provider's address, as the replicas reach it."""
+    """The demo provider's address for the replicas."""
     return f"http://{placement.host_name(NETWORK_NAME)}:{PORT}"
 
 
@@ -39,7 +39,7 @@ class DemoProviderArgs:
     """What the demo provider runs with."""
 
     image: str
-    """LiteLLM's: it has Python, FastAPI, PyYAML and uvicorn."""
+    """LiteLLM's image: it has Python, FastAPI, PyYAML and uvicorn."""
     files: Mapping[str, str]
     """What `files` returns."""
     network: str

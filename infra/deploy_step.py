@@ -1,4 +1,4 @@
-"""The base of this program's dynamic providers: steps of a deployment that `pulumi up` itself takes.
+"""The base of this program's dynamic providers: steps of a deployment that Pulumi itself carries out.
 
 Pulumi stores a provider in the state by its module and class. Keep both names importable when you move or rename one,
 or stacks that have the step can no longer refresh or delete it.
@@ -14,23 +14,23 @@ from pulumi.dynamic import CreateResult, DiffResult, ResourceProvider, UpdateRes
 
 
 class DeployStep(ResourceProvider, ABC):
-    """A step that is taken when its resource is created, and again when one of its `inputs` changes."""
+    """A step that runs when its resource is created, and again when one of its `inputs` changes."""
 
     serialize_as_secret_always = False
-    """Otherwise a preview would hide values that are not secret."""
+    """Without this, a preview would hide values that are not secret."""
 
     id: ClassVar[str]
     """The id of its resource in the state."""
     inputs: ClassVar[tuple[str, ...]]
-    """The step is taken again when one of these properties changes."""
+    """The step runs again when one of these properties changes."""
     replacing: ClassVar[tuple[str, ...]] = ()
     """A change of one of these `inputs` replaces the resource: the former one is deleted afterwards."""
 
     @abstractmethod
     def run(self, props: dict[str, Any], olds: dict[str, Any]) -> dict[str, Any]:
-        """Take the step and return the resource's outputs. `olds` are those of the last time, none at the first.
+        """Run the step and return the resource's outputs. `olds` are the outputs of the last run; none at the first.
 
-        An error fails the `up` with its message, and the next `up` takes the step again.
+        An error fails the `up` with its message, and the next `up` runs the step again.
         """
 
     def create(self, props: dict[str, Any]) -> CreateResult:
@@ -45,7 +45,7 @@ class DeployStep(ResourceProvider, ABC):
 
 
 def say(text: str) -> None:
-    """Have Pulumi show a line: it does so with what a provider writes to standard error."""
+    """Show a line in Pulumi's output: Pulumi shows what a provider writes to standard error."""
     print(text, file=sys.stderr, flush=True)
 
 

@@ -1,6 +1,6 @@
 """The edge: HAProxy, the gateway's only published port. It knows the clients and finds the replicas.
 
-All it knows is in live files: a change of its config, a client's key or the master key drops no connection.
+Everything it knows is in live files, so a change of its config, a client's key or the master key drops no connection.
 """
 
 from __future__ import annotations
@@ -31,25 +31,26 @@ PEERS_PORT = 8407
 FALLBACK_PORT = 8408
 FALLBACK_HEALTH_PORT = 8409
 CHECKED = "/v1/models"
-"""The path of a replica that the edge asks for, with the key."""
+"""The path that the edge requests from a replica to check it, with the key."""
 USER_ID = 99
-"""That of `haproxy` in HAProxy's image."""
+"""The id of the user `haproxy` in HAProxy's image."""
 NODE_LABEL = "edge"
 """On a cluster: the label of the nodes that callers connect to."""
 REPLICA_CONNECTIONS = 1000
-"""How many requests a replica has at most, streams among them: as many connections as OpenAI's SDK, by which LiteLLM
-asks providers, opens."""
+"""The most requests that a replica handles at once, streams included: as many as OpenAI's SDK, which LiteLLM uses to
+ask providers, opens connections."""
 CONNECTIONS = 4096
-"""How many callers an edge has at most, with those that ask nothing now. Each open request takes it about
-85 KB (plain HTTP, measured)."""
+"""The most connections from callers that an edge accepts, idle ones included. Each open request takes about 85 KB of
+its memory (plain HTTP, measured)."""
 CONNECTIONS_SPARE = CONNECTIONS // 10
-"""How many of them it has left for those whom it tells that there is no more room."""
+"""How many of these connections it keeps for callers whom it tells that there is no more room."""
 RETRY_AFTER_SECONDS = 5
-"""When those may ask again."""
+"""When refused callers may ask again."""
 SECONDS_OVER_REQUEST_TIMEOUT = 30
-"""How much longer than LiteLLM the edge waits for an answer: a busy replica's words about a timeout must arrive."""
+"""How much longer than LiteLLM the edge waits for an answer: a busy replica's error about a timeout must still
+arrive."""
 STOP_SECONDS = 10
-"""Short: while an edge stops, it accepts nobody. Only a new image, port or limit makes it stop at all."""
+"""Short, because a stopping edge accepts nobody. Only a new image, port or limit makes it stop at all."""
 CONFIG = "haproxy.cfg"
 BODIES = "bodies.lua"
 USAGE = "usage.lua"
@@ -82,25 +83,25 @@ class EdgeArgs:
     bodies: str
     """HAProxy's Lua program that bounds bodies."""
     usage: str
-    """The one that tells what the replicas have counted."""
+    """HAProxy's Lua program that serves what the replicas have counted."""
     models: Mapping[str, Mapping[str, Any]]
-    """What is served, with what callers are told of each beside its name."""
+    """The served models, each with what callers are told about it beside its name."""
     cors_origins: Sequence[str]
-    """The origins whose pages may ask from a browser; `*` for any."""
+    """The origins whose pages may send requests from a browser; `*` for any."""
     start: str
     """The script that starts HAProxy."""
     reload: str
-    """The script that has HAProxy take up new files."""
+    """The script that makes HAProxy load new files."""
     client_keys: Mapping[str, Sequence[pulumi.Input[str]]]
-    """The keys of each client; empty ones and repeated ones do not count."""
+    """The keys of each client; empty and repeated ones are ignored."""
     client_rpm: Mapping[str, int]
-    """The most requests a minute of each client that has a limit."""
+    """The most requests per minute of each client that has a limit."""
     master_key: RotatingSecret
     certificate: pulumi.Input[str] | None
     """A certificate with its chain and its private key, as PEM; without it the edge speaks plain HTTP."""
     network: str
     drain_seconds: int
-    """How long an edge may finish what it has, where others let callers in meanwhile."""
+    """How long an edge may take to finish its open requests, if other edges accept callers meanwhile."""
 
 
 def render(  # noqa: PLR0913 -- all are needed, all by name
@@ -116,8 +117,8 @@ def render(  # noqa: PLR0913 -- all are needed, all by name
 ) -> str:
     """Fill in HAProxy's config, which has no secret in it.
 
-    `generation` is that of the master key, `host_name` tells by which name an alias is found, `request_timeout` is in
-    seconds. `virtual_keys` says whether keys that the edge does not know may be LiteLLM's.
+    `generation` is that of the master key, `host_name` returns the name under which an alias is found,
+    `request_timeout` is in seconds. `virtual_keys` says whether keys that the edge does not know may be LiteLLM's.
     """
     newest, previous = gateway.network_name(generation), gateway.network_name(generation - 1)
     return Template(template).substitute(
@@ -156,7 +157,7 @@ def _switch(on: bool) -> str:  # noqa: FBT001
 
 
 def _models_map(models: Mapping[str, Mapping[str, Any]]) -> str:
-    """HAProxy's map from a model's name to what OpenAI's API tells of it, as LiteLLM does; a line each."""
+    """HAProxy's map from a model's name to what OpenAI's API says about it, as LiteLLM formats it; one line each."""
     told = {"object": "model", "created": 1677610602, "owned_by": "openai"}
     return "".join(f"{name} {json.dumps({'id': name, **told, **models[name]})}\n" for name in sorted(models))
 

@@ -17,29 +17,29 @@ if TYPE_CHECKING:
 
 PORT = 4000
 AGENT_PORT = 4001
-"""Where litellm/entrypoint.py tells the edge that it is about to stop."""
+"""The port on which litellm/entrypoint.py tells the edge that it is about to stop."""
 LIVELINESS = "/health/liveliness"
 HOST_NAME = "host.docker.internal"
 USER_ID = 65534
-"""That of `nobody`."""
+"""The id of the user `nobody`."""
 
 ENVIRONMENT = {
-    "HF_HUB_OFFLINE": "1",  # else the first request waits for a model hub where there is none to reach
+    "HF_HUB_OFFLINE": "1",  # otherwise the first request waits for a model hub that cannot be reached
     "HOME": "/tmp",  # noqa: S108 -- the user has no home of its own
-    "LITELLM_LOCAL_MODEL_COST_MAP": "True",  # else prices are downloaded at start
+    "LITELLM_LOCAL_MODEL_COST_MAP": "True",  # otherwise prices are downloaded at start
     "LITELLM_MODE": "PRODUCTION",
-    "PYTHONFAULTHANDLER": "1",  # a crash of the interpreter writes to the log where it was
+    "PYTHONFAULTHANDLER": "1",  # when the interpreter crashes, it logs where it was
 }
 
 FAST_STREAMS = {"LLM_GATEWAY_FAST_STREAMS": "true"}
-"""Has litellm/server.py put litellm/streams.py into LiteLLM."""
+"""Makes litellm/server.py install litellm/streams.py in LiteLLM."""
 WITH_DATABASE = {"DISABLE_SCHEMA_UPDATE": "true"}
-"""infra/litellm_database.py has changed the schema before, once for all replicas."""
+"""infra/litellm_database.py has already changed the schema, once for all replicas."""
 LITELLM_MB = 384
-"""What LiteLLM takes without large requests, more than `rest_mb` of each release in litellm/releases.yaml (measured:
-260 for 1.55.0; 593 for 1.108.14 with two requests of 16 MB at once)."""
+"""The memory that LiteLLM needs without large requests, beyond the release's `rest_mb` in litellm/releases.yaml
+(measured: 260 for 1.55.0; 593 for 1.108.14 with two requests of 16 MB at once)."""
 MB_FOR_A_LARGE_MB = 20
-"""What each MB of a large request takes while LiteLLM works with it (measured: 14 to 19)."""
+"""The memory that LiteLLM needs for each MB of a large request while it works on it (measured: 14 to 19)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,26 +58,26 @@ class GatewayArgs:
     secrets: Mapping[str, pulumi.Input[str]]
     """Environment variables of LiteLLM that are secret."""
     more: Mapping[str, str]
-    """What else its environment has, for everybody to read."""
+    """Its other environment variables, which are not secret."""
     database: LiteLLMDatabase | None
-    """LiteLLM's own, where it has one."""
+    """LiteLLM's own database, if it has one."""
     generation: pulumi.Input[int]
-    """That of the master key, which callers tell replicas apart by."""
+    """The master key's generation, by which callers tell replicas apart."""
     network: str
 
 
 def large_bodies_mb(memory_mb: int) -> int:
-    """How much of large requests a replica of that memory handles at once (litellm/room.py)."""
+    """How many MB of large requests a replica with this memory handles at once (litellm/room.py)."""
     return max(1, (memory_mb - LITELLM_MB) // MB_FOR_A_LARGE_MB)
 
 
 def memory_mb(large_mb: int) -> int:
-    """The memory of a replica that handles so much of large requests at once."""
+    """The memory that a replica needs to handle this many MB of large requests at once."""
     return LITELLM_MB + large_mb * MB_FOR_A_LARGE_MB
 
 
 def environment(*, fetch_urls: bool, fast_streams: bool, memory_mb: int) -> dict[str, str]:
-    """LiteLLM's environment, but for its secrets; `memory_mb` is a replica's without what its database takes."""
+    """LiteLLM's environment without secrets; `memory_mb` is a replica's memory without what its database needs."""
     return {
         **ENVIRONMENT,
         "LLM_GATEWAY_LARGE_BODIES_MB": str(large_bodies_mb(memory_mb)),
@@ -87,12 +87,12 @@ def environment(*, fetch_urls: bool, fast_streams: bool, memory_mb: int) -> dict
 
 
 def network_name(generation: int) -> str:
-    """The name under which the edge finds the replicas that have a generation of the master key."""
+    """The name under which the edge finds the replicas with this generation of the master key."""
     return f"litellm-g{generation}"
 
 
 class Gateway(pulumi.ComponentResource):
-    """LiteLLM replicas, replaced in waves, of which each is healthy before the next one begins.
+    """LiteLLM replicas, replaced in waves: each wave is healthy before the next one begins.
 
     Creates: the workload `litellm`. Type token: `llm-infrastructure:gateway:Gateway`.
     """

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 EXAMPLES = {"rpm": "600", "tpm": "100000", "budget": "50", "budgetDuration": "30d", "models": "MODEL"}
-"""A value for each limit, for the command that sets it."""
+"""An example of each limit, for the command that sets it."""
 
 
 def _duration(text: str) -> str:
@@ -26,24 +26,24 @@ PerMinute = Annotated[int, Field(ge=1, le=1_000_000_000)]
 
 
 class ClientLimits(BaseModel):
-    """What a client may, as LiteLLM counts it; None for no limit."""
+    """A client's limits, as LiteLLM counts them; None for no limit."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", alias_generator=to_camel, hide_input_in_errors=True)
 
     rpm: PerMinute | None = None
-    """Requests a minute, of each replica."""
+    """Requests per minute, at each replica."""
     tpm: PerMinute | None = None
-    """Tokens a minute, of each replica."""
+    """Tokens per minute, at each replica."""
     budget: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     """US dollars."""
     budget_duration: Annotated[str, AfterValidator(_duration)] | None = None
-    """After which the budget starts over."""
+    """The period after which the budget starts over."""
     models: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
-    """Those that it may ask."""
+    """The models that it may ask."""
 
 
 def command(location: Sequence[int | str]) -> str | None:
-    """The command that fixes a value of `clientLimits`, by its location there; None where nothing better is known."""
+    """The command that fixes a value of `clientLimits` at this location; None if no better one is known."""
     client, *steps = (each for each in location if not str(each).startswith("["))
     if not steps:
         return None

@@ -20,42 +20,42 @@ if TYPE_CHECKING:
     from infra.settings import Settings
 
 POOL = "database_connection_pool_limit"
-"""LiteLLM's name for the size of a replica's pool, of general_settings."""
+"""The entry of LiteLLM's general_settings with the size of a replica's pool."""
 POOL_CONNECTIONS = 5
 GENERATIONS = 2
 """A replica that was killed keeps its connections until Postgres notices, beside those of its successor."""
 OTHER_CONNECTIONS = 4
-"""Those of the job that changes the schema, of a backup and of an administrator."""
+"""The connections of the job that changes the schema, of a backup and of an administrator."""
 APP_CONNECTIONS = 20
 """Left to the app, its migrations and its backups."""
 MAX_CONNECTIONS = 97
-"""What Postgres takes unless it is told otherwise, without the three that it keeps for its superuser."""
+"""The connections that Postgres accepts by default, without the three that it keeps for its superuser."""
 POSTGRES_MB = 192
-"""What Postgres takes without LiteLLM."""
+"""The memory that Postgres needs without LiteLLM."""
 CONNECTION_MB = 10
-"""What a connection of LiteLLM's may take of Postgres' memory (measured with 1.55.0: 4)."""
+"""The memory that Postgres needs for each of LiteLLM's connections (measured with 1.55.0: 4)."""
 RETENTION = "90d"
 GENERAL_SETTINGS: Mapping[str, object] = {
     POOL: POOL_CONNECTIONS,
     "maximum_spend_logs_retention_period": RETENTION,  # 1.55.0 keeps all
     "store_prompts_in_spend_logs": False,
-    "disable_adding_master_key_hash_to_db": True,  # 1.55.0 would take a former master key for a virtual key
+    "disable_adding_master_key_hash_to_db": True,  # 1.55.0 would mistake a former master key for a virtual key
 }
 """What LiteLLM's general_settings have with a database, unless the stack config says otherwise."""
 
 
 def general_settings(settings: Settings) -> dict[str, object]:
-    """What the file's general_settings are laid over: LiteLLM's database as this stack has it."""
+    """The settings for this stack's LiteLLM database; the file's general_settings override them."""
     return dict(GENERAL_SETTINGS) if settings.litellm_database else {}
 
 
 def pool(general: Mapping[str, Any]) -> int:
-    """The connections of a replica, from the generalSettings of a stack config."""
+    """The number of connections of a replica, from the generalSettings of a stack config."""
     return int(general.get(POOL, POOL_CONNECTIONS))
 
 
 def replica_mb(values: Mapping[str, Any]) -> int:
-    """What LiteLLM's database takes of a replica's memory, in MiB; 0 where it has none."""
+    """How much of a replica's memory LiteLLM's database needs, in MiB; 0 without a database."""
     if not values.get("litellm_database"):
         return 0
     return providers.load().release(values.get("litellm_image", "")).database_mb
@@ -67,7 +67,7 @@ def limit(replicas: int, connections: int) -> int:
 
 
 def problems(values: Mapping[str, Any]) -> Iterator[Problem]:
-    """What is wrong with LiteLLM's database, of whose fields `values` has the valid ones."""
+    """What is wrong with LiteLLM's database in a stack config; `values` has the valid fields."""
     external = values.get("litellm_database_url")
     if not values.get("litellm_database"):
         if external is not None:
@@ -115,7 +115,7 @@ def _of_a_server_of_ones_own(values: Mapping[str, Any], url: str) -> Iterator[Pr
 
 
 def _place(url: str) -> tuple[str, ...]:
-    """Which database of which server a URL means."""
+    """The server and the database that a URL names."""
     parts = conninfo_to_dict(url)
     return tuple(str(parts.get(name) or other) for name, other in (("host", ""), ("port", "5432"), ("dbname", "")))
 

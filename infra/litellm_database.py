@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from infra.workload import Placement
 
 JOB_MB = 1536
-"""What Prisma's command line and LiteLLM take together, while they run beside the replicas (1.108.14: 1024 was too
-little when this held Prisma's client as well)."""
+"""The memory that Prisma's command line and LiteLLM need together, while they run beside the replicas (1.108.14: 1024
+was too little when this included Prisma's client as well)."""
 KEPT_BACKUPS = 5
 CONNECT_SECONDS = 15
 POOL = f"generalSettings.{litellm_connections.POOL}"
@@ -48,33 +48,33 @@ class Server:
     """The stack's Postgres, as LiteLLM's database needs it."""
 
     instance: pulumi.Input[str]
-    """Another value for each server that comes up."""
+    """Differs for each server that is started."""
     host: str
-    """The name under which the machine that runs the program reaches the port."""
+    """The name under which the machine that runs the program reaches the server's port."""
     superuser_password: RotatingSecret
     network: str
     name: str
-    """That of the server on the network."""
+    """The server's name on the network."""
     ready: pulumi.Resource
 
 
 class LiteLLMDatabase(pulumi.ComponentResource):
-    """A database for LiteLLM: a login of its own with a limit of connections, and the schema of the image.
+    """A database for LiteLLM, with its own login, a limit on its connections, and the image's schema.
 
     Creates: `RotatingSecret`, `LiteLLMLogin`, `LiteLLMSchema`.
     Type token: `llm-infrastructure:litellm_database:LiteLLMDatabase`.
     """
 
     url: pulumi.Output[str]
-    """As the replicas reach it (secret)."""
+    """Its URL for the replicas (secret)."""
     here: pulumi.Input[str]
-    """As this machine reaches it (secret)."""
+    """Its URL for this machine (secret)."""
     networks: tuple[str, ...]
-    """Those by which they reach it, beside their own."""
+    """The networks through which the replicas reach it, beside their own."""
     instance: pulumi.Output[str]
-    """Another value for each database that it may be."""
+    """Differs for each database that this may be."""
     replica_mb: int
-    """What it takes of a replica's memory, in MiB."""
+    """How much of a replica's memory it needs, in MiB."""
 
     def __init__(
         self,
@@ -85,7 +85,7 @@ class LiteLLMDatabase(pulumi.ComponentResource):
         server: Server | None,
         network: str,
     ) -> None:
-        """`server` is the stack's own, where that has LiteLLM's database; `network` the replicas'."""
+        """`server` is the stack's own server, if LiteLLM's database is there; `network` is that of the replicas."""
         super().__init__("llm-infrastructure:litellm_database:LiteLLMDatabase", name, {})
         child = pulumi.ResourceOptions(parent=self)
         self.replica_mb = litellm_connections.replica_mb(dict(settings))
@@ -222,11 +222,11 @@ class _SchemaProvider(DeployStep):
     def run(self, props: dict[str, Any], olds: dict[str, Any]) -> dict[str, Any]:  # noqa: ARG002
         saved: Backup | None = None
         try:
-            job.end_former(props["job"])  # or it would change what is looked at and saved here
+            job.end_former(props["job"])  # otherwise it would change what is being checked and saved here
             if _has_data(props):
                 saved = _saved(props)
             job.run(props["job"])
-            if saved:  # not before: each try saves, and what was there before the first must stay
+            if saved:  # not before: each try saves a backup, and the one from before the first try must stay
                 remove_older(saved.file, saved.database, KEPT_BACKUPS)
         except psycopg.Error as error:
             raise RuntimeError(f"LiteLLM's database cannot be used from where `pulumi up` runs: {error}") from None
@@ -241,7 +241,7 @@ class _SchemaProvider(DeployStep):
         return {**props, "backup": str(saved.file) if saved else ""}
 
     def delete(self, id: str, props: dict[str, Any]) -> None:  # noqa: A002, ARG002
-        """Await and remove what a killed `up` has left, which would hold the network. The database stays as it is."""
+        """Await and remove what a killed `up` left: it would keep the network in use. The database stays as it is."""
         job.end_former(props["job"])
 
 
@@ -252,7 +252,7 @@ def _saved(props: dict[str, Any]) -> Backup:
 
 
 def _has_data(props: dict[str, Any]) -> bool:
-    """Whether there is something of LiteLLM's. Raises RuntimeError where anything else is, or too little room."""
+    """Whether LiteLLM has tables there. Raises RuntimeError for any other table, or too few free connections."""
     name, stack, connections = props["database"], props["stack"], int(props["connections"])
     with psycopg.connect(props["url"], connect_timeout=CONNECT_SECONDS, autocommit=True) as connection:
         if foreign := foreign_tables(connection):
@@ -272,25 +272,25 @@ def _has_data(props: dict[str, Any]) -> bool:
 
 
 def foreign_tables(connection: psycopg.Connection) -> list[str]:
-    """Those in the database that are not LiteLLM's."""
+    """The tables in the database that are not LiteLLM's."""
     return [str(row[0]) for row in connection.execute(FOREIGN, (OWN_TABLES, MIGRATIONS))]
 
 
 def _database(url: str) -> str:
-    """Which database a URL means, without its user and password."""
+    """The database that a URL names, without user and password."""
     parts = urlsplit(url)
     return f"{parts.hostname}:{parts.port or postgres.PORT}{parts.path}"
 
 
 class LiteLLMSchema(Resource, module="litellm_database", name="LiteLLMSchema"):
-    """The schema that LiteLLM's image wants, in its database: made by that image, once, before the replicas.
+    """The schema that LiteLLM's image needs: that image creates it, once, before the replicas start.
 
-    If there are data, they are saved first. Destroying it leaves the database as it is.
-    Type token: `pulumi-python:dynamic/litellm_database:LiteLLMSchema`.
+    Existing data are backed up first. Destroying it leaves the database as it is. Type token:
+    `pulumi-python:dynamic/litellm_database:LiteLLMSchema`.
     """
 
     backup: pulumi.Output[str]
-    """The file in which the data were saved before the last change; empty where there were none."""
+    """The backup file from before the last change; empty if there were no data."""
 
     def __init__(  # noqa: PLR0913 -- all are needed, all by name
         self,
@@ -302,7 +302,7 @@ class LiteLLMSchema(Resource, module="litellm_database", name="LiteLLMSchema"):
         job: Mapping[str, pulumi.Input[object]],
         opts: pulumi.ResourceOptions,
     ) -> None:
-        """`url` is the database as this machine reaches it."""
+        """`url` is the database's URL for this machine."""
         props = {
             "url": url,
             "database": pulumi.Output.unsecret(url.apply(_database)),

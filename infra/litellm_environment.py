@@ -1,7 +1,7 @@
 """LiteLLM's environment: the variables and files that a stack config gives it, and those that it must not have.
 
-`litellmEnvironment` has variables, `litellmFiles` files. Both are files in the replicas: litellm/entrypoint.py makes
-the environment of those in `/run/secrets`, and leaves those in its folder `files` where they are.
+`litellmEnvironment` has variables, `litellmFiles` files. Both are files in the replicas: litellm/entrypoint.py turns
+those in `/run/secrets` into environment variables, and leaves those in its folder `files` where they are.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ FOLDER = "files"
 FILES = f"{SECRETS}/{FOLDER}"
 """The folder of `litellmFiles` in a replica."""
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,47}")
-"""A Swarm's secret has a name of at most 64 characters, of which it has `litellm-` and its ending already."""
+"""The name of a Swarm secret has at most 64 characters, and `litellm-` and the ending use up some of them."""
 FILE = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}\.[a-z0-9]{1,10}")
 MAX_BYTES = 500_000
-"""A Swarm's secret has at most 500 KB."""
+"""A Swarm secret has at most 500 KB."""
 NAMED = ("openai_api_key", "anthropic_api_key")
-"""Keys of the stack config that are other names for a variable: for that of their own, in capitals."""
+"""Keys of the stack config that set a variable themselves: the one with their own name, in capitals."""
 UNVERIFIED = (
     "would send keys and prompts to anyone who answers. Put the certificate of a private authority into "
     f"litellmFiles, and set SSL_CERT_FILE in litellmEnvironment to {FILES}/NAME"
@@ -62,26 +62,26 @@ REFUSED = {
     r"SSL_VERIFY=(?i:false|0|no)": UNVERIFIED,
     r"MODEL_\d+_API_KEY=.*": "is the variable of a key in modelKeys",
 }
-"""What a variable must not be, as NAME=value, and why."""
+"""Variables that are refused, as NAME=value, with the reason."""
 SECRET_NAME = re.compile(
     r"(?<!PUBLIC_)KEY$|TOKEN$|SECRET|PASSWORD|PASSPHRASE|CREDENTIAL|HEADERS$|AUTHORIZATION|DSN$|WEBHOOK",
     re.IGNORECASE,
 )
-"""Names of variables and parameters whose values nobody else may know."""
+"""Names of variables and parameters whose values are secret."""
 PASSWORD_IN_URL = re.compile(r"\w+://[^/@\s]*:[^/@\s]+@")
 PLACEHOLDER = re.compile(r"(?!sk-)[A-Za-z][A-Za-z_-]{0,19}|sk-\d{1,8}")
-"""An `api_key` that is none, where a server wants none: `none`, `EMPTY`, `not-needed`, `sk-1234`."""
+"""A placeholder `api_key`, for a server that needs no key: `none`, `EMPTY`, `not-needed`, `sk-1234`."""
 NAMES_A_FILE = re.compile(rf"{FILES}/([^\s,;:\"']+)")
 
 
 def variables(values: Mapping[str, Any]) -> dict[str, SecretStr]:
-    """LiteLLM's variables by name, from the valid fields of a stack config, but for the stack's own."""
+    """LiteLLM's variables by name, from the valid fields of a stack config, without the stack's own."""
     named = {field.upper(): values[field] for field in NAMED if values.get(field) is not None}
     return dict(sorted({**values.get("litellm_environment", {}), **named}.items()))
 
 
 def set_arguments(variable: str) -> str:
-    """What sets a variable, after `pulumi config set`."""
+    """What to type after `pulumi config set` to set a variable."""
     if variable.lower() in NAMED:
         return f"--secret {to_camel(variable.lower())} …"
     return f"--secret --path litellmEnvironment.{variable} …"
@@ -93,7 +93,7 @@ def refusal(name: str, text: str = "") -> str | None:
 
 
 def must_be_encrypted(key: str, name: str, value: object) -> bool:
-    """Whether a variable or file may be in the stack config only as a secret; `key` is where it is."""
+    """Whether the stack config may have this variable or file only as a secret; `key` is where it is."""
     text = str(value)
     if key == "litellmFiles":
         return "PRIVATE KEY" in text or "BEGIN CERTIFICATE" not in text
@@ -103,7 +103,7 @@ def must_be_encrypted(key: str, name: str, value: object) -> bool:
 
 
 def problems(values: Mapping[str, Any]) -> Iterator[Problem]:
-    """What is wrong with the variables and files of a stack config, of whose fields `values` has the valid ones."""
+    """What is wrong with the variables and files of a stack config; `values` has its valid fields."""
     for name, value in values.get("litellm_environment", {}).items():
         entry = f"litellmEnvironment.{name}"
         remove = f"rm --path 'litellmEnvironment[\"{name}\"]'"
@@ -130,7 +130,7 @@ def problems(values: Mapping[str, Any]) -> Iterator[Problem]:
 
 
 def in_clear(place: str, value: object, name: str = "") -> Iterator[str]:
-    """Each place in a part of LiteLLM's config, which everybody may read, where a key stands and not its variable."""
+    """Each place in a part of LiteLLM's config, which is not secret, that has a key instead of its variable."""
     if isinstance(value, dict):
         for each, inner in value.items():
             yield from in_clear(f"{place}.{each}", inner, str(each))
@@ -157,7 +157,7 @@ def named_variables(value: object) -> Iterator[str]:
 
 
 def missing_files(place: str, text: str, values: Mapping[str, Any]) -> Iterator[Problem]:
-    """Each file that a text of the stack config names and that `litellmFiles` does not have."""
+    """Each file that a text of the stack config names but `litellmFiles` does not have."""
     if "litellm_files" not in values:
         return
     for name in dict.fromkeys(NAMES_A_FILE.findall(text)):

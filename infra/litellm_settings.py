@@ -1,7 +1,7 @@
-"""What the stack config lays over LiteLLM's settings in `litellm/config.yaml`, and what it must not.
+"""What the stack config overrides in LiteLLM's settings in `litellm/config.yaml`, and what it must not.
 
-`litellmSettings`, `routerSettings` and `generalSettings` are laid over the file's `litellm_settings`,
-`router_settings` and `general_settings`, key by key, and within a key that holds others by those.
+`litellmSettings`, `routerSettings` and `generalSettings` are merged into the file's `litellm_settings`,
+`router_settings` and `general_settings`, key by key, nested keys included.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SECTIONS = {
     "routerSettings": "router_settings",
     "generalSettings": "general_settings",
 }
-"""Keys of the stack config, and the part of LiteLLM's config that each is laid over."""
+"""Keys of the stack config, and the part of LiteLLM's config that each is merged into."""
 LOGS_KEYS = "would write keys and prompts to the log"
 NEEDS_CODE = "names Python code, and a replica has none but LiteLLM's and this project's"
 REFUSED = {
@@ -58,7 +58,7 @@ REFUSED = {
         "plugins=.*": NEEDS_CODE,
     },
 }
-"""What a setting must not be, as name=value with the value in JSON, and why."""
+"""Settings that are refused, as name=value with the value in JSON, with the reason."""
 STRATEGIES = frozenset({
     "simple-shuffle",
     "least-busy",
@@ -72,11 +72,11 @@ DECIMAL = re.compile(r"-?\d*\.\d+(e[+-]?\d+)?", re.IGNORECASE)
 
 
 OF_A_DATABASE = re.compile(r"database_\w+|\w*spend_logs\w*")
-"""Names of general_settings that mean something to a LiteLLM with a database only."""
+"""Names of general_settings that have an effect only if LiteLLM has a database."""
 
 
 def laid_over(config: Mapping[str, Any], values: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """LiteLLM's config with the settings of a stack config, which are `values` by its keys."""
+    """LiteLLM's config with the settings of a stack config merged in; `values` has them by their keys."""
     laid = {
         SECTIONS[key]: _merged(config.get(SECTIONS[key]) or {}, settings)
         for key, settings in values.items()
@@ -86,7 +86,7 @@ def laid_over(config: Mapping[str, Any], values: Mapping[str, Mapping[str, Any]]
 
 
 def problems(values: Mapping[str, Any]) -> Iterator[Problem]:
-    """What is wrong with the settings of a stack config, of whose fields `values` has the valid ones."""
+    """What is wrong with the settings of a stack config; `values` has its valid fields."""
     variables = {*litellm_environment.variables(values)}
     release = providers.load().release(values.get("litellm_image", ""))
     for section, field in SECTIONS.items():
@@ -117,7 +117,7 @@ def problems(values: Mapping[str, Any]) -> Iterator[Problem]:
 
 
 def parts(place: str, value: object, values: Mapping[str, Any]) -> Iterator[Problem]:
-    """What is wrong in any part of LiteLLM's config: keys in clear, missing files, variables not for it."""
+    """What is wrong in any part of LiteLLM's config: keys in clear text, missing files, forbidden variables."""
     for each in in_clear(place, value, place.rpartition(".")[2]):
         what = "is in clear, where anyone can read it: get a new one, set it as a variable, and name that here"
         yield Problem(each, what, f"set --path '{each}' {REFERENCE}NAME")
@@ -128,7 +128,7 @@ def parts(place: str, value: object, values: Mapping[str, Any]) -> Iterator[Prob
 
 
 def _merged(below: Any, above: Any) -> Any:  # noqa: ANN401 -- JSON
-    """What is above in place of what is below it, where both hold others key by key."""
+    """`below` with `above` merged in: if both are mappings, key by key; otherwise `above` replaces it."""
     if isinstance(below, dict) and isinstance(above, dict):
         return {**below, **{key: _merged(below.get(key), value) for key, value in above.items()}}
     if isinstance(above, dict):

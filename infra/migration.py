@@ -45,7 +45,7 @@ class Migrations(Resource, module="migration", name="Migrations"):
         server: pulumi.Input[str],
         opts: pulumi.ResourceOptions | None = None,
     ) -> None:
-        """`server` is another value for each server that the database may be on."""
+        """`server` differs for each server that the database may be on."""
         try:
             files = {each.file: each.sha256 for each in migrations.read(FOLDER)}
         except migrations.MigrationError as error:

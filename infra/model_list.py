@@ -25,9 +25,10 @@ FILE = Path(__file__).parent.parent / "litellm" / "config.yaml"
 REQUEST_TIMEOUT_SECONDS = 6000
 """LiteLLM's own, where the file has none."""
 RENAMED = {"max_tokens": "max_completion_tokens"}
-"""Parameters that a model which refuses them takes by another name."""
+"""Parameters that a model may refuse under this name but accept under another."""
 NO_KEY = "none"
-"""What a server that needs no key is sent: LiteLLM's OpenAI client requires a key, or would send the provider's."""
+"""Sent to a server that needs no key: LiteLLM's OpenAI client requires one, and would otherwise send the
+provider's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +38,7 @@ class LeftOut:
     name: str
     provider: str
     variables: tuple[str, ...]
-    """The variables that it names and that have no value."""
+    """The variables that it names but that have no value."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,18 +46,18 @@ class ModelList:
     """A rendered LiteLLM config."""
 
     config: str
-    """The file as LiteLLM reads it; secrets are in it as os.environ/NAME only."""
+    """The file as LiteLLM reads it; it names secrets as os.environ/NAME."""
     served: tuple[str, ...]
     """The names that callers may ask for."""
     left_out: tuple[LeftOut, ...]
     told: Mapping[str, Mapping[str, Any]]
     """What callers are told about each served model, by the names in `model_info`."""
     table: str
-    """What the preview says about each model, served or not."""
+    """What the preview says about each model, whether it is served or not."""
     ending: tuple[retirements.Ending, ...]
-    """Models that their providers have ended, or will soon."""
+    """Models that their providers have shut down, or will soon."""
     request_timeout: int
-    """Seconds after which LiteLLM gives up a request."""
+    """Seconds after which LiteLLM gives up on a request."""
 
 
 def model_variable(index: int) -> str:
@@ -83,7 +84,7 @@ def entries(
 
 
 def missing_variables(entry: Mapping[str, Any], variables: Collection[str]) -> tuple[str, ...]:
-    """The variables that an entry names and that are not there."""
+    """The variables that an entry names but that are not set."""
     return tuple(dict.fromkeys(name for name in named_variables(entry) if name not in variables))
 
 
@@ -95,7 +96,7 @@ def parsed(text: str) -> Mapping[str, Any]:
 
 
 def check(text: str) -> None:
-    """Look for keys in the text of the file. Raises RunError if one is there in clear."""
+    """Look for keys in the file's text. Raises RunError if there is one in clear text."""
     for model in parsed(text).get("model_list") or ():
         if any(in_clear("", model)):
             raise pulumi.RunError(
@@ -108,8 +109,8 @@ def check(text: str) -> None:
 def render(text: str, settings: Settings, *, demo_url: str, today: date | None = None) -> ModelList:
     """Render LiteLLM's config `text` for a stack.
 
-    `demo_url` is the demo provider's address, as http://host:port, used only where the settings let it answer.
-    `today` decides which models have ended; it is the present day in UTC unless given.
+    `demo_url` is the demo provider's address, as http://host:port, used only if the settings let it answer. `today`
+    decides which models have been shut down; by default it is the current day in UTC.
     """
     file = dict(parsed(text))
     if of_stack := {**litellm_connections.general_settings(settings), **redis.general_settings(settings)}:
@@ -164,7 +165,7 @@ def _entry(model: ShortModel | Deployment, index: int, model_keys: Mapping[str, 
         parameters = {"model": model.model, **given, **key}
     else:
         base = {"api_base": str(model.api_base).rstrip("/"), "api_key": NO_KEY}
-        # LiteLLM is told 0 where nobody has said what a token costs. That is not known to be free.
+        # LiteLLM gets the price 0 if nobody has said what a token costs. That does not mean that the model is free.
         parameters = {"model": model.model, **dict.fromkeys(costs, 0.0), **given, **base, **key}
         info = {"price": model_table.price(given)}
         return {"model_name": model.name, "litellm_params": parameters, "model_info": info}
@@ -172,9 +173,9 @@ def _entry(model: ShortModel | Deployment, index: int, model_keys: Mapping[str, 
 
 
 def _with_key(entry: dict[str, Any]) -> dict[str, Any]:
-    """An entry that names the key which LiteLLM would take by itself.
+    """An entry that explicitly names the key that LiteLLM would use by default.
 
-    So the preview knows whether it is there, and no server of the team's own is sent the key of a provider.
+    So the preview knows whether the key is set, and no provider's key is sent to the team's own server.
     """
     parameters = entry["litellm_params"]
     provider = providers.load().of(parameters["model"])
@@ -188,7 +189,7 @@ def _with_key(entry: dict[str, Any]) -> dict[str, Any]:
 
 
 def _told_to(release: providers.Release, entry: dict[str, Any]) -> dict[str, Any]:
-    """An entry with what a release of LiteLLM must be told about its provider."""
+    """An entry with what this release of LiteLLM must be told about its provider."""
     for part, below in providers.load().of(entry["litellm_params"]["model"]).told.get(release.version, {}).items():
         given = entry.get(part, {})
         lists = {name: [*each, *given.get(name, ())] for name, each in below.items() if isinstance(each, list)}
@@ -199,9 +200,9 @@ def _told_to(release: providers.Release, entry: dict[str, Any]) -> dict[str, Any
 def _without_ended(
     models: list[dict[str, Any]], policy: retirements.Policy, today: date, *, demo_url: str
 ) -> tuple[list[dict[str, Any]], tuple[retirements.Ending, ...]]:
-    """What is served of models on a day, and which of them have ended or will soon.
+    """The models that are served on a day, and those that have been shut down or will be soon.
 
-    A server of the team's own ends its models when the team does.
+    The team itself decides when a model on its own server ends.
     """
     table = retirements.load()
     served, ending = [], []
@@ -215,10 +216,11 @@ def _without_ended(
 
 
 def _with_what_is_known(entry: dict[str, Any], release: providers.Release, refused: prices.Refused) -> dict[str, Any]:
-    """An entry with its price, where LiteLLM does not know it, and what its provider refuses of a request.
+    """An entry with its price, if LiteLLM does not know it, and the parameters that its provider refuses.
 
-    litellm/parameters.py reads `refuses`, which says what becomes of each parameter. LiteLLM itself leaves out what
-    it makes of requests in another form, as Anthropic's. Of a server of the team's own nothing is known.
+    litellm/parameters.py reads `refuses`, which says what happens to each parameter. When LiteLLM translates a
+    request from another form, such as Anthropic's, it leaves such parameters out itself. Nothing is known about
+    models on the team's own server.
     """
     parameters, info = entry["litellm_params"], entry.get("model_info", {})
     provider, model = providers.load().of(parameters["model"]), prices.of(entry) or prices.NOTHING
@@ -226,7 +228,7 @@ def _with_what_is_known(entry: dict[str, Any], release: providers.Release, refus
         return entry
     unknown = release.version in model.unknown_to
     costs = {} if {*prices.COSTS} & {*parameters, *info} or not unknown else model.costs
-    # A release that knows the model has `max_tokens` go by its other name.
+    # A release that knows the model sends `max_tokens` under its other name.
     left_out = [name for name in model.refuses if unknown or name not in RENAMED]
     drops = [*left_out, *(it for it in parameters.get("additional_drop_params", ()) if it not in left_out)]
     refuses = (*model.refuses, *provider.unknown.get(release.version, ()))

@@ -1,4 +1,4 @@
-"""What is wrong with `models` in the stack config, together with everything else in it."""
+"""What is wrong with `models` in the stack config, also in combination with the other keys."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     Models = Sequence[ShortModel | Deployment]
 
 NEEDS_A_HUB = re.compile(r"(llama)-([23])", re.IGNORECASE)
-"""Names for which LiteLLM counts tokens with a tokenizer that it fetches (litellm.utils._select_tokenizer); without
-a model hub each chat completion of such a name fails."""
+"""Names for which LiteLLM counts tokens with a tokenizer that it downloads (litellm.utils._select_tokenizer). If it
+cannot reach a model hub, each chat completion with such a name fails."""
 CLIENT_DECIDES = "configurable_clientside_auth_params"
 
 
 def problems(values: Mapping[str, Any]) -> Iterator[Problem]:
-    """What is wrong with the models of a stack config, of whose fields `values` has the valid ones."""
+    """What is wrong with the models of a stack config; `values` has its valid fields."""
     if "models" not in values:
         return
     models: Models = values["models"]
@@ -104,7 +104,7 @@ def _short(place: str, model: ShortModel, *, has_key: bool) -> Iterator[Problem]
 
 
 def _parameters(place: str, model: Deployment) -> Iterator[Problem]:
-    """What a provider needs in litellm_params, and what must not be there."""
+    """What is missing in litellm_params for its provider, and what must not be there."""
     provider = providers.load().of(model.model)
     needs = provider.needs if not provider.server else {"api_base": provider.server}
     for name, example in needs.items():

@@ -1,4 +1,4 @@
-"""What is known of each model beside what LiteLLM needs: told to callers by `GET /v1/models`, and in the preview.
+"""What is known about each model beyond what LiteLLM needs, for callers of `GET /v1/models` and for the preview.
 
 `llmctl models --verbose` shows it too (console/tables.py).
 """
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from infra.model_list import LeftOut
 
 TOLD = (*retirements.INFO, "owned_by", "price", "refuses")
-"""The entries of a model's `model_info` that callers are told; litellm/release.py reads them there."""
+"""The entries of a model's `model_info` that callers see; litellm/release.py reads them there."""
 DEMO = "demo"
-"""The owner of a model that the demo provider answers for."""
+"""The owner of a model for which the demo provider answers."""
 HEAD = ("model", "provider", "key", "USD per million tokens", "parameters", "ends")
 
 
@@ -39,7 +39,7 @@ def described(entry: dict[str, Any], release: providers.Release, *, demo_url: st
 
 
 def price(costs: Mapping[str, Any]) -> dict[str, float]:
-    """The price for a million tokens, as callers are told it, by the costs of a token that are known."""
+    """The price for a million tokens, as callers see it, from the known costs of a token."""
     return {
         way: round(float(costs[name]) * prices.MILLION, prices.DIGITS)
         for way, name in zip(tables.WAYS, prices.COSTS, strict=True)
@@ -54,7 +54,7 @@ def told(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def table(listed: Sequence[Mapping[str, Any]], left_out: Sequence[LeftOut], release: providers.Release) -> str:
-    """A line for each model of a list, and for each that is left out of it; what is specific to a release counts."""
+    """A line for each model of a list and for each that was left out, as it is with this release of LiteLLM."""
     rows = [HEAD, *map(_row, listed)]
     rows += [(it.name, it.provider, f"{' and '.join(it.variables)} missing", "", "", "") for it in left_out]
     return "\n".join((f"models, with LiteLLM {release.version}:", *tables.aligned(rows)))

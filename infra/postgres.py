@@ -24,19 +24,19 @@ SUPERUSER = "postgres"
 HOME = "/var/lib/postgresql"
 DATA = f"{HOME}/data"
 FIRST_VOLUME = "postgres-data"
-"""The only one that there was before `postgresVolume` could name another."""
+"""The only volume name that existed before `postgresVolume` could name another."""
 LAST_WITH_DATA = 17
-"""The major version after which the images have HOME only."""
+"""The last major version whose images have the volume at DATA; newer ones have it at HOME."""
 USER_ID = 999
-"""That of `postgres` in the Debian images of Postgres."""
+"""The id of the user `postgres` in the Debian images of Postgres."""
 APP_DATABASE = "app"
 LITELLM_DATABASE = "litellm"
-"""Of its own, because LiteLLM may drop tables that it does not know."""
+"""A separate database, because LiteLLM may drop tables that it does not know."""
 STOP_SECONDS = 60
 """Long enough for a checkpoint, so that the next start need not recover."""
 CONNECT_SECONDS = 15
 IN_TAG = re.compile(r"(?:^|[.-])pg-?(\d+)(?!\d)")
-"""As in `0.8.1-pg17`, the tags of images that add something to Postgres, with a version of its own."""
+"""As in `0.8.1-pg17`: the tags of images that add something to Postgres, with its own version."""
 ALONE = re.compile(r"postg(?:res(?:ql)?|is)")
 """Names of images whose tags begin with the version of Postgres."""
 NOTICED = {
@@ -45,7 +45,7 @@ NOTICED = {
     "tcp_keepalives_count": 6,
     "tcp_user_timeout": 120_000,
 }
-"""Has Postgres drop a connection to a machine that is lost within 2 minutes, not 2 hours: until then it counts.
+"""Makes Postgres drop the connection of a lost machine within 2 minutes instead of 2 hours; until then it counts.
 
 In seconds, the last in milliseconds.
 """
@@ -75,7 +75,7 @@ class PostgresArgs:
     address: str
     port: int
     volume: str
-    """The volume that holds the data of this major version, and never of another one."""
+    """The volume with the data of this major version, never of another one."""
     protect: bool
     superuser_password: RotatingSecret
     app_password: RotatingSecret
@@ -83,16 +83,16 @@ class PostgresArgs:
 
 
 class Postgres(pulumi.ComponentResource):
-    """A Postgres server with a volume that outlives it, one database for the app and one for LiteLLM.
+    """A Postgres server with a volume that outlives it, a database for the app and one for LiteLLM.
 
     Creates: the workload `postgres`, its volume, `RotatingSecret`, `ImmutableValue`, `DatabaseRoles`.
     Type token: `llm-infrastructure:postgres:Postgres`.
     """
 
     database_url: pulumi.Output[str]
-    """The app's database, with a role that owns it (secret)."""
+    """The URL of the app's database, with a role that owns it (secret)."""
     server: pulumi.Output[str]
-    """Another value for each server that comes up, so that what it holds is looked after again."""
+    """Differs for each server that is started, so that its content is checked again."""
 
     def __init__(
         self, name: str, args: PostgresArgs, placement: Placement, opts: pulumi.ResourceOptions | None = None
@@ -111,8 +111,8 @@ class Postgres(pulumi.ComponentResource):
             ),
             opts=child,
         )
-        # Counts only when the data directory is made; DatabaseRoles then puts the real password in its place, which
-        # so can change without a restart.
+        # Counts only when the data directory is created. DatabaseRoles then sets the real password, which can
+        # therefore change without a restart.
         initial_password = RotatingSecret(
             f"{name}-initial-password",
             kind="password",
@@ -134,7 +134,8 @@ class Postgres(pulumi.ComponentResource):
                 user="postgres",
                 file_owner=USER_ID,
                 memory_mb=args.memory_mb,
-                # As the kernel sizes it on a machine of that memory. Parallel queries share their hash tables there.
+                # As large as the kernel makes it on a machine with that memory. Parallel queries share their hash
+                # tables there.
                 shared_memory_mb=args.memory_mb // 2,
                 networks={args.network: name},
                 ports=(Port(internal=PORT, external=args.port, address=args.address),),
@@ -161,7 +162,7 @@ class Postgres(pulumi.ComponentResource):
 
 
 def major_version_of(image: str) -> str:
-    """The major version in the tag of an image with Postgres; empty where that does not tell it."""
+    """The major version in the tag of an image with Postgres; empty if the tag does not say."""
     name, _, tag = image.partition("@")[0].rpartition("/")[2].partition(":")
     if match := IN_TAG.search(tag):
         return match[1]
@@ -179,10 +180,11 @@ LOGINS = (f"{APP_DATABASE}_1", f"{APP_DATABASE}_2")
 
 
 def logins(pair: tuple[str, str], last: str | None, *, is_set: bool) -> tuple[str, str]:
-    """The role of a pair that gets the password, and the other one.
+    """The role of a pair that gets the new password, and the other one.
 
-    `last` has the one before, and `is_set` whether that is the same. Counted from what the server really has: a
-    password that never got there, as an `up` failed before, must not cost the one that callers hold.
+    `last` is the role that got the previous one, and `is_set` says whether that password is still the current one.
+    This follows what the server really has: if an `up` failed before it set a password there, callers must not lose
+    the one that they use.
     """
     first, second = pair
     has_last, other = (first, second) if last == first else (second, first)
@@ -208,7 +210,7 @@ class _RolesProvider(DeployStep):
 
 
 def connect_as_superuser(props: dict[str, Any], olds: dict[str, Any]) -> psycopg.Connection:
-    """Connect with whichever password the server has: `olds` holds the last one that was really set."""
+    """Connect with whichever password the server has: `olds` has the last one that was really set."""
     known = [props.get(name) for name in ("superuser_password", "superuser_previous", "initial_password")]
     known += [olds[name] for name in ("superuser_password",) if name in olds]
     return _first_that_opens(props["host"], int(props["port"]), filter(None, dict.fromkeys(known)))
@@ -245,12 +247,12 @@ def _exists(connection: psycopg.Connection, table: str, column: str, name: str) 
 
 
 def _ensure_database(connection: psycopg.Connection, name: str) -> None:
-    """A database with an owner role of the same name, which nobody else may connect to."""
+    """A database with an owner role of the same name; nobody else may connect to it."""
     identifier = sql.Identifier(name)
     if not _exists(connection, "pg_roles", "rolname", name):
         connection.execute(sql.SQL("CREATE ROLE {} NOLOGIN").format(identifier))
     if not _exists(connection, "pg_database", "datname", name):
-        # Not from template1, which another C library than the one it was made with keeps from being copied.
+        # Not from template1, which cannot be copied under another C library than the one it was created with.
         create = sql.SQL("CREATE DATABASE {} OWNER {} TEMPLATE template0")
         connection.execute(create.format(identifier, identifier))
     connection.execute(sql.SQL("REVOKE ALL ON DATABASE {} FROM PUBLIC").format(identifier))
@@ -259,7 +261,7 @@ def _ensure_database(connection: psycopg.Connection, name: str) -> None:
 def ensure_login(
     connection: psycopg.Connection, name: str, password: str, *, owner: str, connections: int | None = None
 ) -> None:
-    """A role that logs in and then acts as the owner of a database, to whom all it makes belongs."""
+    """A role that logs in and then acts as the owner of a database, who owns everything that it creates."""
     identifier, acts_as = sql.Identifier(name), sql.Identifier(owner)
     if not _exists(connection, "pg_roles", "rolname", name):
         connection.execute(sql.SQL("CREATE ROLE {}").format(identifier))
@@ -282,7 +284,7 @@ def forbid_login(connection: psycopg.Connection, name: str) -> None:
 
 
 def _set_password(connection: psycopg.Connection, role: str, password: str) -> None:
-    """Hashed here, so that no log of the server ever holds the password."""
+    """Hashed here, so that no log of the server ever has the password."""
     hashed = connection.pgconn.encrypt_password(password.encode(), role.encode(), b"scram-sha-256").decode()
     connection.execute(sql.SQL("ALTER ROLE {} PASSWORD {}").format(sql.Identifier(role), sql.Literal(hashed)))
 
@@ -356,7 +358,7 @@ def _litellms_database(props: dict[str, Any]) -> psycopg.Connection:
 
 
 class SaltKeyGuard(Resource, module="postgres", name="SaltKeyGuard"):
-    """Refuses another salt key, in the preview, once LiteLLM has tables in its database.
+    """Refuses a different salt key, in the preview, once LiteLLM has tables in its database.
 
     Creates: nothing outside the state. Type token: `pulumi-python:dynamic/postgres:SaltKeyGuard`.
     """
@@ -372,7 +374,7 @@ class SaltKeyGuard(Resource, module="postgres", name="SaltKeyGuard"):
     ) -> None:
         """`configured` is the salt key of the stack config.
 
-        `url` is LiteLLM's database, where that is not in the stack's own `server`: its host, port and superuser.
+        `url` is LiteLLM's database, unless that is in the stack's own `server` (its host, port and superuser).
         """
         props: dict[str, pulumi.Input[object]] = {
             "configured": pulumi.Output.secret(configured) if configured else ""

@@ -1,4 +1,4 @@
-"""What a preview warns of: models that are not served, will not work, or end; limits that are not exact."""
+"""What a preview warns about: models that are not served, will not work, or end; limits that are not exact."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def of(settings: Settings, models: ModelList, built_here: Container[str]) -> Iterator[str]:
-    """Yield each warning; `built_here` are the images that are replaced by one built on this machine."""
+    """Yield each warning; `built_here` are the images that one built on this machine replaces."""
     yield from map(_left_out, models.left_out)
     if settings.litellm_image in built_here:
         for name, package in providers.missing_packages(
@@ -47,7 +47,7 @@ def of(settings: Settings, models: ModelList, built_here: Container[str]) -> Ite
 
 
 def _left_out(model: LeftOut) -> str:
-    """What the preview says of a model that is not served."""
+    """What the preview says about a model that is not served."""
     missing = " and ".join(model.variables)
     commands = " && ".join(
         f"./pulumiw config set --stack {pulumi.get_stack()} {litellm_environment.set_arguments(each)}"
@@ -57,7 +57,7 @@ def _left_out(model: LeftOut) -> str:
 
 
 def _names_a_model(settings: Settings, ending: Ending) -> str:
-    """The command that has another model answer for a name, but for that model."""
+    """The command that makes another model answer for a name, up to the model."""
     set_ = f"./pulumiw config set --stack {pulumi.get_stack()} --path"
     for index, own in enumerate(settings.models):
         if (own.name, own.model) == (ending.name, ending.model):

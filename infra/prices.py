@@ -1,4 +1,4 @@
-"""What models cost and which parameters they refuse, by `litellm/prices.yaml`; not each release of LiteLLM knows."""
+"""What models cost and which parameters they refuse, from `litellm/prices.yaml`; not every LiteLLM release knows."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 FILE = Path(__file__).parent.parent / "litellm" / "prices.yaml"
 Refused = Literal["drop", "error"]
-"""What becomes of a parameter that a model refuses."""
+"""What to do with a parameter that a model refuses."""
 MILLION = 1_000_000
 DIGITS = 6
-"""Of a price for a million tokens."""
+"""The decimal places of a price for a million tokens."""
 COSTS = ("input_cost_per_token", "output_cost_per_token")
-"""As LiteLLM calls them; in US dollars."""
+"""LiteLLM's names for the costs of a token, in US dollars."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,21 +27,21 @@ class Model:
     """What LiteLLM's newest price list says about a model."""
 
     costs: Mapping[str, float]
-    """By COSTS."""
+    """US dollars, by the names in COSTS."""
     unknown_to: frozenset[str]
-    """The releases of LiteLLM that were run here and do not know its price."""
+    """The releases of LiteLLM, of those that were run here, that do not know its price."""
     refuses: tuple[str, ...]
     """Parameters of a chat completion with which its provider answers 400."""
 
 
 NOTHING = Model(costs={}, unknown_to=frozenset(), refuses=())
-"""What is known about a model that the table does not have."""
+"""For a model that the table does not have."""
 
 
 @cache
 def load() -> Mapping[str, Model]:
     """Return the table, by LiteLLM's `model`: provider/model."""
-    fast = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the one in Python takes a second
+    fast = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the loader written in Python takes a second
     content: dict[str, Any] = yaml.load(FILE.read_text(encoding="utf-8"), Loader=fast)  # noqa: S506 -- both are safe
     return {
         model: Model(
@@ -54,9 +54,9 @@ def load() -> Mapping[str, Model]:
 
 
 def of(entry: Mapping[str, Any]) -> Model | None:
-    """What is known of the model of an entry of `model_list`; None for one of a server of the team's own.
+    """What is known about the model of a `model_list` entry; None for a model on the team's own server.
 
-    Azure's deployments have names of their own: `base_model` says what they run. LiteLLM takes `gpt-4o` for
+    Azure's deployments have their own names: `base_model` says what they run. LiteLLM reads `gpt-4o` as
     `openai/gpt-4o`.
     """
     model = (entry.get("model_info") or {}).get("base_model") or entry["litellm_params"]["model"]

@@ -5,17 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 FOLDER = "/opt/llm-gateway"
-"""Their folder there. Not /app: the official image has LiteLLM's sources there, and would import those."""
+"""Their folder in the container. Not /app: the official image has LiteLLM's sources there, and would import those."""
 RUN = f"{FOLDER}/run.py"
 """Runs one of them: `python3 RUN NAME ARGS…`."""
 SCHEMA = f"{FOLDER}/schema.py"
-"""Runs in a container of its own."""
+"""The program that runs in its own container."""
 
 _SOURCE = Path(__file__).parent.parent / "litellm"
 
 
 def files() -> dict[str, str]:
-    """What a replica needs, by path: `run.py`, and the other modules in one text, which that reads."""
+    """The files that a replica needs, by path: `run.py`, and all other modules in one text, which it reads."""
     modules = sorted(file for file in _SOURCE.glob("*.py") if f"{FOLDER}/{file.name}" not in {RUN, SCHEMA})
     return {
         RUN: _read("run.py"),
@@ -24,7 +24,7 @@ def files() -> dict[str, str]:
 
 
 def schema() -> dict[str, str]:
-    """The program that brings LiteLLM's database to a release, by path."""
+    """The program that migrates LiteLLM's database to a release, by path."""
     return {SCHEMA: _read("schema.py")}
 
 

@@ -20,14 +20,14 @@ RELEASES = PROJECT / "litellm" / "releases.yaml"
 IMAGES = PROJECT / "images" / "litellm"
 """A folder for each release of LiteLLM whose image can be built here."""
 VERSION = re.compile(r":(?:main-)?v?(\d+)\.(\d+)\.(\d+)")
-"""As the tags of LiteLLM's images name a release."""
+"""How the tags of LiteLLM's images name a release."""
 CALLBACKS = ("callbacks", "success_callback", "failure_callback", "service_callback")
 """Settings of LiteLLM that list callbacks."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Provider:
-    """What models of a provider need; for a provider that is not in the file, nothing is known."""
+    """What models of a provider need. For a provider that is not in the file, nothing is known."""
 
     title: str = ""
     """Its name on the page; empty if it is not on the page."""
@@ -41,33 +41,34 @@ class Provider:
     needs: Mapping[str, Any] = field(default_factory=dict)
     """Entries of litellm_params that must be there, each with an example."""
     formats: Mapping[str, str] = field(default_factory=dict)
-    """How some entries of litellm_params look, as regular expressions."""
+    """The format of some entries of litellm_params, as regular expressions."""
     parameters: Mapping[str, Any] = field(default_factory=dict)
     """Other entries of litellm_params that the page shows."""
     own_address: bool = False
     """Whether api_base is the account's own, and gets the account's key."""
     server: str | None = None
-    """For a server of the team's own: a URL as example."""
+    """For the team's own server: an example URL."""
     demo: str | None = None
-    """The path under which the demo provider speaks its protocol; None where it does not."""
+    """The path under which the demo provider speaks its protocol; None if it does not."""
     placeholder: bool = False
-    """Whether LiteLLM asks it with a key only, though it may want none."""
+    """Whether LiteLLM requires a key for it, even if the server needs none."""
     told: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Parts of a model's entry that a release of LiteLLM must be told, by release."""
     unknown: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Parameters of a request that a release of LiteLLM loses, or sends on as nobody takes them, by release."""
+    """By release, parameters of a request that LiteLLM loses, or passes on in a form that the provider does not
+    accept."""
     example: str = "MODEL"
     embedding: str | None = None
-    """A model for vectors, as provider/model."""
+    """An embedding model, as provider/model."""
     otherwise: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    """By release, which columns of the page's table do not hold, and what to do."""
+    """By release, which columns of the page's table are not true for it, and what to do."""
     page: str = ""
     package: str | None = None
-    """What a LiteLLM image must have for it, beside LiteLLM."""
+    """The Python package that a LiteLLM image needs for it, beside LiteLLM."""
     note: str = ""
 
     def has_account(self, parameters: Mapping[str, Any]) -> bool:
-        """Whether the `litellm_params` of a model ask the provider itself, and no server of the team's own."""
+        """Whether a model's `litellm_params` lead to the provider itself, and not to the team's own server."""
         return "api_base" not in parameters or self.own_address
 
 
@@ -78,7 +79,7 @@ class Callback:
     variables: tuple[str, ...] = ()
     package: str | None = None
     refused: str | None = None
-    """Why it cannot be used here."""
+    """Why it cannot be used here; empty if it can."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,17 +91,17 @@ class Release:
     callbacks: frozenset[str]
     router_settings: frozenset[str]
     tag: str
-    """That of the official image."""
+    """The Python version of the official image."""
     image_mb: int
     rest_mb: int
     """The memory of a replica at rest, in MiB."""
     database_mb: int
-    """What its database takes in addition, in MiB: the Python client and the query engine."""
+    """What its database needs in addition, in MiB: the Python client and the query engine."""
     start_seconds: float
-    """Until it answers, on two cores."""
+    """How long it takes to start, on two cores."""
     known_for: tuple[str, ...]
     takes_more: bool = False
-    """Whether it is newer than what is known, or of no known version: then nothing is refused as unknown."""
+    """Whether it is newer than the known releases, or has no known version: then nothing is refused as unknown."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,13 +109,13 @@ class Table:
     """The file's content."""
 
     providers: Mapping[str, Provider]
-    """By prefix."""
+    """The known providers, by prefix."""
     compatible: Provider
-    """A server of the team's own that speaks a protocol which many do."""
+    """The team's own server, with a protocol that many servers speak."""
     compatible_prefix: str
     callbacks: Mapping[str, Callback]
     releases: tuple[Release, ...]
-    """From the oldest to the newest."""
+    """The known releases, from the oldest to the newest."""
 
     def of(self, model: str) -> Provider:
         """The provider of a LiteLLM model, as provider/model."""
@@ -122,13 +123,13 @@ class Table:
 
     @property
     def keys(self) -> frozenset[str]:
-        """Every variable that an account at a provider is asked with."""
+        """Every variable with the key of an account at a provider."""
         return frozenset(
             name for it in self.providers.values() for name in (it.key, *it.variables) if name is not None
         )
 
     def release(self, image: str) -> Release:
-        """What the LiteLLM of an image takes, by its tag: of one that was not run here, as much as may be."""
+        """What the LiteLLM of an image needs, from its tag; for one that was not run here, the most it may need."""
         match = VERSION.search(image)
         newest = self.releases[-1]
         if match is None:
@@ -159,9 +160,9 @@ def load() -> Table:
 
 
 def missing_packages(image: str, config: Mapping[str, Any]) -> dict[str, str]:
-    """What of a LiteLLM config needs a Python package that the image built here in place of `image` does not have.
+    """The parts of a LiteLLM config that need a Python package which the image built here for `image` does not have.
 
-    By what needs it: the name of a model or a callback. Empty where none is built for that release.
+    The keys are the names of models and callbacks. Empty if no image is built here for that release.
     """
     match = VERSION.search(image)
     lock = IMAGES / (".".join(match.groups()) if match else "") / "requirements.lock"
@@ -179,7 +180,7 @@ def missing_packages(image: str, config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def near(name: str, names: frozenset[str]) -> str:
-    """The name that a mistyped one is most like; empty if none is close."""
+    """The name that is closest to a mistyped one; empty if none is close."""
     return next(iter(difflib.get_close_matches(name, sorted(names), n=1)), "")
 
 

@@ -1,7 +1,7 @@
 """Redis, in which all replicas count together: each key's requests and tokens a minute.
 
-It keeps nothing: what it holds is true for a minute, and the spending is in LiteLLM's database. While it is away,
-each replica counts by itself, as it does without it.
+It stores nothing: its counters last for a minute, and spending is in LiteLLM's database. While it is away, each
+replica counts by itself, as it does without Redis.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ if TYPE_CHECKING:
 PORT = 6379
 NETWORK_NAME = "redis"
 USER_ID = 999
-"""That of `valkey` and of `redis` in the official images."""
+"""The id of the users `valkey` and `redis` in the official images."""
 PASSWORD_VARIABLE = "LLM_GATEWAY_REDIS_PASSWORD"  # noqa: S105 -- its name
 ADDRESS_VARIABLE = "LLM_GATEWAY_REDIS"
-"""Where litellm/counters.py finds it."""
+"""The name under which litellm/counters.py finds it."""
 CONFIG = "/usr/local/etc/redis.conf"
 USERS = "users.acl"
 SECONDS = 1.0
-"""How long LiteLLM waits for an answer: counters must not hold up a request."""
+"""How long LiteLLM waits for an answer: counters must not delay a request."""
 BREAKER = {
     "REDIS_CIRCUIT_BREAKER_FAILURE_THRESHOLD": "2",
     "REDIS_CIRCUIT_BREAKER_RECOVERY_TIMEOUT": "2",
     "REDIS_CIRCUIT_BREAKER_TIMEOUT_MIN_DURATION": "1",
     "REDIS_CONNECTION_POOL_TIMEOUT": "1",
 }
-"""When LiteLLM 1.108.14 stops asking a Redis that does not answer, and when it asks again. Its own 5 seconds an
-answer, and 60 until it asks again, would be felt."""
+"""When LiteLLM 1.108.14 stops asking a Redis that does not answer, and when it asks again. Callers would notice its
+own values: 5 seconds per answer, and 60 until it asks again."""
 SERVER = '"$(command -v valkey-server || command -v redis-server)"'
 RIGHTS = "~* &* +@all -@admin -@dangerous +info +acl|load"
 OF_REDIS = re.compile(r"REDIS_\w+")
@@ -52,11 +52,11 @@ OWN = {
     },
     "litellmSettings": {"enable_redis_auth_cache": "would have keys in Redis, and a request wait while it is away"},
 }
-"""What LiteLLM's settings must not have beside it, and why."""
+"""LiteLLM's settings that are refused together with Redis, and why."""
 
 
 def general_settings(settings: Settings) -> dict[str, object]:
-    """What has LiteLLM 1.108.14 count there. It caches no answer for that. 1.55.0 does not know it."""
+    """The setting that makes LiteLLM 1.108.14 count in Redis. It caches no answers. 1.55.0 does not know it."""
     if not settings.redis:
         return {}
     return {
@@ -71,12 +71,12 @@ def general_settings(settings: Settings) -> dict[str, object]:
 
 
 def environment(settings: Settings) -> dict[str, str]:
-    """What the replicas' environment has for it, but for the password."""
+    """The replicas' environment variables for Redis, except the password."""
     return {ADDRESS_VARIABLE: f"{NETWORK_NAME}:{PORT}", **BREAKER} if settings.redis else {}
 
 
 def problems(values: Mapping[str, Any]) -> Iterator[Problem]:
-    """What does not go together with it, of whose fields `values` has the valid ones."""
+    """What does not go together with Redis; `values` has the valid fields of the stack config."""
     if not values.get("redis"):
         for numbers, least in (("secretVersions", 1), ("retirePrevious", 0)):
             given = values.get("secret_versions" if numbers == "secretVersions" else "retire_previous")
@@ -108,9 +108,9 @@ class RedisArgs:
     image: str
     memory_mb: int
     version: int
-    """That of the password, as secretVersions has it."""
+    """The version of the password, from secretVersions."""
     retire: int
-    """That of the password before, as retirePrevious has it."""
+    """The number for the previous password, from retirePrevious."""
     network: str
 
 
@@ -137,7 +137,8 @@ class Redis(pulumi.ComponentResource):
                 image=args.image,
                 entrypoint=("sh", "-c", f"exec {SERVER} {CONFIG}"),
                 files={CONFIG: config(args.memory_mb)},
-                # With the new password before the replicas have it, and with the one before until they all do.
+                # It accepts the new password before the replicas have it, and the previous one until all of them have
+                # the new one.
                 live=LiveFilesArgs(
                     files={},
                     secrets={
@@ -159,7 +160,7 @@ class Redis(pulumi.ComponentResource):
 
 
 def build(settings: Settings, placement: Placement, network: str) -> Redis | None:
-    """Redis as the settings have it, where they have one."""
+    """The Redis of these settings; None if they have none."""
     if not settings.redis:
         return None
     args = RedisArgs(
@@ -186,6 +187,6 @@ def config(memory_mb: int) -> str:
 
 
 def users(password: str, previous: str) -> str:
-    """Redis' file of users: one, with the hash of its password, and of the one before where that is still valid."""
+    """Redis' file of users: one user, with the hashes of its password and of the previous one while that is valid."""
     hashes = [f"#{hashlib.sha256(it.encode()).hexdigest()}" for it in (password, previous) if it]
     return f"user default on {' '.join(hashes)} {RIGHTS}\n"

@@ -17,17 +17,17 @@ FILE = Path(__file__).parent.parent / "litellm" / "retirements.yaml"
 NOTICE = timedelta(days=60)
 """How long before a model's end a preview begins to warn."""
 INFO = ("shutdown_date", "successor", "replaces")
-"""What `apply` adds to a model's `model_info`; litellm/release.py reads it there."""
+"""The entries that `apply` adds to a model's `model_info`; litellm/release.py reads them there."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Retirement:
-    """The end of a model."""
+    """When and how a model ends."""
 
     end: date
-    """The first day on which the provider does not answer for it."""
+    """The first day on which the provider no longer serves it."""
     successor: str | None
-    """The model that the provider recommends in its place, with LiteLLM's prefix."""
+    """The model that the provider recommends instead, with LiteLLM's prefix."""
     source: str
     """The page that says so."""
 
@@ -39,13 +39,13 @@ class Table:
     models: Mapping[str, Retirement]
 
     def of(self, model: str) -> Retirement | None:
-        """The end of a model; None as long as none is known. LiteLLM takes `gpt-4o` for `openai/gpt-4o`."""
+        """The end of a model; None if none is known. LiteLLM reads `gpt-4o` as `openai/gpt-4o`."""
         if "/" in model:
             return self.models.get(model)
         return self.models.get(f"openai/{model}") or self.models.get(f"anthropic/{model}")
 
     def successor(self, model: str, today: date) -> str | None:
-        """The first in the row of a model's successors that answers on a day."""
+        """The first in the chain of a model's successors that is available on a day."""
         seen = {model}
         while (retirement := self.of(model)) is not None and retirement.end <= today:
             if retirement.successor is None or retirement.successor in seen:
@@ -57,7 +57,7 @@ class Table:
 
 @dataclass(frozen=True, kw_only=True)
 class Ending:
-    """A model of the list that has ended, or will soon."""
+    """A model of the list that has been shut down, or will be soon."""
 
     name: str
     """What callers ask for."""
@@ -68,7 +68,7 @@ class Ending:
     fate: Literal["replaced", "left out", "kept", "ends"]
 
     def warning(self, command: str) -> str:
-        """One sentence for the preview; `command` begins the setting of the stack config that names another model."""
+        """One sentence for the preview; `command` is the start of the command that sets another model."""
         other = f"{command} {self.successor or 'PROVIDER/MODEL'}"
         match self.fate:
             case "replaced":
@@ -97,10 +97,10 @@ def load(text: str | None = None) -> Table:
 def apply(
     entry: dict[str, Any], policy: Policy, table: Table, today: date
 ) -> tuple[dict[str, Any] | None, Ending | None]:
-    """Return what is served for an entry of a model list on a day, and what is to be said of that.
+    """Return what is served for an entry of a model list on a day, and what to say about its end.
 
-    `model_info` of the result says when the model that answers ends (`shutdown_date`, as OpenAI's API calls it), by
-    what it is followed (`successor`), and for which model it answers (`replaces`).
+    `model_info` of the result says when the model that answers ends (`shutdown_date`, as OpenAI's API calls it),
+    which model follows it (`successor`), and which model it replaces (`replaces`).
     """
     name, parameters = entry["model_name"], entry["litellm_params"]
     model: str = parameters["model"]

@@ -20,7 +20,7 @@ Kind = Literal["key", "password", "identity"]
 OUTPUTS = ("value", "previous", "generation")
 BYTES = {"key": 32, "password": 32, "identity": 8}
 SETTINGS = {"version": "secretVersions", "retire": "retirePrevious"}
-"""The numbers that only grow, by their names in the stack config."""
+"""The numbers that may only grow, with their names in the stack config."""
 PREFIXES = {"key": "sk-", "password": "", "identity": ""}
 
 
@@ -28,7 +28,8 @@ class _Provider(DeployStep):
     inputs = ("version", "retire", "configured", "kind")
 
     def check(self, olds: dict[str, Any], news: dict[str, Any]) -> CheckResult:
-        # A number generates values and means nothing beside your own value: the settings refuse it there.
+        # The version number is for generated values. It has no effect beside your own value: the settings refuse it
+        # there.
         counted = ("retire",) if news["configured"] else ("version", "retire")
         failures = [
             CheckFailure(name, f"{SETTINGS[name]} cannot go back from {int(olds[name])} to {int(news[name])}")
@@ -98,7 +99,7 @@ class RotatingSecret(Resource, module="secrets", name="RotatingSecret"):
 class _ConstantProvider(GuardProvider):
     def check(self, olds: dict[str, Any], news: dict[str, Any]) -> CheckResult:
         of, value = news["of"], news["value"]
-        # A state of a time when one value was kept has no `values`, and of one before that no `of` either.
+        # A state from when only one value was kept has no `values`, and an even older one has no `of` either.
         first = {olds.get("of", news["first"]): olds["value"]} if olds else {}
         values = olds.get("values", first)
         known = values.get(of, value)
@@ -106,7 +107,7 @@ class _ConstantProvider(GuardProvider):
         return CheckResult({**news, "values": {**values, of: value}}, failures)
 
 
-class ImmutableValue(Resource, module="secrets", name="Constant"):  # as states name it
+class ImmutableValue(Resource, module="secrets", name="Constant"):  # the name in existing states
     """A value for each of several things that must not change: a preview that changes one fails with `refusal`.
 
     Creates: nothing outside the state. Type token: `pulumi-python:dynamic/secrets:Constant`.
@@ -122,7 +123,7 @@ class ImmutableValue(Resource, module="secrets", name="Constant"):  # as states 
         refusal: str,
         opts: pulumi.ResourceOptions | None = None,
     ) -> None:
-        """`of` names the thing that has `value` now, `first` the one that a state means which names none."""
+        """`of` names the thing that has `value` now, `first` the one that is meant by a state that names none."""
         super().__init__(
             _ConstantProvider(), name, {"value": value, "of": of, "first": first, "refusal": refusal}, opts
         )

@@ -41,14 +41,14 @@ if TYPE_CHECKING:
 KEY_CHARACTERS = 32
 """How many characters a key has at least after its `sk-`."""
 DISTINCT_CHARACTERS = 10
-"""A random key of that length practically never has fewer different ones."""
+"""A random key of that length practically never has fewer different characters."""
 PASSWORD_CHARACTERS = 16
 MODEL = r"^[a-z0-9_-]+/.+$"
 """LiteLLM's name of a model: its provider's prefix, and the provider's own name."""
 NUMBERS = re.compile(r"weight|order|rpm|tpm|temperature|top_p|\w*(cost|timeout|retries|tokens)\w*")
-"""Entries of litellm_params that are numbers. Pulumi keeps one with a decimal point as text."""
+"""Entries of litellm_params that are numbers. Pulumi stores a number with a decimal point as text."""
 REPLICA_SLOTS = 16
-"""How many replicas the edge can tell apart."""
+"""How many replicas the edge can distinguish."""
 CONSTRAINT = re.compile(r"(?P<key>[a-zA-Z][\w.-]*)\s*(?P<operator>==|!=)\s*(?P<value>\S+)")
 """A placement constraint, as Docker has it."""
 IMAGE = re.compile(
@@ -100,7 +100,7 @@ def _present(key: SecretStr) -> SecretStr:
 
 
 def _variable(value: object) -> object:
-    """Numbers and switches as text: Pulumi takes what looks like one for one."""
+    """Numbers and switches back as text: Pulumi converts any text that looks like one."""
     if isinstance(value, bool):
         return str(value).lower()
     return str(value) if isinstance(value, (int, float)) else value
@@ -146,7 +146,7 @@ def _litellm_params(parameters: dict[str, Any]) -> dict[str, Any]:
 
 
 def _typed(name: str, value: object) -> object:
-    """A parameter as LiteLLM wants it: Pulumi takes each text of digits for a number, and no other one."""
+    """A parameter with the type that LiteLLM needs: Pulumi reads only a text of digits as a number."""
     if NUMBERS.fullmatch(name) and isinstance(value, str):
         try:
             return float(value)
@@ -196,7 +196,7 @@ DatabaseUrl = Annotated[SecretStr, AfterValidator(_database_url)]
 Certificate = Annotated[SecretStr, AfterValidator(_pem("CERTIFICATE"))]
 PrivateKey = Annotated[SecretStr, AfterValidator(_pem("PRIVATE KEY"))]
 Optional = BeforeValidator(_unset)
-"""Pulumi has no keys without a value: an empty one stands for none."""
+"""Pulumi has no keys without a value: an empty value means that the key is not set."""
 LiteLLMModel = Annotated[str, StringConstraints(pattern=MODEL)]
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,99}$")]
 ClientName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]{0,31}$")]
@@ -213,10 +213,10 @@ class _Frozen(BaseModel):
 
 
 class ShortModel(_Frozen):
-    """A model that the stack config adds, in short: one on a server of the team's own, or another one of a provider.
+    """A model that the stack config adds, in short form: one on the team's own server, or another one of a provider.
 
-    Prices are US dollars a token. A model without a price costs LiteLLM a third of its throughput, so one on a server
-    of the team's own has 0 there where none is given, which is shown as unknown.
+    Prices are US dollars a token. A model without a price costs LiteLLM a third of its throughput, so LiteLLM gets
+    the price 0 for a model on the team's own server if none is given. It is shown as unknown.
     """
 
     name: Name
@@ -237,7 +237,7 @@ class Deployment(BaseModel):
 
     @property
     def name(self) -> str:
-        """What callers ask for."""
+        """The name that callers use."""
         return self.model_name
 
     @property
@@ -269,7 +269,7 @@ class SecretVersions(_Frozen):
 
 
 class RetirePrevious(_Frozen):
-    """The number of each secret whose previous value stays valid; a higher one than before ends that."""
+    """A number for each secret whose previous value is still valid; a higher one than before retires that value."""
 
     client_keys: Annotated[dict[ClientName, Count], AfterValidator(_sorted)] = {}
     database_password: Count = 0
@@ -278,7 +278,7 @@ class RetirePrevious(_Frozen):
 
 
 class Settings(_Frozen):
-    """The whole stack config. Each field's example is what the command that fixes it shows."""
+    """The whole stack config. Each field's example is shown in the command that fixes the field."""
 
     docker_host: Annotated[str, AfterValidator(_docker_host)] = Field(examples=["unix:///var/run/docker.sock"])
     bind_address: IPv4Address = Field(examples=[LOOPBACK])
@@ -378,7 +378,7 @@ class Settings(_Frozen):
 
     @property
     def variables(self) -> dict[str, SecretStr]:
-        """LiteLLM's environment by name, but for what the stack itself puts there."""
+        """LiteLLM's environment by name, without what the stack itself puts there."""
         return litellm_environment.variables(dict(self))
 
     @property

@@ -50,14 +50,14 @@ DATA_NETWORK = "data"
 
 
 def check(settings: Settings) -> None:
-    """Look at the engine and the models before anything is registered. Raises RunError, with what to do."""
+    """Check the engine and the models before anything is registered. Raises RunError, with what to do."""
     model_list.check(_read("litellm/config.yaml"))
     images = [settings.litellm_image, settings.haproxy_image]
     if settings.database_url is None:
         images.append(settings.postgres_image)
     if settings.redis:
         images.append(settings.redis_image)
-    # On a Swarm the nodes fetch images by themselves, and are asked for each.
+    # On a Swarm the nodes fetch images by themselves.
     built = stand_ins(IMAGE_CHOICES) if settings.placement == "docker" else {}
     check_engine(settings.docker_host, {image: built[image] for image in images if image in built})
 
@@ -154,7 +154,7 @@ def build(settings: Settings) -> Mapping[str, pulumi.Input[object]]:
     )
     client_limits.build(settings, placement, of_litellm, litellm)
     if settings.demo_answers:
-        # After the replicas, whose image it has: one that does not work must stop at the first of them.
+        # After the replicas, because it runs their image: an image that does not work must stop at the first replica.
         DemoProvider(
             "demo",
             DemoProviderArgs(image=settings.litellm_image, files=demo.files(), network=GATEWAY_NETWORK),
@@ -184,7 +184,7 @@ class _Database:
     after: pulumi.ResourceOptions
     salt_key_guarded: pulumi.ResourceOptions
     of_litellm: Server | None
-    """Where LiteLLM's database is, unless the settings name another server."""
+    """The server that has LiteLLM's database, unless the settings name another one."""
 
 
 def _placement(settings: Settings, identity: RotatingSecret) -> Placement:
@@ -207,7 +207,7 @@ def _placement(settings: Settings, identity: RotatingSecret) -> Placement:
 
 
 def _database(settings: Settings, placement: Placement) -> _Database:
-    """The app's database: Postgres of the stack's own, or the server that the settings name."""
+    """The app's database: the stack's own Postgres, or the server that the settings name."""
     if settings.database_url is not None:
         url = pulumi.Output.secret(settings.database_url.get_secret_value())
         nothing = pulumi.ResourceOptions()
@@ -215,7 +215,7 @@ def _database(settings: Settings, placement: Placement) -> _Database:
         return _Database(url=url, server="", after=nothing, salt_key_guarded=guarded, of_litellm=None)
     placement.network(DATA_NETWORK, opts=pulumi.ResourceOptions())
     host = placement.published_at(settings.postgres_volume)
-    kept = pulumi.ResourceOptions(protect=settings.protect_data)  # data outlives only with its passwords
+    kept = pulumi.ResourceOptions(protect=settings.protect_data)  # data are useless without their passwords
     versions = settings.secret_versions
     superuser_password = RotatingSecret(
         "postgres-password",
@@ -268,7 +268,7 @@ def _database(settings: Settings, placement: Placement) -> _Database:
 def _salt_key_guard(
     settings: Settings, server: tuple[str, int, RotatingSecret] | None, opts: pulumi.ResourceOptions
 ) -> pulumi.ResourceOptions:
-    """What has the salt key wait for the look at LiteLLM's database, in the stack's server or another one."""
+    """Makes the salt key depend on the check of LiteLLM's database, in the stack's server or another one."""
     guard = SaltKeyGuard(
         "salt-key-guard",
         configured=_text(settings.salt_key),
@@ -280,7 +280,7 @@ def _salt_key_guard(
 
 
 def _litellm_database(settings: Settings, placement: Placement, database: _Database) -> LiteLLMDatabase | None:
-    """LiteLLM's own database, where the settings give it one."""
+    """LiteLLM's own database; None if the settings give it none."""
     if not settings.litellm_database:
         return None
     return LiteLLMDatabase(
@@ -289,7 +289,7 @@ def _litellm_database(settings: Settings, placement: Placement, database: _Datab
 
 
 def _postgres_major_version(settings: Settings, placement: Placement) -> str:
-    """That of the tag, else that of the image: it cannot change over data, so that it must be known."""
+    """The version in the tag, or else in the image. It must be known, because it must match the data."""
     image = settings.postgres_image
     version = major_version_of(image) or placement.image_environment(image).get("PG_MAJOR", "")
     if not version.isdecimal():

@@ -1,4 +1,4 @@
-"""Pulumi's stack config as Settings, or every problem with it at once, before any resource is registered.
+"""Reads Pulumi's stack config as Settings, or lists every problem with it, before any resource is registered.
 
 What each key may be is in `infra.settings`; what must fit together is here.
 """
@@ -41,11 +41,11 @@ if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
 Place = tuple[int | str, ...]
-"""The steps into a structured value."""
+"""The path into a structured value."""
 SHOWN = {"models", *litellm_settings.SECTIONS}
 """Keys that anyone who can read LiteLLM's config can read. Secrets in them are named os.environ/NAME."""
 RENEWAL = timedelta(days=30)
-"""How long before its end a certificate is to be renewed; one that lives less than three times as long, in its last
+"""How long before its end a certificate should be renewed; one with less than three times that lifetime, in its last
 third."""
 MINUTE = "%Y-%m-%d %H:%M UTC"
 
@@ -76,7 +76,7 @@ def validate(
 ) -> tuple[dict[str, Any], list[Problem]]:
     """Return the valid fields of the raw stack config, and every problem with it.
 
-    `secret` are the keys with something encrypted in them, `plain` the places in each that are not.
+    `secret` has the keys with something encrypted in them, `plain` the places in each that are not encrypted.
     """
     values: dict[str, Any] = {}
     problems: list[Problem] = []
@@ -109,7 +109,7 @@ def validate(
 
 
 def _plain(value: object, place: Place = ()) -> Iterator[Place]:
-    """Where in a value of the stack's file something is in clear. Pulumi writes {secure: …} for what does not."""
+    """The places in a value of the stack's file that are in clear text. Pulumi encrypts others as {secure: …}."""
     if isinstance(value, dict):
         if value.keys() != {"secure"}:
             for name, each in value.items():
@@ -122,7 +122,7 @@ def _plain(value: object, place: Place = ()) -> Iterator[Place]:
 
 
 def _may_be_plain(key: str, place: Place, value: object) -> bool:
-    """Whether a value that is in clear at a place of a key may be read by everybody."""
+    """Whether the value at this place of a key may be in clear text."""
     if key not in {"litellmEnvironment", "litellmFiles"} or len(place) != 1 or not isinstance(value, dict):
         return False
     return not litellm_environment.must_be_encrypted(key, str(place[0]), value.get(place[0]))
@@ -144,13 +144,13 @@ def report(problems: list[Problem], stack: str) -> str:
 
 
 def _whole(command: str, stack: str) -> str:
-    """A command as it is typed, for this stack."""
+    """A command as you type it, for this stack."""
     verb, rest = command.split(" ", 1)
     return f"./pulumiw config {verb} --stack {stack} {rest}"
 
 
 def adapter(field: FieldInfo) -> TypeAdapter[Any]:
-    """What checks a value of the field, and knows its schema."""
+    """Validates a value of the field, and knows its schema."""
     checked = Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
     return TypeAdapter(checked)  # type: ignore[arg-type]  # a type that is built at run time
 
@@ -192,7 +192,7 @@ def set_command(key: str) -> str:
 
 
 def _contradictions(values: Mapping[str, Any]) -> Iterator[Problem]:
-    """Settings that are right by themselves and wrong together. A field that is wrong by itself is left out."""
+    """Settings that are valid by themselves but not together. A field that is invalid by itself is ignored."""
     yield from _port_problems(values)
     yield from _tls_problems(values)
     host, address = urlsplit(values.get("docker_host", "")), values.get("bind_address")
@@ -264,7 +264,7 @@ def _tls_problems(values: Mapping[str, Any]) -> Iterator[Problem]:
 
 
 def _mismatch(certificate: str, key: str) -> str | None:
-    """Why a certificate and a key do not go together, as OpenSSL finds."""
+    """Why a certificate and a key do not match, as OpenSSL finds."""
     with tempfile.TemporaryDirectory() as folder:
         chain, private = Path(folder, "chain.pem"), Path(folder, "key.pem")
         chain.write_text(certificate)
@@ -277,7 +277,7 @@ def _mismatch(certificate: str, key: str) -> str | None:
 
 
 def _doubts(chain: str, now: datetime) -> Iterator[str]:
-    """Which certificates of a chain are not valid, or are not for much longer.
+    """Warnings about certificates of a chain that are not valid, or not for much longer.
 
     The clock may be wrong, so this only warns.
     """
@@ -286,7 +286,7 @@ def _doubts(chain: str, now: datetime) -> Iterator[str]:
             (each.subject.rfc4514_string(), each.not_valid_before_utc, each.not_valid_after_utc)
             for each in x509.load_pem_x509_certificates(chain.encode())
         ]
-    except (ValueError, x509.InvalidVersion):  # at what OpenSSL takes
+    except (ValueError, x509.InvalidVersion):  # raised for some that OpenSSL accepts
         yield "the dates of tlsCertificate cannot be read"
         return
     for number, (subject, begin, end) in enumerate(certificates):

@@ -23,20 +23,20 @@ LIVE = "/run/live"
 
 @dataclass(frozen=True, kw_only=True)
 class HealthCheck:
-    """A command in the container that ends with 0 when the part can serve. Times are seconds."""
+    """A command in the container that exits with 0 when the part can serve. Times are in seconds."""
 
     command: tuple[str, ...]
     timeout_seconds: int = 10
     retries: int = 6
-    """How often in a row it may fail. A cluster then puts another one in its place: a part that is only busy must not
-    seem dead, as the others would get its share too."""
+    """How often it may fail in a row before a cluster replaces the part. A busy part must not seem dead: the others
+    would then get its share of the load too."""
     start_seconds: int = 120
-    """How long the part may take from its start until it is healthy."""
+    """How long the part may take to become healthy after its start."""
 
 
 def http_health_check(port: int, path: str) -> HealthCheck:
     """A check that `path` answers with 200, for images that have Python but neither curl nor wget."""
-    # No site packages and no http.client: the check runs every few seconds, for ever.
+    # No site packages and no http.client, because the check runs every few seconds, for ever.
     program = (
         "import socket\n"
         f"s = socket.create_connection(('{LOOPBACK}', {port}), 9)\n"
@@ -48,24 +48,24 @@ def http_health_check(port: int, path: str) -> HealthCheck:
 
 @dataclass(frozen=True, kw_only=True)
 class LiveFilesArgs:
-    """Files that a part takes up while it runs, where the placement can: a change of one does not replace the part.
+    """Files that a running part can load, if the placement supports it: a change does not replace the part.
 
-    The part starts once they are there. Commands run in the container, as the part's user.
+    The part starts once the files are there. Commands run in the container, as the part's user.
     """
 
     files: Mapping[str, pulumi.Input[str]]
     """Content by file name."""
     secrets: Mapping[str, pulumi.Input[str]]
-    """Content of those that are secret, by file name."""
+    """Content of the secret files, by file name."""
     check: tuple[str, ...]
-    """Run in the folder of the new files; fails, and says why, if the part could not run with them."""
+    """The check, run in the folder of the new files; it fails, and says why, if the part could not run with them."""
     reload: tuple[str, ...]
-    """Run when the new files are in place: has the part take them up."""
+    """Run when the new files are in place: makes the part load them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Port:
-    """A port of the container that is reachable on an address of its host."""
+    """A port of the container that is published on an address of its host."""
 
     internal: int
     external: int
@@ -91,10 +91,11 @@ class Workload:
     health: HealthCheck
     user: str
     file_owner: int
-    """The user's id: on a cluster, its secrets are this one's files."""
+    """The user's id; on a cluster, this user owns the files with its secrets."""
     memory_mb: int
     shared_memory_mb: int | None = None
-    """How much of that its processes may share by /dev/shm; 64 MB if None. On a cluster only the memory limits it."""
+    """How much of its memory its processes may share in /dev/shm; 64 MB if None. On a cluster only the memory limits
+    it."""
     networks: Mapping[str, pulumi.Input[str]]
     """The name under which each network knows the part, by network."""
     ports: tuple[Port, ...] = ()
@@ -104,11 +105,11 @@ class Workload:
     """The name under which the container reaches the machine it runs on."""
     replicas: int = 1
     on_each: str | None = None
-    """On a cluster: one on each node that is labelled so, in place of `replicas`."""
+    """On a cluster: run one on each node with this label, instead of `replicas`."""
     stop_seconds: int = 10
-    """How long the part may take to end when it is stopped."""
+    """How long the part may take to stop."""
     drain_seconds: int | None = None
-    """The same where others serve meanwhile; as `stop_seconds` if None."""
+    """The same if other replicas serve meanwhile; `stop_seconds` if None."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,9 +117,9 @@ class Replica:
     """A running replica of a workload."""
 
     ready: pulumi.Resource
-    """Exists once the replica is healthy: what needs the replica depends on it."""
+    """This resource exists once the replica is healthy: resources that need the replica depend on it."""
     instance: pulumi.Output[str]
-    """Another value for each container that serves in its place."""
+    """Differs for each container that takes its place."""
 
 
 class Placement(Protocol):
@@ -131,19 +132,19 @@ class Placement(Protocol):
         """Make a volume that workloads may name; a protected one is never deleted."""
 
     def host_name(self, alias: str) -> str:
-        """The name by which workloads reach the one that a network of theirs knows under `alias`."""
+        """The name under which workloads reach the one that is called `alias` in their common network."""
 
     def published_at(self, volume: str | None = None) -> str:
-        """Where the program reaches the ports of the workload that has a volume, or of those on each node."""
+        """The address of the ports of the workload with a volume, or of those on each node, for this program."""
 
     def image_environment(self, image: str) -> Mapping[str, str]:
-        """The environment variables that an image brings; none where the image is not there yet."""
+        """The environment variables that an image sets; none if the image is not there yet."""
 
     def run(self, workload: Workload, *, opts: pulumi.ResourceOptions) -> Sequence[Replica]:
         """Run a workload."""
 
     def job(self, workload: Workload) -> Mapping[str, pulumi.Input[Any]]:
-        """What `infra.placement.job.run` needs to run a workload once, to its end."""
+        """The inputs of `infra.placement.job.run`, which runs a workload once, to its end."""
 
     def inside(self, part: str) -> Mapping[str, pulumi.Input[Any]]:
-        """What `infra.placement.inside.printed` needs to find the containers of a workload."""
+        """The inputs of `infra.placement.inside.printed` to find the containers of a workload."""

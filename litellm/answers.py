@@ -42,18 +42,19 @@ STATUSES = {
     "Timeout": 408,
     "UnprocessableEntityError": 422,
 }
-"""What LiteLLM's own errors stand for. Some of its paths answer 500 with any of them."""
+"""The statuses that LiteLLM's own errors mean. Some of its paths answer 500 for any of them."""
 WRONG = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError)
 """What Python raises where LiteLLM works with a body that it did not expect."""
 SAID_OTHERWISE = {BAD_REQUEST, FAILED}
-"""What LiteLLM calls a provider's refusal that it does not know, or goes by another word of it than its status."""
+"""The statuses with which LiteLLM reports a provider's refusal that it does not know, or that it classifies by
+something other than its status."""
 OF_A_PROVIDER = {BAD_REQUEST, 401, 403, NOT_FOUND, TOO_SLOW, 409, 413, 429}
-"""The refusals that callers are told as the provider said them, beside its failures."""
+"""The provider's refusals that callers get with the provider's own status, beside its failures."""
 MODELS = re.compile(r"(/v1)?/models")
 
 
 class Refusal(Exception):  # noqa: N818 -- no error of the program
-    """A request that LiteLLM is not to see, or an answer that the client is to get in its place."""
+    """Refuses a request before LiteLLM sees it, or replaces LiteLLM's answer."""
 
     def __init__(
         self, message: str, *, param: str | None = None, code: str | None = None, status: int = BAD_REQUEST
@@ -75,13 +76,13 @@ class Exchange:
     error: BaseException | None = None
     """What LiteLLM failed with."""
     reason: str = ""
-    """What is wrong with the request, where this project's own programs found it on the way."""
+    """What is wrong with the request, if this project's own programs found it on the way."""
     client: str | None = None
     """Whose key it came with, as the edge says."""
     call_id: str | None = None
     """The edge's id of it."""
     organization: str | None = None
-    """On whose behalf it is, as its caller says."""
+    """The organization for which it is sent, as its caller says."""
     model: str | None = None
     """What it asks for."""
     stream: bool = False
@@ -91,21 +92,21 @@ class Exchange:
     given_up: bool = False
     """Whether that was before the answer began, so that nobody was asked on for it."""
     told: set[str] = field(default_factory=set)
-    """LiteLLM's ids of the answers that it has told of (usage.py)."""
+    """LiteLLM's ids of the answers that it has reported (usage.py)."""
     estimated: bool = False
     """Whether the tokens of its stream were counted here."""
     operator: bool = False
-    """Whether it is none of a caller's: it came from within, with the master key (keys.py)."""
+    """Whether it is not a caller's request: it came from inside the container, with the master key (keys.py)."""
     keyed: bool = False
     """Whether LiteLLM counts it for a key in its database."""
     named: bool = False
-    """Whether the edge is told who asks, as it does not know."""
+    """Whether the answer tells the edge who asked, because the edge does not know."""
     one: str | None = None
-    """The model that is asked about, where it is asked about one."""
+    """The model that the request is about, if it is about one."""
     database_away: bool = False
     """Whether that could not be looked up."""
     wrapper: Any = None
-    """LiteLLM's stream of its answer, in releases that do not tell of one that is left."""
+    """LiteLLM's stream of its answer, in releases that do not report a stream whose caller left."""
     hand_on: Callable[[bytes], Awaitable[None]] | None = None
     """Sends the next piece of its answer, once LiteLLM has sent the first."""
 
@@ -114,7 +115,7 @@ current: ContextVar[Exchange | None] = ContextVar("exchange", default=None)
 
 
 class Rewriter:
-    """The way back: passes answers on as they are, but for errors that a client could not read."""
+    """The way back: passes answers on unchanged, except for errors that a client could not read."""
 
     def __init__(
         self, send: Send, scope: dict[str, Any], exchange: Exchange, release: Release, *, anthropic: bool
@@ -122,7 +123,7 @@ class Rewriter:
         self.send, self.scope, self.exchange, self.release, self.anthropic = send, scope, exchange, release, anthropic
         self.lists = scope["method"] == "GET" and MODELS.fullmatch(scope["path"]) is not None
         self.start: Message | None = None
-        """That of an answer which is held until its body is whole."""
+        """The start message of an answer that is held until its body is complete."""
         self.started = self.ended = False
         self.held = b""
         self.stream = False
@@ -153,7 +154,7 @@ class Rewriter:
         await self.send({"type": "http.response.body", "body": piece, "more_body": True})
 
     async def failed(self, problem: Exception) -> None:
-        """Answer for LiteLLM, which raised in place of an answer."""
+        """Answer for LiteLLM, which raised an exception instead."""
         self.exchange.error, self.held = problem, b'{"error": {"message": "The gateway failed."}}'
         status = getattr(problem, "status_code", FAILED)
         await self._rewritten({"status": status if isinstance(status, int) else FAILED, "headers": []})
@@ -225,7 +226,7 @@ class Rewriter:
         return {"status": said, "code": str(said)} if said in OF_A_PROVIDER or said >= FAILED else {}
 
     def _read_as(self, status: int, known: Mapping[str, Any]) -> dict[str, Any]:
-        """What an error is, where LiteLLM does not say it: the parts of it that change."""
+        """What an error really is, if LiteLLM does not say so: the parts of it that change."""
         named = NAMED.match(str(known.get("message")))
         if self.exchange.reason:
             return {"status": BAD_REQUEST, "code": "invalid_request", "message": self.exchange.reason}
@@ -262,7 +263,7 @@ def text_of(message: object) -> str:
 
 
 def root_of(problem: BaseException | None) -> BaseException | None:
-    """The error of Python's own that a failure began with, if there is one."""
+    """The Python error that caused a failure, if there is one."""
     seen: set[int] = set()
     while problem is not None and id(problem) not in seen:
         seen.add(id(problem))

@@ -28,8 +28,8 @@ SECONDS = 20
 """For an answer."""
 LIMITS = ("rpm_limit", "tpm_limit", "max_budget", "budget_duration", "models")
 NEVER = "36500d"
-"""LiteLLM 1.55.0 keeps a budget's period that is taken away, and would go on to reset what was spent. It gets one of
-a hundred years instead, which counts as none here."""
+"""LiteLLM 1.55.0 cannot remove a budget's period, and would go on to reset what was spent. So the period becomes a
+hundred years, which counts as none here."""
 WAIT_SECONDS = 1.0
 TRIES = int(keys.FRESH_SECONDS / WAIT_SECONDS) + 2
 """How often a replica is asked to make a key, which it may remember for some seconds though somebody deleted it."""
@@ -74,7 +74,7 @@ class LiteLLM:
         return {name: body["info"].get(name) or None for name in LIMITS}
 
     def made(self) -> dict[str, Any]:
-        """The same, once the key is there: the client's first request makes it (keys.py), so one of it is sent."""
+        """The same, once the key exists. The client's first request creates it (keys.py), so this sends one."""
         as_client = {name.decode(): self.client for name in (guard.CLIENT, guard.CALL)}
         for _ in range(TRIES):
             status, body = self.ask("GET", keys.MODELS, headers=as_client)

@@ -4,8 +4,8 @@ For a LiteLLM that cannot, as 1.55.0: with Redis it reads a counter, adds to it 
 each replica overwrites what the others have counted. Newer ones count there by themselves
 (`general_settings.coordination_redis`), and are left alone.
 
-What is counted: a request when it is accepted, its tokens when it ends. LiteLLM's own counters stay, for each replica
-by itself: they are what holds while Redis is away.
+A request is counted when it is accepted, its tokens when it ends. LiteLLM's own counters, one set per replica, stay
+in use: they apply while Redis is away.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ SECONDS = 1.0
 RETRY_SECONDS = 1.0
 """How often a Redis that is away is tried."""
 KEPT_SECONDS = 120
-"""A minute's counters, and some more for a clock that is set back."""
+"""How long a minute's counters are kept, with a margin for a clock that is set back."""
 MOST = 10_000
-"""Limits by tokens, and answers, that are remembered: those that were used last."""
+"""How many token limits and answers are remembered: the most recently used."""
 NO_LIMIT = -1
 ADMIT = f"""
 local now = tonumber(redis.call('TIME')[1])
@@ -77,7 +77,7 @@ class Store(Protocol):
 
 @dataclass(frozen=True)
 class Limit:
-    """What a key, a user, a team or an end user may in a minute; NO_LIMIT for no limit."""
+    """The limits of a key, a user, a team or an end user, per minute; NO_LIMIT for no limit."""
 
     scope: str
     rpm: int
@@ -92,9 +92,9 @@ class Counters:
         self.away = False
         self.trying: asyncio.Task[None] | None = None
         self.by_tokens: OrderedDict[str, None] = OrderedDict()
-        """The scopes with a limit by tokens: no others are counted by those."""
+        """The scopes with a token limit: tokens are counted only for these."""
         self.ended: OrderedDict[str, None] = OrderedDict()
-        """The ids of answers whose tokens are counted: LiteLLM 1.55.0 may tell of one answer twice."""
+        """The ids of answers whose tokens have been counted: LiteLLM 1.55.0 may report one answer twice."""
 
     async def admit(self, limits: Sequence[Limit]) -> int:
         """Count a request. Return 0, or the seconds until the next minute if a limit is used up."""
@@ -170,7 +170,7 @@ def limits_of(holder: Any, model: str | None) -> Iterator[Limit]:
 
 
 def scopes_of(kwargs: Mapping[str, Any]) -> list[str]:
-    """Whom a request that has ended counts for; `kwargs` is what LiteLLM tells its callbacks."""
+    """The scopes for which a finished request counts; `kwargs` is what LiteLLM passes to its callbacks."""
     metadata = (kwargs.get("litellm_params") or {}).get("metadata") or {}
     key = metadata.get("user_api_key")
     return [
@@ -190,7 +190,7 @@ def tokens_of(response: Any) -> int:
 
 
 def install() -> Counters | None:
-    """Have this LiteLLM count there; None where there is no Redis, or LiteLLM counts there by itself."""
+    """Make this LiteLLM count in Redis; None if there is no Redis, or LiteLLM counts there by itself."""
     address = os.environ.get(ADDRESS)
     if not address:
         return None

@@ -1,7 +1,7 @@
 """Has a LiteLLM with a database start without comparing the schema.
 
-`infra/litellm_database.py` has made the schema before. LiteLLM compares all the same where updates are off: it starts
-Prisma's command line, with the database's URL as an argument, which everybody on the host can read.
+`infra/litellm_database.py` has made the schema before. LiteLLM compares it even if updates are off: it starts
+Prisma's command line with the database's URL as an argument, which everybody on the host can read.
 """
 
 from __future__ import annotations

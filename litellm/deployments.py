@@ -1,7 +1,7 @@
-"""A model with several deployments is served while the provider takes the key of one of them.
+"""A model with several deployments is served as long as the provider accepts the key of one of them.
 
-LiteLLM's own cooldowns are off (litellm/config.yaml): with them one caller's mistake takes a model from everybody. A
-refused key is no caller's mistake.
+LiteLLM's own cooldowns are off (litellm/config.yaml), because with them one caller's mistake makes a model
+unavailable to everybody. A refused key is not a caller's mistake.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ SECONDS = 60.0
 
 
 def install() -> None:
-    """Have LiteLLM repeat what a refused key failed at another deployment, or not at all where there is no other.
+    """Make LiteLLM repeat a request whose key was refused at another deployment; if there is none, not at all.
 
     Nothing is repeated for a caller that has left.
 

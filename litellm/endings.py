@@ -1,7 +1,7 @@
 """A stream that ends before its answer does is an error, no matter who translates it.
 
-LiteLLM ends each stream with "stop" where its provider has not said why it ended: half an answer, or a page of HTML
-in place of one, then looks whole. Streams that litellm/streams.py hands on are looked at there.
+If a provider has not said why a stream ended, LiteLLM ends it with "stop": half an answer, or a page of HTML instead
+of one, then looks complete. Streams that litellm/streams.py passes on are checked there.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ PROVIDERS = {
 
 
 def install() -> None:
-    """Have LiteLLM raise where it would make up an end, which its wrapper of streams does in one place."""
+    """Make LiteLLM raise where it would invent an end, which its wrapper of streams does in one place."""
     litellm = importlib.import_module("litellm")
     wrapper = importlib.import_module("litellm.litellm_core_utils.streaming_handler").CustomStreamWrapper
     make_up = wrapper.finish_reason_handler

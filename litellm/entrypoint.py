@@ -1,12 +1,12 @@
-"""Start LiteLLM with its secrets, and have callers sent elsewhere before it is stopped.
+"""Start LiteLLM with its secrets, and make the edge send callers elsewhere before it is stopped.
 
 Usage: python3 run.py entrypoint AGENT_PORT LITELLM_ARGS…
 
 Secrets come as files, so that `docker inspect` shows none; LiteLLM reads them as os.environ/NAME.
 
-LiteLLM closes its port as soon as it is told to stop, and drops what has reached it but not been looked at by then.
-So this program is told instead: from then on it answers the edge's agent check with "drain", waits until every edge
-has heard that and no request is left, and only then passes the signal on.
+LiteLLM closes its port as soon as it gets the signal to stop, and drops requests that have arrived but that it has
+not read yet. So this program gets the signal instead: from then on it answers the edge's agent check with "drain",
+waits until every edge has received that and no request is left, and only then passes the signal on.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ ESTABLISHED = "01"
 
 draining = threading.Event()
 asked: dict[str, float] = {}
-"""When each edge last asked; none that knows of the draining."""
+"""When each edge last asked, without those that know about the draining."""
 
 
 class Agent(socketserver.BaseRequestHandler):
@@ -54,12 +54,12 @@ class Agents(socketserver.ThreadingTCPServer):
 
 
 def edges_to_tell() -> bool:
-    """Whether an edge still asks that has not been told."""
+    """Whether there is still an edge that has not been told to drain."""
     return any(time.monotonic() - when < FORGOTTEN_SECONDS for when in list(asked.values()))
 
 
 def connections(port: int) -> int:
-    """How many connections to a port there are, those that LiteLLM has yet to accept among them."""
+    """The number of connections to a port, including those that LiteLLM has not accepted yet."""
     rows = [row.split() for table in TABLES if table.exists() for row in table.read_text().splitlines()[1:]]
     return sum(row[1].endswith(f":{port:04X}") and row[3] == ESTABLISHED for row in rows)
 

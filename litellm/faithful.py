@@ -1,4 +1,4 @@
-"""LiteLLM translates; what it changes beyond that is put back, so that provider and caller hear what the other said.
+"""LiteLLM translates. What it changes beyond that is undone, so that provider and caller get what the other sent.
 
 - Why an answer ended: what LiteLLM takes for "stop", though it does not say that the answer is whole, reaches the
   caller as the provider's own word; a full context is "length".

@@ -1,7 +1,7 @@
 """What LiteLLM may fetch itself: the URLs in a request, for providers that take no URLs of images and documents.
 
-Nothing, unless the stack config's `fetchUrls` allows it; and then only what is on the public internet. A name is
-resolved here and the connection made to the very address that was looked at, again for each redirect.
+Nothing, unless the stack config's `fetchUrls` allows it, and then only what is on the public internet. This module
+resolves a name and connects to exactly the address that it checked, again for each redirect.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ def is_a_callers(depth: int) -> bool:
 
 
 def install() -> None:
-    """Have LiteLLM fetch by this module. Raises where its ways to fetch are not found, so that it does not start."""
+    """Make LiteLLM fetch with this module. Raises if its ways to fetch are not found, so that it does not start."""
     handlers = importlib.import_module("litellm.llms.custom_httpx.http_handler")
     images, litellm = importlib.import_module(IMAGES), importlib.import_module("litellm")
     whole, later = handlers.HTTPHandler.get, handlers.AsyncHTTPHandler.get
@@ -167,7 +167,7 @@ def put_in_place(name: str, original: object, replacement: object) -> None:
 
 
 def told(convert: Callable[..., Any], error: Callable[..., Exception]) -> Callable[..., Any]:
-    """A conversion whose failure is the caller's mistake: another try of LiteLLM's would end in the same."""
+    """A conversion whose failure is the caller's mistake: if LiteLLM tried again, it would fail the same way."""
 
     def mistake(url: str) -> Exception:
         tell(url, "it is not what it should be." if ALLOWED else NOT_ALLOWED)

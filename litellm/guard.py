@@ -1,8 +1,8 @@
-"""What a request may say: stands before LiteLLM's app, in its process.
+"""Decides what a request may say; runs in LiteLLM's process, in front of its app.
 
-A client can only ask. LiteLLM takes settings of its own from a request: where to send it, with which key, what to
-log, when to give up. The gateway decides those and not the client, so a request that names one is refused, whether it
-comes as JSON, form or query string, before LiteLLM sees it.
+A client can only ask. But LiteLLM reads its own settings from a request: where to send it, with which key, what to
+log, when to give up. The gateway decides these, not the client. So a request that names one is refused before LiteLLM
+sees it, whether it comes as JSON, form or query string.
 """
 
 from __future__ import annotations
@@ -49,18 +49,18 @@ NEEDS_MODEL = re.compile(
     r"/(completions|embeddings|responses|messages|count_tokens|rerank|speech|transcriptions|translations|generations|edits)$"
 )
 WHOLE = re.compile(r"/(embeddings|moderations|rerank|count_tokens)/?$")
-"""The paths without streams. LiteLLM asks the provider for one all the same, and fails over the answer."""
+"""The paths without streams. LiteLLM asks the provider for a stream anyway, and fails on the answer."""
 ANSWER = re.compile(r"/responses/(.+?)(?:/(?:cancel|input_items))?/?$")
 AZURE = re.compile(r"/(?:openai/deployments|engines)/(.+?)/(?:chat/|audio/|images/)?\w+$")
 DROPPED_HEADERS = {b"cache-control", b"litellm_user_api_key", b"openai-organization"}
 """Read by LiteLLM as settings, beside its own prefix and the headers that carry a key."""
 DROPPED_PREFIXES = (b"x-litellm-", b"x-llm-", b"x-mcp-")
 GIVE_UP_SECONDS = 0.5
-"""After which LiteLLM is told again that nobody waits for an answer."""
+"""The interval at which LiteLLM is told again that nobody waits for an answer."""
 CLIENT, CALL = b"x-llm-gateway-client", b"x-llm-gateway-call"
 """Who asks, and the request's id. The edge sets both, and lets none of a caller's through."""
 ORGANIZATION = b"x-llm-organization"
-"""On whose behalf a client asks, which it says itself. No provider is told."""
+"""The organization for which a client asks, as it says itself. Providers do not see it."""
 MANAGED = re.compile(rf"/(budget|customer|end_user|global|key|organization|spend|team|user)/|{spend.PATH}")
 """Paths for anyone who has the master key and is in the container. The edge passes none of them on. Their database
 queries take longer than a caller would wait (queries.py)."""
@@ -121,7 +121,8 @@ class Guard:
         finally:
             if exchange.left:
                 await usage.left(exchange, self.totals)
-            # Contexts outlive a request, as that of a connection that is kept: a stream that they hold is not closed.
+            # Contexts outlive a request, for example with a kept connection: a stream in one of them would not be
+            # closed.
             exchange.wrapper = None
 
     async def _answer(self, scope: Scope, body: bytes, receive: Receive, rewriter: Rewriter) -> None:
@@ -136,7 +137,7 @@ class Guard:
                 rewriter.exchange.given_up = True
         finally:
             leaving.cancel()
-            while not answering.done():  # LiteLLM 1.55.0 takes the end of a call to Azure for a fault of Azure's
+            while not answering.done():  # LiteLLM 1.55.0 mistakes the end of a call to Azure for a fault of Azure
                 answering.cancel()
                 await asyncio.wait((answering,), timeout=GIVE_UP_SECONDS)
 
@@ -187,7 +188,7 @@ class Guard:
         return body
 
     async def _is_operators(self, scope: Scope, exchange: Exchange) -> bool:
-        """Whether LiteLLM answers a request by itself. Who asks is noted where it is a caller's. Raises Refusal."""
+        """Whether LiteLLM answers a request by itself. For a caller's request, records who asks. Raises Refusal."""
         if page.is_operators(scope, self.keys):
             return True
         self._note_caller(dict(scope["headers"]), exchange)
@@ -262,7 +263,7 @@ class Guard:
         return fields
 
     def _check_query(self, scope: Scope) -> None:
-        """A query string sets nothing; what Azure's and Anthropic's clients send in theirs is dropped."""
+        """A query string must not set anything; what Azure's and Anthropic's clients send in theirs is dropped."""
         if not scope["query_string"]:
             return
         query = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
@@ -292,7 +293,7 @@ class Guard:
             raise Refusal("There is no such answer.", code="not_found", status=NOT_FOUND)
 
     def _check_model(self, path: str, fields: Mapping[str, Any]) -> str | None:
-        """Refuse a model that is not served, and an answer to go on from that is none of this gateway's.
+        """Refuse a model that is not served, and a previous answer that did not come from this gateway.
 
         Returns the model that is asked for, where one is named.
         """

@@ -1,9 +1,9 @@
-"""Whose key a request comes with, where LiteLLM has its database.
+"""Finds whose key a request has, if LiteLLM has its database.
 
-The edge names the static clients (`clientKeys` of the stack config) and hands on other keys that begin as those of
-LiteLLM do: virtual keys. Each static client has a virtual key too, which nobody holds: what it spends counts for that
-one, and so do its limits. A key is looked up before the request's body is read, and again every few seconds: LiteLLM
-would go on with what it remembers of a key for as long as the key is used.
+The edge names the static clients (`clientKeys` of the stack config) and passes on other keys that begin like
+LiteLLM's: virtual keys. Each static client has a virtual key too, which nobody knows: its spending and its limits
+count for that key. A key is looked up before the request's body is read, and again every few seconds. LiteLLM alone
+would use what it remembers about a key for as long as the key is used.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ if TYPE_CHECKING:
 LOG = logging.getLogger("litellm.keys")
 
 FRESH_SECONDS = 10.0
-"""How long what was read of a key counts as true: a key that is deleted, blocked or changed is so on every replica
-after that."""
+"""How long a read of a key is valid: after that time, every replica knows that a key was deleted, blocked or
+changed."""
 RETRY_SECONDS = 2.0
 """How often a database that is away is tried."""
 MOST = 10_000
-"""Keys that are remembered, those that were used last."""
+"""How many keys are remembered: the most recently used."""
 UNSEEN_AT_ONCE = 2
 """Unknown keys that a replica looks up at once: fewer than its pool has connections, as anyone can make keys up."""
 OPEN = re.compile(r"/health/(liveliness|readiness)")
@@ -63,7 +63,7 @@ class Database(Protocol):
         """Whether this LiteLLM has a database."""
 
     async def row(self, token: str) -> Any:
-        """What the database has of a key, by the key's hash; None for an unknown one. Raises what it likes."""
+        """The database's row of a key, by the key's hash; None for an unknown one. May raise anything."""
 
     async def add(self, token: str, alias: str) -> None:
         """Add a key without limits, unless it is there."""
@@ -96,7 +96,8 @@ class Keys:
     def __init__(self, database: Database, *, master_key: str, salt_key: str) -> None:
         self.database, self.master_key, self.salt_key = database, master_key, salt_key
         self.known: OrderedDict[str, Known] = OrderedDict()
-        """What was read of each key; also that there is none, which is forgotten when it is no longer fresh."""
+        """What was read about each key, also that it does not exist; the latter is forgotten when it is no longer
+        fresh."""
         self.reading: dict[str, asyncio.Task[Any]] = {}
         self.unseen = asyncio.Semaphore(UNSEEN_AT_ONCE)
         self.away = False
@@ -105,12 +106,12 @@ class Keys:
         self.trying: asyncio.Task[None] | None = None
 
     async def admit(self, scope: dict[str, Any], exchange: Exchange) -> None:
-        """Have LiteLLM see the key that the request counts for. Raises Refusal for one that it does not know."""
+        """Show LiteLLM the key for which the request counts. Raises Refusal for an unknown key."""
         if not self.database.connected():
             return
         key = BEARER.sub(b"", dict(scope["headers"]).get(b"authorization", b""), count=1).decode("latin-1")
         is_master = hmac.compare_digest(key.encode(), self.master_key.encode())
-        if exchange.call_id is None:  # from within: the edge's check, or an operator
+        if exchange.call_id is None:  # from inside the container: the edge's check, or an operator
             exchange.operator = is_master
         elif exchange.client is not None:
             if is_master:
@@ -126,7 +127,7 @@ class Keys:
             exchange.named = True
             exchange.keyed, exchange.database_away = True, self.away
             if scope["method"] == "GET" and (model := MODEL.fullmatch(scope["path"])):
-                # The edge tells a static client. LiteLLM 1.55.0 tells of all of them only.
+                # For a static client, the edge answers this. LiteLLM 1.55.0 can only list all models.
                 exchange.one, scope["path"], scope["raw_path"] = model[1], MODELS, MODELS.encode()
 
     def key_of(self, client: str) -> str:
@@ -169,7 +170,7 @@ class Keys:
         return UNPRINTABLE.sub("?", row.key_alias or "")[:64] or f"key-{token[:8]}"
 
     async def _row(self, token: str) -> Any:
-        """What the database has of a key, as it is or was some seconds ago. Raises AwayError.
+        """The database's row of a key, as it is or was some seconds ago. Raises AwayError.
 
         However many requests come with a key, one query is made for it.
         """
@@ -186,7 +187,7 @@ class Keys:
         return await asyncio.shield(reading)
 
     async def _read(self, token: str, before: Any) -> Any:
-        """Look a key up. One that was never seen waits for others that were not, and no other key for it."""
+        """Look a key up. A key that was never seen waits for other new keys; known keys never wait for it."""
         if before is None:
             row = await self._ask_in_turn(token)
         else:
@@ -209,7 +210,7 @@ class Keys:
         return row
 
     async def _is_remembered(self, token: str, row: Any) -> bool:
-        """Whether LiteLLM need not ask the database for a key: one that is away would make the key a wrong one."""
+        """Whether LiteLLM need not ask the database for a key: if that is away, LiteLLM calls the key wrong."""
         return not usable(row) or await self.database.cached(token) is not None
 
     async def _ask_in_turn(self, token: str) -> Any:
@@ -228,7 +229,7 @@ class Keys:
     async def _changed(self, token: str, before: Any, now: Any) -> bool:
         """Whether LiteLLM must read a key again.
 
-        Not where it only knows more of what was spent than the database does, which it tells some seconds later.
+        Not if it only knows of more spending than the database: it writes that some seconds later.
         """
         cached = await self.database.cached(token)
         more = cached is not None and (now.spend or 0) <= (cached.spend or 0)
@@ -283,7 +284,7 @@ class Keys:
 
 
 def terms(row: Any) -> dict[str, Any]:
-    """What a key may, without what was spent."""
+    """What a key may do, without what it has spent."""
     return {
         name: value
         for name, value in row.model_dump().items()
@@ -372,7 +373,7 @@ class LiteLLM:
 def install() -> Keys | None:
     """The keys of the LiteLLM that runs; None where it has no database.
 
-    Raises where LiteLLM is not as is known here, so that it does not start.
+    Raises if LiteLLM is not as expected here, so that it does not start.
     """
     if not os.environ.get("DATABASE_URL"):
         return None

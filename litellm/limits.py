@@ -1,4 +1,4 @@
-"""LiteLLM's refusals of what a key may, as callers read them: one answer for each, on every release."""
+"""LiteLLM's refusals because of a key's limits, as callers see them: one answer for each, on every release."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def unknown_key() -> dict[str, Any]:
 
 
 def away() -> dict[str, Any]:
-    """The refusal of a key that cannot be looked up: no 401, by which SDKs tell their users that the key is wrong."""
+    """The refusal of a key that cannot be looked up. Not 401, which SDKs report as a wrong key."""
     return {
         "status": HTTPStatus.SERVICE_UNAVAILABLE,
         "type": "server_error",
@@ -58,7 +58,7 @@ def away() -> dict[str, Any]:
 
 
 def read(status: int, known: Mapping[str, Any], *, database_away: bool) -> dict[str, Any]:
-    """What a refusal of LiteLLM's own is to a caller with a key: the parts of it that change, maybe none.
+    """How one of LiteLLM's own refusals is changed for a caller with a key: the parts that change, maybe none.
 
     `known` is the error as LiteLLM tells it.
     """
@@ -96,7 +96,7 @@ def used_up(message: str) -> dict[str, Any]:
 
 
 def headers_of(problem: Mapping[str, Any]) -> Headers:
-    """What an SDK goes by when it decides whether to ask again."""
+    """The headers by which an SDK decides whether to ask again."""
     if problem.get("type") == "budget_exceeded":
         return [(b"x-should-retry", b"false")]  # SDKs repeat each 429 otherwise
     if problem.get("code") == "database_unavailable":

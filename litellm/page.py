@@ -1,7 +1,7 @@
-"""Requests of operators: those that the edge let in by the port for LiteLLM's page and administration.
+"""Operators' requests: those that came through the edge's port for LiteLLM's page and administration.
 
-The edge marks them (edge/admin.cfg) with the master key, and takes such a mark off what callers send. LiteLLM answers
-them by itself: its own login and keys decide who may what.
+The edge marks them (edge/admin.cfg) with the master key, and removes such a mark from callers' requests. LiteLLM
+answers them by itself: its own login and keys decide who may do what.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ FORBIDDEN = 403
 
 
 def is_operators(scope: dict[str, Any], keys: Keys | None) -> bool:
-    """Whether a request came in by that port. Its headers are then as the browser sent them.
+    """Whether a request came in through that port. Its headers are then as the browser sent them.
 
     Raises Refusal for a mark that is not the edge's. During a rotation there is one for each generation's replicas.
     """
@@ -29,7 +29,7 @@ def is_operators(scope: dict[str, Any], keys: Keys | None) -> bool:
     own = keys.master_key.encode() if keys else b""
     if not own or not any(hmac.compare_digest(mark, own) for mark in marks):
         raise Refusal("The request is not the edge's.", code="forbidden", status=FORBIDDEN)
-    # LiteLLM makes the addresses that it sends a browser to of the name by which it was asked.
+    # LiteLLM builds the addresses of its redirects from the host name of the request.
     host = dict(scope["headers"]).get(HOST)
     scope["headers"] = [
         (name, host if name == b"host" and host else value)

@@ -1,7 +1,7 @@
-"""What a model's provider refuses of a request: left out, or told to the caller by name, as the stack config says.
+"""Parameters that a model's provider refuses: left out, or refused by name, as the stack config says.
 
-The same on each release of LiteLLM, which send on what they do not know, refuse some of it themselves, or lose the
-limit of an answer's length.
+The same with every release of LiteLLM. By themselves, releases pass on parameters that they do not know, refuse some
+of them, or lose the limit on an answer's length.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 DROP, ERROR = "drop", "error"
-"""What becomes of a parameter (infra/model_list.py); anything else is the name that it goes by."""
+"""What happens to a parameter (infra/model_list.py); anything else is the name under which it is sent."""
 CHAT = "/chat/completions"
 ALSO = {"stop": ("stop_sequences",)}
 """What Anthropic's API calls a parameter of OpenAI's."""
 DEFAULTS = {"temperature": 1, "top_p": 1}
-"""Values that change nothing: who sends them is not refused for it."""
+"""Values that change nothing, so a request with them is not refused."""
 
 
 def fitting(path: str, fields: Mapping[str, Any], refused: Mapping[str, str]) -> dict[str, Any]:

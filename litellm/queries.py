@@ -1,4 +1,4 @@
-"""LiteLLM's queries of its database: a request waits for one a little, and for none while the database is away.
+"""Limits how long requests wait for LiteLLM's database: a little while it answers, not at all while it is away.
 
 Prisma, LiteLLM's client of the database, is an HTTP client of a program beside it, as those of providers are. Without
 this, a database that does not answer holds each request whose key or user LiteLLM looks up, for 30 seconds or more.
@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 SECONDS = 10.0
 """How long a request waits for an answer of the database.
 
-A replica that is short of CPU, as one that has just started on a busy machine, reads an answer late: up to 9 seconds
-were seen. That does not mean that the database is away.
+A replica that is short of CPU, for example just after its start on a busy machine, reads an answer late: up to 9
+seconds were seen. That does not mean that the database is away.
 """
 QUERIES = ("/", "/transaction/start")
 """The ends of the URLs by which Prisma asks something. Others end what was begun, or ask the program itself."""
@@ -48,9 +48,9 @@ trying: ContextVar[bool] = ContextVar("trying", default=False)
 def bounded(
     request: Request, connection: Connection, *, unreachable: type[Exception], silent: type[Exception]
 ) -> Request:
-    """A method of Prisma's HTTP client that fails as an unreachable server does, and that no exchange takes note of.
+    """A method of Prisma's HTTP client that fails as if the server were unreachable, and that no exchange records.
 
-    LiteLLM takes `unreachable` for a failure before which nothing was written, and writes again.
+    LiteLLM reads `unreachable` as a failure before anything was written, and writes again.
     """
 
     @functools.wraps(request)
@@ -78,13 +78,13 @@ def bounded(
 
 
 def _noted(exchange: Exchange | None) -> None:
-    """Have the refusal that may follow be told as what it is: for LiteLLM, the key is wrong then."""
+    """Make the caller see the real reason if a refusal follows: LiteLLM would say that the key is wrong."""
     if exchange is not None:
         exchange.database_away = True
 
 
 def in_time(write: Request, connection: Connection) -> Request:
-    """What writes to the database what was spent, if that answers now. LiteLLM keeps it for the next time otherwise.
+    """Writes spending to the database, if that answers now. Otherwise LiteLLM keeps it for the next time.
 
     LiteLLM 1.108.14 forgets what it cannot write.
     """

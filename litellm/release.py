@@ -1,7 +1,8 @@
 """What the LiteLLM of this process is like: which fields of a request are settings of its own, and what it serves.
 
 The names come from LiteLLM: its lists, its models of a deployment, what its functions take, and what the modules that
-a request goes through read from it. What it does not know goes to the provider, as new fields of an API do.
+a request goes through read from it. Fields that it does not know go to the provider, for example new fields of an
+API.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ ALLOWED_IN_METADATA = {
 }
 """The same, within `metadata`."""
 REFUSED_EVERYWHERE = {"api_base", "api_key", "base_url", "custom_llm_provider", "fallbacks", "user_config"}
-"""Found in each release. One in which these are not found has changed its ways, and is not run."""
+"""Names that are found in each release. A release without them works differently, and is refused."""
 
 READERS = (
     "main.py",
@@ -83,7 +84,8 @@ OF_A_PROVIDER = re.compile(
     r"(aws|azure|bedrock|databricks|gcs|oci|predibase|s3|sagemaker|snowflake|vertex|watsonx|wx|zen)_"
     r"|\w+_(api_base|api_key|base_url|credentials|access_token|secret|secret_key)$|_|litellm_"
 )
-"""Names that say where a provider is, or who asks it, and LiteLLM's internal ones: whether or not they are found."""
+"""Names that say where a provider is, or who asks it, and LiteLLM's internal ones. They are refused even if not
+found."""
 KEPT = re.compile(r"""\boptional_params\.pop\(\s*["']([\w-]+)["']""")
 """What a provider's part of LiteLLM takes out of the fields that it sends on, to use it itself."""
 CONNECTION = re.compile(
@@ -152,7 +154,7 @@ def refused(router: Any, model: object) -> dict[str, str]:
 
 
 def running() -> Release:
-    """What the guard has to know of the LiteLLM in this process. Raises where it cannot be found out."""
+    """What the guard must know about the LiteLLM in this process. Raises if it cannot find out."""
     litellm, proxy = importlib.import_module("litellm"), importlib.import_module("litellm.proxy.proxy_server")
     orjson = importlib.import_module("orjson")
     settings, metadata_settings = settings_of(litellm)
@@ -174,7 +176,7 @@ def running() -> Release:
         return bool(router.default_deployment or (patterns.patterns and patterns.get_pattern(model)))
 
     def gave(answer: str) -> bool:
-        """LiteLLM writes into an id whom to ask for the answer, and reads that from a caller's."""
+        """LiteLLM writes into an id which deployment to ask for the answer, and reads that from a caller's id."""
         if not importlib.util.find_spec("litellm.responses"):
             return True
         utilities = importlib.import_module("litellm.responses.utils").ResponsesAPIRequestUtils

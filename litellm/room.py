@@ -1,7 +1,7 @@
-"""Room for large requests: a replica handles as many at once as its memory takes, and the others wait unread.
+"""Room for large requests: a replica handles as many at once as fit in its memory; the others wait unread.
 
-LiteLLM keeps several copies of a body, and works with it in the one thread that every other request needs. Who waits
-is not read: what has not been sent yet stays with the client, and small requests pass.
+LiteLLM keeps several copies of a body, and works with it in the one thread that every other request needs. Waiting
+requests are not read: what has not been sent yet stays with the client, and small requests pass.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ DEFAULT_MB = 32
 WAIT_SECONDS = 60
 """Less than clients and load balancers wait for an answer, so that they are told."""
 ARRIVAL_SECONDS = 120
-"""For the rest of a large body, as others wait for its room."""
+"""The time for the rest of a large body, because others wait for its room."""
 
 
 class Room:
-    """So many bytes of large bodies; first come, first served."""
+    """Room for this many bytes of large bodies; first come, first served."""
 
     def __init__(self, size: int, *, wait_seconds: float = WAIT_SECONDS) -> None:
         self.size = self.free = size
@@ -65,7 +65,7 @@ class Text(str):  # noqa: SLOT000 -- what it is represented by is kept
     """A long text of a request, which LiteLLM's debug lines do not write out.
 
     LiteLLM 1.55.0 makes them of the whole request, ten times, whether or not they are on: most of its work on a large
-    one. What is made of a text by its representation, such as a key, tells texts apart as before.
+    one. Anything made from the representation of a text, such as a cache key, still distinguishes texts.
     """
 
     @functools.cached_property
@@ -113,7 +113,7 @@ async def read(
     headers: Mapping[bytes, bytes],
     take: Callable[[int | None], Awaitable[None]],
 ) -> bytes | None:
-    """The whole body; None where the client left before that. The edge bounds its size.
+    """The whole body; None if the client left before its end. The edge limits its size.
 
     `take` is awaited with its size before a large one is read, or with None where one of unknown length grows large.
     Raises Refusal for one that does not arrive in time.
@@ -143,7 +143,7 @@ async def read(
 
 
 def spare_the_count() -> None:
-    """Have LiteLLM 1.55.0 not count the tokens of a large prompt, which takes seconds, twice.
+    """Stop LiteLLM 1.55.0 from counting the tokens of a large prompt, twice, which takes seconds.
 
     It counts to send the same prompt to the same deployment again, where the provider may have kept it.
     """

@@ -37,10 +37,10 @@ HISTORY = "SELECT to_regclass('public._prisma_migrations') IS NOT NULL AS histor
 TABLES = "SELECT count(*) AS tables FROM pg_tables WHERE tablename LIKE 'LiteLLM\\_%'"
 SECONDS = 1800
 COMMAND_SECONDS = "LITELLM_PRISMA_COMMAND_TIMEOUT"
-"""LiteLLM's variable for that. After its own 60 seconds it says that the schema is not its own: on a busy machine
-Prisma's comparison takes longer."""
+"""LiteLLM's variable for this limit. After LiteLLM's default of 60 seconds it says that the schema is not its own: on
+a busy machine Prisma's comparison takes longer."""
 LOOK = "look"
-"""The argument by which this program only looks, and prints what it found."""
+"""The argument that makes this program only look, and print what it found."""
 
 
 class SchemaError(Exception):

@@ -1,4 +1,4 @@
-"""What the fields of a request may be, where LiteLLM would fail over another type, or lose what is in them."""
+"""The types that fields of a request may have, where LiteLLM would fail on another type or lose the content."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ NEEDED = {
     "/rerank": ("query", "documents"),
     "/speech": ("input",),
 }
-"""The fields that a request to a path cannot go without, beside `model`."""
+"""The fields that a request to a path requires, beside `model`."""
 SHAPES: Mapping[str, tuple[str, ...]] = {
     "model": (TEXT,),
     "messages": (LIST,),
@@ -58,7 +58,8 @@ SHAPES: Mapping[str, tuple[str, ...]] = {
     "encoding_format": (TEXT,),
     **dict.fromkeys(NUMBERS, (NUMBER,)),
 }
-"""What the published fields that LiteLLM works with may be. It fails over others, or asks the provider first."""
+"""The allowed types of published fields that LiteLLM uses. It fails on others, or only after it asked the
+provider."""
 
 
 def check_shapes(path: str, fields: Mapping[str, Any]) -> None:
@@ -93,7 +94,7 @@ def check_needed(path: str, fields: Mapping[str, Any]) -> None:
 
 
 def check_inputs(fields: Mapping[str, Any]) -> None:
-    """Refuse inputs that are none, or that no provider's API has."""
+    """Refuse inputs that are empty, or that no provider's API accepts."""
     for name in ("input", "prompt"):
         parts = fields.get(name)
         if parts == []:

@@ -1,9 +1,9 @@
-"""LiteLLM's table of spend, where the stack has LiteLLM's database: what its rows say more, and what they add up to.
+"""LiteLLM's table of spend, if the stack has LiteLLM's database: what is added to its rows, and their sums.
 
-LiteLLM's key of a row is the provider's id of the answer, and a later row with the same is dropped: of a provider
-that gives an id twice, one answer would be on the bill. So a row has LiteLLM's id of the call here, which callers see
-as `x-litellm-call-id`. What the edge and the caller say of a request goes to `spend_logs_metadata`, LiteLLM's own
-place for labels. It is added when the answer is there, so no provider can be told of it.
+In LiteLLM, the key of a row is the provider's id of the answer, and a later row with the same id is dropped: if a
+provider uses an id twice, only one of the answers would be billed. So here the key is LiteLLM's id of the call, which
+callers see as `x-litellm-call-id`. What the edge and the caller say about a request goes to `spend_logs_metadata`,
+LiteLLM's own place for labels. It is added once the answer is there, so no provider can see it.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ ADDED = ("client", "call_id", "organization", "model", "answered_by", "provider"
 KEEPS_IDS = "responses"
 """Calls of that type: LiteLLM finds an earlier answer by its id in a row."""
 PATH = "/llm-gateway/spend/"
-"""Where `llmctl usage` asks from within the container, with the master key. What to add up by follows, and from when
-on: `client,model/2026-11-01T00:00:00Z`."""
+"""The path that `llmctl usage` requests from inside the container, with the master key. It is followed by the groups
+and the start of the period: `client,model/2026-11-01T00:00:00Z`."""
 EVER = "-infinity"
 SECONDS = 60
 """How long Postgres may add up."""
@@ -41,7 +41,7 @@ NOBODY = "'-'"
 GROUPS = {
     "client": f"COALESCE(user_api_key_alias, said->>'client', {NOBODY})",
     "team": f"COALESCE(team_alias, user_api_key_team_alias, NULLIF(team_id, ''), {NOBODY})",
-    # LiteLLM 1.55.0 has a row for the master key, later releases a word.
+    # LiteLLM 1.55.0 has a row for the master key, later releases a fixed word.
     "key": f"""CASE
         WHEN api_key = 'litellm_proxy_master_key' OR (holder = 'default_user_id' AND key_alias IS NULL)
         THEN 'master key' ELSE COALESCE(key_name, key_alias, LEFT(NULLIF(api_key, ''), 8) || '…', {NOBODY}) END""",
@@ -118,7 +118,7 @@ SELECT json_build_object(
 
 
 def query(by: Sequence[str]) -> str:
-    """The question what was used since $1, by these of GROUPS. Raises KeyError for another."""
+    """The query for what was used since $1, by these GROUPS. Raises KeyError for another group."""
     return SQL.format(
         LABELS=LABELS,
         OURS=OURS,
@@ -184,7 +184,7 @@ def labelled(payload: dict[str, Any], kwargs: Mapping[str, Any], answer: Any, ve
 
 
 def install(version: str) -> None:
-    """Have LiteLLM label its rows, and tell of them. Raises where it makes them elsewhere, so it does not start.
+    """Make LiteLLM label its rows, and answer for them. Raises if it creates rows elsewhere, so it does not start.
 
     Without a database it makes no rows, so that nothing is changed.
     """

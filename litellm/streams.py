@@ -1,7 +1,7 @@
-"""A lane for streams in LiteLLM: what a provider that speaks OpenAI's protocol sends is handed on as it arrives.
+"""A fast lane for streams in LiteLLM: what a provider with OpenAI's protocol sends is passed on as it arrives.
 
-LiteLLM builds several objects of each chunk, and reports each to its callbacks. Here that is done once, when the
-stream ends, by LiteLLM's own code: it is given the answer in a few chunks. What takes the lane, what does not, and
+LiteLLM builds several objects from each chunk, and reports each to its callbacks. Here LiteLLM's own code does that
+once, when the stream ends: it gets the answer in a few chunks. What takes the lane, what does not, and
 docs/streams.md says what callers see of it.
 """
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from typing import Self
 
 PROVEN = ("1.55.0", "1.106.12", "1.108.14")
-"""The releases of LiteLLM that tests/integration/test_streams.py compared the lane with. Not each runs today."""
+"""The releases of LiteLLM with which tests/integration/test_streams.py compared the lane. Not all are run today."""
 MODULES = (
     "llms.openai.openai",
     "llms.azure.azure",
@@ -48,7 +48,7 @@ logger = logging.getLogger("LiteLLM Proxy")
 
 
 class BrokenStreamError(Exception):
-    """The provider's stream ended before its answer did, or is none."""
+    """The provider's stream ended before its answer did, or is not a stream."""
 
 
 class EventReader:
@@ -89,7 +89,7 @@ class EventReader:
 
 
 class Event(BaseModel):
-    """Chunks for the caller that came together, in the form that LiteLLM's proxy takes: it may change their model."""
+    """Chunks for the caller that arrived together, as LiteLLM's proxy accepts them: it may change their model."""
 
     model: str | None = None
     _bodies: list[dict[str, Any]] = PrivateAttr(default_factory=list)
@@ -110,7 +110,7 @@ class Event(BaseModel):
         return self
 
     def model_dump_json(self, **_: Any) -> str:
-        """What LiteLLM's proxy makes an event of for the caller: here it may be several."""
+        """The text that LiteLLM's proxy turns into an event for the caller: here it may be several events."""
         if self.model != self._bodies[0].get("model"):
             for body in self._bodies:
                 body["model"] = self.model
@@ -229,7 +229,7 @@ def _plain(call: dict[str, Any]) -> dict[str, Any]:
 
 
 class Chunks(list[Any]):
-    """LiteLLM's chunks of a stream, made when somebody looks, as LiteLLM 1.106 does when a caller leaves."""
+    """LiteLLM's chunks of a stream, built when somebody reads them, as LiteLLM 1.106 does when a caller leaves."""
 
     def __init__(self, make: Callable[[], list[Any]]) -> None:
         super().__init__()
@@ -258,7 +258,7 @@ class Chunks(list[Any]):
 
 
 class Source:
-    """The events of a provider's answer, those together that came together.
+    """The events of a provider's answer, in groups as they arrived.
 
     Raises BrokenStreamError where it ends before its time.
     """
@@ -458,7 +458,7 @@ class Lane:
         """What comes after the provider's last event; None as long as that is to come."""
         self._exchange = current.get()
         self._first: Event | None = None
-        """What LiteLLM got of the answer, whose model it may have changed since."""
+        """The first event, which LiteLLM got; it may have changed the event's model since."""
         self._model: str | None = None
         """Its model before that."""
         self._limit: int = litellm.REPEATED_STREAMING_CHUNK_LIMIT
@@ -466,7 +466,7 @@ class Lane:
         self._equal = 1
 
     async def _chunks(self) -> AsyncIterator[list[dict[str, Any]]]:
-        """The chunks for the caller, those together that came together; what came before an error comes first."""
+        """The chunks for the caller, in groups as they arrived; chunks from before an error come first."""
         async for events in self.source:
             chunks = []
             try:
@@ -509,7 +509,7 @@ class Lane:
         return self._named(event) if choices else None
 
     def _repair(self, choice: dict[str, Any]) -> None:
-        """What OpenAI's protocol says and not each provider does."""
+        """Apply what OpenAI's protocol requires and not every provider does."""
         delta = choice.get("delta")
         if delta is None:
             delta = choice["delta"] = {}
@@ -656,10 +656,10 @@ async def _whole(source: Source, answer: Answer, dialect: OpenAIDialect | Handle
 
 
 def install(*, enabled: bool) -> bool:
-    """Put the lane into LiteLLM, before it starts; return whether it is there.
+    """Install the lane in LiteLLM before it starts; return whether it is installed.
 
-    LiteLLM has no place to put it: its hooks get chunks that were already built. So its stream wrapper is replaced in
-    the modules that make one, and in no other release than those that this was proven with.
+    LiteLLM has no hook for this: its hooks get chunks that are already built. So its stream wrapper is replaced in
+    the modules that create one, and only in releases with which this was tested.
     """
     if not enabled:
         return False

@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 CONNECTIONS = 1000
 """Most at once to one server: as OpenAI's SDK has it."""
 KEPT_SECONDS = 3
-"""How long one that nobody uses stays open. Many servers, as uvicorn, close it after 5 seconds, and a request that
-crosses that is lost: httpx looks at the socket before it uses one, aiohttp does not."""
+"""How long an idle connection stays open. Many servers, such as uvicorn, close it after 5 seconds, and a request sent
+at that moment is lost: httpx checks the socket before it uses a connection, aiohttp does not."""
 HEADER_BYTES = 65_536
-"""Of one line of an answer's head, at most. httpx takes 100 KiB of all."""
+"""The most for one line of an answer's head. httpx accepts 100 KiB for the whole head."""
 CLIENTS = "litellm.router_utils.client_initalization_utils"
 """Where LiteLLM's router makes a client for each deployment, by the name `httpx.AsyncClient`."""
 OWN_TRANSPORT = "litellm.llms.custom_httpx.aiohttp_transport"
@@ -71,9 +71,9 @@ def _unread(content: aiohttp.StreamReader) -> bytes:
 
 
 class _Body(httpx.AsyncByteStream):
-    """The body of an answer; nothing is waited for longer than `seconds`.
+    """The body of an answer; each wait lasts at most `seconds`.
 
-    aiohttp has a limit of its own, and its release 3.14 forgets it after some answers that are no HTTP.
+    aiohttp has its own limit, but its release 3.14 forgets it after some answers that are not HTTP.
     """
 
     def __init__(self, answer: aiohttp.ClientResponse, request: httpx.Request, seconds: float | None) -> None:
@@ -100,7 +100,7 @@ class _Body(httpx.AsyncByteStream):
                 yield piece
 
     def _watch(self) -> None:
-        """Look again when what is waited for now may be late. A timer for each piece costs more than the piece."""
+        """Check again when the present wait may be too long. A timer for each piece costs more than the piece."""
         if self._seconds is None:
             return
         now = self._loop.time()
@@ -193,9 +193,9 @@ class _Httpx:
 
 
 def install() -> bool:
-    """Have LiteLLM ask providers of OpenAI's protocol and Azure that way; return whether it does.
+    """Make LiteLLM ask Azure and providers with OpenAI's protocol this way; return whether it does.
 
-    Not if LiteLLM does so by itself, nor through a proxy: httpx knows kinds of proxies that aiohttp does not.
+    Not if LiteLLM does so by itself, nor through a proxy: httpx supports kinds of proxies that aiohttp does not.
     """
     if importlib.util.find_spec(OWN_TRANSPORT) or getproxies():
         return False

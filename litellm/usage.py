@@ -1,6 +1,6 @@
 """Who used what: a line of JSON on standard output for each answer and each failed try, and Prometheus counters.
 
-LiteLLM tells of both by its callbacks, and counts tokens and cost. The client and the id of the call are the edge's,
+LiteLLM reports both to its callbacks, and counts tokens and cost. The client and the id of the call are the edge's,
 the organization is the caller's own label (docs/spend.md). A line has the fields of `Event` and no other: never a
 prompt, an answer or a key.
 """
@@ -30,12 +30,13 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger("litellm.usage")
 PATH = "/llm-gateway/metrics"
-"""Where the edge asks a replica for its counters, with the master key. Its list of paths lets no caller there."""
+"""The path at which the edge asks a replica for its counters, with the master key. The edge lets no caller ask
+there."""
 OWN_STREAMS = "1.55.0"
-"""The release whose streams are counted by a tokenizer, and not at all where the caller leaves."""
+"""The release that counts streams with a tokenizer, and not at all if the caller leaves."""
 SUCCEEDED, FAILED, LEFT = "success", "failure", "left"
 OTHER = "(other)"
-"""In counters: a model that is named by a pattern of the model list, which any number of names fits."""
+"""In counters: the label for models that match a pattern of the model list, which any number of names can match."""
 LONGEST = 200
 """Characters of a field."""
 
@@ -120,7 +121,7 @@ def _quoted(text: str) -> str:
 
 
 def event_of(kwargs: Mapping[str, Any], exchange: Exchange, *, failed: bool, version: str) -> Event:
-    """What is kept of an event, of which LiteLLM tells its callbacks all that it knows."""
+    """What is kept of an event; LiteLLM passes everything that it knows to its callbacks."""
     told = kwargs.get("standard_logging_object") or {}
     parameters = kwargs.get("litellm_params") or {}
     metadata = parameters.get("metadata") or parameters.get("litellm_metadata") or {}
@@ -181,9 +182,10 @@ class Metrics:
 
 
 async def left(exchange: Exchange, totals: Totals) -> None:
-    """Tell of an answer that its caller did not wait for, where LiteLLM does not by itself.
+    """Report an answer for which its caller did not wait, if LiteLLM does not do so itself.
 
-    Of a stream as of one that ended there. Of what had not begun only that a provider was asked, who may bill it.
+    A stream is reported as if it had ended there. If nothing had begun, only that a provider was asked, which may
+    bill it.
     """
     if exchange.given_up:
         if exchange.asked and not exchange.told:
@@ -203,14 +205,14 @@ async def left(exchange: Exchange, totals: Totals) -> None:
 
 
 def install(models: Callable[[], Sequence[str]], version: str) -> Totals:
-    """Have LiteLLM tell of each answer; return the counters. Raises where it cannot, so LiteLLM does not start."""
+    """Make LiteLLM report each answer; return the counters. Raises if it cannot, so LiteLLM does not start."""
     litellm, proxy = importlib.import_module("litellm"), importlib.import_module("litellm.proxy.proxy_server")
     totals = Totals(replica=socket.gethostname(), models=models)
 
     def note(kwargs: Mapping[str, Any], *, failed: bool) -> None:
         exchange, call = current.get(), str(kwargs.get("litellm_call_id"))
         if exchange is None or exchange.given_up or (call in exchange.told and not failed):
-            return  # told of in `left`; and LiteLLM 1.55.0 may tell of one answer twice
+            return  # reported in `left`; and LiteLLM 1.55.0 may report one answer twice
         if not failed:
             exchange.told.add(call)
         totals.tell(event_of(kwargs, exchange, failed=failed, version=version))

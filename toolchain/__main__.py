@@ -41,13 +41,13 @@ PULUMI_COMMAND = "./pulumiw"
 KEYS = ("openaiApiKey", "anthropicApiKey", "litellmEnvironment")
 """Where a stack config has keys of providers."""
 OWN_PROVIDER = "using pulumi-resource-docker from $PATH"
-"""What Pulumi warns about if the Docker provider was built here, on purpose."""
+"""In Pulumi's warning if the Docker provider was built here, which is intended."""
 LOCKED = "the stack is currently locked"
 NO_STACK = "no stack named"
 LOOPBACK_PORTS = ("metricsPort", "adminPort")
 PORT_SETTINGS = ("gatewayPort", "postgresPort", *LOOPBACK_PORTS)
 TEXT_SETTINGS = ("dockerHost", "placement", "bindAddress", "imageRegistry", *IMAGE_SETTINGS.values(), REDIS_IMAGE)
-"""What is needed here in clear."""
+"""The keys that must not be encrypted, because the set-up needs them."""
 
 
 class StackConfig:
@@ -66,7 +66,7 @@ class StackConfig:
                     f"{key} is not plain text in {path.name}",
                     fix=f"{PULUMI_COMMAND} config set --stack {stack} {key} …",
                 )
-        # The program refuses it too, but by then it would have been pulled, or pushed to the team's own registry.
+        # The program refuses it too, but only after it has been pulled, or pushed to the team's own registry.
         if why := replaced_litellm(self["litellmImage"]):
             raise SetupError(
                 f"litellmImage {why}",
@@ -85,7 +85,7 @@ class StackConfig:
 
 
 def _values(path: Path) -> dict[str, Any]:
-    """What a stack's config file sets, by whole keys; nothing where there is none. Raises SetupError."""
+    """What a stack's config file sets, by full keys; nothing if there is no file. Raises SetupError."""
     try:
         with path.open(encoding="utf-8") as file:
             content = yaml.safe_load(file)
@@ -107,14 +107,14 @@ def _malformed(path: Path, why: str) -> SetupError:
 
 
 def prepare(steps: Steps, config: StackConfig) -> None:
-    """Make sure of the engine, the Pulumi tools and the images that a stack names."""
+    """Make the engine, the Pulumi tools and the images that a stack names available."""
     client = engine_setup.ensure(steps, config["dockerHost"], config.stack)
     tools.ensure(steps)
     _ensure_images(steps, client, config)
 
 
 def _ensure_images(steps: Steps, client: docker.DockerClient, config: StackConfig) -> None:
-    """Make sure of the images that a stack names: on its engine, or in their registry."""
+    """Make the images that a stack names available: on its engine, or in their registry."""
     have = _having(steps, client, config.stack)
     if address := config["imageRegistry"]:
         registry.fill(steps, client, config.images, address, have=have)
@@ -125,12 +125,12 @@ def _ensure_images(steps: Steps, client: docker.DockerClient, config: StackConfi
 def _having(
     steps: Steps, client: docker.DockerClient, stack: str
 ) -> Callable[[Mapping[str, str]], Mapping[str, str]]:
-    """What makes sure that a stack's images are on the engine."""
+    """The function that puts a stack's images on the engine."""
     return partial(images.ensure, steps, client, stack=stack, ask=_asking(steps))
 
 
 def push(steps: Steps, stack: str) -> None:
-    """Push the images that a stack names to the registry that it names, and print what is there now."""
+    """Push the images that a stack names to its registry, and print what is there now."""
     config = StackConfig(stack)
     if not config["imageRegistry"]:
         raise SetupError(
@@ -144,12 +144,12 @@ def push(steps: Steps, stack: str) -> None:
 
 
 def up(steps: Steps, stack: str) -> None:
-    """Bring the stack up, which writes `.env` (toolchain/pulumi.py), and say how to go on."""
+    """Bring the stack up, which writes `.env` (toolchain/pulumi.py), and say what to do next."""
     try:
         config = StackConfig(stack)
         client = engine_setup.ensure(
             steps, config["dockerHost"], config.stack
-        )  # known before minutes go into the tools
+        )  # checked before the tools, which can take minutes
     except SetupError as error:
         if PULUMI_COMMAND in error.fix:
             _select(steps, stack)
@@ -174,7 +174,7 @@ def down(steps: Steps, stack: str) -> None:
 
 
 def purge(steps: Steps, stack: str) -> None:
-    """Remove the stack with its data, and with the last one everything that was made here (toolchain/purge.py)."""
+    """Remove the stack with its data, and with the last one everything that was created here (toolchain/purge.py)."""
     config = StackConfig(stack)
     tools.ensure(steps)
     take_away.purge(
@@ -187,7 +187,7 @@ def purge(steps: Steps, stack: str) -> None:
 
 
 def _asking(steps: Steps) -> Callable[[str], bool] | None:
-    """Ask a person, if there is one: without a terminal, or if output goes to a log, nobody sees it."""
+    """How to ask a person, or None: without a terminal, or if output goes to a log, nobody sees the question."""
     return steps.ask if sys.stdin.isatty() and steps.console.is_terminal else None
 
 
@@ -199,7 +199,7 @@ def _select(steps: Steps, stack: str) -> None:
 
 
 def _pulumi(step: Step, stack: str, *arguments: str) -> str:
-    """Run Pulumi for a stack, after any other run of this kind for it. Raises SetupError."""
+    """Run Pulumi for a stack, after any other run of the set-up for it has ended. Raises SetupError."""
     try:
         with operating_system.exclusive(f"stack-{stack}", step):
             return step.run([PULUMI, *arguments])
@@ -245,7 +245,7 @@ def _check_ports(client: docker.DockerClient, config: StackConfig) -> None:
 
 
 def _published(client: docker.DockerClient, names: set[str]) -> set[str]:
-    """The ports of the host that running containers with these names have."""
+    """The host's ports that running containers with these names use."""
     running = client.containers.list(ignore_removed=True)
     bindings = [each for container in running if container.name in names for each in container.ports.values()]
     return {binding["HostPort"] for each in bindings for binding in each or ()}

@@ -1,4 +1,4 @@
-"""Download files from a host that may be slow, unreachable, or not the one that it claims to be."""
+"""Downloads files from a host that may be slow, unreachable, or not the one that it claims to be."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 STALL_SECONDS = 30.0
 """How long a download that has begun may stall."""
 CHECKSUMS = {40: "sha1", 64: "sha256"}
-"""What Pulumi lists its plugins and its CLI by, told from the length."""
+"""The hash that Pulumi lists for plugins and for the CLI, by its length."""
 
 
 class DownloadError(Exception):
@@ -31,7 +31,7 @@ class UnreachableError(DownloadError):
 
 
 def _open(url: str, seconds: float) -> HTTPResponse:
-    """Open a URL; no part of the answer may keep it waiting longer than `seconds`. Raises DownloadError."""
+    """Open a URL; no read may wait longer than `seconds`. Raises DownloadError."""
     try:
         answer: HTTPResponse = urllib.request.urlopen(url, timeout=seconds)  # noqa: S310 -- file:// may be a mirror
     except urllib.error.HTTPError as error:
@@ -42,7 +42,7 @@ def _open(url: str, seconds: float) -> HTTPResponse:
 
 
 def read(url: str, *, within: float) -> bytes:
-    """Read a small file within some seconds, of which name resolution alone may take many. Raises DownloadError."""
+    """Read a small file within some seconds; name resolution alone may take many. Raises DownloadError."""
     content: Future[bytes] = Future()
 
     def ask() -> None:

@@ -72,7 +72,7 @@ def start(step: Step, host: str, *options: str, log: Path) -> None:
         return
     command = [which("dockerd") or "dockerd", "--host", host, *options]
     with log.open("ab") as output:
-        # Its own session and none of our files: Ctrl-C and the end of a script do not affect it.
+        # Its own session, and no open files of ours: Ctrl-C and the end of a script do not affect it.
         process = subprocess.Popen(
             command,
             cwd="/",
@@ -97,11 +97,11 @@ def start(step: Step, host: str, *options: str, log: Path) -> None:
                 fix="fix what the log names, or set the stack's dockerHost to an engine elsewhere, such as ssh://…",
             )
         time.sleep(POLL_SECONDS)
-    process.returncode = 0  # it goes on without us, which is no leak to warn of
+    process.returncode = 0  # it keeps running without us, which is not a leak to warn about
 
 
 def _check_environment(host: str, stack: str) -> None:
-    """Refuse a DOCKER_HOST that names another engine: the `docker` command would show what the stack does not use."""
+    """Refuse a DOCKER_HOST that names another engine: the `docker` command would not show the stack."""
     other = os.environ.get("DOCKER_HOST", "")
     if other and canonical(other) != canonical(host):
         raise SetupError(
@@ -112,13 +112,13 @@ def _check_environment(host: str, stack: str) -> None:
 
 def _install(steps: Steps) -> None:
     apparmor = Path("/sys/module/apparmor/parameters/enabled")
-    # Where the kernel has AppArmor on, the engine starts no container without its parser.
+    # If AppArmor is on in the kernel, the engine cannot start a container without AppArmor's parser.
     needs_parser = apparmor.exists() and apparmor.read_text().startswith("Y")
     try:
         install(steps, *PACKAGES, *(["apparmor"] if needs_parser else []))
     except SetupError:
-        # Without systemd the package starts its service by a script that fails where limits cannot be raised, and
-        # so does the installation, of which nothing else is missing.
+        # Without systemd, the package starts its service with a script that fails if limits cannot be raised. Then
+        # the installation fails too, although nothing else is missing.
         if which("dockerd") is None:
             raise
 

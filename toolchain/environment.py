@@ -1,9 +1,9 @@
 """Make the project's virtual environment, from `requirements.lock` and nothing else.
 
-Runs before anything is installed, so it uses the standard library only: `python3 toolchain/environment.py`.
-It is kept while the lock file, the project file and the interpreter are the ones it was made from, and no
-package that was installed is missing.
-Python 3.6 can read it, so that anyone with an older Python than is needed is told so.
+Runs before anything is installed, so it uses the standard library only: `python3 toolchain/environment.py`. The
+environment is kept while the lock file, the project file and the interpreter are the ones it was made from, and no
+installed package is missing. Python 3.6 can parse this file, so that anyone whose Python is too old gets a clear
+message.
 """
 
 import fcntl
@@ -27,7 +27,7 @@ LOCK_SECONDS = 0.2
 
 
 def fingerprint() -> str:
-    """What the environment is made from, so that a change of any of it recreates it."""
+    """A fingerprint of what the environment is made from: a change of any of it recreates the environment."""
     import tomllib  # noqa: PLC0415 -- an older Python does not have it, and is to be told so by main
 
     digest = hashlib.sha256(sys.version.encode())
@@ -48,7 +48,7 @@ def installed() -> "set[str]":
 
 
 def is_whole() -> bool:
-    """Whether the environment is made from what is there now, and has every package that was installed into it."""
+    """Whether the environment matches the present files, and has every package that was installed into it."""
     if not stamp().exists():
         return False
     made_from, *packages = stamp().read_text().splitlines()
@@ -56,7 +56,7 @@ def is_whole() -> bool:
 
 
 def run(*command: object) -> None:
-    """Run a step of the set-up; when it fails, show the last lines that it printed and end."""
+    """Run a step of the set-up; if it fails, show the last lines that it printed and exit."""
     lines = []
     with subprocess.Popen(
         [str(word) for word in command],
@@ -75,13 +75,13 @@ def run(*command: object) -> None:
 
 
 def show(doing: str) -> None:
-    """On a terminal, have `doing` take the place of what its line says."""
+    """On a terminal, replace the text of the current line with `doing`."""
     if sys.stderr.isatty():
         print(f"\r\033[K{doing[: shutil.get_terminal_size().columns - 1]}", end="", file=sys.stderr, flush=True)
 
 
 def advice(output: str) -> str:
-    """Name the next step for the ways in which this is known to fail."""
+    """Name the next step for known failures."""
     if "ensurepip" in output:
         return "Python's venv module is missing. On Debian and Ubuntu: apt-get install python3-venv"
     if "after connection broken by" in output:
@@ -92,7 +92,7 @@ def advice(output: str) -> str:
 
 
 def take(lock: "IO[str]", say: "Callable[[], None]") -> None:
-    """Lock a file, and `say` so if it is locked already. A Ctrl-C just before a call that waits would be lost."""
+    """Lock a file, and `say` so if it is locked already. It polls: a Ctrl-C just before a blocking call is lost."""
     said = False
     while True:
         try:
@@ -105,7 +105,7 @@ def take(lock: "IO[str]", say: "Callable[[], None]") -> None:
 
 
 def main() -> None:
-    """Make the environment unless it is there already."""
+    """Make the environment, unless it exists already."""
     if sys.version_info < OLDEST_PYTHON:
         wanted, found = (".".join(map(str, version[:2])) for version in (OLDEST_PYTHON, sys.version_info))
         sys.exit(f"Python {wanted} or newer is needed and python3 is {found}. Try: make PYTHON=python{wanted} up")
@@ -116,7 +116,7 @@ def main() -> None:
             return
         started = time.monotonic()
         print("… Python environment", file=sys.stderr, flush=True)
-        # Not removed before that: where this environment is active, its own interpreter runs this.
+        # Not removed before this: if this environment is active, its own interpreter runs this program.
         run(sys.executable, "-m", "venv", "--clear", ENVIRONMENT)
         pip = (
             ENVIRONMENT / "bin/python",

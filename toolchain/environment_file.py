@@ -1,4 +1,4 @@
-"""`.env`, from which the app module knows the stack that was brought up last."""
+"""Writes `.env`, from which the app module knows the last stack that was brought up."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ OUTPUTS = {
     "DATABASE_URL": "databaseUrl",
     "LITELLM_DATABASE_URL": "litellmDatabaseUrl",
 }
-"""Each variable, and the output of the stack that is its value."""
+"""Each variable, with the stack's output that is its value."""
 
 
 def forget(path: Path) -> None:
@@ -37,16 +37,16 @@ def _is_of(line: str, names: Mapping[str, str]) -> bool:
 
 
 def write(path: Path, outputs: Mapping[str, str]) -> None:
-    """Put a stack's outputs into `path`, readable by its owner only; other lines of it stay.
+    """Put a stack's outputs into `path`, readable by its owner only; other lines in it stay.
 
-    Raises SetupError where it cannot be read or written.
+    Raises SetupError if it cannot be read or written.
     """
     values = {name: outputs[output] for name, output in OUTPUTS.items() if output in outputs}
-    if "LITELLM_URL" not in values:  # no stack of this project, or one that has nothing yet
+    if "LITELLM_URL" not in values:  # not a stack of this project, or one without outputs yet
         return
     try:
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        kept = [line for line in lines if not _is_of(line, OUTPUTS)]  # another stack's too
+        kept = [line for line in lines if not _is_of(line, OUTPUTS)]  # lines of another stack too
         text = "".join(
             f"{line}\n" for line in [*kept, *(f"{name}={shlex.quote(value)}" for name, value in values.items())]
         )

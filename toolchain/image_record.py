@@ -24,7 +24,7 @@ HEADER = """\
 
 
 def read(record: Path = RECORD) -> dict[str, str]:
-    """Return which image replaces which, by the image that is replaced. Raises SetupError."""
+    """Return the record: for each replaced image, the image that replaces it. Raises SetupError."""
     try:
         return stand_ins(record)
     except ImageRecordError as error:

@@ -1,8 +1,8 @@
 """The images that the stack runs: present on the engine, pulled, or replaced by a stand-in that is built here.
 
 A stand-in is built from Debian and PyPI packages, from a recipe in `images/`, on networks without an image registry.
-Its tag is the project's own and holds a hash of the recipe. Which one is used for which image is recorded in
-`.images.yaml`, which the program reads (`engine.image_names`).
+Its tag is the project's own and contains a hash of the recipe. `.images.yaml` records which stand-in is used for
+which image; the program reads that (`engine.image_names`).
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ CA_BUNDLES = (
 )
 PROXIES = ("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
 REGISTRY_SECONDS = 30
-"""How long a registry may take to answer at all. The engine tries longer if packets are dropped."""
+"""How long a registry may take for its first answer. The engine waits longer if packets are dropped."""
 TOO_MANY = re.compile(r"toomanyrequests|too many requests|\b429\b", re.IGNORECASE)
-"""How an engine reports that a registry wants to be asked later: by these words, or by the status."""
+"""How an engine reports that a registry wants to be asked later: in these words, or with the status."""
 WITHOUT_A_CLIENT = "For litellmDatabase: install npm, remove the image (docker rmi --force), and run `make up`."
 ENGINE_FAILURES = (docker.errors.DockerException, requests.RequestException)
 
@@ -60,10 +60,10 @@ def ensure(  # noqa: PLR0913 -- the options are keyword-only
     ask: Callable[[str], bool] | None,
     record: Path = image_record.RECORD,
 ) -> dict[str, str]:
-    """Have the image of each part on the engine; return what runs for each: the image wanted or its stand-in.
+    """Put each part's image on the engine; return what to run for each: the wanted image or its stand-in.
 
     `wanted` maps parts of `stack` to image references. `ask` gets a question before anything is built; without it,
-    as where there is no terminal, the answer is yes. Raises SetupError.
+    for example without a terminal, the answer is yes. Raises SetupError.
     """
     recorded = image_record.read(record)
     chosen = {}
@@ -112,7 +112,7 @@ class _Supply:
             raise SetupError(str(error), tried=tried, fix=_elsewhere(unavailable, self._stack)) from error
 
     def _pull(self, references: Iterable[str]) -> dict[str, str]:
-        """Pull images; return why, for those that could not be."""
+        """Pull images; return the reason for each that could not be pulled."""
 
         def pull(reference: str) -> None:
             with self._steps.step(f"Pull {reference}") as step:
@@ -130,7 +130,7 @@ class _Supply:
         return dict(sorted(failures.items()))
 
     def _stand_ins(self, unavailable: Mapping[str, str]) -> dict[str, str]:
-        """Have a stand-in for each image that cannot be pulled; return their tags by part."""
+        """Build a stand-in for each image that cannot be pulled; return their tags by part."""
         found = {}
         for part, reference in unavailable.items():
             recipe = recipes.recipe_for(reference)
@@ -169,7 +169,7 @@ class _Supply:
                 each.result()
 
     def _check_machine(self, *, needs_debootstrap: bool, needs_npm: bool) -> None:
-        """Refuse what cannot work before minutes are spent on it, and install debootstrap and npm."""
+        """Refuse what cannot work before it takes minutes, and install debootstrap and npm."""
         names = {"x86_64": "amd64", "aarch64": "arm64"}
         here, there = names.get(platform.machine(), platform.machine()), self._engine.version()["Arch"]
         if here != there:
@@ -185,7 +185,7 @@ class _Supply:
                 install(self._steps, "npm")
 
     def _make_base(self, recipe: recipes.Recipe) -> None:
-        """Make the Debian on the engine that a stand-in starts from."""
+        """Make the Debian image on the engine from which a stand-in is built."""
         with (
             self._steps.step(f"Make a base of Debian {recipe.debian}") as step,
             _workspace(f"debian-{recipe.debian}", step) as folder,
@@ -202,7 +202,7 @@ class _Supply:
             bundle = next(Path(path) for path in CA_BUNDLES if path and Path(path).is_file())
             _put(overlay / "etc/ssl/certs/ca-certificates.crt", bundle.read_text(encoding="utf-8"))
 
-            # Its own mounts and processes: whenever this program ends, by a signal too, nothing of them is left.
+            # Its own mounts and processes: when this program ends, even by a signal, none of them are left.
             alone = ["setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--pid", "--fork", "--kill-child"]
             mirror = [source.split()[1] for source in sources if source.split()[2] == recipe.debian][:1]
             proxies = dict(re.findall(r'^Acquire::(https?)::Proxy "(\w+://.+)";', "\n".join(settings), re.MULTILINE))
@@ -218,7 +218,7 @@ class _Supply:
                 raise docker.errors.DockerException(f"the base could not be imported: {result}")
 
     def _build_one(self, recipe: recipes.Recipe, base: Future[None] | None) -> None:
-        """Build a stand-in, which gets its tag when nothing of it is missing."""
+        """Build a stand-in, which gets its tag only once it is complete."""
         with (
             self._steps.step(f"Build {recipe}") as step,
             _workspace(recipe.part, step) as folder,
@@ -240,7 +240,7 @@ class _Supply:
                 path=str(context),
                 tag=recipe.tag,
                 buildargs={"BASE": recipe.base, **{key: os.environ[key] for key in PROXIES if key in os.environ}},
-                network_mode="host",  # the build reaches mirrors as this machine does
+                network_mode="host",  # the build reaches mirrors the same way as this machine
                 nocache=True,
                 rm=True,
                 forcerm=True,
@@ -249,25 +249,26 @@ class _Supply:
             try:
                 self._follow(step, build)
             finally:
-                # The stages before the last are left, untagged. The recipe's label tells them from other builds'.
+                # The stages before the last remain, untagged. The recipe's label distinguishes them from other
+                # builds'.
                 self._engine.images.prune({"dangling": True, "label": f"llm-infrastructure.build={recipe.part}"})
 
     def _follow(self, step: Step, events: Iterable[Mapping[str, str]]) -> None:
-        """Show what the engine says until it has done its work. Raises DockerException with its last lines."""
+        """Show the engine's messages until it is done. Raises DockerException with its last lines."""
         lines: deque[str] = deque(maxlen=LINES_SHOWN_ON_FAILURE)
         error = None
         for event in events:
             if self._interrupted.is_set():
                 raise docker.errors.DockerException("interrupted")
             lines += event.get("stream", "").splitlines()
-            error = event.get("error", error)  # raised at the end: what is not read keeps the connection open
+            error = event.get("error", error)  # raised at the end, because unread output keeps the connection open
             step.note(" ".join(event[key] for key in ("stream", "id", "status", "progress") if key in event))
         if error:
             raise docker.errors.DockerException("\n".join([error, *lines]))
 
     @contextmanager
     def _side_by_side(self) -> Iterator[ThreadPoolExecutor]:
-        """Threads for work on the engine. An interrupt ends them at the engine's next word."""
+        """Threads for work on the engine. An interrupt ends them at the engine's next message."""
         with ThreadPoolExecutor() as pool:
             try:
                 yield pool
@@ -281,7 +282,7 @@ class _NotBuiltError(Exception):
 
 
 def answer(call: Callable[[], T]) -> T:
-    """Call the engine, and give up (the engine may go on) when its registry says nothing for too long."""
+    """Call the engine, and give up if its registry does not answer for too long (the engine may go on)."""
     answer: Future[T] = Future()
 
     def run() -> None:
@@ -298,7 +299,7 @@ def answer(call: Callable[[], T]) -> T:
 
 
 def _download_wheels(step: Step, recipe: recipes.Recipe, folder: Path) -> None:
-    """Fetch what its Debian's Python installs, by this machine's pip with its own index, proxy and certificates."""
+    """Fetch what the image's Python installs, with this machine's pip and its index, proxy and certificates."""
     machine = platform.machine()
     platforms = [f"manylinux{glibc}_{machine}" for glibc in ("2014", "_2_17", "_2_28", "_2_34", "_2_36")]
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", "download", "--quiet"]
@@ -313,7 +314,7 @@ def _download_wheels(step: Step, recipe: recipes.Recipe, folder: Path) -> None:
 
 
 def _has_node_packages(step: Step, folder: Path) -> bool:
-    """Fetch what the lock in a folder names, by this machine's npm with its own registry, proxy and certificates.
+    """Fetch what the lock in a folder names, with this machine's npm and its registry, proxy and certificates.
 
     Returns whether that worked.
     """
@@ -338,7 +339,7 @@ def _elsewhere(unavailable: Mapping[str, str], stack: str) -> str:
 
 @contextmanager
 def _workspace(name: str, step: Step) -> Iterator[Path]:
-    """An empty folder that one process at a time has to itself. What a killed one left in it is removed."""
+    """An empty folder that one process at a time has to itself. What a killed process left in it is removed."""
     folder = CACHE / "images" / name
     with exclusive(f"images/{name}", step):
         shutil.rmtree(folder, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Where this machine gets Debian's packages from, and how to reach it, for images that are built here."""
+"""Where this machine gets Debian's packages from, and how it reaches that, for images that are built here."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ def index_targets(step: Step) -> str:
     if which("apt-get") is None:
         return ""
     query = ["apt-get", "indextargets", "--format", "$(ORIGIN) $(RELEASE) $(REPO_URI)", "Created-By: Packages"]
-    if "Debian" not in (targets := step.run(query)):  # as on a machine whose lists were never fetched
+    if "Debian" not in (targets := step.run(query)):  # for example on a machine that never fetched the lists
         update_package_lists(step)
         targets = step.run(query)
     return targets
 
 
 def package_sources(index_targets: str, suite: str) -> list[str]:
-    """Lines of sources.list for `suite` of Debian, from the mirrors that this machine uses for its own.
+    """Lines of sources.list for `suite` of Debian, from the mirrors that this machine itself uses.
 
     `index_targets` has a line `ORIGIN RELEASE URI` for each of apt's package lists. Empty when none is Debian's.
     """
@@ -38,9 +38,9 @@ def package_sources(index_targets: str, suite: str) -> list[str]:
 
 
 def apt_settings(dump: str) -> list[str]:
-    """The lines of `apt-config dump` that say how mirrors are reached, as proxies and retries.
+    """The lines of `apt-config dump` that say how mirrors are reached, such as proxies and retries.
 
-    What names a file of this machine is left out: it would not be there in an image.
+    Lines that name a file of this machine are left out: an image would not have the file.
     """
     about_mirrors = re.compile(
         r'Acquire::(https?::|ftp::|Retries|ForceIPv|Check-Date|Check-Valid-Until)\S* "[^/"][^"]*";'

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llm-infrastructure"
 DPKG_LOCK_SECONDS = 300
-"""How long another package manager, as one that upgrades unattended, may hold the lock."""
+"""How long another package manager, such as an unattended upgrade, may hold the lock."""
 
 
 def can_install() -> bool:
@@ -44,7 +44,7 @@ def install(steps: Steps, *packages: str) -> None:
 
 
 def update_package_lists(step: Step) -> None:
-    """Fetch the package lists of all mirrors that can be reached: one that cannot need not be the one needed."""
+    """Fetch the package lists of all mirrors that can be reached: an unreachable one may not be needed."""
     try:
         step.run(["apt-get", "--quiet", "update"])
     except CommandError as error:
@@ -53,7 +53,7 @@ def update_package_lists(step: Step) -> None:
 
 @contextmanager
 def exclusive(name: str, step: Step) -> Iterator[None]:
-    """Let one process of this user at a time do what `name` stands for."""
+    """Let only one process of this user at a time do what `name` stands for."""
     path = CACHE / f"{name}.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as lock:
@@ -63,7 +63,7 @@ def exclusive(name: str, step: Step) -> Iterator[None]:
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP end the block by an exception, so that what it has begun is cleaned up."""
+    """Make SIGTERM and SIGHUP end the block with an exception, so that it can clean up."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -26,7 +26,7 @@ LINES_SHOWN_ON_FAILURE = 20
 
 
 class SetupError(Exception):
-    """A step that could not be done: what failed and why, what was tried, and what the user can do."""
+    """A step failed. The message says what and why, what was tried, and what the user can do."""
 
     def __init__(self, why: str, *, fix: str, tried: Sequence[str] = ()) -> None:
         super().__init__(why)
@@ -54,13 +54,13 @@ class CommandError(Exception):
 
 
 class Step:
-    """One running step; made by `Steps.step`."""
+    """One running step; created by `Steps.step`."""
 
     def __init__(self, progress: Progress, title: str) -> None:
         self._progress = progress
         self._task = progress.add_task(title, total=None, doing="")
         self.why = ""
-        """What its last line says in addition, if it fails."""
+        """An addition to its last line if it fails."""
 
     def note(self, doing: str) -> None:
         """Say what is being done right now; kept on the screen only until the next note."""
@@ -71,10 +71,10 @@ class Step:
         self._progress.console.print(f"  {line}", markup=False)
 
     def run(self, command: Sequence[str], *, cwd: Path | None = None, env: Mapping[str, str] | None = None) -> str:
-        """Run a program, its lines becoming notes, and return what it printed (both streams).
+        """Run a program, show its lines as notes, and return what it printed (both streams).
 
-        `env` is the program's whole environment. Raises CommandError. A program that still runs when an exception
-        ends this, as an interrupt does, is told to end and waited for.
+        `env` is the program's whole environment. Raises CommandError. If an exception ends this, such as an
+        interrupt, the program is told to end and awaited.
         """
         lines: list[str] = []
         with subprocess.Popen(
@@ -91,7 +91,7 @@ class Step:
                 for line in process.stdout or ():
                     lines.append(line.rstrip("\n"))
                     self.note(line)
-            except KeyboardInterrupt:  # it reached the program too, from the terminal
+            except KeyboardInterrupt:  # the terminal sent it to the program too
                 process.wait()
                 raise
             except BaseException:
@@ -114,7 +114,7 @@ class Steps:
             SpinnerColumn(),
             TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True)),
             TimeElapsedColumn(table_column=Column(no_wrap=True)),
-            # Takes what room the title leaves, however long the line is.
+            # Uses the room that the title leaves, however long the line is.
             TextColumn("{task.fields[doing]}", style="dim", markup=False, table_column=Column(no_wrap=True, ratio=1)),
             expand=True,
             console=self.console,
@@ -130,7 +130,7 @@ class Steps:
         self._progress.stop()
 
     def ask(self, question: str) -> bool:
-        """Ask a person; the running steps, which would draw over the question, are hidden until the answer."""
+        """Ask a person. The running steps would draw over the question, so they are hidden until the answer."""
         self._progress.stop()
         try:
             return Confirm.ask(question, console=self.console)

@@ -43,7 +43,7 @@ ATTRIBUTES = ".attrs"
 
 
 def state_folder(backend: str) -> Path | None:
-    """Where Pulumi keeps the state, by the URL of its backend; None where that is no folder."""
+    """The folder where Pulumi keeps the state, from the URL of its backend; None if that is not a folder."""
     url = urlsplit(backend)
     return Path(unquote(url.path)) / ".pulumi" if url.scheme == "file" else None
 
@@ -65,13 +65,13 @@ def environment(tools: Path) -> dict[str, str]:
         (own / "state").mkdir(mode=0o700, exist_ok=True)
         env["PULUMI_BACKEND_URL"] = (own / "state").as_uri()
         if not {"PULUMI_CONFIG_PASSPHRASE", "PULUMI_CONFIG_PASSPHRASE_FILE"} & env.keys():
-            # Not for a state elsewhere: anyone who shares that shares its passphrase too.
+            # Not for a state elsewhere: people who share that share its passphrase too.
             env["PULUMI_CONFIG_PASSPHRASE_FILE"] = str(_passphrase_file(own))
     return env
 
 
 def _passphrase_file(folder: Path) -> Path:
-    """Return the file with the user's passphrase, made once. Raises SetupError rather than replace a lost one."""
+    """Return the file with the user's passphrase, created once. Raises SetupError rather than replace a lost one."""
     path = folder / "passphrase"
     if path.exists():
         return path
@@ -100,12 +100,12 @@ def run(arguments: Sequence[str], *, tools: Path) -> int:
         process.send_signal(number)
 
     def leave_to_pulumi(*_: object) -> None:
-        """Ctrl-C reaches Pulumi from the terminal and cancels; a second one would make it drop everything."""
+        """Ctrl-C reaches Pulumi from the terminal and cancels the run; a second one would make it abort at once."""
 
     variables = environment(tools)
     killed = _remove_leftovers_of_the_dead(variables["PULUMI_BACKEND_URL"])
     if killed and _changes_unrefreshed(arguments):
-        arguments = [*arguments, "--refresh"]  # what had just been removed is in the state still
+        arguments = [*arguments, "--refresh"]  # the state still has what had just been removed
     with (
         _config_files_kept(PROJECT),
         _handled({signal.SIGINT: leave_to_pulumi, signal.SIGTERM: forward, signal.SIGHUP: forward}),
@@ -122,7 +122,7 @@ def run(arguments: Sequence[str], *, tools: Path) -> int:
 
 
 def _changes_unrefreshed(arguments: Sequence[str]) -> bool:
-    """Whether they change a stack, and say nothing of a refresh."""
+    """Whether these arguments change a stack and do not mention a refresh."""
     if any(word == "-r" or word.startswith("--refresh") for word in arguments):
         return False
     return _is_command(arguments, CHANGING)
@@ -134,13 +134,13 @@ def _is_command(arguments: Sequence[str], names: set[str]) -> bool:
 
 
 def _write_environment_file(tools: Path, variables: Mapping[str, str], arguments: Sequence[str]) -> None:
-    """Have `.env` follow the stack, no matter who brought it up: its address may be another one now, or its keys."""
+    """Update `.env` from the stack, whoever brought it up: its address or its keys may have changed."""
     if (outputs := _asked(tools, variables, arguments, "output", "--json", "--show-secrets")) is not None:
         environment_file.write(PROJECT / ".env", outputs)
 
 
 def _remove_from_the_swarm(tools: Path, variables: Mapping[str, str], arguments: Sequence[str]) -> None:
-    """Remove secrets and configs of a Swarm that the state does not know: it was not told of them before the kill."""
+    """Remove secrets and configs of a Swarm that are not in the state: the run was killed before it recorded them."""
     from infra.placement import leftovers  # noqa: PLC0415 -- it takes long to load, and is seldom needed
 
     state = _asked(tools, variables, arguments, "export") or {}
@@ -154,7 +154,7 @@ def _remove_from_the_swarm(tools: Path, variables: Mapping[str, str], arguments:
 
 
 def _asked(tools: Path, variables: Mapping[str, str], arguments: Sequence[str], *question: str) -> Any:  # noqa: ANN401 -- any JSON
-    """What `pulumi stack` tells of the stack that the arguments name; None where it tells nothing."""
+    """What `pulumi stack` says about the stack that the arguments name; None if it says nothing."""
     selecting = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     selecting.add_argument("-s", "--stack")
     stack = selecting.parse_known_args(arguments)[0].stack
@@ -189,11 +189,11 @@ def _say_how_to_select(tools: Path, variables: Mapping[str, str]) -> None:
 
 
 def _remove_leftovers_of_the_dead(backend: str) -> bool:
-    """Remove what killed runs left in a state folder, and return whether any of their locks was there.
+    """Remove what killed runs left in a state folder, and return whether one of their locks was there.
 
-    Pulumi itself cannot tell the locks from those of runs that go on, and asks for `pulumi cancel`. Beside each file
-    it keeps one with its attributes, which it can do without. It empties that before it writes it, and where it was
-    killed in between it can read the stack no more: "failed to load checkpoint: EOF".
+    Pulumi itself cannot distinguish these locks from those of live runs, and asks for `pulumi cancel`. Beside each
+    file it keeps a second one with the file's attributes, which is not essential. It empties that before it writes
+    it. If it is killed in between, it can no longer read the stack: "failed to load checkpoint: EOF".
     """
     state = state_folder(backend)
     if state is None:
@@ -212,7 +212,7 @@ def _remove_leftovers_of_the_dead(backend: str) -> bool:
                     "finishes what it had begun: run it before a `destroy` too.",
                     file=sys.stderr,
                 )
-    # The history grows with each `up`, so it is only gone through after a killed one.
+    # The history grows with each `up`, so it is only searched after a killed one.
     places = [state.rglob] if found else [state.glob, (state / "stacks").rglob]
     for path in chain.from_iterable(place(f"*{ATTRIBUTES}") for place in places):
         with suppress(OSError):
@@ -229,7 +229,7 @@ def _runs(pid: int) -> bool:
     except PermissionError:
         return True
     try:
-        # In a container whose first process waits for nobody, what was killed stays as a zombie.
+        # In a container whose first process does not reap children, a killed process stays as a zombie.
         state = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
     except OSError:  # not Linux
         return True
@@ -248,11 +248,12 @@ def _handled(handlers: Mapping[signal.Signals, Callable[[int, FrameType | None],
 
 @contextmanager
 def _config_files_kept(folder: Path) -> Iterator[None]:
-    """Take back what Pulumi does to the config files of stacks beside what it is told.
+    """Undo what Pulumi does to the config files of stacks beyond what the command asks for.
 
     It adds a salt as soon as it needs one. The same salt is in the state, and
-    PULUMI_FALLBACK_TO_STATE_SECRETS_MANAGER has Pulumi read it there. So a clone stays clean after `up`. In a config
-    file with secrets of its own the salt stays. And with a stack it removes the file, which may be the project's.
+    PULUMI_FALLBACK_TO_STATE_SECRETS_MANAGER makes Pulumi read it there. So a clone stays clean after `up`. If a
+    config file has its own secrets, the salt stays. When Pulumi removes a stack, it also removes the config file,
+    which may belong to the project.
     """
 
     def config_files() -> dict[Path, bytes]:
@@ -273,7 +274,7 @@ def _config_files_kept(folder: Path) -> Iterator[None]:
                 restored.replace(path)
             else:
                 path.unlink()
-        renamed = after.keys() - before.keys()  # with its stack
+        renamed = after.keys() - before.keys()  # together with its stack
         for path in before.keys() - after.keys():
             if not renamed and _is_the_projects(path):
                 path.write_bytes(before[path])
@@ -284,7 +285,7 @@ def _config_files_kept(folder: Path) -> Iterator[None]:
 
 
 def _is_the_projects(path: Path) -> bool:
-    """Whether a file may be one that git keeps: where git cannot tell, it may."""
+    """Whether git may track a file: yes if git cannot tell."""
     try:
         asked = subprocess.run(
             ["git", "ls-files", "--error-unmatch", path.name], cwd=path.parent, check=False, capture_output=True
@@ -297,13 +298,13 @@ def _is_the_projects(path: Path) -> bool:
 def _only_salt_is_new(before: bytes, after: bytes) -> bool:
     if before == after or b"secure:" in after:
         return False
-    # Scalars as they are written: Pulumi puts those into quotes that were not.
+    # Scalars as they were written: Pulumi adds quotes to unquoted ones.
     old, new = (yaml.load(content, yaml.BaseLoader) or {} for content in (before, after))  # noqa: S506 -- no objects
     return "encryptionsalt" not in old and {**old, "encryptionsalt": new.get("encryptionsalt")} == new
 
 
 def main() -> int:
-    """Make sure of Pulumi's tools, and run it with the arguments of this process."""
+    """Make Pulumi's tools available, and run Pulumi with the arguments of this process."""
     try:
         folder = tools.ready()
         if folder is None:

@@ -1,4 +1,4 @@
-"""`make purge`: take a stack away with its data, and with the last one what the set-up has left on this machine."""
+"""`make purge`: removes a stack with its data, and with the last one what the set-up left on this machine."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 PROJECT = Path(__file__).resolve().parent.parent
 ENVIRONMENT_FILE = PROJECT / ".env"
 MIGRATIONS, ROLES = "Migrations", "DatabaseRoles"
-"""Resources of every stack, and of one whose own Postgres has the app's database."""
+"""Resources that tell where the app's database is: in every stack, and if it is in the stack's own Postgres."""
 SCHEMA, LOGIN = "LiteLLMSchema", "LiteLLMLogin"
 """The same of LiteLLM's."""
 STAYS = "{database} is on a server of your own: it stays as it is, with all that is in it."
@@ -38,7 +38,7 @@ Purging the last stack also removes the tools and images that were made here, an
 
 
 def purge(steps: Steps, *, project: str, stack: str, host: str, pulumi: Callable[..., str]) -> None:
-    """Ask for the stack's name, then remove all that is its own. Other stacks keep what they use.
+    """Ask for the stack's name, then remove everything that belongs to it. Other stacks keep what they use.
 
     `host` is the stack's engine; `pulumi` runs Pulumi in a step, with arguments. Raises SetupError.
     """
@@ -72,7 +72,7 @@ def purge(steps: Steps, *, project: str, stack: str, host: str, pulumi: Callable
 
 
 def _asked(*arguments: str) -> Any:  # noqa: ANN401 -- what Pulumi answers
-    """What Pulumi prints as JSON; None where it fails, of which it says why."""
+    """What Pulumi prints as JSON; None if it fails, after it has printed why."""
     command = [str(PROJECT / "pulumiw"), *arguments, "--non-interactive"]
     asked = subprocess.run(command, check=False, capture_output=True, text=True)
     if asked.returncode == 0:
@@ -85,19 +85,19 @@ def _asked(*arguments: str) -> Any:  # noqa: ANN401 -- what Pulumi answers
 
 
 def _exported(stack: str) -> dict[str, Any] | None:
-    """A stack's state; None where there is no such stack."""
+    """A stack's state; None if there is no such stack."""
     exported: dict[str, Any] | None = _asked("stack", "export", "--stack", stack)
     return exported
 
 
 def _stacks() -> list[str]:
-    """The names of the stacks that there still are, where Pulumi keeps them now and in the user's own folder."""
+    """The names of the remaining stacks, in Pulumi's present backend and in the user's own folder."""
     own = (own_folder() / "state/.pulumi/stacks").rglob("*.json")
     return sorted({each["name"] for each in _asked("stack", "ls", "--json")} | {path.stem for path in own})
 
 
 def _outputs(state: dict[str, Any], kind: str) -> dict[str, Any]:
-    """The outputs of the resource of a kind of which a state has one; none where it has none."""
+    """The outputs of a state's only resource of a kind; empty if there is none."""
     resources = state["deployment"].get("resources") or []
     return next((each.get("outputs", {}) for each in resources if each["type"].endswith(kind)), {})
 
@@ -107,12 +107,12 @@ def _elsewhere(state: dict[str, Any]) -> Iterator[str]:
     kinds = {str(each["type"]).rpartition(":")[2] for each in state["deployment"].get("resources") or ()}
     if {MIGRATIONS, ROLES} & kinds == {MIGRATIONS}:
         yield "The app's database, that of databaseUrl,"
-    if {SCHEMA, LOGIN} & kinds == {SCHEMA}:  # which has the server and the name without user and password
+    if {SCHEMA, LOGIN} & kinds == {SCHEMA}:  # which has the server and the database's name, without user and password
         yield f"LiteLLM's database {_outputs(state, f':{SCHEMA}')['database']}"
 
 
 def _clear_engine(step: Step, host: str, state: dict[str, Any]) -> None:
-    """Remove what carries the stack's identity: volumes that were kept, and what a killed `up` has left."""
+    """Remove what has the stack's identity: volumes that were kept, and what a killed `up` left."""
     guard = _outputs(state, ":EngineGuard")
     if not guard.get("identity"):
         return
@@ -153,7 +153,7 @@ def _forget_outputs(state: dict[str, Any]) -> None:
 
 
 def _remove_history(project: str, stack: str) -> None:
-    """Remove what Pulumi keeps in a folder of a stack that it has removed: each state there was."""
+    """Remove what Pulumi keeps in a folder about a removed stack: its former states."""
     folder = state_folder(os.environ.get("PULUMI_BACKEND_URL") or (own_folder() / "state").as_uri())
     if folder is None:
         return
@@ -164,7 +164,7 @@ def _remove_history(project: str, stack: str) -> None:
 
 
 def _clear_images(step: Step, host: str) -> None:
-    """Remove the images that were built here, but those that something else runs."""
+    """Remove the images that were built here, except those that something else runs."""
     record = image_record.read()
     if not record:
         return

@@ -15,7 +15,7 @@ RECIPES = Path(__file__).resolve().parent.parent / "images"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Recipe:
-    """A folder of `images/`, and what comes out of it."""
+    """A folder of `images/`, and what is built from it."""
 
     part: str
     """The folder, and the last word of the official image's name."""
@@ -25,17 +25,17 @@ class Recipe:
 
     @property
     def python(self) -> str:
-        """The Python of that Debian."""
+        """The Python version of that Debian."""
         return {"bookworm": "3.11", "trixie": "3.13"}[self.debian]
 
     @property
     def base(self) -> str:
-        """The tag of the Debian that it starts from."""
+        """The tag of the Debian image that it is built on."""
         return f"{REGISTRY}/debian:{self.debian}-{recipe_hash(RECIPES / 'base')}"
 
     @property
     def tag(self) -> str:
-        """The stand-in's tag, which a change of the recipe changes."""
+        """The stand-in's tag, which changes with the recipe."""
         name = f"{REGISTRY}/{self.part}-stand-in"
         folder = RECIPES / self.part
         parts = (self.packages.parent, folder / "Dockerfile", folder / "prisma")
@@ -44,16 +44,16 @@ class Recipe:
 
     @property
     def node_packages(self) -> Path:
-        """The folder with the lock of its Node packages, where it has some."""
+        """The folder with the lock of its Node packages, if it has any."""
         return RECIPES / self.part / "prisma"
 
     @property
     def packages(self) -> Path:
-        """The lock file of its Python packages, where it has some: one for each version that can be built."""
+        """The lock file of its Python packages, if it has any: one for each version that can be built."""
         return RECIPES / self.part / self.version / "requirements.lock"
 
     def can_be(self, reference: str) -> bool:
-        """Whether an image reference says that it is the very software and version that this builds."""
+        """Whether an image reference names exactly the software and version that this recipe builds."""
         name, _, tag = reference.partition("@")[0].rpartition("/")[2].partition(":")
         return name == self.part and re.search(rf"(^|v|-){re.escape(self.version)}(-|$)", tag) is not None
 
@@ -70,13 +70,13 @@ STAND_INS = {
         Recipe(part="valkey", software="Valkey", version="8.1", debian="trixie"),
     )
 }
-"""What can be built for the images that the project pins, by part."""
+"""The recipes for the images that the project pins, by part."""
 UPGRADES = (Recipe(part="litellm", software="LiteLLM", version="1.108.14", debian="trixie"),)
-"""What can be built beside, for a stack that names such an image."""
+"""Further recipes, for a stack that names such an image."""
 
 
 def recipe_for(reference: str) -> Recipe | None:
-    """What builds a stand-in for an image, if anything does."""
+    """The recipe that builds a stand-in for an image, if there is one."""
     return next((recipe for recipe in (*STAND_INS.values(), *UPGRADES) if recipe.can_be(reference)), None)
 
 
@@ -91,5 +91,5 @@ def recipe_hash(*paths: Path) -> str:
 
 
 def mode_of(file: Path) -> int:
-    """What git keeps of a file's mode, whatever the umask of a checkout."""
+    """The part of a file's mode that git keeps, whatever the umask of a checkout."""
     return 0o755 if file.stat().st_mode & 0o100 else 0o644

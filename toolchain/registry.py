@@ -1,7 +1,7 @@
-"""A registry of your own, for a Swarm whose nodes cannot fetch images from where they are.
+"""Your own registry, for a Swarm whose nodes cannot fetch images from their original registries.
 
-It is filled from the stack's engine, under the names that the program will run. The nodes have no login, which would
-be in the state: a registry is asked as they ask it, without one, for all but the push itself.
+It is filled from the stack's engine, under the names that the program will run. The nodes have no login, because it
+would be in the state. So everything except the push itself asks the registry as the nodes do, without a login.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from toolchain.progress import Step, Steps
 
 WANTS_A_LOGIN = re.compile("unauthorized|denied|no basic auth|authentication required", re.IGNORECASE)
-"""What registries answer without a login; some of them also for an image that they do not have."""
+"""The answers of registries that require a login; some also answer so for an image that they do not have."""
 IS_PLAIN = re.compile("HTTP response to HTTPS client|does not look like a TLS handshake")
 FAILURES = (*images.ENGINE_FAILURES, TimeoutError)
 
@@ -34,10 +34,10 @@ def push(
     *,
     have: Callable[[Mapping[str, str]], Mapping[str, str]],
 ) -> list[str]:
-    """Have the image of each part in a registry as it is on the engine; return what nodes pull, NAME@DIGEST.
+    """Put each part's image from the engine into a registry; return what nodes pull, NAME@DIGEST.
 
-    `have` makes sure of the images `wanted`, by part, and says what runs for each, as `images.ensure`. Raises
-    SetupError.
+    `have` makes the images `wanted` available, by part, and returns what to run for each, like `images.ensure`.
+    Raises SetupError.
     """
     pushed = []
     for image in sorted(set(have(wanted).values())):
@@ -66,7 +66,7 @@ def fill(
     *,
     have: Callable[[Mapping[str, str]], Mapping[str, str]],
 ) -> None:
-    """Push the parts' images that the registry does not have; the engine needs no others. Raises SetupError."""
+    """Push the parts' images that the registry does not have; the engine needs only those. Raises SetupError."""
     stand_ins = image_record.read()
     missing = {}
     with steps.step(f"Ask {registry} for the images"):
@@ -82,7 +82,7 @@ def fill(
 
 
 def _digest(engine: docker.DockerClient, name: str) -> str | None:
-    """The digest of an image in its registry; None if that does not give it out."""
+    """The digest of an image in its registry; None if the registry does not provide it."""
     try:
         return str(images.answer(lambda: engine.images.get_registry_data(name, auth_config={})).id)
     except docker.errors.NotFound:

@@ -1,11 +1,11 @@
 """Find, download or build the programs that Pulumi needs: its CLI, the Python language host, the Docker provider.
 
-In this order: what is installed in the pinned version or was made before; Pulumi's own download, its checksum
-verified; a build from the Go module proxy, of the modules in `go`.
+In this order: a program that is installed in the pinned version or was built before; Pulumi's own download, with its
+checksum verified; a build of the modules in `go`, from the Go module proxy.
 
-What is made is kept per user in `${XDG_CACHE_HOME:-~/.cache}/llm-infrastructure/tools`, each tool under a hash of
-what it is made from. The cache may be deleted at any time. `PULUMI_DOWNLOAD_URL` names a mirror of Pulumi's
-download host, laid out as that host is.
+Results are kept per user in `${XDG_CACHE_HOME:-~/.cache}/llm-infrastructure/tools`, each tool under a hash of its
+sources. The cache may be deleted at any time. `PULUMI_DOWNLOAD_URL` names a mirror of Pulumi's download host, laid
+out as that host is.
 """
 
 from __future__ import annotations
@@ -49,19 +49,19 @@ REACH_SECONDS = 6.0
 
 @dataclass(frozen=True, kw_only=True)
 class GoModule:
-    """A Go module with one program, and what a build of it needs."""
+    """A Go module with one program, and what its build needs."""
 
     title: str
     instead: str
-    """What could be installed instead."""
+    """What the user could install instead."""
     folder: Path
     package: str
     program: str
     disk_gb: float
-    """Room on the disk that a build needs, in 10⁹ bytes; nearly all is free again when it has ended."""
+    """Disk space that a build needs, in 10⁹ bytes; nearly all of it is free again afterwards."""
     linker_flags: str = ""
     scripts: tuple[str, ...] = ()
-    """Files of the Pulumi SDK, in the version that the module requires, that go beside the program."""
+    """Files of the Pulumi SDK, in the version that the module requires, that must be beside the program."""
 
     def cached(self) -> Path:
         """The folder in which the built program is kept."""
@@ -103,7 +103,7 @@ DOCKER_PROVIDER = GoModule(
 
 
 def ensure(steps: Steps) -> Path:
-    """Return the folder to put in front of PATH, after finding, downloading or building what belongs in it.
+    """Return the folder to put in front of PATH, after finding, downloading or building its programs.
 
     It holds the Pulumi CLI with its Python language host, and a Docker provider unless the official one is in
     Pulumi's plugin folder. Raises SetupError if there is no way to get one of them.
@@ -120,7 +120,7 @@ def ensure(steps: Steps) -> Path:
 
 
 def ready() -> Path | None:
-    """Return the folder that `ensure` would, or None if something has to be made for it; takes milliseconds."""
+    """Return the folder that `ensure` would, or None if something must be downloaded or built; takes milliseconds."""
     cli, docker = _installed_cli(), _installed_docker_provider()
     if cli is None or docker is None:
         return None
@@ -151,7 +151,7 @@ def _cli_on_path() -> dict[str, Path] | None:
 
 
 def _version_of(program: Path) -> tuple[int, ...]:
-    """The version that the CLI reports, remembered because asking is slow; () if it is no release."""
+    """The version that the CLI reports, cached because asking is slow; () if it is not a release."""
     status = program.stat()
     key = hashlib.sha256(f"{program} {status.st_size} {status.st_mtime_ns}".encode()).hexdigest()
     remembered = _cache() / f"version-{key[:16]}"
@@ -172,7 +172,7 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 def _installed_docker_provider() -> dict[str, Path] | None:
-    """The Docker provider by its name; {} if Pulumi finds the official one by itself; None if missing."""
+    """The Docker provider by its file name; {} if Pulumi finds the official one by itself; None if it is missing."""
     plugins = Path(os.environ.get("PULUMI_HOME") or Path.home() / ".pulumi") / "plugins"
     official = plugins / f"resource-docker-v{DOCKER_VERSION}"
     if (official / DOCKER_FILE).exists() and not official.with_name(f"{official.name}.partial").exists():
@@ -182,7 +182,7 @@ def _installed_docker_provider() -> dict[str, Path] | None:
 
 
 class _Maker:
-    """Downloads and builds what one run of `ensure` does not have; `scratch` is a folder that others remove."""
+    """Downloads and builds what is missing for `ensure`; `scratch` is a folder that the caller removes."""
 
     def __init__(self, steps: Steps, scratch: Path) -> None:
         self._steps = steps
@@ -325,13 +325,13 @@ def _link_folder(files: dict[str, Path]) -> Path:
 
 
 def _linked(files: dict[str, Path]) -> Path:
-    """Return a folder that has just these files under these names."""
+    """Return a folder that contains exactly these files under these names."""
     folder = _link_folder(files)
     if not folder.exists():
         with _made_whole(folder) as making:
             for name, path in files.items():
-                # The CLI and its language host look for their other files beside what they really are. Those of
-                # the cache come together by hard links; an installed CLI has all of them beside it.
+                # The CLI and its language host look for their other files beside their real paths, not beside links.
+                # Files of the cache get there as hard links; an installed CLI has all of them beside it.
                 link = os.link if _cache() in path.parents else os.symlink
                 link(path, making / name)
     return folder
@@ -339,11 +339,11 @@ def _linked(files: dict[str, Path]) -> Path:
 
 @contextmanager
 def _made_whole(folder: Path) -> Iterator[Path]:
-    """Yield a folder to fill, which gets the name `folder` when the block has ended well, and else is removed."""
+    """Yield a folder to fill. It is named `folder` if the block succeeds, and removed otherwise."""
     making = Path(tempfile.mkdtemp(prefix="making-", dir=_cache()))
     try:
         yield making
-        for path in making.iterdir():  # lest a power cut leave the name with empty files
+        for path in making.iterdir():  # so that a power cut cannot leave the name with empty files
             with path.open("rb") as file:
                 os.fsync(file.fileno())
         making.rename(folder)
@@ -354,13 +354,13 @@ def _made_whole(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def _scratch(steps: Steps) -> Iterator[Path]:
-    """Let one run at a time make tools, in a folder that is removed afterwards, however the run ends."""
+    """Let one run at a time build tools, in a folder that is removed afterwards, however the run ends."""
     with (
         steps.step("Pulumi's tools") as step,
         operating_system.exclusive("tools", step),
         operating_system.terminable(),
     ):
-        for left in _cache().glob("making-*"):  # by a run that was killed
+        for left in _cache().glob("making-*"):  # by a killed run
             shutil.rmtree(left, ignore_errors=True)
         folder = Path(tempfile.mkdtemp(prefix="making-", dir=_cache()))
         try:

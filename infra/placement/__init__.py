@@ -1,1 +1,1 @@
-"""How a Workload becomes resources: one module a kind of place."""
+"""How a Workload becomes resources: one module for each kind of place."""

@@ -1,4 +1,4 @@
-"""A Swarm as it is found before anything changes: its nodes, and what keeps a stack from running on it."""
+"""A Swarm as it is before anything changes: its nodes, and what prevents a stack from running on it."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class Node:
     name: str
     address: str
     ready: bool
-    """Whether it is up and takes tasks."""
+    """Whether it is up and accepts tasks."""
     attributes: Mapping[str, str]
-    """What constraints may ask for."""
+    """What constraints can refer to."""
 
     def fits(self, constraints: Sequence[str]) -> bool:
         """Whether it satisfies placement constraints."""
@@ -79,11 +79,11 @@ class Cluster:
         raise pulumi.RunError(f"The engine at {self.host} (dockerHost) {what}\nNothing was changed.")
 
     def node(self, name: str) -> Node | None:
-        """The node of a name; the engine's own for the empty name."""
+        """The node with this name; the engine's own node for the empty name."""
         return next((it for it in self.nodes if (it.name == name if name else it.id == self.own_id)), None)
 
     def check(self, wants: Mapping[str, Sequence[str]]) -> None:
-        """Raise RunError with every part in `wants` whose constraints no node satisfies that takes tasks."""
+        """Raise RunError that lists the parts in `wants` for whose constraints no node is available."""
         problems = [
             f"{part}: no node that is ready and active satisfies {' and '.join(constraints) or 'nothing at all'}"
             for part, constraints in wants.items()
@@ -112,7 +112,7 @@ def _node(attributes: Mapping[str, Any]) -> Node:
         name=description["Hostname"],
         # A manager sees itself at 0.0.0.0.
         address=manager if status.get("Addr") in {None, "", "0.0.0.0"} else status["Addr"],  # noqa: S104
-        # A leader that is new knows of nobody for some seconds.
+        # A new leader knows no node for some seconds.
         ready=status["State"] in {"ready", "unknown"} and spec["Availability"] == "active",
         attributes={
             "node.id": attributes["ID"],

@@ -32,21 +32,22 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 SECONDS_TO_KILL = 5
-"""What a container gets beside its own time to stop, so that the engine kills none that is just ending."""
+"""Time beyond a container's own time to stop, so that the engine does not kill one that is about to end."""
 
 # The provider accepts the first without applying it to a container that exists; a container that was stopped (which a
 # refresh tells by mustRun) or was created but could not be started is recreated, so that its health is awaited.
 REPLACED_BY = ["healthcheck", "mustRun", "#initerror"]
 
-# What stops a container must end the waiting too.
+# Stopping a container must also end the wait for it.
 START_WITH_LIVE_FILES = f'trap "exit 0" TERM USR1; until [ -d {LIVE}/current ]; do sleep 0.1; done; exec "$@"'
 
 
 def waves(replicas: int) -> list[list[int]]:
-    """Which replicas are replaced together, by their numbers from 1, in the order of the waves.
+    """The replicas that each wave replaces together, by their numbers from 1, in order.
 
-    The first goes alone: what is broken costs no other one. Then those with even numbers go, then the other odd ones.
-    So half of the replicas serve throughout, also while an `up` that changes them brings the stack to more or fewer.
+    The first replica is a wave by itself, so that a broken change costs no other one. Then come those with even
+    numbers, then the other odd ones. So half of the replicas serve throughout, even if the same `up` also changes
+    their number.
     """
     return [wave for wave in ([1], [*range(2, replicas + 1, 2)], [*range(3, replicas + 1, 2)]) if wave]
 
@@ -54,8 +55,8 @@ def waves(replicas: int) -> list[list[int]]:
 class DockerHost(EnginePlacement):
     """Places workloads on one Docker Engine.
 
-    Creates, for each workload: `docker:index/remoteImage:RemoteImage` (one an image) and
-    `docker:index/container:Container` (one a replica); for networks and volumes `docker:index/network:Network`,
+    Creates, for each workload: `docker:index/remoteImage:RemoteImage` (one per image) and
+    `docker:index/container:Container` (one per replica); for networks and volumes `docker:index/network:Network`,
     `docker:index/volume:Volume`. Each container is awaited by a `Healthy`, or by the `LiveFiles` that it starts with.
     """
 
@@ -137,7 +138,7 @@ class DockerHost(EnginePlacement):
             restart="unless-stopped",
             log_driver="json-file",
             log_opts={"max-size": LOG_SIZE, "max-file": LOG_FILES},
-            network_mode="bridge",  # as the official provider has it, so that changing over replaces nothing
+            network_mode="bridge",  # as the official provider has it, so that switching to it replaces nothing
             networks_advanced=[
                 pulumi_docker.ContainerNetworksAdvancedArgs(name=self._networks[network].name, aliases=[alias])
                 for network, alias in sorted(workload.networks.items())
@@ -195,7 +196,7 @@ class DockerHost(EnginePlacement):
         return self._images[reference]
 
     def _free_container(self, args: pulumi.ResourceHookArgs) -> None:
-        """Remove the container that a killed `up` left under the name of one that is about to be made."""
+        """Remove the container that a killed `up` left under the name of one that is about to be created."""
         inputs = args.new_inputs or {}
         with closing(connect(self._host)) as engine:
             try:

@@ -1,8 +1,8 @@
-"""What every placement by a Docker Engine has: its provider, labels by which its things are found, and its volumes.
+"""What every placement by a Docker Engine has: its provider, labels to find its objects, and its volumes.
 
-Names of containers, networks, services and volumes are fixed, `<project>-<stack>-<part>`: two of one part cannot come
-to be, whatever is killed when. What a killed `up` left behind, which the state does not know, is removed before the
-part is made again, and nothing is that carries another deployment's identity.
+Names of containers, networks, services and volumes are fixed, `<project>-<stack>-<part>`: a part cannot exist twice,
+whatever is killed and when. Whatever a killed `up` left behind, unknown to the state, is removed before the part is
+created again. Anything with another deployment's identity stays.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ if TYPE_CHECKING:
     Hook = Callable[[pulumi.ResourceHookArgs], None]
 
 PROVIDER = "engine"
-"""The name of the provider that makes what a stack has on its engine."""
+"""The name of the provider that creates a stack's objects on its engine."""
 HEALTH_SECONDS = 5
-"""How often the engine asks for a part's health: a process each time, in every container, for ever. Every two seconds
-doubled the p99 of busy replicas on two cores."""
+"""How often the engine checks a part's health: each check is a process, in every container, for ever. Every two
+seconds doubled the p99 of busy replicas on two cores."""
 LOG_SIZE = "10m"
 LOG_FILES = "3"
 
 
 def check_engine(host: str, built: Mapping[str, str]) -> None:
-    """Refuse an engine that does not answer, is too old or is missing an image, and warn of one that was not tried.
+    """Refuse an engine that does not answer, is too old or is missing an image; warn about one that was not tested.
 
     `built` are the images that were built here, by the reference that each replaces. Raises RunError.
     """
@@ -63,7 +63,7 @@ def check_engine(host: str, built: Mapping[str, str]) -> None:
 
 
 class EnginePlacement:
-    """The base of the placements. `identity` tells this deployment's things from those of another one of its name."""
+    """The base of the placements. `identity` sets this deployment apart from others with its name."""
 
     def __init__(self, host: str, *, identity: pulumi.Output[str], image_choices: Path) -> None:
         self._host = host
@@ -106,7 +106,7 @@ class EnginePlacement:
         return {}
 
     def job(self, workload: Workload) -> Mapping[str, pulumi.Input[Any]]:
-        """What is the same on one host and on a Swarm."""
+        """The container settings that are the same on one host and on a Swarm."""
         return {
             "host": self._host,
             "name": f"{self._prefix}-{workload.name}",
@@ -150,7 +150,7 @@ class EnginePlacement:
         return pulumi.ResourceHookBinding(before_create=list(hooks))
 
     def _free_network(self, args: pulumi.ResourceHookArgs) -> None:
-        """Remove the network that a killed `up` left under the name of one that is about to be made."""
+        """Remove the network that a killed `up` left under the name of one that is about to be created."""
         inputs = args.new_inputs or {}
         with closing(connect(self._host)) as engine:
             for network in engine.networks.list(names=[inputs["name"]]):
@@ -164,7 +164,7 @@ class EnginePlacement:
                         raise pulumi.RunError(_lost(args.name, str(network.id), str(error.explanation))) from error
 
     def _check_volume(self, args: pulumi.ResourceHookArgs) -> None:
-        """Refuse a volume whose data another state has the passwords of; the engine would hand it out unasked."""
+        """Refuse a volume if another state has the passwords of its data; the engine would mount it regardless."""
         inputs = args.new_inputs or {}
         with closing(connect(self._host)) as engine:
             try:
@@ -175,9 +175,9 @@ class EnginePlacement:
 
 
 def _lost(name: str, network: str, why: str) -> str:
-    """What to do about a network that is used and not in the state, as after a refresh that took an error for a loss.
+    """What to do about a network that is in use but not in the state, as after a refresh that misread an error.
 
-    `name` is that of the resource, and `network` the engine's id.
+    `name` is the resource's name, and `network` the engine's id of the network.
     """
     provider = f"urn:pulumi:{pulumi.get_stack()}::{pulumi.get_project()}::pulumi:providers:docker::{PROVIDER}"
     return (
@@ -206,12 +206,12 @@ def is_ours(labels: Mapping[str, str], inputs: Mapping[str, Any]) -> bool:
 
 
 def stands_alone(workload: Workload) -> bool:
-    """Whether a workload cannot run beside its successor: there is one port, and one volume."""
+    """Whether a workload cannot run beside its successor, because there is only one port or one volume."""
     return bool(workload.ports or workload.volumes)
 
 
 def duration(seconds: int) -> str:
-    """Seconds as Go prints them, which is how they come back at a refresh."""
+    """Seconds as Go prints them, because a refresh reads them back in that form."""
     minutes, rest = divmod(seconds, 60)
     hours, minutes = divmod(minutes, 60)
     return (f"{hours}h" if hours else "") + (f"{minutes}m" if hours or minutes else "") + f"{rest}s"

@@ -1,4 +1,4 @@
-"""Keeps a stack on the engine, or the Swarm, that it is on: the provider would make a second, empty one elsewhere."""
+"""Keeps a stack on its engine or Swarm: with another `dockerHost` the provider would create a second, empty one."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ class _EngineGuardProvider(GuardProvider):
         return CheckResult(news, [] if there else [failure])
 
     def delete(self, id: str, props: dict[str, Any]) -> None:  # noqa: A002, ARG002
-        """Take away what killed `up`s have left on a Swarm: all else of the stack is gone by now."""
+        """Remove what killed `up`s left on a Swarm: everything else of the stack is gone by now."""
         remove_leftovers(props["host"], f"{props['label']}={props['identity']}")
 
 
 def _has(host: str, label: str) -> bool:
-    """Whether an engine, or its Swarm, has something with a label: another way to the same one may be named."""
+    """Whether an engine, or its Swarm, has something with a label: two addresses may name the same engine."""
     labelled: dict[str, Any] = {"label": label}
     with closing(connect(host)) as engine:
         return bool(
@@ -49,14 +49,14 @@ def _has(host: str, label: str) -> bool:
 
 
 class EngineGuard(Resource, module="engine", name="EngineGuard"):
-    """Refuses, in the preview, a `dockerHost` that leads to another engine than the one that the stack is on.
+    """Refuses, in the preview, a `dockerHost` that leads to another engine than the stack's own.
 
-    Deleted last, it takes away what killed `up`s have left.
+    It is deleted last, and then removes what killed `up`s left.
 
     Creates: nothing outside the state. Type token: `pulumi-python:dynamic/engine:EngineGuard`.
     """
 
     def __init__(self, name: str, *, host: str, label: str, identity: pulumi.Output[str]) -> None:
-        """`label` is the one whose value is the stack's `identity` on all that is the stack's."""
+        """`label` is the label whose value is the stack's `identity` on everything that belongs to the stack."""
         props = {"host": host, "label": label, "identity": identity, "stack": pulumi.get_stack()}
         super().__init__(_EngineGuardProvider(), name, props)

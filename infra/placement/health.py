@@ -1,4 +1,4 @@
-"""The health of a container on one Docker host, awaited as a step of the deployment."""
+"""Waits for the health of a container on one Docker host, as a step of the deployment."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 POLL_SECONDS = 0.5
 LAST_LINES = 15
-"""How much of a container's log a failure shows."""
+"""How many lines of a container's log an error shows."""
 
 
 def await_health(container: Container, seconds: float) -> None:
-    """Wait until a container is healthy, asking more often than the engine does.
+    """Wait until a container is healthy, with more frequent checks than the engine's.
 
-    Raises RuntimeError with its last lines once it ended, or started again.
+    Raises RuntimeError with the container's last lines if it ends or restarts.
     """
     restarts = container.attrs["RestartCount"]
     deadline = time.monotonic() + seconds
@@ -43,16 +43,16 @@ def await_health(container: Container, seconds: float) -> None:
 
 
 def passes_its_check(container: Container) -> bool:
-    """Whether the command of its health check succeeds in it now."""
+    """Whether the command of the container's health check succeeds in it now."""
     _, *command = container.attrs["Config"]["Healthcheck"]["Test"]
     try:
         return bool(container.exec_run(command).exit_code == 0)
-    except UNREACHABLE:  # it has ended since, or hangs: the next look at it tells
+    except UNREACHABLE:  # it has ended since, or hangs: the next look at it will show
         return False
 
 
 def _exit_code(container: Container) -> str:
-    """What it exited with. Once it runs again only the engine's last few hundred events know."""
+    """The container's exit code. Once it runs again, only the engine's last few hundred events have it."""
     state = container.attrs["State"]
     if not state["Running"] or state["Restarting"]:
         return str(state["ExitCode"])
@@ -83,9 +83,10 @@ class _Provider(DeployStep):
 
 
 class Healthy(Resource, module="health", name="Healthy"):
-    """A container that is healthy. Whatever waits for it fails with the container's own last lines.
+    """A healthy container. Whatever depends on it fails with the container's own last lines.
 
-    Not the provider's own wait: that goes on to its end for a container that has long exited, and shows no line.
+    This is not the provider's own wait, which runs to its end even if the container exited long ago, and shows no
+    line.
 
     Creates: nothing outside the state. Type token: `pulumi-python:dynamic/health:Healthy`.
     """
@@ -99,6 +100,6 @@ class Healthy(Resource, module="health", name="Healthy"):
         start_seconds: int,
         opts: pulumi.ResourceOptions | None = None,
     ) -> None:
-        """`container` is its id; `start_seconds` is how long it may take."""
+        """`container` is the container's id; `start_seconds` is how long it may take to become healthy."""
         props = {"host": host, "container": container, "start_seconds": start_seconds}
         super().__init__(_Provider(), name, props, opts)

@@ -1,4 +1,4 @@
-"""A program that runs in a container of the stack; on a Swarm in one on the node whose engine is asked."""
+"""Runs a program in a container of the stack; on a Swarm, in one on the node whose engine is asked."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class InsideError(Exception):
-    """The program ran in no container to its end. The message is one line."""
+    """The program did not run to its end in any container. The message is one line."""
 
 
 class NobodyError(InsideError):
@@ -23,7 +23,7 @@ class NobodyError(InsideError):
 
 
 def printed(inside: Mapping[str, Any], command: Sequence[str]) -> str:
-    """What a command prints in the first container of a workload where it succeeds.
+    """What a command prints in the first container of a workload in which it succeeds.
 
     `inside` is what a placement's `inside` describes. The command line must hold no secret. Raises InsideError.
     """
@@ -44,7 +44,7 @@ def printed(inside: Mapping[str, Any], command: Sequence[str]) -> str:
                 except docker.errors.APIError as error:
                     problem = InsideError(f"{container.name}: {error.explanation}")
                     continue
-                # Under load an engine has ended a command with 0 and passed on nothing of what it printed.
+                # Under load, an engine once reported exit code 0 for a command but dropped its output.
                 both = cast("tuple[bytes | None, bytes | None]", streams)
                 output, errors = ((each or b"").decode(errors="replace") for each in both)
                 if code == 0 and output:

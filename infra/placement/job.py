@@ -25,13 +25,13 @@ __all__ = ["JobError", "end_former", "run"]
 
 POLL_SECONDS = 0.5
 LAST_LINES = 15
-"""How much of a container's log a failure shows."""
+"""How many lines of a container's log an error shows."""
 OF_A_SWARM = "constraints"
-"""What only a Swarm's job has."""
+"""Arguments that only a Swarm's job has."""
 
 
 def run(job: Mapping[str, Any]) -> None:
-    """Run what a placement's `job` describes, and remove what was made for it. Raises JobError."""
+    """Run what a placement's `job` describes, and remove everything that was created for it. Raises JobError."""
     with closing(connect(job["host"])) as engine:
         if OF_A_SWARM in job:
             swarm_job.run(engine, job)
@@ -45,7 +45,7 @@ def run(job: Mapping[str, Any]) -> None:
 
 
 def end_former(job: Mapping[str, Any]) -> None:
-    """Await and remove what a killed `up` has left. Call it before anything else of a new run. Raises JobError."""
+    """Await and remove what a killed `up` left. Call it before anything else in a new run. Raises JobError."""
     with closing(connect(job["host"])) as engine:
         if OF_A_SWARM in job:
             swarm_job.end_former(engine, job)
@@ -59,7 +59,7 @@ def end_former(job: Mapping[str, Any]) -> None:
             if former.status == "running":
                 _await_end(former)
         except JobError:
-            pass  # the new run does again what that one failed at
+            pass  # the new run repeats what that one failed to do
         finally:
             former.remove(force=True)
 

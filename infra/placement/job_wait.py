@@ -1,4 +1,4 @@
-"""How a job is waited for, on one host and on a Swarm alike."""
+"""How the program waits for a job, on one host and on a Swarm alike."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from infra.deploy_step import say
 LONGEST_SECONDS = 3600
 """How long a job may take."""
 SILENT_SECONDS = (15, 60)
-"""How long nothing is said of a job that runs: at first, and then each time."""
+"""Seconds until the first message about a running job, and between the later ones."""
 
 
 class JobError(Exception):
-    """A job ended with another code than 0, or did not end. The message has its last lines."""
+    """A job did not end, or ended with an exit code other than 0. The message has its last lines."""
 
 
 class Progress:
-    """Says from time to time that a job still runs. `look` is the command that shows its log."""
+    """Reports from time to time that a job is still running. `look` is the command that shows its log."""
 
     def __init__(self, name: str, look: str) -> None:
         self._name, self._look = name, look
@@ -23,7 +23,7 @@ class Progress:
         self._next, self._later = SILENT_SECONDS
 
     def tell(self, seconds: float) -> None:
-        """Say it if it is time to. `seconds` is how long the job has been waited for."""
+        """Report, if it is time to. `seconds` is how long the program has waited for the job."""
         if seconds >= self._next:
             self._next = seconds + self._later
             say(

@@ -1,6 +1,6 @@
 """Secrets and configs of a Swarm that a killed `up` has left: neither the state nor a service knows them.
 
-They get another name each time, so unlike a service they are in nobody's way. The stack's labels are on them.
+They get a new name each time, so unlike a service they do not block a new one. They have the stack's labels.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def label_config(host: str, config: str, labels: Mapping[str, str]) -> None:
-    """Give a config labels, which the Docker provider that is built here cannot."""
+    """Give a config labels, which the Docker provider that is built here cannot do."""
     with closing(connect(host)) as engine:
         api: Any = engine.api
         found = api.inspect_config(config)
@@ -27,10 +27,10 @@ def label_config(host: str, config: str, labels: Mapping[str, str]) -> None:
 
 
 def remove_leftovers(host: str, label: str, known: Collection[str] = ()) -> list[str]:
-    """Remove secrets and configs with a label, given as `name=value`, and return their names.
+    """Remove the secrets and configs with a label, given as `name=value`, and return their names.
 
-    Those whose ids are `known` stay, and those that a service has. An engine that manages no Swarm or does not answer
-    has nothing to remove.
+    Those whose ids are `known` stay, and those that a service uses. If the engine manages no Swarm or does not
+    answer, nothing is removed.
     """
     with suppress(*UNREACHABLE), closing(connect(host)) as engine:
         api: Any = engine.api
@@ -46,7 +46,7 @@ def _removed(
     names = []
     for each in found:
         if each["ID"] not in known:
-            with suppress(docker.errors.APIError):  # a service has it
+            with suppress(docker.errors.APIError):  # a service uses it
                 remove(each["ID"])
                 names.append(str(each["Spec"]["Name"]))
     return names

@@ -1,4 +1,4 @@
-"""Files that a running container takes up without being replaced, on one Docker host."""
+"""Files that a running container loads without being replaced, on one Docker host."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class _Provider(DeployStep):
 
 
 def _load(container: Container, files: Mapping[str, str], *, check: Sequence[str], reload: Sequence[str]) -> None:
-    """Put files beside those in use, check them, put them in their place, and have them taken up."""
+    """Put files beside those in use, check them, put them in place, and make the container load them."""
     started = _succeeds(container, ["test", "-d", f"{LIVE}/current"])
     _run(container, ["sh", "-c", CLEAR])
     container.put_archive("/", _archive(files, _user(container)))
@@ -68,7 +68,7 @@ def _load(container: Container, files: Mapping[str, str], *, check: Sequence[str
 def _user(container: Container) -> tuple[int, int]:
     """The ids of the user and the group that a container runs as.
 
-    Under load an engine has ended a command with 0 and passed on nothing of what it printed.
+    Under load, an engine once reported exit code 0 for a command but dropped its output.
     """
     for _ in range(TRIES):
         printed = _run(container, ["sh", "-c", USER])
@@ -83,7 +83,7 @@ def _user(container: Container) -> tuple[int, int]:
 
 
 def _archive(files: Mapping[str, str], owner: tuple[int, ...]) -> bytes:
-    """The files in the folder `next`, for the eyes of their owner only, as a tar archive of the root folder."""
+    """The files in the folder `next`, readable by their owner only, as a tar archive for the root folder."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         for folder in (LIVE, f"{LIVE}/next"):
@@ -104,7 +104,7 @@ def _entry(path: str, owner: tuple[int, ...], *, kind: bytes, mode: int) -> tarf
 
 
 def _run(container: Container, command: Sequence[str], *, folder: str | None = None) -> str:
-    """Run a command in a container and return what it prints. Raises RuntimeError with that when it fails."""
+    """Run a command in a container and return its output. Raises RuntimeError with the output if it fails."""
     code, printed = container.exec_run(list(command), workdir=folder)
     assert isinstance(printed, bytes)  # noqa: S101 -- it is a stream only where one is asked for
     text = printed.decode(errors="replace").strip()
@@ -120,7 +120,7 @@ def _succeeds(container: Container, command: Sequence[str]) -> bool:
 
 
 class LiveFiles(Resource, module="live_files", name="LiveFiles"):
-    """The live files of a container: put there, checked, taken up by its reload, and the container healthy with them.
+    """The live files of a container: copied, checked, loaded by its reload, and the container is healthy with them.
 
     Type token: `pulumi-python:dynamic/live_files:LiveFiles`.
     """
@@ -135,7 +135,7 @@ class LiveFiles(Resource, module="live_files", name="LiveFiles"):
         start_seconds: int,
         opts: pulumi.ResourceOptions | None = None,
     ) -> None:
-        """`container` is its id: another container gets the files again."""
+        """`container` is the container's id: a new container gets the files again."""
         props = {
             "host": host,
             "container": container,

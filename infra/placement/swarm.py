@@ -1,7 +1,7 @@
 """Workloads as services of a Docker Swarm, half of the tasks updated at once, each healthy before its old one ends.
 
-Secrets and files are Swarm's own secrets and configs. A changed one gets another name, the service takes it up task
-by task, and the old one is deleted. What a service changed to and could not run, it takes back by itself.
+Secrets and files are Swarm's own secrets and configs. A changed one gets a new name, the service switches to it task
+by task, and the old one is deleted. If a service cannot run with a change, it rolls back by itself.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ if TYPE_CHECKING:
 SECRET_MODE = 0o400
 CONFIG_MODE = 0o444
 RESERVED_SHARE = 4
-"""Of a part's memory limit one in so many is kept free for it on its node: about what it has without load."""
+"""The fraction (1/4) of a part's memory limit that is reserved on its node: about what it uses without load."""
 MONITOR_SECONDS = 5
-"""So long a task that was just replaced must stay well, or the service is rolled back."""
+"""How long a new task must stay healthy; if it does not, the service is rolled back."""
 RESTART_SECONDS = 2
 SPARE_SECONDS = 60
-"""What pulling an image, and finding out that an update failed, may take beside the start of a task."""
+"""Extra time, beyond the start of a task, to pull an image and to notice that an update failed."""
 
 
 class Swarm(EnginePlacement):
@@ -73,10 +73,10 @@ class Swarm(EnginePlacement):
         on_each: str,
         published_at: str,
     ) -> None:
-        """Take the Swarm that an engine manages, once it has a node for each workload.
+        """Check that the Swarm that an engine manages has a node for each workload.
 
-        `constraints` are those of workloads without a volume, `volume_node` is where volumes are (the engine's own
-        node if empty), `on_each` labels the nodes with published ports, which callers reach as `published_at`.
+        `constraints` apply to workloads without a volume. `volume_node` is where volumes are (the engine's own node
+        if empty). `on_each` is the label of the nodes with published ports, which callers reach as `published_at`.
 
         Raises RunError, before anything is registered, when the Swarm has no node for one of them.
         """
@@ -117,7 +117,7 @@ class Swarm(EnginePlacement):
                 )
 
     def network(self, name: str, *, opts: pulumi.ResourceOptions) -> None:
-        # Not by the name of the network on one host: moving there and back, both are there for a moment.
+        # Not the name of the network on one host: when a stack moves, both exist for a moment.
         self._networks[name] = pulumi_docker.Network(
             f"{name}-overlay",
             name=f"{self._prefix}-{name}-overlay",
@@ -128,7 +128,7 @@ class Swarm(EnginePlacement):
         )
 
     def volume(self, name: str, *, protect: bool, opts: pulumi.ResourceOptions) -> None:
-        # On another node than the engine's own, the task that mounts it makes it, and nothing ever deletes it.
+        # On a node other than the engine's own, the task that mounts it creates it, and nothing ever deletes it.
         if self._volume_node.id == self._cluster.own_id:
             super().volume(name, protect=protect, opts=opts)
 
@@ -150,13 +150,13 @@ class Swarm(EnginePlacement):
         }
 
     def inside(self, part: str) -> Mapping[str, pulumi.Input[Any]]:
-        # The containers of a task alone: while a stack moves here from one host, those of that are still there.
+        # Only the containers of tasks: while a stack moves here from one host, the containers there still exist.
         return {**super().inside(part), "of": OF_A_TASK}
 
     def run(self, workload: Workload, *, opts: pulumi.ResourceOptions) -> Sequence[Replica]:
         task_spec, mode = self._task_spec(workload, opts), _mode(workload)
         service = self._service(workload, task_spec, mode, opts)
-        # One turn after another is replaced: ends, which may take it long, and starts.
+        # One turn is replaced after another: its tasks end, which may take long, and new ones start.
         tasks = len(self._cluster.nodes) if workload.on_each else workload.replicas
         turns = math.ceil(tasks / _at_once(workload))
         converged = Converged(
@@ -208,17 +208,18 @@ class Swarm(EnginePlacement):
             rollback_config=pulumi_docker.ServiceRollbackConfigArgs(failure_action="pause", **rolling),  # type: ignore[arg-type]
             opts=self._options(
                 opts,
-                # The provider asks the registry for platforms itself when it makes a service, and not when it changes
-                # one; `docker service update --force` counts the other up.
+                # The provider asks the registry for platforms when it creates a service, but not when it changes one.
+                # `docker service update --force` increases the other value.
                 ignore_changes=["taskSpec.placement.platforms", "taskSpec.forceUpdate"],
-                # With a given name it would be deleted first; those of a new master key come up beside the old ones.
+                # With a given name it would be deleted first; replicas with a new master key must start beside the
+                # old ones.
                 delete_before_replace=False,
                 hooks=self._before_create(self._free_service, *([self._stand_containers_down] if alone else [])),
             ),
         )
 
     def _task_spec(self, workload: Workload, opts: pulumi.ResourceOptions) -> pulumi_docker.ServiceTaskSpecArgs:
-        # All of it: what is left out comes back with a default, and each refresh would show it as a change.
+        # Set everything: whatever is left out comes back with a default, and each refresh would show a change.
         return pulumi_docker.ServiceTaskSpecArgs(
             container_spec=self._container_spec(workload, opts),
             resources=pulumi_docker.ServiceTaskSpecResourcesArgs(
@@ -299,7 +300,7 @@ class Swarm(EnginePlacement):
         ]
         scratch = [] if workload.volumes else [mount(target="/tmp", type="tmpfs", read_only=False)]  # noqa: S108
         if workload.shared_memory_mb:
-            # Without a size, which crashes the provider's upstream (2.23): what is in it is memory of the task's.
+            # Without a size, which crashes the provider's upstream (2.23): its content counts as the task's memory.
             scratch.append(mount(target="/dev/shm", type="tmpfs", read_only=False))  # noqa: S108
         return [*volumes, *scratch]
 
@@ -314,7 +315,7 @@ class Swarm(EnginePlacement):
         made = pulumi_docker.ServiceConfig(
             f"{workload.name}-{PurePosixPath(path).name}",
             data=_base64(content),
-            # By a hook, as the Docker provider that is built here knows no labels of configs.
+            # In a hook, because the Docker provider that is built here does not support labels of configs.
             opts=self._options(
                 opts, ignore_changes=["labels"], hooks=pulumi.ResourceHookBinding(after_create=[label])
             ),
@@ -387,14 +388,14 @@ class Swarm(EnginePlacement):
         )
 
     def _free_service(self, args: pulumi.ResourceHookArgs) -> None:
-        """Remove the service that a killed `up` left under the name of one that is about to be made."""
+        """Remove the service that a killed `up` left under the name of one that is about to be created."""
         inputs = args.new_inputs or {}
         with closing(connect(self._host)) as engine:
             for service in engine.services.list(filters={"name": inputs["name"]}):
                 if service.name == inputs["name"]:
                     check_ours(service.attrs["Spec"]["Labels"], inputs, "service")
                     pulumi.log.warn(f"{service.name} is not in the state (an `up` was killed): it is created again.")
-                    stand_down(engine, str(service.id))  # first: of a service that is gone no tasks can be asked for
+                    stand_down(engine, str(service.id))  # first: tasks of a removed service cannot be listed
                     service.remove()  # type: ignore[no-untyped-call]
 
     def _stand_containers_down(self, args: pulumi.ResourceHookArgs) -> None:
@@ -409,14 +410,14 @@ class Swarm(EnginePlacement):
 
 @dataclass(frozen=True, kw_only=True)
 class _Image:
-    """What a service runs: a name with its digest, and the platforms it is for."""
+    """The image of a service: its name with the digest, and the platforms it is for."""
 
     name: str
     platforms: Sequence[tuple[str, str]]
 
 
 def _duration(seconds: int) -> str:
-    """Seconds as they come back from a service: "2m", where a container's are "2m0s"."""
+    """Seconds in the form in which a service returns them: "2m", while a container returns "2m0s"."""
     text = duration(seconds)
     for zero in ("m0s", "h0m"):
         text = text.removesuffix(zero[1:]) if text.endswith(zero) else text
@@ -426,8 +427,8 @@ def _duration(seconds: int) -> str:
 def _at_once(workload: Workload) -> int:
     """How many tasks are replaced at once.
 
-    A new one starts before its old one ends, so that all serve throughout. Where nodes have no memory for half as
-    many more, Swarm starts as many as fit.
+    A new one starts before its old one ends, so that all of them serve throughout. If the nodes do not have memory
+    for half as many more, Swarm starts as many as fit.
     """
     return 1 if stands_alone(workload) else max(1, workload.replicas // 2)
 
@@ -449,9 +450,10 @@ def _stop_seconds(workload: Workload) -> int:
 
 
 def _entrypoint(workload: Workload) -> list[str] | None:
-    """What is run, with its environment: as variables of a service the provider gives them another order each time.
+    """The command to run, which sets the environment itself.
 
-    Swarm would then replace tasks of which only the number changes. An image's own entrypoint cannot be led in so.
+    The provider would send a service's variables in a different order each time, and Swarm would then replace tasks
+    even if only their number changes. An image's own entrypoint cannot be started like this.
     """
     if workload.entrypoint is None:
         return None
@@ -470,5 +472,5 @@ def _health_check(health: HealthCheck) -> pulumi_docker.ServiceTaskSpecContainer
 
 
 def _base64(content: pulumi.Input[str]) -> pulumi.Output[str]:
-    # Swarm refuses what is empty.
+    # Swarm refuses empty ones.
     return pulumi.Output.from_input(content).apply(lambda text: base64.b64encode((text or "\n").encode()).decode())

@@ -1,7 +1,7 @@
-"""A service of a Swarm that runs once, to its end: what `infra/placement/job.py` has on one host as a container.
+"""A service of a Swarm that runs once, to its end: on one host, `infra/placement/job.py` uses a container for this.
 
-It is a service whose only task is never started again, not one of the mode `replicated-job`. What a killed `up` has
-left of it, its secrets and its configs is found by the stack's labels.
+It is a service whose only task is never restarted, not a service with the mode `replicated-job`. What a killed `up`
+has left of it, its secrets and its configs is found by the stack's labels.
 """
 
 from __future__ import annotations
@@ -35,15 +35,16 @@ if TYPE_CHECKING:
 
 COMPLETE = "complete"
 NON_ZERO = "non-zero exit"
-"""What a Swarm says of a task whose program ran and failed."""
+"""The state that a Swarm reports for a task whose program ran and failed."""
 KILLED = 137
-"""What a program exits with that was killed. A Swarm does not tell whether it had too little memory."""
+"""The exit code of a killed program. A Swarm does not say whether it had too little memory."""
 
 
 def run(engine: docker.DockerClient, job: Mapping[str, Any]) -> None:
     """Run what the Swarm's `job` describes, and remove it. Raises JobError.
 
-    If its node is lost it stays, because it may still run: the next `end_former` has to know.
+    If its node is lost, the service stays, because the program may still be running: the next `end_former` must find
+    it.
     """
     try:
         service = _created(engine, job)
@@ -53,7 +54,7 @@ def run(engine: docker.DockerClient, job: Mapping[str, Any]) -> None:
 
 
 def end_former(engine: docker.DockerClient, job: Mapping[str, Any]) -> None:
-    """Await and remove what a killed `up` has left. Raises JobError where nobody can tell whether it still runs."""
+    """Await and remove what a killed `up` left. Raises JobError if nobody can tell whether it is still running."""
     former = _service(engine, job)
     if former:
         check_ours(former["Spec"]["Labels"], job, "service")
@@ -62,7 +63,7 @@ def end_former(engine: docker.DockerClient, job: Mapping[str, Any]) -> None:
         except JobError:
             if _lost(engine, former["ID"]):
                 raise
-            # Otherwise the new run does again what that one failed at.
+            # Otherwise the new run repeats what that one failed to do.
     _remove(engine, job)
 
 
@@ -100,7 +101,7 @@ def _created(engine: docker.DockerClient, job: Mapping[str, Any]) -> str:
         cap_drop=["ALL"],
         mounts=[Mount("/tmp", None, type="tmpfs")],  # noqa: S108 -- a file system of the task's own
         hosts={job["host_gateway"]: "host-gateway"} if job["host_gateway"] else None,
-        healthcheck=Healthcheck(test=["NONE"]),  # an image's own asks for what does not run here
+        healthcheck=Healthcheck(test=["NONE"]),  # an image's own entrypoint needs things that do not run here
         secrets=[
             SecretReference(*_stored(api.create_secret, job, path, text), path, **owner, mode=SECRET_MODE)
             for path, text in secrets.items()
@@ -129,14 +130,14 @@ def _stored(create: Any, job: Mapping[str, Any], path: str, text: str) -> tuple[
 
 
 def _task(engine: docker.DockerClient, service: str) -> dict[str, Any]:
-    """The task of a service; empty until the Swarm has made it, and where the service is gone."""
+    """The task of a service; empty until the Swarm has created it, and if the service is gone."""
     api: Any = engine.api
     tasks: list[dict[str, Any]] = api.tasks(filters={"service": service})
     return tasks[0] if tasks else {}
 
 
 def _lost(engine: docker.DockerClient, service: str) -> str:
-    """The name of the node that is down and on which a task may still run; empty where there is none."""
+    """The name of the node that is down but may still run a task; empty if there is none."""
     task = _task(engine, service)
     if not task or task["Status"]["State"] in ENDED:
         return ""
@@ -146,7 +147,7 @@ def _lost(engine: docker.DockerClient, service: str) -> str:
 
 
 def _await_end(engine: docker.DockerClient, job: Mapping[str, Any], service: str) -> None:
-    """Wait until the task of a service has done what it was for. Raises JobError once it cannot any more."""
+    """Wait until the task of a service has done its work. Raises JobError as soon as it no longer can."""
     begun = time.monotonic()
     progress = Progress(job["name"], f"docker service logs --follow {job['name']}")
     while True:
@@ -190,13 +191,13 @@ def _words(engine: docker.DockerClient, task: Mapping[str, Any]) -> str:
 
 
 def _remove(engine: docker.DockerClient, job: Mapping[str, Any]) -> None:
-    """Remove the service with its task, unless that may still run, and its secrets and configs."""
+    """Remove the service with its secrets and configs, unless its task may still be running."""
     api: Any = engine.api
     ours = {"label": [f"{label}={value}" for label, value in _labels(job).items()]}
     for service in api.services(filters=ours):
         if _lost(engine, service["ID"]):
             return
-        stand_down(engine, service["ID"])  # first: of a service that is gone no tasks can be asked for
+        stand_down(engine, service["ID"])  # first: tasks of a removed service cannot be listed
         api.remove_service(service["ID"])
     for secret in api.secrets(filters=ours):
         api.remove_secret(secret["ID"])

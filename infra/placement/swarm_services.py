@@ -1,4 +1,4 @@
-"""Services of a Swarm: that each runs as declared, awaited as a step of the deployment; how one is stood down."""
+"""Services of a Swarm: how the deployment waits until each runs as declared, and how it scales one to zero."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 
 PARTS_OF_A_TASK = ("ContainerSpec", "Resources", "RestartPolicy", "Networks", "LogDriver", "ForceUpdate")
 ENDED = {"complete", "failed", "shutdown", "rejected", "orphaned", "remove"}
-"""States of a task that has no process any more."""
+"""States of a task whose process has ended."""
 UNFIT_SECONDS = 15
-"""After so long a task that no node can take will not find one."""
+"""How long a task may wait for a node; after that, none will take it."""
 FAILURES = 2
-"""How many tasks of a new service may fail: one may have been unlucky with its node."""
+"""How many tasks of a new service may fail: one may have had a bad node."""
 STOP_SECONDS = 120
 LOG_SECONDS = 10
 NOWHERE = "node.id == none"
@@ -39,9 +39,9 @@ OF_A_TASK = "com.docker.swarm.task.id"
 
 
 def await_convergence(engine: docker.DockerClient, service: str, seconds: float) -> str:
-    """Wait until a service runs as declared, and return another value for each set of tasks that does.
+    """Wait until a service runs as declared, and return a value that differs for each set of tasks.
 
-    Raises RuntimeError with the reason, the node and the last lines of a task once it failed and was rolled back.
+    If it failed and was rolled back, raises RuntimeError with the reason, the node and the last lines of a task.
     """
     api: Any = engine.api
     begun = settled = time.monotonic()
@@ -50,7 +50,7 @@ def await_convergence(engine: docker.DockerClient, service: str, seconds: float)
         tasks = api.tasks(filters={"service": service})
         waited = time.monotonic() - begun
         if any(not _is_current(task, declared) and task["Status"]["State"] not in ENDED for task in tasks):
-            settled = time.monotonic()  # what still ends has a port that its successor waits for
+            settled = time.monotonic()  # a task that is still ending has a port that its successor waits for
         if why := _failure(declared, tasks, time.monotonic() - settled):
             raise RuntimeError(f"{declared['Spec']['Name']} {why}{_last_words(engine, tasks)}")
         current = [task for task in tasks if _is_current(task, declared) and task["DesiredState"] == "running"]
@@ -72,13 +72,13 @@ def await_convergence(engine: docker.DockerClient, service: str, seconds: float)
 
 
 def _wanted(service: Mapping[str, Any], current: Sequence[Task]) -> int:
-    """How many tasks there are to be; of a global service Swarm makes one for each node that fits."""
+    """How many tasks there should be; for a global service, Swarm creates one on each suitable node."""
     mode = service["Spec"]["Mode"]
     return int(mode["Replicated"]["Replicas"]) if "Replicated" in mode else max(len(current), 1)
 
 
 def _is_current(task: Task, service: Mapping[str, Any]) -> bool:
-    """Whether a task is as declared: all but its placement, which Swarm does not replace a task for that fits."""
+    """Whether a task is as declared, except for its placement: Swarm does not replace a task that still fits."""
     mine, declared = task["Spec"], service["Spec"]["TaskTemplate"]
     return all(mine.get(part) == declared.get(part) for part in PARTS_OF_A_TASK)
 
@@ -90,7 +90,7 @@ def _updating(service: Mapping[str, Any], others: Sequence[Task]) -> bool:
 
 
 def _failure(service: Mapping[str, Any], tasks: Sequence[Task], waited: float) -> str | None:
-    """Why a service will not come to run as declared; None if it still may."""
+    """Why a service will never run as declared; None if it still may."""
     status = service.get("UpdateStatus", {})
     match status.get("State"):
         case "rollback_completed":
@@ -110,7 +110,7 @@ def _failure(service: Mapping[str, Any], tasks: Sequence[Task], waited: float) -
 
 
 def _last_words(engine: docker.DockerClient, tasks: Sequence[Task]) -> str:
-    """What the task that failed last said, and where it ran."""
+    """What the last failed task printed, and where it ran."""
     failed = [task for task in tasks if task["Status"]["State"] in {"failed", "rejected"}]
     if not failed:
         return ""
@@ -122,10 +122,10 @@ def _last_words(engine: docker.DockerClient, tasks: Sequence[Task]) -> str:
 
 
 def last_lines(engine: docker.DockerClient, task: str) -> str:
-    """Those that a task has written, from whichever node it ran on; empty where that does not answer."""
+    """The log lines of a task, from the node that it ran on; empty if that node does not answer."""
     api: Any = engine.api
     try:
-        # docker-py reads the logs of services, whose tasks are not told apart.
+        # docker-py reads the logs of services, which do not separate the tasks.
         answer = api.get(
             api._url("/tasks/{0}/logs", task),  # noqa: SLF001
             params={"stdout": 1, "stderr": 1, "tail": LAST_LINES},
@@ -148,7 +148,7 @@ def nodes_of(engine: docker.DockerClient, labels: Sequence[str]) -> list[str]:
 
 
 def stand_part_down(engine: docker.DockerClient, inputs: Mapping[str, Any]) -> None:
-    """Stand this deployment's service of a part down. `inputs` are those of the container that takes its place."""
+    """Scale this deployment's service of a part to zero. `inputs` are those of the container that replaces it."""
     if not engine.info()["Swarm"].get("ControlAvailable"):
         return
     part = next(each["value"] for each in inputs["labels"] if each["label"] == f"{LABEL}.part")
@@ -159,7 +159,7 @@ def stand_part_down(engine: docker.DockerClient, inputs: Mapping[str, Any]) -> N
 
 
 def stand_down(engine: docker.DockerClient, service: str) -> None:
-    """Have a service run nothing, and wait until nothing runs. The service itself is Pulumi's to delete."""
+    """Scale a service to zero, and wait until nothing runs. Pulumi itself deletes the service."""
     api: Any = engine.api
     declared = api.inspect_service(service)
     spec = declared["Spec"]
@@ -177,7 +177,7 @@ def _post(engine: docker.DockerClient, path: str, data: object) -> None:
 
 
 def await_end(engine: docker.DockerClient, service: str) -> None:
-    """Wait until a service has no process on any node that answers."""
+    """Wait until no node that answers runs a process of a service."""
     api: Any = engine.api
     deadline = time.monotonic() + STOP_SECONDS
     while True:
@@ -194,10 +194,10 @@ class _Provider(DeployStep):
     __module__ = "infra.placement.services"  # as states name it
     id = "converged"
     inputs = ("service", "spec")
-    replacing = ("service",)  # the former service is stood down once the new one runs
+    replacing = ("service",)  # the former service is scaled down once the new one runs
 
     def delete(self, id: str, props: dict[str, Any]) -> None:  # noqa: A002, ARG002
-        # The provider gives up a service that takes as long to end as it may, and does not wait for other nodes.
+        # The provider gives up on a service that uses all of its time to stop, and does not wait for other nodes.
         with closing(connect(props["host"])) as engine, suppress(docker.errors.NotFound):
             stand_down(engine, props["service"])
 
@@ -211,16 +211,16 @@ class _Provider(DeployStep):
 
 
 class Converged(Resource, module="services", name="Converged"):
-    """A service whose tasks all run as declared, and healthy. Deleted, it has them end first.
+    """A service whose tasks all run as declared and are healthy. When deleted, it ends them first.
 
-    Not the provider's own wait: that knows no global services, leaves a state that turns green after a rollback, and
-    shows no line of what failed.
+    This is not the provider's own wait, which does not support global services, leaves a state that looks successful
+    after a rollback, and shows no line of what failed.
 
     Creates: nothing outside the state. Type token: `pulumi-python:dynamic/services:Converged`.
     """
 
     instance: pulumi.Output[str]
-    """Another value for each set of tasks that serves."""
+    """Differs for each set of tasks that serves."""
 
     def __init__(  # noqa: PLR0913 -- all are needed, all by name
         self,
@@ -232,8 +232,8 @@ class Converged(Resource, module="services", name="Converged"):
         seconds: float,
         opts: pulumi.ResourceOptions | None = None,
     ) -> None:
-        """`service` is its id, `declared` what its tasks are to be, `seconds` how long it may take."""
-        spec = declared.apply(_digest)  # of what is declared, as what a refresh reads is never quite the same
+        """`service` is the service's id, `declared` what its tasks should be, `seconds` how long it may take."""
+        spec = declared.apply(_digest)  # of the declaration, because what a refresh reads is never quite the same
         props = {"host": host, "service": service, "spec": spec, "seconds": seconds, "instance": None}
         super().__init__(_Provider(), name, props, opts)
 

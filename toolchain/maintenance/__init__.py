@@ -1,1 +1,1 @@
-"""What maintainers run to write generated files again: the reference pages, the price list, the locks."""
+"""What maintainers run to regenerate files: the reference pages, the price list, the locks."""

@@ -1,4 +1,4 @@
-"""Lock the Python packages of the project again: `make locks`.
+"""Updates the lock of the project's Python packages: `make locks`.
 
 `requirements.lock` is the one lock. Its versions are written into pyproject.toml too, where `uv sync` looks for them:
 uv's own lock file would hold the addresses of one package index.
@@ -17,7 +17,7 @@ COMPILE = (
     "uv",
     "pip",
     "compile",
-    "--no-config",  # else the versions of before, in pyproject.toml, would keep newer ones out
+    "--no-config",  # otherwise the previous versions, in pyproject.toml, would prevent newer ones
     "--universal",
     "--python-version=3.11",
     "--generate-hashes",
@@ -31,13 +31,13 @@ COMPILE = (
 
 
 def constraints() -> str:
-    """What requirements.lock holds, as pyproject.toml has it."""
+    """The content of requirements.lock, in pyproject.toml's form."""
     pins = re.findall(r"^([\w.-]+==[^\s;]+)", LOCK.read_text(encoding="utf-8"), re.MULTILINE)
     return "".join(["constraint-dependencies = [\n", *(f'    "{pin}",\n' for pin in pins), "]\n"])
 
 
 def main() -> None:
-    """Keep the versions that are locked, where `pyproject.toml` still allows them; `--upgrade` takes the newest."""
+    """Keep the locked versions if `pyproject.toml` still allows them; `--upgrade` takes the newest."""
     subprocess.run([*COMPILE, "--quiet", *sys.argv[1:]], cwd=PROJECT, check=True)
     file = PROJECT / "pyproject.toml"
     text = file.read_text(encoding="utf-8")

@@ -14,13 +14,13 @@ END = "<!-- End of what is written. -->"
 
 
 def load() -> dict[str, Any]:
-    """What `images/official.yaml` has."""
+    """The content of `images/official.yaml`."""
     table: dict[str, Any] = yaml.safe_load((FOLDER / "official.yaml").read_text(encoding="utf-8"))
     return table
 
 
 def page() -> str:
-    """The page, with its table as it is to be."""
+    """The page, with its table as it should be."""
     before, _, rest = FILE.read_text(encoding="utf-8").partition(BEGIN)
     return f"{before}{BEGIN}\n\n{_table()}\n\n{END}{rest.partition(END)[2]}"
 

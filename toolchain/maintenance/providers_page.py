@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from infra.providers import Provider
 
 WIDTH = 118
-"""How many characters a line of prose has at most."""
+"""The maximum length of a line of prose."""
 SET = "./pulumiw config set"
 ABOUT = f"""
 # Providers
@@ -191,7 +191,7 @@ def page() -> str:
 
 
 def _proven() -> str:
-    """What of each provider was seen to work, and with which release it does not."""
+    """What was seen to work with each provider, and with which releases it does not."""
     releases = [it.version for it in providers.load().releases]
     rows = [f"| provider | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 1) + "|"]
     notes: list[str] = []
@@ -222,7 +222,7 @@ def listed() -> Iterator[tuple[str, Provider]]:
 
 
 def commands(prefix: str, provider: Provider) -> list[str]:
-    """What adds a provider's first model to a stack that has none."""
+    """The commands that add a provider's first model to a stack without any."""
     names = [name for name in (provider.key, *provider.variables) if name]
     secret = [name for name in names if must_be_encrypted("litellmEnvironment", name, "")]
     plain = {f"litellmEnvironment.{name}": "…" for name in names if name not in secret}
@@ -235,7 +235,7 @@ def commands(prefix: str, provider: Provider) -> list[str]:
 
 
 def callback_commands(name: str, variables: tuple[str, ...]) -> list[str]:
-    """What turns a callback on."""
+    """The commands that turn a callback on."""
     return [
         *(
             f"{SET} --secret --path litellmEnvironment.{each}"
@@ -249,7 +249,7 @@ def callback_commands(name: str, variables: tuple[str, ...]) -> list[str]:
 
 
 def _entry(prefix: str, provider: Provider) -> Mapping[str, str]:
-    """The first entry of `models`, by path: in short where that is enough."""
+    """The first entry of `models`, by path: in short form if that is enough."""
     model = f"{prefix}/{provider.example}"
     name = prefix.replace("_", "-")
     if not provider.needs and not provider.parameters:

@@ -1,4 +1,4 @@
-"""Write the reference pages of `docs/` from what they describe: `make docs`.
+"""Writes the reference pages of `docs/` from what they describe: `make docs`.
 
 `docs/configuration.md` is Pulumi.yaml with the ranges and examples of infra/settings.py, `docs/cli.md` the help of
 `llmctl`, `docs/providers.md` litellm/providers.yaml; `docs/upgrade.md` has the table of litellm/releases.yaml. A unit
@@ -82,7 +82,7 @@ def sections(described: str) -> Iterator[tuple[str, str, list[str]]]:
             comment.append(match[1])
         elif match := re.match(r"  (\w+):$", line):
             keys.append(match[1])
-        elif not line and not keys:  # a comment that is not of these keys
+        elif not line and not keys:  # a comment that does not belong to these keys
             comment = []
 
 
@@ -118,7 +118,7 @@ def command_line() -> str:
 
 
 def commands() -> Iterator[tuple[str, Any]]:
-    """Each command of llmctl that does something, with the words that call it."""
+    """Each command of llmctl that does something, with the words to call it."""
 
     def below(path: str, command: Any) -> Iterator[tuple[str, Any]]:  # noqa: ANN401 -- typer's own kind of click's
         subcommands = getattr(command, "commands", None)
@@ -132,7 +132,7 @@ def commands() -> Iterator[tuple[str, Any]]:
 
 
 def example(command: Any) -> tuple[str, str]:  # noqa: ANN401
-    """What a command does, and a call of it, as its help says them: `What it does:  llmctl …`."""
+    """What a command does, and an example of it, from its help: `What it does: llmctl …`."""
     what, _, rest = str(command.help).partition(":  ")
     call, _, more = rest.partition("\n\n")
     return f"{what}.{' ' if more else ''}{more}".strip(), " ".join(call.split()).rstrip(".")
@@ -159,7 +159,7 @@ def _metavar(argument: Any) -> str:  # noqa: ANN401
 
 
 def _default(value: object) -> str:
-    """Only a folder's type says anything that the help does not."""
+    """The default of an option, if it is a folder; other defaults add nothing to the help."""
     return f" Default: `{value.relative_to(PROJECT)}`." if isinstance(value, Path) else ""
 
 

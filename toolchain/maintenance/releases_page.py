@@ -16,11 +16,11 @@ FILE = Path(__file__).resolve().parents[2] / "docs" / "upgrade.md"
 BEGIN = "<!-- Written by `make docs` from litellm/releases.yaml. Change that, then run it again. -->"
 END = "<!-- End of what is written. -->"
 MEASURED = (("rest_mb", "MiB"), ("start_seconds", "s"))
-"""What may be known about a release that the tests do not run, with its unit."""
+"""Facts that may be known about a release that the tests do not run, with their units."""
 
 
 def page() -> str:
-    """The page, with its tables as they are to be."""
+    """The page, with its tables as they should be."""
     before, _, rest = FILE.read_text(encoding="utf-8").partition(BEGIN)
     return f"{before}{BEGIN}\n\n{_tables()}\n\n{END}{rest.partition(END)[2]}"
 

@@ -1,6 +1,6 @@
-"""Renew `litellm/prices.yaml` from the price lists of LiteLLM: the newest, and of the releases that are run here.
+"""Updates `litellm/prices.yaml` from LiteLLM's price lists: the newest, and those of the releases that are run here.
 
-Each list comes with its package, from whichever index this machine's pip is set to; nothing of a package is run.
+Each list comes with its package, from the index that this machine's pip uses; no code of a package is run.
 """
 
 from __future__ import annotations
@@ -26,16 +26,17 @@ PREFIXES = {
     **{name: name for name in ("gemini", "groq", "mistral", "openai", "openrouter", "together_ai", "xai")},
     "bedrock_converse": "bedrock",
 }
-"""The providers whose models are kept, as the list calls them, with LiteLLM's prefix."""
+"""The providers whose models are kept, by their names in the list, with LiteLLM's prefix."""
 OF_VERTEX = "vertex_ai"
 MODES = {"chat", "completion", "embedding", "responses"}
 LEFT_OUT = re.compile(
     r"(openai/)?ft:|(azure|bedrock)/[\w-]+/|(fireworks|together)[\w/-]*ai-[\d\w.-]*b|.*/(\d+|max)-x|.*-x-"
 )
-"""Models that a team has tuned, models of one region, and sizes that the list has instead of models."""
+"""Entries that are left out: fine-tuned models, models of one region, and sizes that the list has instead of
+models."""
 REASONING, SAMPLING = "reasoning", "sampling"
 REFUSED = {REASONING: ["max_tokens", "temperature", "top_p", "stop"], SAMPLING: ["temperature", "top_p"]}
-"""What OpenAI's reasoning models refuse, and others that sample as they like. `max_completion_tokens` all take."""
+"""What OpenAI's reasoning models refuse, and others that fix their sampling. All accept `max_completion_tokens`."""
 CHAT_LATEST = re.compile(r"chat(-latest)?$")
 
 
@@ -63,7 +64,7 @@ def full_name(model: str, facts: Mapping[str, Any]) -> str:
 def made(newest: Mapping[str, Any], of_releases: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """The file's content, from the newest list and those of releases.
 
-    What only an older list has stays: newer ones drop models that are gone, and then count nothing.
+    Models that only an older list has stay: newer lists drop models that are gone, and then LiteLLM counts no cost.
     """
     known: dict[str, dict[str, Any]] = {}
     told: dict[str, set[str]] = {}

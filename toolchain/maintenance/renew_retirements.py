@@ -1,6 +1,6 @@
-"""Renew `litellm/retirements.yaml` and `litellm/prices.yaml` from LiteLLM's newest price list: `make retirements`.
+"""Updates `litellm/retirements.yaml` and `litellm/prices.yaml` from LiteLLM's newest price list: `make retirements`.
 
-A model that the list has dropped keeps its line: that is how the list treats those that are gone.
+A model that the list has dropped keeps its line, because the list drops models that are gone.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ FINE_TUNED = "ft:"
 
 
 def merged(table: Mapping[str, Any], newest: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the file's content with what a price list says; of models that it does not have, what stood there."""
+    """Return the file's content with what a price list says; models that the list does not have stay as they were."""
     listed = {
         _full_name(model, facts["litellm_provider"]): facts
         for model, facts in newest.items()
@@ -61,7 +61,7 @@ def written(comment: str, content: Mapping[str, Any]) -> str:
 
 
 def _successor(facts: Mapping[str, Any]) -> str | None:
-    """None for embeddings: vectors of another model cannot be compared with those that are stored."""
+    """None for embeddings: another model's vectors cannot be compared with those that are stored."""
     if facts["mode"] == "embedding" or not facts.get("successor_model"):
         return None
     return _full_name(facts["successor_model"], facts["litellm_provider"])
