@@ -1,4 +1,4 @@
-"""The data are lost, and come back from a backup; the gateway needs them for nothing that it answers."""
+"""The data are lost, and come back from a backup; the gateway does not need them to answer."""
 
 from __future__ import annotations
 

@@ -102,7 +102,7 @@ def test_what_does_not_fit_is_refused_with_the_command_that_fixes_it(
 
 
 def test_a_stack_has_none_unless_it_asks_for_one(registered: Callable[..., Recorder]) -> None:
-    """Nor does a replica of it differ in anything."""
+    """Its replicas do not differ in anything either."""
     recorder = registered(litellmDatabase="true")
     assert "redis" not in recorder.containers()
     container = plain(recorder.containers()["litellm-1"])
@@ -290,7 +290,7 @@ def test_the_tokens_of_an_answer(counters: Any, response: object, tokens: int) -
 def test_while_it_is_away_requests_are_let_through_and_do_not_wait(
     counters: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, fault: str
 ) -> None:
-    """It is asked again by a task beside them, and said once that it is away and once that it is back."""
+    """A separate task asks it again; the log says once that it is away and once that it is back."""
     monkeypatch.setattr(counters, "RETRY_SECONDS", 0.01)
     monkeypatch.setattr(counters, "SECONDS", 0.05)
 
