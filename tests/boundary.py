@@ -1,7 +1,7 @@
-"""What a client can say that the gateway must not do: a table of requests with their answers, and random ones.
+"""Requests for things that the gateway must not do: a table of requests with their answers, and random ones.
 
-Harmless by themselves: a setting of LiteLLM's own gets an empty or an unreachable value, and the only address that
-something could be fetched from is the test's own listener.
+They are harmless: a LiteLLM setting gets an empty or an unreachable value, and the only address from which something
+could be fetched is the test's own listener.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 CHAT, EMBEDDINGS, MESSAGES = "/v1/chat/completions", "/v1/embeddings", "/v1/messages"
 TRANSCRIPTIONS = "/v1/audio/transcriptions"
 HOST = "host.docker.internal"
-"""The machine of the engine, as containers call it."""
+"""The name that containers use for the engine's machine."""
 HELLO: dict[str, Any] = {"model": "gpt-4o", "messages": [{"role": "user", "content": "hello"}]}
 SETTINGS = (
     "api_base", "api_key", "api_version", "base_url", "cache", "client", "custom_llm_provider",
@@ -86,7 +86,7 @@ AGENT_HEADERS = {
 
 
 def answers_to_a_coding_agent(url: str, key: str) -> list[str]:
-    """What it is told: status and last event of its first request, and status of a count of its tokens."""
+    """What it gets: status and last event of its first request, and the status of a count of its tokens."""
     headers = {"authorization": f"Bearer {key}", **AGENT_HEADERS}
     with httpx2.Client(base_url=url, headers=headers, params={"beta": "true"}, timeout=60) as client:
         answer = client.post(MESSAGES, json=CODING_AGENT)
@@ -96,7 +96,7 @@ def answers_to_a_coding_agent(url: str, key: str) -> list[str]:
 
 
 def wrong_answers(client: httpx2.Client) -> list[str]:
-    """The requests of the table whose answers are others than it says."""
+    """The requests of the table whose answers differ from it."""
     wrong = []
     for path, request, status, code in TABLE:
         answer = client.post(path, **request)
@@ -108,7 +108,7 @@ def wrong_answers(client: httpx2.Client) -> list[str]:
 
 @contextmanager
 def listener() -> Iterator[tuple[int, list[str]]]:
-    """A port of this machine where nothing may arrive, and who did."""
+    """A port of this machine where nothing may arrive, and what did."""
     arrived: list[str] = []
     with socket.create_server(("0.0.0.0", 0)) as server:  # noqa: S104 -- containers are to reach it, if they try
 
@@ -128,7 +128,7 @@ def listener() -> Iterator[tuple[int, list[str]]]:
 
 @dataclass
 class Fuzzed:
-    """What became of random requests."""
+    """The results of random requests."""
 
     statuses: Counter[int] = field(default_factory=Counter)
     failures: list[str] = field(default_factory=list)
@@ -136,7 +136,7 @@ class Fuzzed:
 
 
 def fuzz(url: str, key: str, *, count: int, seed: int, port: int) -> Fuzzed:
-    """Send random requests; `port` is the one of this machine that some of them name."""
+    """Send random requests; `port` is the port of this machine that some of them name."""
     done = Fuzzed()
 
     def some(thread: int) -> None:
@@ -170,7 +170,7 @@ def _value(chance: random.Random, depth: int = 0) -> Any:
 
 
 def _body(chance: random.Random, path: str, port: int) -> dict[str, Any]:
-    """A body that is right, but for what chance puts into it."""
+    """A correct body with random changes."""
     body: dict[str, Any] = {**HELLO, "max_tokens": 5}
     if path == EMBEDDINGS:
         body = {"model": "text-embedding-3-small", "input": "hello"}
@@ -195,7 +195,7 @@ def _body(chance: random.Random, path: str, port: int) -> dict[str, Any]:
 
 
 def _request(chance: random.Random, port: int) -> tuple[str, dict[str, Any]]:
-    """A path, and what httpx takes for a request."""
+    """A path, and httpx's arguments for a request."""
     path = chance.choice((CHAT, CHAT, "/v1/completions", EMBEDDINGS, MESSAGES, "/v1/moderations", "/v1/rerank"))
     body = _body(chance, path, port)
     if chance.random() < 0.15:

@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 CHROMIUM, DRIVER = "chromium", "chromedriver"
 OPTIONS = (
     "--headless=new",
-    "--no-sandbox",  # its sandbox wants another user than root, and it visits this machine only
+    "--no-sandbox",  # its sandbox does not work as root, and it visits only this machine
     "--disable-dev-shm-usage",
     "--disable-background-networking",
     "--disable-component-update",
     "--no-first-run",
     "--window-size=1600,1200",
-    # No name leads anywhere, and so does no address but loopback: what a page wants from elsewhere fails at once.
+    # Names and addresses other than loopback lead nowhere: whatever a page requests from elsewhere fails at once.
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE localhost, EXCLUDE 127.0.0.1",
 )
 
@@ -42,7 +42,7 @@ def _installed() -> None:
 
 @contextmanager
 def browser() -> Iterator[Chrome]:
-    """A browser with a profile of its own."""
+    """A browser with its own profile."""
     _installed()
     options = webdriver.ChromeOptions()
     options.binary_location = str(shutil.which(CHROMIUM))

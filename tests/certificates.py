@@ -1,4 +1,4 @@
-"""Certificates that a test makes, and nobody else trusts."""
+"""Certificates that a test creates and that nobody else trusts."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Certified:
 
     @property
     def settings(self) -> dict[str, str]:
-        """What a stack's config has of it."""
+        """The settings for it in a stack's config."""
         return {"tlsCertificate": self.certificate_pem, "tlsKey": self.key_pem}
 
 
@@ -59,7 +59,7 @@ def certify(  # noqa: PLR0913 -- all but two by name
         .not_valid_before(begin or now - timedelta(hours=1))
         .not_valid_after(end or now + timedelta(days=1))
         .add_extension(x509.BasicConstraints(ca=by is None, path_length=None), critical=True)
-        # Python 3.13 and later insist on what RFC 5280 has of keys.
+        # Python 3.13 and later require the key extensions of RFC 5280.
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
         .add_extension(
             x509.AuthorityKeyIdentifier.from_issuer_public_key((by.key if by else key).public_key()), False

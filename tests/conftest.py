@@ -17,7 +17,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _interrupts_are_heeded() -> Iterator[None]:
-    """This may run as a shell's background job, which ignores SIGINT, and so would everything that it starts."""
+    """This may run as a shell's background job, which ignores SIGINT; then everything that it starts would too."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)

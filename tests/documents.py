@@ -1,4 +1,4 @@
-"""The project's documents as tests read them: links, and what a runbook has an operator type."""
+"""Reads the project's documents for tests: links, and the commands that a runbook tells an operator to type."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ASSIGNMENT = re.compile(r"[A-Z_]+=")
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """A command of a runbook, without the variables that are set for it and what its output goes into."""
+    """A command of a runbook, without variable assignments and redirections."""
 
     runbook: str
     words: tuple[str, ...]
@@ -58,13 +58,13 @@ def anchors(document: Path) -> set[str]:
 
 
 def scripts(runbook: Path) -> list[str]:
-    """The blocks of a runbook that are there to be run, in order; each is a script for `sh -e` in the project."""
+    """The blocks of a runbook to run, in order; each is a script for `sh -e` in the project."""
     text = runbook.read_text(encoding="utf-8")
     return [match["text"] for match in FENCE.finditer(text) if match["kind"] == "sh"]
 
 
 def variables(runbook: Path) -> set[str]:
-    """What has to be set before a runbook's scripts are run, beside what every shell has."""
+    """The variables to set before a runbook's scripts are run, beside those that every shell has."""
     return {name for script in scripts(runbook) for name in VARIABLE.findall(script)} - {"HOME"}
 
 
@@ -98,7 +98,7 @@ def _one(name: str, words: list[str]) -> Iterator[Command]:
 
 
 def schedule() -> dict[str, str]:
-    """What docs/backup.md has an operator install: systemd's units by their file names, and cron's line as `cron`."""
+    """What docs/backup.md tells an operator to install: systemd's units by file name, and cron's line as `cron`."""
     found = {}
     for match in FENCE.finditer((PROJECT / "docs/backup.md").read_text(encoding="utf-8")):
         if match["kind"] == "ini":

@@ -1,4 +1,4 @@
-"""Docker Engines of the tests' own, in a network of their own, so that they meet no other engine of the machine."""
+"""The tests' own Docker Engines, in their own network, so that they do not affect other engines of the machine."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def _end(pid: int) -> bool:
 
 
 class Daemon:
-    """A second engine; all that it has is in one folder."""
+    """A second engine; everything that it has is in one folder."""
 
     def __init__(self, *options: str) -> None:
         # Not below a test's own folder: the paths of sockets must be short.
@@ -72,7 +72,7 @@ class Daemon:
             assert _end(self.pid), self.log.read_text()
 
     def remove(self) -> None:
-        """End it, and remove all that it had."""
+        """End it, and remove everything that it had."""
         self.end()
         with suppress(FileNotFoundError, ProcessLookupError):
             _end(int((self.folder / "exec/containerd/containerd.pid").read_text()))
@@ -84,7 +84,7 @@ class Daemon:
 
 @contextmanager
 def own_network() -> Iterator[None]:
-    """Have this thread, and all that it starts, in a network namespace of its own, with a loopback address only."""
+    """Put this thread, and all that it starts, into its own network namespace, with only a loopback address."""
     before = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
     try:
         _succeed(LIBC.unshare(CLONE_NEWNET))

@@ -52,7 +52,7 @@ class Sync:
 
 
 class Aio:
-    """`app.aio`, each call in an event loop of its own that is left clean."""
+    """`app.aio`, with each call in its own event loop, which is left clean."""
 
     def _run(self, call: Callable[..., Awaitable[Answer]], arguments: Sequence[Any]) -> Answer:
         async def main() -> Answer:

@@ -19,12 +19,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
 REQUESTS_PER_SECOND = int(os.environ.get("RATE", "12"))
-"""Of CI, where they share two cores with what they watch: `make drill RATE=25` when there is time."""
+"""The rate in CI, where the load shares two cores with what it tests: `make drill RATE=25` when there is time."""
 MOST_IN_FLIGHT = 64
-"""On a machine that cannot keep the rate up, requests wait here and do not pile up in the gateway."""
+"""On a machine that cannot keep up the rate, requests wait here and do not pile up in the gateway."""
 TIMEOUT_SECONDS = 60
 CONNECT_SECONDS = 5
-"""A machine without power refuses no connection: anyone who has another to ask gives it up."""
+"""A machine without power does not refuse connections: callers with another machine to ask give up after this
+time."""
 NOT_LOOKED_UP = "its key could not be looked up"
 REPEATS, REPEAT_SECONDS = 2, 5
 """How often OpenAI's SDKs repeat a request, and when it is to be repeated (`Retry-After`)."""
@@ -51,11 +52,11 @@ class Bound:
     """What a fault may cost callers at most."""
 
     in_flight_may_fail: bool = False
-    """Whether requests that were under way may fail: the machine is lost that held them."""
+    """Whether requests that were under way may fail, because the machine with them is lost."""
     streams_may_break: bool = False
     """Whether a stream that had begun may break off: nobody can repeat it."""
     provider_may_fail: bool = False
-    """Whether the gateway may answer that a provider failed: what is changed is the provider too."""
+    """Whether the gateway may answer that a provider failed, because the change also affects the provider."""
     gap_seconds: float = 0.0
     """How long requests may fail."""
 
@@ -85,7 +86,7 @@ class Report:
     in_flight: list[str] = field(default_factory=list)
     """Requests that failed and were under way when something was broken."""
     beside: list[str] = field(default_factory=list)
-    """Why each request beside the load failed; empty for one that did not."""
+    """Why each request beside the load failed; empty for one that succeeded."""
     successes: list[float] = field(default_factory=list)
     """When each request that succeeded had its answer."""
     broken: float = 0.0
@@ -102,11 +103,11 @@ class Report:
 
     @property
     def recovery(self) -> float:
-        """Seconds from the breaking to the last request that failed of it."""
+        """Seconds from the fault to the last request that failed because of it."""
         return max(0.0, self.last_failure - self.broken) if self.broken else 0.0
 
     def beyond(self, bound: Bound) -> list[str]:
-        """What callers noticed that is out of bounds."""
+        """What callers noticed beyond the bound."""
         if bound.gap_seconds:
             seconds = max(self.longest_gap, self.recovery)
             return [f"requests failed for {seconds:.1f} s"] if seconds > bound.gap_seconds else []
@@ -130,10 +131,10 @@ class Load:
         rate: float = REQUESTS_PER_SECOND,
         transport: Callable[[], httpx2.AsyncBaseTransport] | None = None,
     ) -> None:
-        """`key` may be assigned again while the load runs, as a client does whose key was rotated.
+        """`key` may be changed while the load runs, like a client's rotated key.
 
-        `other_keys` ask in turn with it, each for all that there is to ask. `transport` makes what connects, in
-        place of HTTP to the URL's own address.
+        `other_keys` take turns with it, each with every kind of request. `transport` creates the transport, instead
+        of HTTP to the URL's own address.
         """
         self._transport = transport
         self.url = url
@@ -220,7 +221,7 @@ class Load:
 
     @staticmethod
     async def _ask(client: httpx2.AsyncClient, key: str, path: str, body: dict[str, object]) -> tuple[bool, str]:
-        """Send a request; return whether a good answer began, and why it is not whole, or nothing."""
+        """Send a request; return whether a good answer began, and why it is not complete (empty if it is)."""
         begun = False
         try:
             async with client.stream("POST", path, json=body, headers={"authorization": f"Bearer {key}"}) as answer:

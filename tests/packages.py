@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def unpacked(steps: Steps, file: str, *packages: str) -> Path:
-    """A folder with the files of `packages`, of which `file` is one; not with what they depend on."""
+    """A folder with the files of `packages`, one of which is `file`, without their dependencies."""
     folder = CACHE / packages[0]
     with (
         steps.step(f"Get {packages[0]}") as step,

@@ -1,4 +1,4 @@
-"""What each release of LiteLLM serves, by the table of docs/clients.md, and what one that runs does serve."""
+"""The paths that each release of LiteLLM serves, from the table of docs/clients.md, and those it really serves."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SECONDS = 60.0
 FORMS = ("edits", "transcriptions", "translations")
 FILE = {"unknown": ("empty", b"")}
 NOT_SERVED = re.compile(r"gateway( runs,)? does not serve")
-"""What edge and guard say of a path. A provider's own 404 is another answer: the path got there."""
+"""The errors of edge and guard for a path. A provider's own 404 differs: the request got through."""
 WORD = re.compile(r"\b(GET|POST|DELETE)\b|`(/[^`]+)`")
 
 

@@ -1,9 +1,9 @@
-"""Every provider at once: answers by demo/answers in the protocol of the host that it is asked as.
+"""All providers in one: answers from demo/answers in the protocol of the requested host.
 
 Usage: python3 provider_stub.py ADDRESS PORT FOLDER CERTIFICATE KEY
 
 It is the proxy that LiteLLM reaches them by, so each request has its real host, path and key, and is recorded whole:
-GET /recorded. Servers of a team's own are asked at it by plain HTTP, at a path that begins with their name. A message
+GET /recorded. The team's own servers are asked here by plain HTTP, at a path that begins with their name. A message
 with `status=429` is answered with that status.
 """
 
@@ -66,7 +66,7 @@ def messages(events: Iterable[Any]) -> bytes:
 
 
 def half(form: str, stream: bytes) -> bytes:
-    """A stream without its end: what comes before the event that says that it is there whole."""
+    """A stream without its end: everything before the event that says that it is complete."""
     if form == AMAZON:
         first = 0
         for _ in range(2):
@@ -164,7 +164,7 @@ def kind_of(body: dict[str, Any]) -> str:
 
 
 BY_WORD = {"refuse": "refusal", "think it over": "reasoning", "fill the context": "full", "take a break": "paused"}
-"""Kinds of answers, by what the message says that asks for them."""
+"""Kinds of answers, by the text of the message that requests them."""
 
 
 DIALECTS: dict[str, tuple[str, Callable[[str, dict[str, Any]], Answered]]] = {
@@ -179,11 +179,11 @@ DIALECTS: dict[str, tuple[str, Callable[[str, dict[str, Any]], Answered]]] = {
     rf"{OWN}/ollama_chat/": ("ollama", ollama),
     r"": ("openai", openai),
 }
-"""Who speaks which protocol, by host and path; the last one is everybody else's."""
+"""The protocols by host and path; the last one is for all others."""
 
 
 class Provider(BaseHTTPRequestHandler):
-    """One connection; one that asks for a host first is that host's from then on."""
+    """One connection; after a CONNECT it belongs to that host."""
 
     protocol_version = "HTTP/1.1"
     timeout = 60

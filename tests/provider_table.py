@@ -1,6 +1,6 @@
-"""Each provider of the page, asked through a gateway: what came of it, and who got which key.
+"""Each provider of the page, asked through a gateway: the results, and who got which key.
 
-The gateway reaches tests/provider_stub.py for all of them. The table of docs/providers.md is what comes out of this.
+The gateway reaches tests/provider_stub.py for all of them. The result is the table of docs/providers.md.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ HOSTS = (
     "*.mistral.ai", "*.groq.com", "*.deepseek.com", "*.x.ai", "openrouter.ai", "*.together.xyz", "*.together.ai",
     "*.fireworks.ai", "*.cohere.ai", "*.cohere.com",
 )  # fmt: skip
-"""All that any release asks for the providers of the page."""
+"""Everything that any release requests for the providers of the page."""
 TEXT, VECTOR = "Good morning.", [0.25, -0.5, 0.75]
 CALL = ("get_weather", {"city": "Paris"})
 COUNTED = (19, 10)
 """Tokens of the prompt and the answer, in each recorded answer that has them."""
 SAID = {429: "You exceeded your current quota.", 401: "", 400: ""}
-"""What callers must find of the provider's error, by its status."""
+"""The part of the provider's error that callers must get, by its status."""
 TOOLS = [
     {
         "type": "function",
@@ -59,7 +59,7 @@ ENDS = (
     ("anthropic", "take a break", "pause_turn"),
     ("bedrock", "fill the context", "length"),
 )
-"""Why answers end that end neither well nor at their limit, by what asks for one."""
+"""Why answers end that end neither normally nor at their limit, by the message that requests one."""
 TOKEN = "ya29.the-token-that-was-exchanged"
 REGION = "eu-central-1"
 
@@ -75,7 +75,7 @@ class Row:
 
     @property
     def host(self) -> str:
-        """How those are known that the recorded requests were sent to."""
+        """How to recognize the provider to which a recorded request was sent."""
         if self.provider.server:
             return rf"proxy/{self.name}/"
         return OF.get(self.prefix, rf"[\w.-]*{self.prefix.replace('_ai', '').replace('_chat', '')}[\w.-]*/")
@@ -145,7 +145,7 @@ class Secrets:
 
 
 def asked(url: str, key: str, stub: str, secrets: Secrets) -> dict[str, dict[str, str]]:
-    """What of the table does not hold, by provider and column, each with what was seen."""
+    """What in the table is not true, by provider and column, each with what was seen."""
     httpx2.get(f"{stub}/recorded")
     with (
         httpx2.Client(base_url=url, headers={"authorization": f"Bearer {key}"}, timeout=120) as client,
@@ -226,7 +226,7 @@ def _half(client: httpx2.Client, row: Row) -> str:
 
 
 def changed(url: str, key: str, stub: str) -> list[str]:
-    """What of an answer's end, of blank messages and of limits is not what provider or caller said."""
+    """Where an answer's end, a blank message or a limit is not what the provider or the caller sent."""
     with httpx2.Client(base_url=url, headers={"authorization": f"Bearer {key}"}, timeout=120) as client:
 
         def sent(model: str, *contents: str, **body: Any) -> dict[str, Any]:
@@ -275,7 +275,7 @@ def _error(client: httpx2.Client, row: Row, status: int) -> str:
 
 
 def _keys(row: Row, recorded: list[dict[str, Any]], secrets: Secrets) -> str:
-    """What is wrong with who was sent which key."""
+    """Keys that were sent to the wrong provider, or were missing."""
     own = [it for it in recorded if re.match(row.host, it["host"] + it["path"])]
     if not own:
         return "nothing was asked of it"
@@ -345,7 +345,7 @@ def _signature(request: Mapping[str, Any], headers: Mapping[str, str]) -> str:
 
 
 def _exchange(body: str, public: rsa.RSAPublicKey) -> str:
-    """What is wrong with what a token is given for: a text that the service account has signed (RFC 7523)."""
+    """What is wrong with the request for a token: a text that the service account has signed (RFC 7523)."""
     asked_with = parse_qs(body)
     head, claims, signature = asked_with["assertion"][0].split(".")
     try:

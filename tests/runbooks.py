@@ -1,4 +1,4 @@
-"""Runbooks as their readers follow them: each command, in order, typed in a stack's project."""
+"""Follows runbooks as their readers do: each command, in order, typed in a stack's project."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from tests.stacks import Deployment
 
 OF_THE_SHELL = ("LITELLM_URL", "LITELLM_API_KEY", "DATABASE_URL", "LITELLM_DATABASE_URL", "STACK")
-"""Anyone who types has them from `.env`, or not at all."""
+"""An operator has these from `.env`, or not at all."""
 
 
 class Shell:
-    """A shell in a stack's project, as the list of runbooks has anyone who types set it up."""
+    """A shell in a stack's project, set up as the list of runbooks says."""
 
     def __init__(self, deployment: Deployment, **variables: str) -> None:
         self._folder = deployment.folder
@@ -35,7 +35,7 @@ class Shell:
         }
 
     def type(self, script: str) -> tuple[int, str]:
-        """Type commands, up to the first that fails; return the exit code and what they print."""
+        """Type commands, up to the first that fails; return the exit code and the output."""
         done = subprocess.run(
             ["sh", "-e"],
             input=script,
@@ -51,14 +51,14 @@ class Shell:
 
 
 class Runbook(Shell):
-    """The commands of a runbook that are still to be typed."""
+    """The remaining commands of a runbook."""
 
     def __init__(self, name: str, deployment: Deployment, **variables: str) -> None:
         super().__init__(deployment, **variables)
         self.left = scripts(RUNBOOKS / f"{name}.md")
 
     def run(self, words: str) -> str:
-        """Type the next block, which has `words` in it, and return what it prints; it has to succeed."""
+        """Type the next block, which must contain `words`, and return its output; it must succeed."""
         script = self.left.pop(0)
         assert words in script
         code, printed = self.type(script)
@@ -68,7 +68,7 @@ class Runbook(Shell):
 
 @contextmanager
 def runbook(name: str, deployment: Deployment, **variables: str) -> Iterator[Runbook]:
-    """A runbook of which every block has to be typed, with the variables that it speaks of."""
+    """A runbook, with its variables; every block of it must be typed."""
     opened = Runbook(name, deployment, **variables)
     yield opened
     assert opened.left == [], "not all of the runbook was run"

@@ -27,13 +27,13 @@ CIPHERTEXT = re.compile(
 )
 """What Pulumi writes for a secret, and for its passphrase or key service."""
 EXEMPT = (
-    # In code most texts beside a name like that are names themselves; a secret is found there by its form.
+    # In code, most texts next to such a name are names themselves; there a secret is found by its form.
     ("*.py", "Secret Keyword", ".*"),
-    # LiteLLM's way to name an environment variable.
+    # LiteLLM's syntax for an environment variable.
     ("litellm/config.yaml", "Secret Keyword", r"os\.environ/[A-Z_]+"),
-    # What to put there, in words.
+    # A description of what to put there.
     ("litellm/providers.yaml", "Secret Keyword", "the access key"),
-    # What SDKs are given where a server on loopback wants no key.
+    # Keys for SDKs if a server on loopback needs none.
     ("findings/*.sh", "Secret Keyword", "none"),
     # They stand for a password, in examples and in tests.
     ("*.py", "Basic Auth Credentials", "password|word|the-password|secret-of-theirs"),
@@ -48,11 +48,11 @@ EXEMPT = (
     ("tests/unit/test_deploy_checks.py", "Private Key", ".*"),
     ("tests/unit/test_settings.py", "Private Key", ".*"),
 )
-"""File, kind and text of what looks like a secret, and why it is none."""
+"""File, kind and text of what looks like a secret, and why it is not one."""
 
 
 def found_in(folder: Path, files: Iterable[str]) -> list[str]:
-    """Each secret in files of a folder as `file:line: kind`, without its text, as this is for logs."""
+    """Each secret in files of a folder as `file:line: kind`, without its text, because this goes to logs."""
     found = set()
     with default_settings():
         for file in files:

@@ -19,7 +19,7 @@ def project_file() -> dict[str, Any]:
 
 
 def raw_config(stack: str | None = None, **changes: object) -> dict[str, str]:
-    """Every value as the string that Pulumi hands to the program; a change to None takes a key away."""
+    """Every value as the string that Pulumi passes to the program; a change to None removes a key."""
     values: dict[str, object] = {
         key: spec["default"] for key, spec in project_file()["config"].items() if "default" in spec
     }

@@ -1,4 +1,4 @@
-"""Real stacks on the local engine, each with a state, a project folder, ports and names of its own.
+"""Real stacks on the local engine, each with its own state, project folder, ports and names.
 
 Nothing here touches a stack that is running already, and any number of test runs may go on side by side.
 """
@@ -56,7 +56,7 @@ PASSPHRASE = "for this test run only"
 
 
 def free_port() -> int:
-    """A port that nothing listens on, below those that the kernel gives to connections: one of them could take it."""
+    """A free port, below the range from which the kernel takes ports for connections: a connection could take it."""
     while True:
         with socket.socket() as probe, suppress(OSError):
             port = random.randrange(20_000, 32_000)
@@ -74,7 +74,7 @@ def descendants(pid: int) -> list[int]:
 
 
 def kill_tree(pid: int) -> None:
-    """Kill a process and all that it started."""
+    """Kill a process and everything that it started."""
     for each in [pid, *descendants(pid)]:
         with suppress(ProcessLookupError):
             os.kill(each, signal.SIGKILL)
@@ -92,13 +92,13 @@ def opens(url: str, **changes: Any) -> bool:
 
 
 def as_soon_as_replaced(deployment: Deployment, part: str) -> Callable[[], bool]:
-    """True once a part's container is another one, which the state cannot know yet."""
+    """True once a part has a new container, which cannot be in the state yet."""
     old = deployment.container(part)
     return lambda: any(each.name == old.name and each.id != old.id for each in deployment.containers())
 
 
 def copy_files(folder: Path) -> None:
-    """Copy the files of the project that git knows, and those that it would, as they are."""
+    """Copy the project's files that git tracks, and new ones that it does not ignore, as they are."""
     files = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=PROJECT,
@@ -113,7 +113,7 @@ def copy_files(folder: Path) -> None:
 
 
 def copy_project(folder: Path) -> None:
-    """Have the project in a folder, with the images and the Python environment that it has here."""
+    """Copy the project to a folder, with its images and Python environment from here."""
     copy_files(folder)
     if (PROJECT / ".images.yaml").is_file():
         shutil.copy2(PROJECT / ".images.yaml", folder)
@@ -126,7 +126,7 @@ class Deployment:
     def __init__(
         self, folder: Path, name: str, *, host: str | None = None, lay: Callable[[Path], None] | None = None
     ) -> None:
-        """`host` is a Docker Engine other than the machine's usual one; `lay` fills the project's folder."""
+        """`host` is a Docker Engine other than the machine's usual one; `lay` is a function that fills the folder."""
         self.name = name
         self.folder = folder / "project"
         self.environment = {
@@ -138,7 +138,7 @@ class Deployment:
         self.state = folder / "state"
         self.state.mkdir()
         (lay or copy_project)(self.folder)
-        # As dev is when it is new: what the user has set there, secrets among it, is no business of a test.
+        # Like a new dev stack: a test must not see what the user has set there, such as secrets.
         settings = {f"{PROJECT_NAME}:demo": True, f"{PROJECT_NAME}:protectData": False}
         (self.folder / f"Pulumi.{name}.yaml").write_text(yaml.safe_dump({"config": settings}))
         self.engine = docker.DockerClient(host) if host else docker.from_env()
@@ -160,7 +160,7 @@ class Deployment:
         self.stack.remove_config(path, path=True)
 
     def secrets(self) -> dict[str, str]:
-        """Every secret of the stack as NAME.value and NAME.previous: from the state, where they are, decrypted."""
+        """Every secret of the stack as NAME.value and NAME.previous, decrypted from the state."""
         exported = self.pulumi("stack", "export", "--show-secrets")
         values = {}
         for resource in json.loads(exported.stdout)["deployment"]["resources"]:
@@ -218,7 +218,7 @@ class Deployment:
 
     @contextmanager
     def begun_up(self) -> Iterator[subprocess.Popen[str]]:
-        """An `up` that is killed with all it started, as on a lost machine, if it still runs when the block ends."""
+        """An `up` that is killed with everything it started, as on a lost machine, if it outlives the block."""
         with self.begin("up", "--yes", "--skip-preview", "--non-interactive") as process:
             try:
                 yield process
@@ -227,7 +227,7 @@ class Deployment:
                     kill_tree(process.pid)
 
     def killed_up(self, when: Callable[[], bool]) -> bool:
-        """Kill an `up` as soon as `when` is true, and tell whether it was still running."""
+        """Kill an `up` as soon as `when` is true, and return whether it was still running."""
         with self.begun_up() as process:
             while process.poll() is None and not when():
                 time.sleep(0.01)
@@ -311,16 +311,16 @@ class Deployment:
         ]
 
     def destroy(self) -> None:
-        """Take the stack away as an operator does, and whatever a failed test left of it."""
+        """Remove the stack as an operator does, and whatever a failed test left of it."""
         try:
-            if self.pulumi("stack").returncode == 0:  # a test may have taken it away
+            if self.pulumi("stack").returncode == 0:  # a test may have removed it
                 self.stack.cancel()
                 self.stack.destroy(show_secrets=False, on_output=print)
         finally:
             self.remove()
 
     def remove(self) -> None:
-        """Remove all that is the stack's from its engine, which waits for no request: no state is left to keep."""
+        """Remove everything of the stack from its engine, without waiting for requests: no state is left to keep."""
         for service in self.services():
             stand_down(self.engine, str(service.id))
             service.remove()  # type: ignore[no-untyped-call]
@@ -341,7 +341,7 @@ def image_of(part: str) -> str:
 
 
 def stand_in_for(recipe: Recipe, engine: docker.DockerClient, record: Path) -> str:
-    """An image by a name that no registry has. What the recipe builds replaces it, by that record."""
+    """An image name that no registry has. The record lets the recipe's image replace it."""
     reference = f"127.0.0.1:1/{recipe.part}:v{recipe.version}"
     with Steps() as steps:
         images.ensure(steps, engine, {recipe.part: reference}, stack="any", ask=None, record=record)
@@ -350,7 +350,7 @@ def stand_in_for(recipe: Recipe, engine: docker.DockerClient, record: Path) -> s
 
 @contextmanager
 def pulumi_tools() -> Iterator[None]:
-    """Have the project's Pulumi tools on PATH, where the Automation API looks for them."""
+    """Put the project's Pulumi tools on PATH, where the Automation API looks for them."""
     with pytest.MonkeyPatch.context() as patch, Steps() as steps:
         patch.setenv("PATH", f"{tools.ensure(steps)}:{Path(sys.executable).parent}", prepend=":")
         patch.setenv("GOGC", "400")  # an `up` is over before its garbage matters: 8 % less CPU time
@@ -361,14 +361,14 @@ def pulumi_tools() -> Iterator[None]:
 def deployed(
     folder: Path, configure: Callable[[Deployment], None] = lambda _: None, *, host: str | None = None
 ) -> Iterator[Deployment]:
-    """A stack of its own that is up, and taken away at the end; `configure` sets what differs from dev."""
+    """A separate stack that is up, and removed at the end; `configure` sets what differs from dev."""
     made = Deployment(folder, f"test-{secrets.token_hex(4)}", host=host)
     try:
         configure(made)
         made.up()
         yield made
     finally:
-        if made.services():  # a Swarm's configs have no label to find them by
+        if made.services():  # a Swarm's configs have no label by which to find them
             made.destroy()
         else:
             made.remove()

@@ -1,4 +1,4 @@
-"""LiteLLM with the lane for streams and without it, before the table's provider (tests/stream_provider.py)."""
+"""LiteLLM with and without the lane for streams, with the table's provider (tests/stream_provider.py)."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ class Gateway:
     container: Any
 
     def events(self) -> dict[tuple[str, str], list[Any]]:
-        """All that its callback was told, by stream and by who asked."""
+        """Everything that its callback got, by stream and caller."""
         told: dict[tuple[str, str], list[Any]] = {}
         for line in self.container.logs().decode().splitlines():
             if line.startswith("EVENT "):
@@ -101,12 +101,12 @@ class Gateway:
         return told
 
     def usage(self, call: str) -> list[dict[str, Any]]:
-        """The lines that it wrote of a call."""
+        """The lines that it wrote about a call."""
         lines = [line for line in self.container.logs().decode().splitlines() if line.startswith('{"event": "usage"')]
         return [event for event in map(json.loads, lines) if event["call_id"] == call]
 
     def _certain(self, how: str, usage: list[Any], response: dict[str, Any] | None) -> list[Any]:
-        """Without what LiteLLM 1.55.0 tells by chance, as its threads race: the cost or 0, one of two models."""
+        """Without what is random in LiteLLM 1.55.0, whose threads race: the cost or 0, one of two models."""
         if self.release == "1.55.0":
             return [how, usage[:-1], {**(response or {}), "model": None}]
         return [how, usage, response]

@@ -14,7 +14,7 @@ import sys
 from typing import Any
 
 PAUSE = b"pause"
-"""Instead of a piece: what came before is read by itself."""
+"""Instead of a piece: what came before must be read separately."""
 BREAK = b"break"
 """Instead of a piece: the connection is cut here."""
 ENDLESS = b"endless"

@@ -1,7 +1,7 @@
-"""What httpx makes of answers, through its own transport and through litellm/transport.py: run in LiteLLM's image.
+"""How httpx reads answers through its own transport and through litellm/transport.py. Runs in LiteLLM's image.
 
-Prints JSON: the name of each case, and what both made of it. The server is a bare socket, so that its answers may be
-as wrong as a provider's, a load balancer's or a dying process's.
+Prints JSON: the name of each case, and both results. The server is a bare socket, so that its answers can be as wrong
+as those of a provider, a load balancer or a dying process.
 
 Usage: python3 transport_pair.py FOLDER_OF_LITELLM CERTIFICATE KEY AUTHORITY
 """
@@ -74,16 +74,16 @@ ANSWERS: dict[str, list[bytes | float]] = {
     "silent": [LONG_SECONDS],
     "silent in the middle": [CHUNKED, chunk(EVENT), LONG_SECONDS],
 }
-"""What the server sends, by path: bytes, seconds that it waits, -1 for a connection that is reset. Then it closes."""
+"""What the server sends, by path: bytes, seconds to wait, -1 to reset the connection. Then it closes."""
 
 
 BROKEN = ("an end too soon", "no last chunk", "half a chunk", "cut off")
-"""Answers that end before they are whole: what had arrived is the caller's, who may be slow to read it."""
+"""Answers that end early: the caller gets what had arrived, even if it reads slowly."""
 READ_LATE = 0.3
 
 
 class Server:
-    """Answers by the path, and notes what it was sent."""
+    """Answers by the path, and records what it received."""
 
     def __init__(self) -> None:
         self.connections = 0
@@ -130,7 +130,7 @@ class Server:
 
 
 async def outcome(client: httpx.AsyncClient, url: str, *, busy_seconds: float = 0) -> list[Any]:
-    """What a caller gets of a URL: status, headers, body; or the error, and what came before it."""
+    """What a caller gets from a URL: status, headers, body; or the error, and what came before it."""
     body, status = b"", 0
     try:
         async with client.stream("POST", url, json={"stream": True}) as answer:
@@ -152,7 +152,7 @@ async def reused(client: httpx.AsyncClient, url: str, server: Server) -> list[An
 
 
 async def closed_between(client: httpx.AsyncClient, url: str) -> list[Any]:
-    """Whether a connection that its server has closed without a word is in nobody's way."""
+    """Whether a connection that its server has silently closed causes no failure."""
     made = []
     for _ in range(2):
         made.append((await client.post(f"{url}/whole", json={})).status_code)
@@ -172,7 +172,7 @@ async def sent(client: httpx.AsyncClient, url: str, server: Server) -> list[Any]
 
 
 async def left(client: httpx.AsyncClient, url: str, server: Server) -> list[Any]:
-    """Whether a provider hears at once of a caller that leaves in the middle of an answer."""
+    """Whether a provider notices at once that a caller left in the middle of an answer."""
     server.left.clear()
     async with client.stream("POST", f"{url}/endless", json={}) as answer:
         async for _ in answer.aiter_raw():
@@ -193,7 +193,7 @@ async def dropped(make: Callable[[], httpx.AsyncClient], url: str) -> list[Any]:
 
 
 async def hung_up(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Serve nobody."""
+    """Answer nothing."""
     writer.close()
 
 
@@ -201,7 +201,7 @@ async def hung_up(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None
 async def listening(
     server: Callable[..., Awaitable[None]], context: ssl.SSLContext | None = None
 ) -> AsyncIterator[str]:
-    """Have a server listen on loopback; its address."""
+    """Start a server on loopback; return its address."""
     async with await asyncio.start_server(server, HOST, 0, ssl=context) as made:
         yield f"{HOST}:{made.sockets[0].getsockname()[1]}"
 
@@ -219,7 +219,7 @@ def clients(*, authority: str = "") -> dict[str, httpx.AsyncClient]:
 
 
 async def main() -> None:
-    """Ask both, and print."""
+    """Run all cases with both, and print the results."""
     with socket.socket() as free:
         free.bind((HOST, 0))
         nobody = f"http://{HOST}:{free.getsockname()[1]}"

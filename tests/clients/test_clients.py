@@ -74,7 +74,7 @@ def gateway(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 def test_the_documents_list_each_client() -> None:
-    """With the version that is tried."""
+    """With the version that is tested."""
     assert sorted(table()) == CLIENTS
     for name, (version, _) in table().items():
         files = [file.read_text() for it in COMMANDS if (file := FOLDER / name / it).exists()]
@@ -84,7 +84,7 @@ def test_the_documents_list_each_client() -> None:
 
 @pytest.mark.parametrize("client", CLIENTS)
 def test_a_client_works_as_it_comes(client: str, gateway: dict[str, str], tmp_path: Path) -> None:
-    """Its program asserts what it is answered, and says each operation that was right."""
+    """Its program asserts the answers, and prints each operation that succeeded."""
     folder = shutil.copytree(FOLDER / client, tmp_path / client)
     commands = next(commands for file, commands in COMMANDS.items() if (folder / file).exists())
     if not shutil.which(commands[0][0]):

@@ -1,7 +1,7 @@
 """What an operator runs after `pulumi up`: `make check-deploy STACK=dev`, or pytest tests/deploy --stack dev.
 
-The checks ask the stack and change nothing. What a check needs and cannot get is another check's failure: it is
-skipped, and says which. Those of test_docker… and test_swarm… are for stacks that are placed so, and those of
+The checks ask the stack and change nothing. If a check cannot get what it needs, another check has failed: it is
+skipped, and names that check. Those of test_docker… and test_swarm… are for stacks that are placed so, and those of
 test_litellm_database and test_redis for stacks that have one; all others hold for all. Containers on other nodes of a
 Swarm than the one that dockerHost names are looked into if `--node` names their engines.
 """

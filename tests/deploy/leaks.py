@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 SHORTEST = 8
-"""The fewest characters of a value, or of a line of it, that is searched for. A shorter one, as the `none` or `EMPTY`
-that a server without keys is given, is no secret, and is in many texts by chance."""
+"""The fewest characters of a value, or of one of its lines, to search for. A shorter one, such as the `none` or
+`EMPTY` for a server without keys, is not a secret, and is in many texts by chance."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,7 @@ class Secret:
 
 
 def forms(value: str) -> set[str]:
-    """What to search for: the value as it is, in JSON, in a URL, and in the midst of something in base64.
+    """What to search for: the value as it is, in JSON, in a URL, and inside a text in base64.
 
     Of a value with several lines, as a private key, each line but its `-----` is searched for by itself.
     """
@@ -49,5 +49,5 @@ def _base64(value: bytes) -> Iterable[str]:
 
 
 def leaked(secrets: Iterable[Secret], text: str) -> list[Secret]:
-    """Those that are in a text."""
+    """The secrets that are in a text."""
     return [secret for secret in secrets if any(form in text for form in forms(secret.value))]

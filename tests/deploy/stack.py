@@ -1,4 +1,4 @@
-"""A stack that is deployed, as it is read: config, outputs and state by the project's own Pulumi. Changes nothing."""
+"""Reads a deployed stack: config, outputs and state, with the project's own Pulumi. Changes nothing."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class StackError(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """What the state has run: a container on one host, a service on a Swarm."""
+    """Something that the state runs: a container on one host, a service on a Swarm."""
 
     name: str
     """In the stack, as `litellm-1`, or of all replicas on a Swarm, `litellm`."""
@@ -58,7 +58,7 @@ class Part:
     """Its name on the engine."""
     id: str
     image: str
-    """As the engine says it: by its id, or on a Swarm by name and digest."""
+    """The image as the engine shows it: by its id, or on a Swarm by name and digest."""
     user: str
     networks: frozenset[str]
     """By name, or on a Swarm by id."""
@@ -99,7 +99,7 @@ class StackConfig:
     name: str
     settings: Settings
     secrets: Mapping[str, str] = field(repr=False)
-    """What of it is secret, as it is in the config, by key."""
+    """Its secret values, as they are in the config, by key."""
 
 
 def read_config(name: str) -> StackConfig:
@@ -143,9 +143,9 @@ class DeployedStack(ABC):
     """A deployed stack; where it runs, its subclasses know."""
 
     IS_THERE: ClassVar[str]
-    """The check that tells whether a part's container is there."""
+    """The name of the check for whether a part's container exists."""
     RUNS: ClassVar[str]
-    """The one that tells whether it runs."""
+    """The name of the check for whether it runs."""
 
     def __init__(self, config: StackConfig) -> None:
         """Raises StackError when the state or the engine cannot be read, or there is nothing of the stack in them."""
@@ -153,7 +153,7 @@ class DeployedStack(ABC):
         self.settings = config.settings
         self._secret_settings = config.secrets
         self.up = f"./pulumiw up --refresh --stack {name}"
-        """The command that makes everything that runs what it should be."""
+        """The command that makes everything run as it should."""
         self.masked_state = _pulumi(name, "stack", "export")
         """The state as it is kept: each secret as ciphertext."""
         self.masked_outputs = _pulumi(name, "stack", "output", "--json")
@@ -184,28 +184,28 @@ class DeployedStack(ABC):
 
     @property
     def volumes(self) -> int:
-        """How many volumes the state is to have."""
+        """How many volumes the state should have."""
         return 1
 
     @abstractmethod
     def modes(self, part: Part) -> tuple[Sequence[str], Mapping[str, int]]:
-        """Paths in a part that are root's, which only root may change, and the modes of those of its own user."""
+        """Paths in a part that belong to root and that only root may change, and the modes of its user's paths."""
 
     @abstractmethod
     def log(self, part: Part) -> tuple[str, list[str]]:
-        """All that a part has written, and where it cannot be read. Raises docker.errors.NotFound for no part."""
+        """A part's whole log, and where it cannot be read. Raises docker.errors.NotFound if there is no such part."""
 
     @abstractmethod
     def look_into(self, part: Part) -> str:
-        """The commands that tell how a part is."""
+        """The commands that show a part's state."""
 
     @abstractmethod
     def make_again(self, part: Part) -> str:
-        """The commands that put containers as the state has them in the place of a part's."""
+        """The commands that replace a part's containers with containers as in the state."""
 
     @abstractmethod
     def end_log(self, part: Part) -> str:
-        """What ends a part's log."""
+        """The last lines of a part's log."""
 
     def engine_at(self, host: str) -> docker.DockerClient:
         """The engine at an address. Raises StackError when it does not answer."""
@@ -226,7 +226,7 @@ class DeployedStack(ABC):
         return self.engine_at(instance.host)
 
     def close(self) -> None:
-        """Let go of the engines."""
+        """Close the connections to the engines."""
         for engine in self._engines.values():
             engine.close()
 
@@ -277,7 +277,7 @@ class DeployedStack(ABC):
 
     @property
     def labelled(self) -> list[str]:
-        """By which labels an engine finds everything with the stack's name, whichever deployment it belongs to."""
+        """The labels by which an engine finds everything with the stack's name, of any deployment."""
         return [f"{LABEL}.project={PROJECT_NAME}", f"{LABEL}.stack={self.name}"]
 
     def rotating(self, name: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A stack that is deployed on a Swarm: its services by the manager, its containers by the engines that are named."""
+"""A stack that is deployed on a Swarm: its services from the manager, its containers from the named engines."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CONFIG = "docker:index/serviceConfig:ServiceConfig"
 NETWORK = "docker:index/network:Network"
 LOG_SECONDS = 30
 SERVICE_ID = "com.docker.swarm.service.id"
-"""The label by which an engine knows whose task a container is."""
+"""The label by which an engine knows to which task a container belongs."""
 
 
 class SwarmStack(DeployedStack):
@@ -78,7 +78,7 @@ class SwarmStack(DeployedStack):
 
     @property
     def volumes(self) -> int:
-        # Another node's is made there, by the task that mounts it.
+        # On another node, the task that mounts it creates it there.
         node = self.cluster.node(self.settings.postgres_node or "")
         return int(node is not None and node.id == self.cluster.own_id)
 
@@ -101,7 +101,7 @@ class SwarmStack(DeployedStack):
         return next((node.name for node in self.cluster.nodes if node.id == wanted), wanted)
 
     def tasks(self, part: Part) -> list[dict[str, Any]]:
-        """Every task of a part that the Swarm remembers: those that are, and of each of them the last few before."""
+        """Every task of a part that the Swarm remembers: the present ones, and the last few predecessors of each."""
         tasks: list[dict[str, Any]] = self.api.tasks(filters={"service": part.id})
         return tasks
 
@@ -128,7 +128,7 @@ class SwarmStack(DeployedStack):
     def log(self, part: Part) -> tuple[str, list[str]]:
         self.api.inspect_service(part.runs_as)
         up = {node["ID"] for node in self.api.nodes() if node["Status"]["State"] == "ready"}
-        # One that never had a container has no log.
+        # A task that never had a container has no log.
         tasks = [it for it in self.tasks(part) if it["Status"].get("ContainerStatus", {}).get("ContainerID")]
         texts = {task["ID"]: self._log(task["ID"]) if task["NodeID"] in up else None for task in tasks}
         missing = {self.node_name(task) for task in tasks if texts[task["ID"]] is None}

@@ -59,7 +59,7 @@ def test_without_a_login_nothing_is_managed(stack: DeployedStack) -> None:
 
 
 def test_it_is_not_for_calls_or_for_other_pages(stack: DeployedStack) -> None:
-    """Calls of models go to the gateway's port, where they are looked at. Another name may be another page's."""
+    """Model calls must use the gateway's port, where they are checked. Another host name may be another page's."""
     answers = {
         "/v1/chat/completions": status(stack, "/v1/chat/completions", body="{"),
         "another name": status(stack, "/ui/", host="page.example"),

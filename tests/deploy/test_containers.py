@@ -1,4 +1,4 @@
-"""What only a container itself tells, of each one that can be entered: who runs in it, and by which files."""
+"""What only a container itself shows, for each one that can be entered: its processes' users, and its files."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def processes(inside: Host) -> list[dict[str, str]]:
     return [
         dict(line.split(":\t", 1) for line in process.splitlines() if ":\t" in line)
         for process in ("\n" + printed).split("\nName:")[1:]
-        # The engine's, on its way to become a health check, or this command.
+        # The engine's process that is about to become a health check, or this command.
         if not process.startswith("\trunc:[")
     ]
 

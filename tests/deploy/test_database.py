@@ -46,7 +46,7 @@ def database(connected: psycopg.Connection | psycopg.OperationalError) -> psycop
 
 @pytest.fixture
 def own_server(stack: DeployedStack) -> None:
-    """Skip what holds for a server of the stack's own only."""
+    """Skip what applies only to the stack's own server."""
     if stack.settings.database_url is not None:
         pytest.skip("the database is on a server that is not the stack's own (databaseUrl)")
 
@@ -54,7 +54,7 @@ def own_server(stack: DeployedStack) -> None:
 def test_the_app_reaches_its_database(
     stack: DeployedStack, connected: psycopg.Connection | psycopg.OperationalError
 ) -> None:
-    """From where this runs, as the app and `pulumi up` must."""
+    """From the machine that runs this, because the app and `pulumi up` must reach it too."""
     assert isinstance(connected, psycopg.Connection), (
         f"the app's database cannot be reached: {connected}. See the checks of its container; for its address see "
         f"./pulumiw config --stack {stack.name}. Then: {stack.up}"
@@ -91,7 +91,7 @@ def test_organizations_have_their_models_with_the_defaults(
 
 @pytest.mark.usefixtures("own_server", "database")
 def test_the_apps_role_reaches_its_own_database_only(stack: DeployedStack) -> None:
-    """It tries: neither LiteLLM's database nor the server's own lets it in."""
+    """The check tries it: neither LiteLLM's database nor the server's own accepts the role."""
     opened = [name for name in (LITELLM_DATABASE, SUPERUSER) if _lets_in(stack.outputs["databaseUrl"], name)]
     advice = "; ".join(_revoke(stack, name, APP_DATABASE) for name in opened)
     assert opened == [], f"the app's role can connect to {opened}. {advice}"
@@ -109,7 +109,7 @@ def _lets_in(url: str, database: str) -> bool:
 
 @pytest.mark.usefixtures("own_server")
 def test_no_role_reaches_a_database_that_is_not_its_own(stack: DeployedStack, database: psycopg.Connection) -> None:
-    """LiteLLM's not the app's, nor the other way round; nobody the server's own."""
+    """LiteLLM's role not the app's database, nor the other way round; no role the server's own."""
     rows = database.execute(
         "SELECT rolname, datname FROM pg_roles, pg_database WHERE has_database_privilege(rolname, datname, 'CONNECT')"
         " AND NOT rolsuper AND NOT starts_with(rolname, 'pg_') AND NOT datistemplate"
@@ -136,7 +136,7 @@ def _instance(stack: DeployedStack) -> Instance:
 
 @pytest.mark.usefixtures("own_server")
 def test_no_role_but_the_superuser_has_a_privilege(stack: DeployedStack, database: psycopg.Connection) -> None:
-    """None makes roles or databases, replicates, ignores row security, or is a member of a role that does more."""
+    """None can create roles or databases, replicate, bypass row security, or is a member of a role that can."""
     rows = database.execute(
         "SELECT rolname FROM pg_roles role WHERE rolname <> %s AND NOT starts_with(rolname, 'pg_') AND ("
         "rolsuper OR rolcreaterole OR rolcreatedb OR rolreplication OR rolbypassrls OR EXISTS ("
@@ -150,7 +150,7 @@ def test_no_role_but_the_superuser_has_a_privilege(stack: DeployedStack, databas
 
 @pytest.mark.usefixtures("own_server")
 def test_texts_are_in_the_order_of_the_indexes(database: psycopg.Connection) -> None:
-    """Another base image of Postgres may have another C library, which orders texts otherwise than the indexes."""
+    """Another base image of Postgres may have another C library, which sorts texts differently from the indexes."""
     rows = database.execute(
         "SELECT datname FROM pg_database WHERE datallowconn"
         " AND datcollversion <> pg_database_collation_actual_version(oid)"
@@ -204,7 +204,7 @@ def test_the_volume_is_the_stacks_own_and_in_use(stack: DeployedStack, server: I
 
 @pytest.mark.usefixtures("own_server")
 def test_the_data_is_protected_as_configured(stack: DeployedStack) -> None:
-    """The volume and the passwords without which nobody can read it, as `protectData` says."""
+    """The volume, and the passwords that are needed to read it, as `protectData` says."""
     wanted = stack.settings.protect_data
     volumes = [*stack.of_type(VOLUME)]
     of_litellm = stack.settings.litellm_database and stack.settings.litellm_database_url is None

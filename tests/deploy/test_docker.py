@@ -56,7 +56,7 @@ def test_it_runs_and_is_healthy(stack: DockerStack, instance: Instance, containe
 
 
 def test_it_has_not_restarted(stack: DockerStack, instance: Instance, container: Container) -> None:
-    """What the engine had to start again, it will have to again."""
+    """A container that the engine had to restart will need it again."""
     restarts = container.attrs["RestartCount"]
     again = stack.docker(f"restart {instance.container}")
     assert restarts == 0, (
@@ -133,7 +133,7 @@ def test_its_ports_are_bound_as_configured(stack: DockerStack, instance: Instanc
 
 
 def test_it_is_in_no_other_network(stack: DockerStack, instance: Instance, container: Container) -> None:
-    """What may not reach Postgres is not in its network."""
+    """Parts that may not reach Postgres are not in its network."""
     networks = set(container.attrs["NetworkSettings"]["Networks"])
     assert networks == instance.part.networks, (
         f"{instance.container} is in other networks. Make it again: {stack.make_again(instance.part)}"

@@ -40,7 +40,7 @@ CALLERS_PATHS = {
 """All of LiteLLM's paths that are for callers; the others administer it, show its configuration, or cost money."""
 REFUSED = 401
 NOT_ALLOWED = "parameter_not_allowed"
-"""The code of what a request cannot set (litellm/guard.py)."""
+"""The error code for a field that a request cannot set (litellm/guard.py)."""
 CLOSED = 404
 LIST_PATHS = (
     "import urllib.request\n"
@@ -95,7 +95,7 @@ def test_it_is_alive_through_the_edge(stack: DeployedStack, edge_: httpx2.Client
 
 
 def not_clients_keys(stack: DeployedStack, kind: str) -> list[str | None]:
-    """Keys of a kind that must not let anybody in."""
+    """Keys of a kind that must not be accepted."""
     master = stack.rotating("master-key")
     match kind:
         case "none":
@@ -136,13 +136,13 @@ def test_without_a_clients_key_it_is_closed(stack: DeployedStack, client: httpx2
 
 
 def test_each_key_of_each_client_opens_it(stack: DeployedStack, client: httpx2.Client) -> None:
-    """The previous one too, until it is retired; each sees the models of the outputs, or those of its limits."""
+    """The previous key too, until it is retired. Each sees the models of the outputs, or those of its limits."""
     for name, keys in stack.client_keys().items():
         limits = stack.settings.client_limits.get(name)
         for age, key in enumerate(keys):
             answer = client.get("/v1/models", headers=bearer(key))
             if answer.status_code == httpx2.codes.TOO_MANY_REQUESTS:
-                continue  # it is known: its rate or its budget is used up
+                continue  # the key is known: its rate or its budget is used up
             assert answer.status_code == httpx2.codes.OK, (
                 f"key {age + 1} of client {name} gets {answer.status_code}. Give the edge its files again: "
                 f"{stack.make_again(stack.part('edge'))}"
@@ -154,7 +154,7 @@ def test_each_key_of_each_client_opens_it(stack: DeployedStack, client: httpx2.C
 
 
 def test_what_administers_it_is_closed(stack: DeployedStack, client: httpx2.Client) -> None:
-    """Each path that the running LiteLLM has and callers do not need is unknown to the edge, whatever the method."""
+    """The edge knows none of the running LiteLLM's paths that callers do not need, whatever the method."""
     replicas = [instance for instance in stack.instances if instance.part.kind == "litellm"]
     reached = [instance for instance in replicas if instance.host is not None]
     if replicas and not reached:
@@ -178,7 +178,7 @@ def test_what_administers_it_is_closed(stack: DeployedStack, client: httpx2.Clie
 
 
 def test_a_request_sets_nothing(stack: DeployedStack, client: httpx2.Client) -> None:
-    """What LiteLLM would take for a setting of its own is refused by name, and no provider is asked."""
+    """A field that LiteLLM would read as its own setting is refused by name, and no provider is asked."""
     names = ("api_base", "fallbacks", "user_config")
     headers = bearer(stack.outputs["litellmApiKey"])
     bodies = [*({name: {}} for name in names), *({"metadata": {name: {}}} for name in names)]
@@ -188,7 +188,7 @@ def test_a_request_sets_nothing(stack: DeployedStack, client: httpx2.Client) -> 
 
 
 def listed_paths(stack: DeployedStack, replica: Instance) -> str:
-    """LiteLLM's description of its API; empty where the replica does not tell."""
+    """LiteLLM's description of its API; empty if the replica does not return one."""
     try:
         container = stack.engine_of(replica).containers.get(replica.container)
         code, printed = container.exec_run(["python3", "-ISc", LIST_PATHS], stderr=False)
@@ -273,7 +273,7 @@ def _ask_each(stack: DeployedStack, models: list[str], ask: Callable[[str], bool
 
 
 def test_no_model_has_ended(stack: DeployedStack) -> None:
-    """Its provider would refuse what is asked of it; litellm/retirements.yaml has the days."""
+    """Its provider would refuse requests for it; litellm/retirements.yaml has the dates."""
     today = datetime.now(UTC).date().isoformat()
     gone = [
         f"{model['model_name']} ({model['litellm_params']['model']}, on {info['shutdown_date']})"

@@ -1,4 +1,4 @@
-"""Secrets: nowhere but in the one container that needs them, and there for its own processes only."""
+"""Secrets are only in the container that needs them, and only for its own processes."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_docker_inspect_shows_no_secret(stack: DeployedStack, instance: Instance
 
 
 def test_its_image_shows_no_secret(stack: DeployedStack, instance: Instance, container: Container) -> None:
-    """Neither what the image was built by nor what it sets."""
+    """Neither in its build history nor in what it sets."""
     image = stack.engine_of(instance).images.get(container.attrs["Image"])
     text = json.dumps([image.attrs, image.history()])
     expect_no_secret(stack, f"the image of {instance}", text, clear="build the image without it")
@@ -86,7 +86,7 @@ def test_it_has_the_secrets_that_it_needs_and_no_other(
 def test_its_secrets_are_for_its_own_processes(
     stack: DeployedStack, instance: Instance, running: Container, inside: Host
 ) -> None:
-    """What runs in a container may read its secrets and not change them, and nothing else has them.
+    """A container's processes can read its secrets but not change them, and nothing else can read them.
 
     On one host the Docker provider uploads files as root's, for all in the container to read: the guarantee is that
     there only the part itself runs. Live files, and all on a Swarm, are its user's alone.

@@ -84,7 +84,7 @@ def test_it_is_the_one_that_the_state_knows(
 
 
 def test_it_runs_as_many_tasks_as_declared(stack: SwarmStack, part: Part, service: dict[str, Any]) -> None:
-    """So many replicas, or one task on each node that takes tasks and that its constraints fit."""
+    """This many replicas, or one task on each node that accepts tasks and matches its constraints."""
     running = sorted(stack.node(task).name for task in stack.running(part))
     why = sorted(
         {
@@ -115,7 +115,7 @@ def test_it_runs_as_many_tasks_as_declared(stack: SwarmStack, part: Part, servic
 
 
 def test_none_of_its_tasks_failed(stack: SwarmStack, part: Part, service: dict[str, Any]) -> None:
-    """Since its last change. What the Swarm had to start again, it will have to again."""
+    """Since its last change. A task that the Swarm had to restart will need it again."""
     changed = _time(service.get("UpdateStatus", {}).get("StartedAt") or service["CreatedAt"])
     failed = [
         f"on {stack.node_name(task)} at {task['Status']['Timestamp'][:19]} "
@@ -171,7 +171,7 @@ def test_it_is_confined(stack: SwarmStack, part: Part, spec: dict[str, Any]) -> 
 
 
 def test_no_process_in_it_can_gain_a_privilege(stack: SwarmStack, instance: Instance, inside: Host) -> None:
-    """Asked of the kernel. Only an engine's own settings can have it so: services cannot, before Docker 25."""
+    """The kernel says so. Before Docker 25 only the engine's own settings can ensure this, not a service's."""
     if {process["NoNewPrivs"] for process in processes(inside)} != {"1"}:
         pytest.skip(
             f"a set-user-id program in a container on {instance.node} could gain privileges: put "
@@ -183,7 +183,7 @@ def test_no_process_in_it_can_gain_a_privilege(stack: SwarmStack, instance: Inst
 def test_its_memory_and_its_log_are_bounded_as_configured(
     stack: SwarmStack, part: Part, template: dict[str, Any]
 ) -> None:
-    """Of its memory a share is kept free for it on its node."""
+    """A share of its memory is reserved for it on its node."""
     resources = template.get("Resources") or {}
     found = [(resources.get(each) or {}).get("MemoryBytes") for each in ("Limits", "Reservations")]
     limit = stack.memory_limit(part)
@@ -266,7 +266,7 @@ def test_it_starts_as_declared(stack: SwarmStack, part: Part, spec: dict[str, An
 def test_it_is_placed_and_updated_as_declared(
     stack: SwarmStack, part: Part, service: dict[str, Any], template: dict[str, Any]
 ) -> None:
-    """On which nodes; and how one task after another changes, and all go back when one does not come up."""
+    """Its nodes, how its tasks are replaced one after another, and the rollback if one does not start."""
     spec = service["Spec"]
     found = {
         "constraints": sorted((template.get("Placement") or {}).get("Constraints") or []),
@@ -344,7 +344,7 @@ def test_its_secrets_are_as_declared(stack: SwarmStack, part: Part, spec: dict[s
 
 
 def test_service_inspect_shows_no_secret(stack: SwarmStack, part: Part, service: dict[str, Any]) -> None:
-    """Nor do its configs, which anyone may read who may ask the Swarm, nor the tasks that it remembers."""
+    """Nor do its configs, which everybody with access to the Swarm can read, nor the tasks that it remembers."""
     used = service["Spec"]["TaskTemplate"]["ContainerSpec"].get("Configs") or []
     places = {
         f"docker service inspect {part.runs_as}": [service],

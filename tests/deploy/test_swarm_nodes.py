@@ -1,4 +1,4 @@
-"""What a stack has on a Swarm beside its services: networks, nodes that let callers in, and nothing left over."""
+"""What a stack has on a Swarm beside its services: networks, nodes for callers, and nothing left over."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def _left_containers(stack: SwarmStack) -> list[str]:
 
 
 def test_each_container_can_be_looked_into(stack: SwarmStack) -> None:
-    """A Swarm's manager enters no container of another node: their engines have to be named."""
+    """A Swarm's manager cannot enter containers on other nodes: their engines must be named."""
     others = [instance for instance in stack.instances if instance.host is None]
     names = " ".join(f"--node ssh://{node}" for node in sorted({instance.node for instance in others}))
     if others:

@@ -39,20 +39,20 @@ def _pulumi_tools() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
-    """The stack that drills break; each leaves it whole."""
+    """The stack that drills break; each drill leaves it intact."""
     with deployed(tmp_path_factory.mktemp("drilled")) as made:
         yield made
 
 
 @pytest.fixture
 def transport() -> Callable[[], httpx2.AsyncBaseTransport] | None:
-    """What the load connects by; None for plain HTTP."""
+    """The transport that the load connects with; None for plain HTTP."""
     return None
 
 
 @pytest.fixture
 def other_keys() -> tuple[str, ...]:
-    """Keys that ask in turn with the app's."""
+    """Keys that take turns with the app's."""
     return ()
 
 
@@ -63,9 +63,9 @@ def drill(
     other_keys: tuple[str, ...],
     transport: Callable[[], httpx2.AsyncBaseTransport] | None,
 ) -> Drill:
-    """Put the stack under load while a block breaks something, and see that callers notice no more than the bound.
+    """Put the stack under load while a block breaks something, and check that callers notice no more than the bound.
 
-    What became of the requests goes into the table.
+    The table gets the results of the requests.
     """
 
     @contextmanager

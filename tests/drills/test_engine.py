@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 VOLUMES_MB = 256
 BOUNDS = {"stops its containers": Bound(gap_seconds=120), "lets them run": Bound(gap_seconds=30)}
-"""Nobody is answered until the engine is back, and with it the containers that it had stopped."""
+"""Nobody gets an answer until the engine is back, with the containers that it had stopped."""
 OPTIONS = {"stops its containers": (), "lets them run": ("--live-restore",)}
 MORE_THAN_THE_DISK = "CREATE TABLE much AS SELECT md5(generate_series(1, %s)::text)"
 """32 bytes a row. Asked for with FROM, the numbers would go to a temporary file first, which fails in other words."""
@@ -68,7 +68,7 @@ def deployment(daemon: Daemon, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 
 def fill(path: Path) -> None:
-    """Make a file of all the room that its disk has left, which is the small one."""
+    """Fill up its disk, which is the small one, with a file."""
     assert shutil.disk_usage(path.parent).total <= VOLUMES_MB * MEBIBYTE
     with path.open("wb", buffering=0) as file, suppress(OSError):
         while True:
@@ -77,7 +77,7 @@ def fill(path: Path) -> None:
 
 
 def test_a_full_disk_loses_no_acknowledged_row(daemon: Daemon, deployment: Deployment, drill: Drill) -> None:
-    """Postgres says what is wrong and takes no more; with room again it goes on; the gateway does not need it."""
+    """Postgres says what is wrong and accepts no more. With room again it goes on. The gateway does not need it."""
     filler = daemon.volumes / "filler"
     url = deployment.outputs["databaseUrl"]
     with drill("a full disk under Postgres", NOTHING_FAILS), Writer(url) as writer:
@@ -97,7 +97,7 @@ def test_a_full_disk_loses_no_acknowledged_row(daemon: Daemon, deployment: Deplo
 def test_an_engine_that_restarts_brings_all_back(
     daemon: Daemon, deployment: Deployment, drill: Drill, mode: str
 ) -> None:
-    """By itself, with the keys and the configuration there were, and every acknowledged row."""
+    """Without help, with the same keys and configuration, and every acknowledged row."""
     daemon.end()
     daemon.start(*OPTIONS[mode])
     for part in PARTS:

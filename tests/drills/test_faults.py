@@ -1,4 +1,4 @@
-"""Parts that die: nobody notices, or for a stated time."""
+"""Parts that die: callers notice nothing, or only for a stated time."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from tests.stacks import Deployment
 
 EDGE_IS_BACK = Bound(gap_seconds=15)
-"""There is one on one host: Docker restarts it at once, and it has its files already."""
+"""One host has one edge: Docker restarts it at once, and its files are already there."""
 
 ROWS_PER_SECOND = 100
 
@@ -33,7 +33,7 @@ def test_a_replica_that_is_killed_costs_no_request(deployment: Deployment, drill
 
 
 def test_an_edge_that_is_killed_is_back_in_seconds(deployment: Deployment, drill: Drill) -> None:
-    """With its last config and keys, by itself; it lets nobody in before it knows the replicas."""
+    """Without help, with its last config and keys; it accepts nobody before it knows the replicas."""
     pid = deployment.container("edge").attrs["State"]["Pid"]
     with drill("kill -9 of the edge", EDGE_IS_BACK) as load:
         deployment.kill("edge")
@@ -45,10 +45,10 @@ class Writer:
     """Writes rows one after another and remembers each that the server acknowledged."""
 
     def __init__(self, *urls: str) -> None:
-        """`urls` are where the server may be; it is asked for at each in turn."""
+        """`urls` are the addresses where the server may be; they are tried in turn."""
         self.acknowledged: list[str] = []
         self.refusal = ""
-        """What stood in the way last."""
+        """The last error."""
         self._urls = itertools.cycle(urls)
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run)
@@ -120,7 +120,7 @@ def test_postgres_that_is_killed_loses_no_row(deployment: Deployment, drill: Dri
 def test_a_provider_that_fails_for_some_fails_for_nobody_else(
     deployment: Deployment, drill: Drill, fault: str, outcome: str
 ) -> None:
-    """Requests whose provider fails, keeps them waiting or cuts streams take nothing from the others."""
+    """Requests whose provider fails, is slow or cuts streams do not affect the others."""
     messages = [{"role": "user", "content": f"[[demo {fault}]]"}]
     with drill(f"a provider with {fault}", NOTHING_FAILS) as load:
         for _ in range(40):

@@ -1,4 +1,4 @@
-"""An `up` that is killed, whenever that is, and two at once: the next `up` fixes all, and nothing is lost."""
+"""An `up` that is killed at any moment, and two at once: the next `up` fixes everything, and nothing is lost."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ KILLS = int(os.environ.get("KILLS", "3"))
 EDGE_IS_MADE_AGAIN = Bound(gap_seconds=120)
 """One that an `up` was about to replace is away until the next `up`."""
 FOUND = ("A run of Pulumi was killed here", "is not in the state")
-"""What an `up` says of the lock of a dead process, and of a container it left behind."""
+"""What an `up` says about the lock of a dead process, and about a container that it left behind."""
 
 
 def servers(deployment: Deployment) -> int:
@@ -50,7 +50,7 @@ def with_one_server(deployment: Deployment, when: Callable[[], bool]) -> Callabl
 
 
 def repairing_up(deployment: Deployment) -> str:
-    """What an `up` says that repairs everything."""
+    """The output of an `up` that repairs everything."""
     with deployment.begun_up() as process:
         while True:
             try:
@@ -74,7 +74,7 @@ def interrupted(  # noqa: PLR0913 -- all by name
     bound: Bound,
     urls: Sequence[str] = (),
 ) -> None:
-    """Kill an `up` that replaces a part by another value of a setting, again and again; the next one fixes it.
+    """Kill an `up` that replaces a part because of a changed setting, again and again; the next one fixes it.
 
     The first when it has just made a container, the others at random moments of the time that the longest `up` took.
     Each must say what it found, orphan nothing and lose no acknowledged row. `urls` are where else the database may
@@ -128,7 +128,7 @@ def test_an_up_that_is_killed_at_the_replicas_is_fixed_by_the_next(deployment: D
 
 
 def test_an_up_that_is_killed_at_postgres_is_fixed_by_the_next(deployment: Deployment, drill: Drill) -> None:
-    """Never do two servers have the volume; callers notice nothing of it."""
+    """Two servers never use the volume at once, and callers notice nothing."""
     first, second = str(deployment.stack.get_config("postgresPort").value), str(free_port())
     interrupted(
         deployment,
@@ -154,7 +154,7 @@ def test_an_up_that_is_killed_at_the_edge_is_fixed_by_the_next(deployment: Deplo
 
 
 def test_the_second_of_two_ups_at_once_is_refused_and_names_the_first(deployment: Deployment, drill: Drill) -> None:
-    """The second is told that another one runs, and changes nothing; the first is not disturbed."""
+    """The second one says that another runs, and changes nothing; the first one is not disturbed."""
     deployment.set(drainSeconds=45)
     with drill("two `up`s at once", NOTHING_FAILS), deployment.begun_up() as first:
         while not any(deployment.state.glob(".pulumi/locks/**/*.json")):

@@ -1,4 +1,4 @@
-"""Another release of LiteLLM is taken under load, by the commands of the runbook, and given up again."""
+"""An upgrade to another release of LiteLLM under load, with the runbook's commands, and back."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def answers(deployment: Deployment) -> dict[str, object]:
 
 
 def after_a_mistake(client: openai.OpenAI, status: int) -> list[str | None]:
-    """What others are told when a provider has refused one caller, once for each replica and more."""
+    """What others get when a provider has refused one caller, at least once for each replica."""
     refused: list[ChatCompletionUserMessageParam] = [{"role": "user", "content": f"[[demo status={status}]]"}]
     for _ in range(4):
         with pytest.raises(openai.APIStatusError) as caught:
@@ -117,7 +117,7 @@ def after_a_mistake(client: openai.OpenAI, status: int) -> list[str | None]:
 
 
 def beyond_the_boundary(deployment: Deployment) -> list[str]:
-    """What gets through the guard that must not, or is answered as it must not be."""
+    """Requests that get through the guard although they must not, or get a wrong answer."""
     url, key = deployment.outputs["litellmUrl"], deployment.outputs["litellmApiKey"]
     with httpx2.Client(base_url=url, headers={"authorization": f"Bearer {key}"}, timeout=60) as client:
         wrong = wrong_answers(client)
@@ -127,7 +127,7 @@ def beyond_the_boundary(deployment: Deployment) -> list[str]:
 
 
 def measured(deployment: Deployment) -> None:
-    """Show what a replica takes: a fact for docs/upgrade.md, and no bound."""
+    """Show how much memory a replica uses: a fact for docs/upgrade.md, not a bound."""
     size = deployment.image("litellm-1").attrs["Size"]
     stats = deployment.container("litellm-1").stats(stream=False)
     assert isinstance(stats, dict)

@@ -122,7 +122,7 @@ def test_a_stream_cut_after_its_first_content_gives_what_had_arrived(
 
 
 def test_a_slow_primary_leaves_time_for_the_fallback(face: Face, organization: organizations.Organization) -> None:
-    """One deadline covers both: the preferred model is given up in time for the fallback to answer."""
+    """One deadline covers both: the app gives up on the preferred model in time for the fallback to answer."""
     for stream in (False, True):
         options = app.ChatCompletionOptions(timeout=5, stream=stream)
         result = face.chat_for_org(organization.id, telling("delay=60 model=gpt-4o"), options)
@@ -164,7 +164,7 @@ def test_a_missing_database_is_reported_without_its_password(monkeypatch: pytest
 
 
 def connections(deployment: Deployment) -> int:
-    """How many connections the app's role has, but the one that asks."""
+    """How many connections the app's role has, without the one that asks."""
     with deployment.database() as connection:
         row = connection.execute("SELECT count(*) - 1 FROM pg_stat_activity WHERE usename = session_user").fetchone()
     assert row is not None
@@ -207,7 +207,7 @@ LOOPS = 32
 
 
 def test_many_loops_in_threads_of_their_own(deployment: Deployment, organization: organizations.Organization) -> None:
-    """Each has connections of its own, which are closed with it."""
+    """Each has its own connections, which are closed with it."""
     app.close()  # the connections that made the organization
     together = threading.Barrier(LOOPS)
 

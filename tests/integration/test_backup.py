@@ -71,7 +71,7 @@ FROM (SELECT id, row_number() OVER (ORDER BY name) AS n FROM organizations) AS n
 
 
 def fill(deployment: Deployment) -> None:
-    """Give the database tables with something of everything."""
+    """Give the database tables with a bit of everything."""
     with deployment.database() as connection:
         connection.execute(SCHEMA)
         connection.execute(ORGANIZATIONS, (ROWS,))
@@ -83,7 +83,7 @@ def fill(deployment: Deployment) -> None:
 
 @pytest.fixture(scope="module")
 def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
-    """A stack of this module's own, whose database comes and goes."""
+    """This module's own stack, whose database is replaced again and again."""
     with deployed(tmp_path_factory.mktemp("backup")) as made:
         fill(made)
         yield made
@@ -147,7 +147,7 @@ def as_superuser(deployment: Deployment, query: str, database: str = "postgres")
 
 
 def test_a_backup_is_a_file_and_its_checksum_for_its_owner_only() -> None:
-    """Its name says of what and when it is; the checksum can be checked without us."""
+    """Its name contains the database and the time; the checksum can be checked without this project."""
     done = llmctl("backup", "--json")
     assert done.returncode == 0, done.stderr
     made = json.loads(done.stdout)
@@ -163,7 +163,7 @@ def test_a_backup_is_a_file_and_its_checksum_for_its_owner_only() -> None:
 
 
 def test_a_restore_takes_back_what_came_after_and_keeps_it(deployment: Deployment) -> None:
-    """The old database is there under the name that is told, until the command that is told drops it."""
+    """The old database is kept under the printed name, until the printed command drops it."""
     file = saved()
     before, access = (
         everything(deployment.outputs["databaseUrl"]),
@@ -215,7 +215,7 @@ def added(deployment: Deployment, name: str) -> None:
 
 
 def test_a_damaged_or_cut_file_changes_nothing(deployment: Deployment) -> None:
-    """Nor does one whose checksum was made from the damage."""
+    """Nor does a damaged file with a matching checksum."""
     file = saved()
     whole, before = file.read_bytes(), databases(deployment)
     middle = len(whole) // 2
@@ -310,7 +310,7 @@ def test_progress_is_shown_on_a_terminal_only() -> None:
 
 @contextmanager
 def going_on(work: Any) -> Iterator[None]:
-    """`work` over and over in a thread; what it raises fails the test."""
+    """Run `work` over and over in a thread; an exception in it fails the test."""
     ended = threading.Event()
     raised: list[BaseException] = []
 
@@ -472,7 +472,7 @@ def test_a_restore_that_is_killed_leaves_the_database_as_it_was(deployment: Depl
 def test_no_other_restore_begins_before_the_names_have_changed(
     deployment: Deployment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not at the last moment either, as it would drop the database that is about to take the name."""
+    """Not even at the last moment, because it would drop the database that is about to take the name."""
     file, url, switch = saved(), deployment.outputs["databaseUrl"], restore._switch
     others: list[str] = []
 
@@ -519,7 +519,7 @@ def test_a_restore_that_is_interrupted_takes_its_database_away(deployment: Deplo
 
 
 def test_a_role_that_a_file_grants_to_must_be_there(deployment: Deployment) -> None:
-    """A restore loses no grant in silence."""
+    """A restore does not silently lose a grant."""
     as_superuser(deployment, "CREATE ROLE reader")
     as_superuser(deployment, "GRANT SELECT ON organizations TO reader", "app")
     file, before = saved(), databases(deployment)
@@ -533,7 +533,7 @@ def test_a_role_that_a_file_grants_to_must_be_there(deployment: Deployment) -> N
 
 @pytest.fixture
 def external(deployment: Deployment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Container]:
-    """A Postgres of somebody else's, and its version's programs on PATH: they run in containers of their own."""
+    """Somebody else's Postgres, and its version's programs on PATH, which run in their own containers."""
     image, port = deployment.container("postgres").image, free_port()
     assert image is not None
     assert image.id is not None
@@ -573,7 +573,7 @@ def external(deployment: Deployment, tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_your_own_server_is_backed_up_and_restored_with_local_programs(external: Container, tmp_path: Path) -> None:
-    """Its role needs CREATEDB; the user learns that before any change. No other server is mistaken for it."""
+    """The role needs CREATEDB; the user learns that before any change. No other server is mistaken for this one."""
     url = os.environ["DATABASE_URL"]
     assert llmctl("migrate", "up").returncode == 0
     with psycopg.connect(url, autocommit=True) as connection:
@@ -620,7 +620,7 @@ def test_missing_programs_of_the_servers_version_are_reported(
 
 
 def test_a_purge_leaves_nothing(deployment: Deployment, tmp_path: Path) -> None:
-    """Of the stack, on the engine and in the state, and of what was made on the machine. Nothing can follow it here.
+    """Of the stack, on the engine and in the state, and of what was created on the machine. This test must be last.
 
     A volume that no resource has any more, as of an earlier version of Postgres, goes too.
     """

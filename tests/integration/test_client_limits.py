@@ -41,7 +41,7 @@ def in_litellm(deployment: Deployment) -> dict[str, Any]:
 
 
 def refused(deployment: Deployment, model: str) -> str | None:
-    """The code with which the client is refused a model, by any of several requests; None where each is answered."""
+    """The code with which any of several requests for a model is refused; None if all are answered."""
     client = holder(deployment, deployment.outputs["clientKeys"][CLIENT]).with_options(max_retries=0)
     for _ in REPLICAS * 2:
         try:

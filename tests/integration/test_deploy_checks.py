@@ -1,4 +1,4 @@
-"""The checks of tests/deploy: all pass over a stack as it was deployed, and each finds its fault, with advice."""
+"""The checks of tests/deploy: all pass on a freshly deployed stack, and each finds its fault, with advice."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ DATABASE, GATEWAY, SECRETS = (f"tests/deploy/test_{name}.py" for name in ("datab
 
 @pytest.fixture(scope="module")
 def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
-    """A stack with all that there is to check: TLS, metrics, two clients, a rotated and a retired key."""
+    """A stack with everything that can be checked: TLS, metrics, two clients, a rotated and a retired key."""
     with deployed(tmp_path_factory.mktemp("checked")) as made:
         for key, value in certify("gateway.example").settings.items():
             made.stack.set_config(key, automation.ConfigValue(value, secret=True))
@@ -112,7 +112,7 @@ FAULTS: dict[str, list[Fault]] = {CONTAINERS: [], DATABASE: [], GATEWAY: [], SEC
 def fault(
     files: str, *failures: str, advice: str
 ) -> Callable[[Callable[[Deployment], Iterator[None]]], Callable[[Deployment], Iterator[None]]]:
-    """Note a fault that is there while a generator is halted, and that these checks of `files` must find."""
+    """Register a fault that exists while a generator is suspended, and that these checks of `files` must find."""
 
     def note(make: Callable[[Deployment], Iterator[None]]) -> Callable[[Deployment], Iterator[None]]:
         FAULTS[files].append(Fault(contextmanager(make), frozenset(failures), advice))
@@ -394,7 +394,7 @@ def test_all_is_well_with_a_stack_as_it_was_deployed(deployment: Deployment) -> 
 
 
 def test_a_check_without_what_it_needs_is_skipped_and_names_the_check_that_failed(deployment: Deployment) -> None:
-    """With the edge stopped, one check fails, the one of its liveliness, and the others about it are not run."""
+    """With the edge stopped, one check fails, its liveness check, and the other checks of it are not run."""
     edge = deployment.container("edge")
     edge.stop()
     try:
@@ -415,7 +415,7 @@ def test_a_missing_stack_is_reported(deployment: Deployment) -> None:
 
 @pytest.mark.parametrize("files", [CONTAINERS, DATABASE, GATEWAY, SECRETS])
 def test_each_fault_is_found_with_advice_and_nothing_else(deployment: Deployment, files: str) -> None:
-    """Several faults at a time, each found by other checks."""
+    """Several faults at a time, each found by different checks."""
     faults = FAULTS[files]
     with ExitStack() as made:
         for each in faults:

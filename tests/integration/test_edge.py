@@ -1,4 +1,4 @@
-"""The edge as callers meet it: TLS, who gets in, to what, with how much, and what refusals look like."""
+"""The edge as callers see it: TLS, who is accepted, for what, how much, and what refusals look like."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 MAX_BODY_MB = 1
 RPM = 3
 REPLICA_CONNECTIONS = 8
-"""Of the stack here, in place of the edge's own number: as many streams fill it."""
+"""Used here instead of the edge's own number: this many streams fill it."""
 ORIGIN = "https://app.example"
 PART = 10_000
 REQUEST_TIMEOUT_SECONDS = 5
@@ -53,11 +53,11 @@ RECOVERY_SECONDS = 60
 FUZZED = 3000
 ROUND_TRIPS = 50
 HELD_SECONDS = 0.2
-"""How long the kernel holds what it is told that more of is coming."""
+"""How long the kernel holds data back if it expects more."""
 TICK_SECONDS = 1
 """LiteLLM gives up a provider that is silent for longer than REQUEST_TIMEOUT_SECONDS."""
 NOBODY = 'server="nobody"'
-"""The edge's last server, for a request that finds no replica."""
+"""The edge's last server, for requests that find no replica."""
 FROM_A_REPLICA = b"server: uvicorn"
 CONFIG = (PROJECT / "edge/haproxy.cfg").read_text()
 REFUSALS = [
@@ -90,7 +90,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Provider(ThreadingHTTPServer):
-    """A provider in this process, that sends the next word of a stream when the caller has the one before."""
+    """A provider in this process that sends the next word of a stream once the caller has the previous one."""
 
     daemon_threads = True
 
@@ -140,7 +140,7 @@ def provider() -> Iterator[Provider]:
 def deployment(
     certificate: Path, provider: Provider, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Deployment]:
-    """A stack with everything on that the edge can do, and less patience than usual."""
+    """A stack with all features of the edge on, and shorter timeouts than usual."""
 
     def configure(made: Deployment) -> None:
         config = made.folder / "litellm/config.yaml"
@@ -192,7 +192,7 @@ def client(deployment: Deployment, trusting: ssl.SSLContext) -> Iterator[Callabl
 
 
 def raw(deployment: Deployment, trusting: ssl.SSLContext, request: bytes, *, seconds: float = 5) -> bytes:
-    """Whatever the edge answers to some bytes, until it closes the connection or falls silent."""
+    """What the edge answers to some bytes, until it closes the connection or sends nothing more."""
     port = int(deployment.outputs["litellmUrl"].rsplit(":", 1)[1])
     answer = b""
     with (
@@ -316,9 +316,9 @@ def test_a_chat_passes_over_http_2(deployment: Deployment, certificate: Path, tm
 
 
 def test_each_chunk_of_a_stream_goes_on_at_once(client: Callable[..., OpenAI], provider: Provider) -> None:
-    """The provider waits for the caller before each, so an edge that held chunks back would hold every one.
+    """The provider waits for the caller before each chunk, so an edge that held chunks back would hold every one.
 
-    Where other work takes the time none is that quick, but some are.
+    On a busy machine not every chunk is that quick, but some are.
     """
     words, times = [], [time.monotonic()]
     for chunk in client().chat.completions.create(
@@ -343,7 +343,7 @@ def test_clients_chat_and_embed(client: Callable[..., OpenAI], deployment: Deplo
 def test_a_key_that_no_client_has_is_an_authentication_error(
     client: Callable[..., OpenAI], deployment: Deployment
 ) -> None:
-    """The master key too: it never opens the edge."""
+    """This includes the master key: the edge never accepts it."""
     for key in ("sk-" + "0" * 64, deployment.secret("master-key"), "no-key"):
         with pytest.raises(openai.AuthenticationError) as caught:
             ask(client(key))
@@ -385,7 +385,7 @@ def test_a_body_that_is_too_large_is_refused(client: Callable[..., OpenAI]) -> N
 
 @pytest.mark.parametrize("size", [1, 200_000])
 def test_a_body_of_unknown_length_is_answered(deployment: Deployment, trusting: ssl.SSLContext, size: int) -> None:
-    """As one whose length is told."""
+    """Just like one with a known length."""
     answer = in_parts(deployment, trusting, size)
     assert answer.status_code == 200, answer.text
     assert "You said: h" in answer.text
@@ -394,7 +394,7 @@ def test_a_body_of_unknown_length_is_answered(deployment: Deployment, trusting: 
 def test_a_body_of_unknown_length_that_grows_too_large_is_refused(
     deployment: Deployment, trusting: ssl.SSLContext
 ) -> None:
-    """By the edge, and no more of it goes to a replica than an accepted one may have."""
+    """By the edge, and a replica gets no more of it than the largest accepted body."""
     sent = at_replicas(deployment, "bytes_in_total")
     answer = in_parts(deployment, trusting, 5 * MAX_BODY_MB * 1_000_000)
     assert answer.status_code == 413
@@ -461,7 +461,7 @@ def test_azures_sdk_asks(deployment: Deployment, trusting: ssl.SSLContext) -> No
 
 
 def test_a_model_is_found_by_its_name(client: Callable[..., OpenAI]) -> None:
-    """Whatever release of LiteLLM runs; one that is not served is not found."""
+    """With every release of LiteLLM. A model that is not served is not found."""
     told = {model.id: model for model in client().models.list()}
     assert client().models.retrieve("gpt-4o") == told["gpt-4o"]
     with pytest.raises(openai.NotFoundError) as caught:
@@ -470,7 +470,7 @@ def test_a_model_is_found_by_its_name(client: Callable[..., OpenAI]) -> None:
 
 
 def test_pages_of_an_allowed_origin_may_ask(deployment: Deployment, trusting: ssl.SSLContext) -> None:
-    """The edge answers the browser's question before; there is one set of headers; other origins get none."""
+    """The edge answers the browser's preflight request. Answers have one set of headers; other origins get none."""
     url = f"{deployment.outputs['litellmUrl']}/v1/chat/completions"
     key = {"authorization": f"Bearer {deployment.outputs['litellmApiKey']}"}
     before = {"access-control-request-method": "POST", "access-control-request-headers": "authorization,x-other"}
@@ -493,7 +493,7 @@ def test_pages_of_an_allowed_origin_may_ask(deployment: Deployment, trusting: ss
 def test_a_client_that_used_its_rate_is_told_when_to_come_back(
     client: Callable[..., OpenAI], deployment: Deployment
 ) -> None:
-    """Only that client, and what was refused does not count. A new minute of the clock is when it may ask again."""
+    """Only that client, and refused requests do not count. It may ask again when the clock's next minute begins."""
     batch = client(deployment.outputs["clientKeys"]["batch"])
     times = []
 
@@ -532,7 +532,7 @@ def test_a_caller_who_leaves_before_the_answer_is_waited_for_no_longer(
 def test_as_many_streams_as_there_is_room_for_and_no_more(
     client: Callable[..., OpenAI], deployment: Deployment, provider: Provider
 ) -> None:
-    """None of those is refused or cut. A later one is refused at once, and told when to ask again."""
+    """None of those is refused or cut. A further one is refused at once, with the time when it may ask again."""
     room = REPLICA_CONNECTIONS * len(REPLICAS)
 
     def stream() -> int:
@@ -564,7 +564,7 @@ def test_a_client_that_is_slow_is_cut_off(deployment: Deployment, trusting: ssl.
 
 
 def test_what_is_not_http_is_refused(deployment: Deployment, trusting: ssl.SSLContext) -> None:
-    """In HAProxy's own words: it reads no further, and knows no format."""
+    """With HAProxy's own message, because it reads no further and does not know the API's format."""
     answer = raw(deployment, trusting, b"GET / HTTP/1.1\r\nContent-Length: x\r\n\r\n")
     assert answer.startswith(b"HTTP/1.1 400 ")
 
@@ -669,7 +669,7 @@ def test_metrics_are_on_a_loopback_port_of_their_own(deployment: Deployment) -> 
 def test_alert_rules_and_the_dashboard_query_metrics_that_exist(
     client: Callable[..., OpenAI], deployment: Deployment, provider: Provider
 ) -> None:
-    """Each metric, label and value: Prometheus accepts a query about others, and finds nothing."""
+    """Each metric, label and value, because Prometheus accepts a query for others and silently finds nothing."""
     provider.acknowledged.release(ROUND_TRIPS)
     unpriced = client().chat.completions.create(
         model="own", messages=[{"role": "user", "content": "hello"}], stream=True
@@ -700,7 +700,7 @@ def test_alert_rules_and_the_dashboard_query_metrics_that_exist(
 
 
 def missing(query: str, samples: list[tuple[str, dict[str, str]]]) -> set[str]:
-    """What of a query in PromQL is not among some samples: a metric with such labels, or a label to group by."""
+    """The parts of a PromQL query that samples do not have: a metric with such labels, or a label to group by."""
     of_prometheus = {"job", "instance"}
     lost = set()
     groups = {label.strip() for each in re.findall(r"\bby \(([^)]*)\)", query) for label in each.split(",")}
@@ -724,7 +724,7 @@ def missing(query: str, samples: list[tuple[str, dict[str, str]]]) -> set[str]:
 
 
 def test_the_replicas_counters_are_in_one_place(client: Callable[..., OpenAI], deployment: Deployment) -> None:
-    """By client and model, as often as it is asked, and for nobody who comes by the gateway's own port."""
+    """By client and model, however often they are read, and not on the gateway's own port."""
     port = deployment.stack.get_config("metricsPort").value
     of = 'client="app",model="gpt-4o"'
 
@@ -748,7 +748,7 @@ def test_the_replicas_counters_are_in_one_place(client: Callable[..., OpenAI], d
 
 
 def test_a_gateway_without_a_replica_says_so(client: Callable[..., OpenAI], deployment: Deployment) -> None:
-    """503 in OpenAI's form, when it has looked for one for some seconds."""
+    """503 in OpenAI's form, after it has looked for one for some seconds."""
     replicas = [deployment.container(part) for part in REPLICAS]
     for replica in replicas:
         replica.stop(timeout=30)
@@ -768,7 +768,7 @@ def test_a_gateway_without_a_replica_says_so(client: Callable[..., OpenAI], depl
 def test_a_request_that_finds_no_replica_waits_for_one(
     client: Callable[..., OpenAI], deployment: Deployment, words: int
 ) -> None:
-    """One that is there within seconds answers it."""
+    """A replica that is there within seconds answers it."""
     replicas = [deployment.container(part) for part in REPLICAS]
     ((name, attached),) = replicas[0].attrs["NetworkSettings"]["Networks"].items()
     network = deployment.engine.networks.get(name)
@@ -799,7 +799,7 @@ def test_a_request_that_finds_no_replica_waits_for_one(
 def test_a_request_that_cannot_be_repeated_fails_with_the_replica_that_had_it(
     client: Callable[..., OpenAI], deployment: Deployment
 ) -> None:
-    """502 in OpenAI's form, for one of more than 64 KB."""
+    """502 in OpenAI's form, for a request of more than 64 KB."""
     pids = {part: deployment.container(part).attrs["State"]["Pid"] for part in REPLICAS}
     large = f"[[demo delay={REQUEST_TIMEOUT_SECONDS - 1}]]" + " hello" * 20_000
     with ThreadPoolExecutor() as others:
@@ -818,7 +818,7 @@ def test_a_request_that_cannot_be_repeated_fails_with_the_replica_that_had_it(
 
 
 def test_a_provider_that_hangs_is_given_up_by_litellm(client: Callable[..., OpenAI]) -> None:
-    """Once, and its answer arrives: the edge waits a little longer, and no longer than that."""
+    """The provider is asked once, and LiteLLM's answer arrives: the edge waits only a little longer."""
     with pytest.raises(openai.APIStatusError) as caught:
         ask(client(), f"[[demo delay={REQUEST_TIMEOUT_SECONDS * 10}]]")
     assert caught.value.status_code == 408
@@ -829,7 +829,7 @@ def test_a_replica_that_hangs_is_not_waited_for_without_end(
 ) -> None:
     """504 in OpenAI's form, a little after LiteLLM's own time is up, and within seconds to a load balancer.
 
-    It may only be busy, so it is not taken away.
+    It may only be busy, so it is not removed.
     """
     replicas = [deployment.container(part) for part in REPLICAS]
     for replica in replicas:

@@ -33,7 +33,7 @@ SECONDS = 60
 
 @pytest.fixture
 def service(environment: None, tmp_path: Path) -> Iterator[httpx2.Client]:
-    """A client of the example service, which runs for one test and must end by itself when it is told to."""
+    """A client of the example service, which runs for one test and must end by itself after a signal."""
     log = tmp_path / "service.log"
     port = free_port()
     with (
@@ -122,7 +122,7 @@ def test_the_service_makes_vectors(service: httpx2.Client) -> None:
 def test_the_service_tells_what_failed_and_nothing_else(
     deployment: Deployment, service: httpx2.Client, organization: organizations.Organization
 ) -> None:
-    """By the proper status; neither a key nor an address, a model or a prompt is in it."""
+    """With the proper status, and without a key, an address, a model or a prompt."""
     url = f"/organizations/{organization.id}/chat"
     refused = {
         404: service.post(f"/organizations/{uuid.UUID(int=0)}/chat", json=asking("my prompt")),
@@ -142,7 +142,7 @@ def test_the_service_tells_what_failed_and_nothing_else(
 
 
 def test_the_script_answers_from_the_nearest_paragraphs(tmp_path: Path) -> None:
-    """The demo provider says what it was asked: of five paragraphs three, the one that is the question among them."""
+    """The demo provider repeats what it was asked: three of five paragraphs, and one of them is the question."""
     text = tmp_path / "text.md"
     paragraphs = [f"Paragraph {name}." for name in ("one", "two", "three", "four", "five")]
     text.write_text("\n\n".join(paragraphs) + "\n\n\n\n")
@@ -155,7 +155,7 @@ def test_the_script_answers_from_the_nearest_paragraphs(tmp_path: Path) -> None:
 
 
 def test_the_examples_in_the_documents_run_as_they_are(tmp_path: Path) -> None:
-    """All of docs/app.md as one program; its question about the weather has the demo provider call a function."""
+    """All of docs/app.md as one program; its question about the weather makes the demo provider call a function."""
     document = (PROJECT / "docs/app.md").read_text(encoding="utf-8")
     program = "\n".join(re.findall(r"^```python\n(.*?)^```", document, re.MULTILINE | re.DOTALL))
     program, changes = re.subn("What is the weather in Paris.", "[[demo answer=tools]]", program)

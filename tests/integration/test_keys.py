@@ -1,4 +1,4 @@
-"""LiteLLM's keys and teams in a real stack: made and ended by `llmctl`, used through the edge, and on the bill."""
+"""LiteLLM's keys and teams in a real stack: created and deleted by `llmctl`, used through the edge, and counted."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def used(by: str, *options: str) -> dict[str, dict[str, Any]]:
 
 @pytest.mark.usefixtures("environment_with_database")
 def test_a_team_s_bill_is_what_its_keys_and_organizations_asked(with_database: Deployment) -> None:
-    """The same question twice is two calls, though the provider gives both answers one id."""
+    """The same question twice counts as two calls, although the provider gives both answers the same id."""
     name = uuid.uuid4().hex[:8]
     team, alias = f"team-{name}", f"key-{name}"
     llmctl("teams", "create", team, "--max-budget", "5", "--budget-duration", "30d")
@@ -70,7 +70,7 @@ def test_a_team_s_bill_is_what_its_keys_and_organizations_asked(with_database: D
 
 @pytest.mark.usefixtures("environment_with_database")
 def test_an_organization_of_the_app_is_on_the_bill_with_the_client(with_database: Deployment) -> None:
-    """A client of the stack config has a key of its own in the database, under its name."""
+    """A client of the stack config has its own key in the database, under its name."""
     organization = organizations.create(f"org-{uuid.uuid4()}")
     app.chat_completion_for_org(organization.id, [app.ChatMessage("user", PROMPT)])
     until(lambda: organization.name in used("org"), "the call is in the database")

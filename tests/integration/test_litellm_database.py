@@ -1,4 +1,4 @@
-"""LiteLLM with its database in a real stack: a key, what it spends, restarts, backups, and what looks at it."""
+"""LiteLLM with its database in a real stack: a key, its spending, restarts, backups, and checks."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def deployment(with_database: Deployment) -> Deployment:
 
 
 def asked(deployment: Deployment, path: str, body: object = None, *, key: str = "") -> dict[str, Any]:
-    """What a replica answers in its own container; to the master key unless another one is given."""
+    """What a replica answers in its own container; with the master key, unless another one is given."""
     said = deployment.read(REPLICAS[0], "python3", "-IS", "-c", ASK, json.dumps([path, key, body]))
     found: dict[str, Any] = json.loads(said.strip().splitlines()[-1])
     return found
@@ -124,7 +124,7 @@ def test_an_operator_makes_a_key_on_the_page_and_sees_what_it_spends(deployment:
 
 
 def test_callers_and_operators_each_have_a_port_of_their_own(deployment: Deployment) -> None:
-    """Neither takes what is for the other one."""
+    """Neither port accepts requests for the other."""
     page.closed(deployment.outputs)
 
 
@@ -144,7 +144,7 @@ def test_nothing_changes_at_the_second_up(deployment: Deployment, key: str) -> N
 
 
 def test_a_replica_starts_again_over_its_views(deployment: Deployment, key: str) -> None:
-    """And asks the database without an error."""
+    """And its queries of the database work."""
     for name in REPLICAS:
         container = deployment.container(name)
         pid = container.attrs["State"]["Pid"]
@@ -168,7 +168,7 @@ def test_the_password_is_in_no_log_process_or_inspection(deployment: Deployment,
 
 @pytest.fixture
 def saved(deployment: Deployment, key: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """A backup of the stack, made by who has what `up` writes to .env."""
+    """A backup of the stack, by somebody who has what `up` writes to .env."""
     assert key
     monkeypatch.chdir(tmp_path)
     for variable, output in environment_file.OUTPUTS.items():
@@ -177,7 +177,7 @@ def saved(deployment: Deployment, key: str, monkeypatch: pytest.MonkeyPatch, tmp
 
 
 def llmctl(*arguments: str | Path) -> dict[str, Any]:
-    """What a command says that does what it should."""
+    """The output of a command that succeeds."""
     done = subprocess.run([LLMCTL, *map(str, arguments)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
@@ -197,7 +197,7 @@ def refused(deployment: Deployment, *arguments: str | Path) -> str:
 
 
 def test_one_of_two_databases_is_restored_alone(deployment: Deployment, saved: Path) -> None:
-    """By `--only`, or by LiteLLM's file itself; that of another database is no backup of LiteLLM's."""
+    """With `--only`, or with LiteLLM's file itself. Another database's file is refused as a backup of LiteLLM's."""
     alone = llmctl("restore", saved, "--yes", "--json", "--only", "litellm")
     assert (alone["database"], alone["litellm"]) == ("litellm", None)
     assert llmctl("restore", companion(saved), "--yes", "--json")["database"] == "litellm"
@@ -223,7 +223,7 @@ def checked(name: str, deployment: Deployment) -> str:
 
 
 def doctor() -> dict[str, set[str]]:
-    """What the doctor says of LiteLLM's database, by how bad it is."""
+    """The doctor's findings about LiteLLM's database, by severity."""
     done = subprocess.run([LLMCTL, "doctor", "--json"], capture_output=True, text=True, check=False)
     found: dict[str, set[str]] = {"ok": set(), "warning": set(), "failure": set()}
     for each in json.loads(done.stdout):
@@ -234,7 +234,7 @@ def doctor() -> dict[str, set[str]]:
 
 
 def test_a_database_that_is_well_is_said_to_be(deployment: Deployment, saved: Path) -> None:
-    """By the doctor, the status and the checks of a deployed stack."""
+    """In the doctor, the status and the checks of a deployed stack."""
     assert saved
     said = doctor()
     assert (said["warning"], said["failure"]) == (set(), set())
@@ -250,7 +250,7 @@ def test_a_database_that_is_well_is_said_to_be(deployment: Deployment, saved: Pa
 
 
 def test_what_is_wrong_with_the_database_is_named_with_what_fixes_it(deployment: Deployment, saved: Path) -> None:
-    """A role that others have bounded, and one that cannot log in any more."""
+    """A role whose limits somebody changed, and one that cannot log in any more."""
     assert saved
     role = str(rows(deployment, "SELECT session_user")[0][0])
 
@@ -293,7 +293,7 @@ def change_role(deployment: Deployment, change: str) -> None:
 def test_what_was_written_under_another_salt_key_is_told_before_anything_changes(
     deployment: Deployment, saved: Path
 ) -> None:
-    """By what the client's own key was made from; with --force it is restored all the same."""
+    """It is found through the client's own key. With --force the backup is restored anyway."""
     until(lambda: asks(deployment), "the client has a key in LiteLLM")
     swap = """UPDATE "LiteLLM_VerificationToken" SET token = reverse(token) WHERE key_alias = 'app'"""
     rows(deployment, swap)

@@ -1,4 +1,4 @@
-"""The migration runner on a real Postgres: whatever starts at once, stops half-way or does not fit."""
+"""The migration runner on a real Postgres: concurrent starts, runs that stop half-way, and files that do not fit."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def new_schema(deployment: Deployment) -> Iterator[str]:
-    """A schema of a test's own in the stack's database."""
+    """A test's own schema in the stack's database."""
     name = f"test_{uuid.uuid4().hex}"
     with deployment.database() as connection:
         connection.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(name)))
@@ -37,7 +37,7 @@ def new_schema(deployment: Deployment) -> Iterator[str]:
 
 
 def inside(deployment: Deployment, schema: str) -> str:
-    """The database's URL for who knows of no other schema."""
+    """The database's URL, restricted to this schema."""
     return make_conninfo(deployment.outputs["databaseUrl"], options=f"-csearch_path={schema}")
 
 
@@ -81,7 +81,7 @@ def test_a_run_says_what_it_waits_for_and_gives_up(conninfo: str, tmp_path: Path
 
 
 def test_a_run_with_nothing_to_apply_writes_nothing(conninfo: str, tmp_path: Path) -> None:
-    """So it goes through where writes are refused, as while the data move to another server."""
+    """So it succeeds even if writes are refused, for example while the data move to another server."""
     write(tmp_path, m0001_a="SELECT 1;")
     migrations.up(conninfo, tmp_path)
     read_only = make_conninfo(
@@ -111,7 +111,7 @@ def test_a_file_that_ends_its_transaction_is_refused_before_anything_runs(
 
 
 def test_whatever_hides_in_a_file_cannot_end_its_transaction(conninfo: str, tmp_path: Path) -> None:
-    """Not by code that the server runs, nor by text that is cut otherwise than the server would."""
+    """Neither with code that the server runs, nor with text that the server would split differently."""
     for hidden in (
         "DO $$BEGIN COMMIT; END$$",
         "CREATE PROCEDURE p() LANGUAGE plpgsql AS $$BEGIN COMMIT; END$$; CALL p()",
@@ -124,7 +124,7 @@ def test_whatever_hides_in_a_file_cannot_end_its_transaction(conninfo: str, tmp_
 
 
 def test_what_a_file_sets_ends_with_it(conninfo: str, tmp_path: Path) -> None:
-    """As a dump's search_path, which hides what was applied; the roles, times and tables of its session too."""
+    """For example a dump's search_path, which hides what was applied; also its session's roles, times and tables."""
     write(
         tmp_path,
         m0001_a="SELECT set_config('search_path', '', false); SET statement_timeout = 0; SET row_security = off;",
@@ -195,7 +195,7 @@ def test_a_file_may_ask_to_run_outside_a_transaction(conninfo: str, tmp_path: Pa
 
 
 def test_a_failed_index_does_not_count_as_created(conninfo: str, tmp_path: Path) -> None:
-    """By the file that makes it, until it is dropped as the message says."""
+    """The file that creates it is refused until the index is dropped as the message says."""
     write(
         tmp_path,
         m0001_a="CREATE TABLE a AS SELECT 1 AS n FROM generate_series(1, 2);",
@@ -212,7 +212,7 @@ def test_a_failed_index_does_not_count_as_created(conninfo: str, tmp_path: Path)
 
 
 def test_an_index_without_a_name_is_refused_before_anything_is_applied(conninfo: str, tmp_path: Path) -> None:
-    """When it fails, the next run would make another beside it. What was applied so already stays as it is."""
+    """If it failed, the next run would create a second one. Such files that are already applied stay as they are."""
     write(
         tmp_path,
         m0001_a="CREATE TABLE a (n integer);",

@@ -42,7 +42,7 @@ def of_another_c_library(superuser: psycopg.Connection, database: str) -> Iterat
 
 
 def test_a_database_is_made_under_another_c_library(superuser: psycopg.Connection) -> None:
-    """Which keeps template1 from being copied, in the middle of an `up`."""
+    """Under which template1 cannot be copied, so that an `up` would fail midway."""
     try:
         with of_another_c_library(superuser, "template1"):
             with pytest.raises(psycopg.Error, match="collation version mismatch"):
@@ -59,7 +59,7 @@ def test_a_database_is_made_under_another_c_library(superuser: psycopg.Connectio
 def test_doctor_and_status_say_what_another_c_library_wants(
     deployment: Deployment, superuser: psycopg.Connection
 ) -> None:
-    """The indexes of its texts, in an order that is not the server's any more."""
+    """The text indexes whose order is no longer the server's."""
     with deployment.database() as connection:
         with of_another_c_library(superuser, "app"):
             found = doctor.collation(connection)

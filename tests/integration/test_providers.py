@@ -96,7 +96,7 @@ def test_each_provider_is_asked_as_the_page_says(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    """With the key of its own and nobody else's; what a release does otherwise is in litellm/providers.yaml."""
+    """With its own key and nobody else's. litellm/providers.yaml has what a release does differently."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LITELLM_URL", deployment.outputs["litellmUrl"])
     monkeypatch.setenv("LITELLM_API_KEY", deployment.outputs["litellmApiKey"])

@@ -37,7 +37,7 @@ LIMIT = 4
 """Requests a minute."""
 ASKED = 3 * LIMIT
 LAST_SECOND, AGAIN = 45, 3
-"""Of a minute, before which what needs the rest of it may begin; and where that was too late on a busy machine."""
+"""The second of a minute before which a check must begin: at the first try, and at later ones on a busy machine."""
 TRIES = 5
 ANSWERS = 60
 """During a fault, of each kind of key."""
@@ -71,7 +71,7 @@ def minute() -> int:
 
 
 def in_a_minute(ask: Callable[[], T]) -> T:
-    """What is found within one minute by the clock: a machine that is busy may need another one."""
+    """The result of a check within one clock minute; a busy machine may need another minute."""
     for number in range(TRIES):
         last = AGAIN if number else LAST_SECOND
         until(lambda last=last: time.gmtime().tm_sec < last, "a minute begins")  # type: ignore[misc]
@@ -82,7 +82,7 @@ def in_a_minute(ask: Callable[[], T]) -> T:
 
 
 def outcome(client: OpenAI) -> str:
-    """What becomes of a request: `answered`, or the code with which it is told to wait."""
+    """The result of a request: `answered`, or the code with which it is refused for now."""
     try:
         client.chat.completions.create(**HELLO)
     except openai.RateLimitError as refused:
@@ -92,25 +92,25 @@ def outcome(client: OpenAI) -> str:
 
 
 def outcomes(deployment: Deployment, key: str, *, at_once: int = 1) -> Counter[str]:
-    """What becomes of ASKED requests with a key."""
+    """The results of ASKED requests with a key."""
     client = holder(deployment, key).with_options(max_retries=0)
     with ThreadPoolExecutor(at_once) as pool:
         return Counter(pool.map(outcome, [client] * ASKED))
 
 
 def each_has_answered(deployment: Deployment, alias: str) -> bool:
-    """Whether each replica has written of an answer to a key."""
+    """Whether each replica has logged an answer to a key."""
     logs = (deployment.container(part).logs(stderr=False) for part in REPLICAS)
     return all(f'"client": "{alias}"'.encode() in log for log in logs)
 
 
 def has_told(deployment: Deployment, alias: str, answers: int) -> bool:
-    """Whether the replicas have written of so many answers to a key."""
+    """Whether the replicas have logged this many answers to a key."""
     return [line["client"] for line in lines(deployment)].count(alias) == answers
 
 
 def of_new_key(deployment: Deployment, *, at_once: int = 1) -> tuple[Counter[str], str]:
-    """What becomes of requests with a new key, within a minute, and its alias."""
+    """The results of requests with a new key, within one minute, and its alias."""
 
     def ask() -> tuple[Counter[str], str]:
         key, alias = key_of(deployment, rpm_limit=LIMIT)
@@ -120,13 +120,13 @@ def of_new_key(deployment: Deployment, *, at_once: int = 1) -> tuple[Counter[str
 
 
 def counted_together(deployment: Deployment) -> bool:
-    """Whether a new key gets what it may, and not as much from each replica."""
+    """Whether a new key's limit holds for all replicas together, not for each one."""
     return bool(of_new_key(deployment)[0]["answered"] == LIMIT)
 
 
 @pytest.mark.parametrize("at_once", [1, 8])
 def test_requests_a_minute_are_counted_by_both_replicas_together(deployment: Deployment, at_once: int) -> None:
-    """Exactly as many get through, one after another or many at once. Without Redis it is up to twice as many."""
+    """Exactly this many get through, one after another or many at once. Without Redis it is up to twice as many."""
     found, alias = of_new_key(deployment, at_once=at_once)
     assert found == {"answered": LIMIT, "rate_limit_exceeded": ASKED - LIMIT}
     until(lambda: each_has_answered(deployment, alias), "both replicas have answered")
@@ -144,7 +144,7 @@ def test_so_are_those_of_a_team(deployment: Deployment) -> None:
 
 
 def test_tokens_a_minute_are_counted_by_both_replicas_together(deployment: Deployment) -> None:
-    """As each answer ends: the one that crosses the limit is answered, and those that are open with it."""
+    """When each answer ends: the request that crosses the limit is answered, and so are those open with it."""
     first = holder(deployment, key_of(deployment)[0]).chat.completions.create(**HELLO).usage
     assert first is not None
     tokens = first.total_tokens
@@ -195,7 +195,7 @@ def killed(container: Container) -> Iterator[None]:
 def test_requests_go_on_while_it_is_away_and_are_counted_when_it_is_back(
     deployment: Deployment, fault: Callable[[Container], AbstractContextManager[None]]
 ) -> None:
-    """None fails of a client's or of a key's with limits, and each replica counts by itself meanwhile."""
+    """No request of a client or a limited key fails, and each replica counts by itself meanwhile."""
     key, _ = key_of(deployment, rpm_limit=100_000, tpm_limit=100_000_000)
     with (
         Load(deployment.outputs["litellmUrl"], key).running() as of_key,
@@ -215,7 +215,7 @@ def test_requests_go_on_while_it_is_away_and_are_counted_when_it_is_back(
 
 
 def test_its_password_is_rotated_without_a_request_that_fails(deployment: Deployment) -> None:
-    """Redis goes on, and accepts the one before until it is retired."""
+    """Redis keeps running, and accepts the previous password until it is retired."""
     before, container = deployment.secret("redis-password"), deployment.container("redis").id
     key, _ = key_of(deployment, rpm_limit=100_000)
     with Load(deployment.outputs["litellmUrl"], key).running() as load:
@@ -232,7 +232,7 @@ def test_its_password_is_rotated_without_a_request_that_fails(deployment: Deploy
 
 
 def test_nothing_without_the_password_and_no_secret_where_it_can_be_read(deployment: Deployment) -> None:
-    """No answer is kept in it either."""
+    """It contains no answer either."""
     assert "NOAUTH" in deployment.read("redis", "sh", "-c", f"{redis_check.CLIENT} get a")
     password = deployment.secret("redis-password")
     for part in ("redis", *REPLICAS):

@@ -1,4 +1,4 @@
-"""A stack on the engine of another machine, reached by TLS or by ssh.
+"""A stack on another machine's engine, reached over TLS or ssh.
 
 The machine is a node of tests.swarm.cluster, with an address of its own and ports that nothing else has.
 """
@@ -42,7 +42,7 @@ mkdir /run/sshd
 mount --bind "$1" /etc/passwd
 LD_LIBRARY_PATH=$2 exec "$0" -D -e -f "$3"
 """
-"""On a machine of its own it may have the folder and the user that it wants, and this one need not."""
+"""Its own machine can have the folder and the user that it needs; this machine need not."""
 DEFAULT_ENGINE = "--host=unix:///run/docker.sock"
 """Where `docker system dial-stdio`, behind ssh, looks for it."""
 
@@ -101,7 +101,7 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
 
 
 def start_sshd(program: Path, node: Node, folder: Path) -> None:
-    """Have a node let `key` in by ssh, and `known_hosts` know it. It ends with the node."""
+    """Make a node accept `key` over ssh, and add it to `known_hosts`. This ends with the node."""
     for key in ("host", "key", "another_key"):
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / key)], check=True)
     (folder / "known_hosts").write_text(f"{ADDRESS} {(folder / 'host.pub').read_text()}")
@@ -131,7 +131,7 @@ def deployment(folder: Path, machine: Machine, host: str) -> Deployment:
 def test_a_stack_on_another_machine(
     machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, host: str
 ) -> None:
-    """It comes up, answers, is as declared, and goes; certificates for one engine do not get in the way of others."""
+    """It comes up, answers, is as declared, and is removed. Certificates for one engine do not affect others."""
     monkeypatch.setenv("DOCKER_CERT_PATH", str(machine.folder / "certificates"))
     monkeypatch.setenv("PATH", machine.configure_ssh(), prepend=os.pathsep)
     made = deployment(tmp_path, machine, host)

@@ -1,4 +1,4 @@
-"""What the runbooks have an operator type does what they say: each of their commands is run, in its order."""
+"""The runbooks' commands do what the runbooks say: each is run, in order."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def added(deployment: Deployment, name: str, *, model: str = "gpt-4o", fallback:
 
 
 def test_rotate_a_secret(deployment: Deployment, tmp_path: Path) -> None:
-    """Each by its own commands: before it is retired the old value works too, and then only the new one."""
+    """Each with its own commands: until it is retired the old value works too, then only the new one."""
     provider_key = f"sk-{token_hex(8)}"
     with runbook("rotate-a-secret", deployment, NUMBER="2", PROVIDER_KEY=provider_key) as book:
         assert json.loads(book.run("config get secretVersions")) == {}
@@ -146,7 +146,7 @@ def superuser_gets_in(deployment: Deployment, password: str) -> bool:
 
 
 def rotates_the_certificate(deployment: Deployment, book: Runbook, folder: Path) -> None:
-    """The first is there already: the test has to set it before."""
+    """The first value is already there: the test has to set it before."""
     for key, value in certify("gateway.example").settings.items():
         deployment.set_path(key, value, secret=True)
     deployment.up()
@@ -161,7 +161,7 @@ def rotates_the_certificate(deployment: Deployment, book: Runbook, folder: Path)
 
 
 def test_roll_back(deployment: Deployment) -> None:
-    """A commit that lets client `app` ask once a minute only, and changes the edge's file, is taken back."""
+    """Rolls back a commit that limits client `app` to one request a minute and changes the edge's file."""
     shell = Shell(deployment)
     files = 'add "Pulumi.$PULUMI_STACK.yaml" litellm edge'
     _, said = shell.type(f"{GIT} init --quiet\n{GIT} {files}\n{GIT} commit --quiet -m good\ngit rev-parse HEAD")
@@ -190,7 +190,7 @@ def asked_twice(deployment: Deployment) -> int:
 
 
 def test_restore(deployment: Deployment, tmp_path: Path) -> None:
-    """After the loss of a volume. Undoing the restore brings back what the database held before it."""
+    """After the loss of a volume. Undoing the restore brings the previous database back."""
     added(deployment, "saved")
     file = tmp_path / "saved.dump"
     with runbook("restore", deployment, BACKUP=str(file)) as book:
@@ -216,7 +216,7 @@ def test_restore(deployment: Deployment, tmp_path: Path) -> None:
 
 
 def test_upgrade_postgres(deployment: Deployment, tmp_path: Path) -> None:
-    """No row that was written is lost, and nobody is let into the empty database; the old volume is the way back.
+    """No written row is lost, and nobody can use the empty database; the old volume is the way back.
 
     The volume of before is not that of a new stack, as in a second upgrade; the shell has another stack's URL.
     """
@@ -311,7 +311,7 @@ def with_the_folders_of_18(deployment: Deployment) -> Iterator[str]:
 
 
 def test_another_c_library(deployment: Deployment, tmp_path: Path) -> None:
-    """Doctor finds nothing to say of it any more, and every row is there."""
+    """Doctor no longer reports it, and every row is there."""
     added(deployment, "sorted")
     url = deployment.outputs["databaseUrl"]
     password = deployment.secret("postgres-password")
@@ -339,7 +339,7 @@ def test_gateway_down(deployment: Deployment) -> None:
 
 
 def test_provider_down(deployment: Deployment) -> None:
-    """Of a provider that answers 503 to all, an organization is taken to another, and back."""
+    """The provider answers 503 to everybody; an organization is moved to another provider, and back."""
     serve_ours(deployment, key="[[demo status=503]]")
     variables = {
         "ORGANIZATION": added(deployment, "suffers", model="ours", fallback="gpt-4o"),
@@ -365,7 +365,7 @@ def test_provider_down(deployment: Deployment) -> None:
 
 
 def test_killed_up(deployment: Deployment) -> None:
-    """Killed on this machine, which the next `up` fixes, and on another one, whose lock has to be taken away."""
+    """Killed on this machine, which the next `up` fixes, and on another one, whose lock has to be removed."""
     with runbook("killed-up", deployment) as book:
         killed_at_a_replica(deployment, drain_seconds=31)
         assert "A run of Pulumi was killed here" in book.run("./pulumiw up")
@@ -384,7 +384,7 @@ def test_killed_up(deployment: Deployment) -> None:
 
 
 def test_lost_network(deployment: Deployment, tmp_path: Path) -> None:
-    """Both are lost; one comes back by the runbook's command, the other by the one that the error names."""
+    """Both are lost; one comes back with the runbook's command, the other with the one in the error."""
     containers = {container.id for container in deployment.containers()}
     networks = lose_networks(deployment, tmp_path)
     _, said = Shell(deployment).type("./pulumiw up --refresh")
@@ -400,7 +400,7 @@ def test_lost_network(deployment: Deployment, tmp_path: Path) -> None:
 
 
 def lose_networks(deployment: Deployment, folder: Path) -> dict[str, str]:
-    """Have the state lose its networks, as a refresh that takes an error for a loss; their ids by their names."""
+    """Remove the networks from the state, as a refresh that misreads an error does; return their ids by name."""
     state = json.loads(deployment.pulumi("stack", "export").stdout)
     resources = state["deployment"]["resources"]
     lost = {each["urn"]: each["id"] for each in resources if each["type"] == "docker:index/network:Network"}
@@ -425,7 +425,7 @@ def killed_at_a_replica(deployment: Deployment, *, drain_seconds: int) -> None:
 
 
 def test_close_a_network(deployment: Deployment) -> None:
-    """An image that is brought as a file is what runs then; a model server inside is served beside nothing else."""
+    """An image from a file is what then runs, and only the models of the server inside are served."""
     image = f"{PROJECT_NAME}-{deployment.name}/haproxy:3.0"
     deployment.image("edge").tag(image)
     deployment.set(haproxyImage=image)
@@ -447,7 +447,7 @@ def test_close_a_network(deployment: Deployment) -> None:
 
 
 def test_lost_passphrase(deployment: Deployment, tmp_path: Path) -> None:
-    """The stack is recreated, with the rows that it had, by a passphrase that was not there before."""
+    """The stack is recreated with a new passphrase, and has its former rows."""
     own = tmp_path / ".local/state/llm-infrastructure"
     own.mkdir(parents=True)
     (own / "state").symlink_to(deployment.state)
@@ -533,7 +533,7 @@ def take_what_opens(deployment: Deployment, folder: Path) -> None:
 
 
 def without_secrets(file: Path) -> None:
-    """Take out of a stack's config file what nobody can read any more."""
+    """Remove from a stack's config file what nobody can decrypt any more."""
     content = yaml.safe_load(file.read_text())
     content.pop("encryptionsalt", None)
     config = content["config"]

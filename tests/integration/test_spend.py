@@ -1,4 +1,4 @@
-"""What LiteLLM's table of spend adds up to, in the stack's own Postgres: rows as each release writes them."""
+"""Sums over LiteLLM's table of spend, in the stack's own Postgres, with rows as each release writes them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ INSERT INTO "LiteLLM_TeamTable" VALUES ('t-1', 'research');
 INSERT INTO "LiteLLM_VerificationToken" VALUES ('hash-batch', 'sk-...Atch', 'batch', NULL);
 INSERT INTO "LiteLLM_VerificationToken" VALUES ('hash-master', 'sk-...ster', NULL, 'default_user_id');
 """
-"""As far as they are read. Both releases have these columns."""
+"""The columns that are read. Both releases have them."""
 ROW: dict[str, Any] = {
     "api_key": "hash-batch",
     "spend": 0.25,
@@ -78,7 +78,7 @@ def connection(database: psycopg.Connection) -> Iterator[psycopg.Connection]:
 
 @pytest.fixture
 def ask(connection: psycopg.Connection, monkeypatch: pytest.MonkeyPatch) -> Ask:
-    """What is told of these rows, each with what LiteLLM and the gateway say of it."""
+    """The answer about these rows, each with what LiteLLM and the gateway record."""
     monkeypatch.syspath_prepend(str(PROJECT / "litellm"))
     spend = importlib.import_module("spend")
 
@@ -102,7 +102,7 @@ def ask(connection: psycopg.Connection, monkeypatch: pytest.MonkeyPatch) -> Ask:
 
 
 def test_calls_are_added_up_by_each_of_the_groups(ask: Ask) -> None:
-    """A client is called as its key is. What the gateway said of the model holds for each release."""
+    """A client has its key's name. The gateway's record of the model counts, with each release."""
     by = "client,team,key,org,model,day"
     told = ask(
         {"said": {"organization": "acme", "model": "asked"}},
@@ -131,7 +131,7 @@ def test_calls_are_added_up_by_each_of_the_groups(ask: Ask) -> None:
 
 
 def test_what_is_gone_or_has_no_name_is_told_all_the_same(ask: Ask) -> None:
-    """A deleted key's row has its alias, and its team's; the master key is no client's."""
+    """A deleted key's row has its alias, and its team's alias. The master key belongs to no client."""
     deleted = {"api_key": "0123456789abcdef", "team_id": "t-gone", "told": {"user_api_key_team_alias": "former"}}
     master = {"api_key": "hash-master", "team_id": "", "told": {"user_api_key_alias": None}}
     word = {
@@ -151,7 +151,7 @@ def test_what_is_gone_or_has_no_name_is_told_all_the_same(ask: Ask) -> None:
 
 
 def test_what_has_no_price_is_unknown_and_never_free(ask: Ask) -> None:
-    """But for what a cache answered. Models without one are named as the provider calls them."""
+    """Except for answers from a cache. Models without a price have the provider's names."""
     unpriced = {"spend": 0.0, "model": "openai/llama", "said": {"call_id": None}}
     told = ask(
         {}, unpriced, {"spend": 0.0, "cache_hit": "True"}, {"spend": 0.0, "prompt_tokens": 0, "completion_tokens": 0}
@@ -167,7 +167,7 @@ def test_what_is_estimated_or_left_is_told_apart(ask: Ask) -> None:
 
 
 def test_a_call_counts_once_and_failed_if_it_got_no_answer(ask: Ask) -> None:
-    """LiteLLM guesses the tokens of a prompt that failed: they are nobody's. What broke off midway has a cost."""
+    """LiteLLM guesses a failed prompt's tokens, which do not count. An answer that broke off midway has a cost."""
     failed = {"told": {"status": "failure"}, "spend": 0.0}
     told = ask(
         {**failed, "said": {"call_id": "one"}},
@@ -181,7 +181,7 @@ def test_a_call_counts_once_and_failed_if_it_got_no_answer(ask: Ask) -> None:
 
 
 def test_a_day_and_a_time_are_in_utc(ask: Ask, connection: psycopg.Connection) -> None:
-    """Whatever the server's zone is."""
+    """Whatever the server's time zone is."""
     connection.execute("SET TIME ZONE 'Asia/Tokyo'")
     early = {"startTime": "2026-11-28T23:59:59.999"}
     rows = ask(early, {}, by="day", since="2026-11-28T23:59:59Z")["rows"]

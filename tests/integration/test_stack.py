@@ -182,7 +182,7 @@ def test_a_broken_migration_fails_the_up_and_leaves_the_schema_as_it_was(deploym
 
 
 def test_a_volume_that_is_gone_is_created_again(deployment: Deployment) -> None:
-    """Anyone who removes the data by hand gets an empty database with its roles and schema, not a broken stack."""
+    """After the data are removed by hand, there is an empty database with roles and schema, not a broken stack."""
     volume = deployment.container("postgres").attrs["Mounts"][0]["Name"]
     deployment.container("postgres").remove(force=True)
     deployment.engine.volumes.get(volume).remove()
@@ -202,7 +202,7 @@ def test_another_major_version_of_postgres_is_refused_before_anything_changes(de
 
 
 def test_a_state_that_does_not_name_the_volume_of_a_major_version_is_taken_over(deployment: Deployment) -> None:
-    """By one `up` that changes nothing else; until then another version over the first volume is refused too."""
+    """By one `up` that changes nothing else. Until then another version on the first volume is refused too."""
     state = json.loads(deployment.pulumi("stack", "export").stdout)
     (constant,) = (each for each in state["deployment"]["resources"] if each["type"].endswith(":Constant"))
     for side in ("inputs", "outputs"):
@@ -252,7 +252,7 @@ def test_a_model_without_a_key_is_left_out_with_a_warning(deployment: Deployment
 
 
 def test_a_container_of_another_deployment_is_not_touched(deployment: Deployment) -> None:
-    """What carries the same name and is not this state's is refused by name, and goes on running."""
+    """A container with the same name that is not in this state is refused by name, and keeps running."""
     edge = deployment.container("edge")
     foreign: dict[str, Any] = {
         "image": edge.attrs["Config"]["Image"],
@@ -275,7 +275,7 @@ def test_a_container_of_another_deployment_is_not_touched(deployment: Deployment
 
 
 def test_a_container_that_is_started_again_shows_what_it_had_exited_with(deployment: Deployment) -> None:
-    """The engine tells no exit code of a container that runs, and starts one that ended again at once."""
+    """The engine does not show a running container's last exit code, and restarts one that ended at once."""
     containers = deployment.engine.containers
     program = "test -e /tmp/again && exec sleep 600; touch /tmp/again; echo no such thing; exit 3"
     what: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""`llmctl status` asks a real stack: what it shows is what is there, and what was asked."""
+"""`llmctl status` with a real stack: it shows what is there, and the requests that were sent."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def counts(document: dict[str, Any]) -> dict[str, int]:
 
 
 def ask(deployment: Deployment, text: str, model: str = "gpt-4o") -> None:
-    """Over a connection of its own: after a reload, one that was kept leads to the old worker once more."""
+    """Over its own connection: after a reload, a kept connection still leads to the old worker once."""
     with httpx2.Client(timeout=SECONDS) as connections:
         client = deployment.client.with_options(http_client=connections)
         client.chat.completions.create(model=model, messages=[{"role": "user", "content": text}])
@@ -91,7 +91,7 @@ def test_a_stack_that_is_up_is_shown_whole(deployment: Deployment) -> None:
 
 
 def test_counts_grow_by_the_requests_that_are_sent(deployment: Deployment) -> None:
-    """Of a client: all, those that failed, and those that were refused, and nothing that this command asks itself."""
+    """For a client: all requests, failed ones and refused ones, without this command's own."""
     before = counts(await_well())
     for _ in range(5):
         ask(deployment, HELLO)
@@ -107,7 +107,7 @@ def test_counts_grow_by_the_requests_that_are_sent(deployment: Deployment) -> No
 
 
 def test_what_clients_asked_is_known_through_a_reload(deployment: Deployment) -> None:
-    """The counters of replicas start again, and it is said since when they count."""
+    """The replicas' counters start again, and the output says since when they count."""
     ask(deployment, HELLO)
     before = await_well()
     reload = ["bash", edge.RELOAD, edge.SERVERS_STATE, str(edge.MASTER_PORT)]
@@ -143,7 +143,7 @@ def test_a_stopped_replica_is_shown_until_it_is_back(deployment: Deployment) -> 
 
 
 def test_a_watch_ends_by_an_interrupt(deployment: Deployment) -> None:
-    """It looks again and again, and the end that was asked for is no failure."""
+    """It looks again and again, and an interrupt is not a failure."""
     await_well()
     command = [LLMCTL, "status", "--watch", "--every", "0.2", "--json"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:

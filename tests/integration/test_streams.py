@@ -1,4 +1,4 @@
-"""The lane for streams beside LiteLLM's own way: the same streams through both, and what a caller makes of them."""
+"""The lane for streams compared with LiteLLM's own way: the same streams through both, as a caller sees them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ AT_ONCE = 8
 ENOUGH = 6
 """Chunks of a stream, after which a caller leaves."""
 ASKED_AGAIN = 5
-"""How often a stream whose callback was told something else is asked for again: LiteLLM 1.55.0's threads race."""
+"""How often a stream whose callback got something else is repeated: LiteLLM 1.55.0's threads race."""
 BROKEN = ("an end without an end", "a page of HTML", "an empty answer")
 """Half an answer, or none, which LiteLLM says ended well."""
 WITH_USAGE = (
@@ -51,7 +51,7 @@ GAINS = {
     "no JSON": "another text of the same error; hosted_vllm's chunk is skipped by 1.106, and its text lost",
     **dict.fromkeys(BROKEN, "LiteLLM says that it ended well"),
 }
-"""The streams that are not the same through the lane, and why."""
+"""The streams that differ through the lane, and why."""
 GAINS_OF_1_55 = {
     "tools in parallel": "LiteLLM gives each piece a role, and the SDK makes 'assistantassistant' of them",
     "reasoning": "LiteLLM drops it",
@@ -59,7 +59,7 @@ GAINS_OF_1_55 = {
 }
 GAINS_OF_1_106_VLLM = {"several data lines": "LiteLLM's own reader takes each line for an event"}
 NOT_SO = {("1.108.14", "vllm"): {"a bare data line"}}
-"""What there is no difference in after all."""
+"""Listed differences that do not exist."""
 EVENT = 'data: {"choices": []}\n\n'
 """That of tests/transport_pair.py."""
 ERRORS_OF_HTTPX = {
@@ -151,7 +151,7 @@ async def both(
 
 @pytest.mark.parametrize("model", ["openai", "vllm", "azure"])
 def test_what_a_caller_gets_is_the_same_but_for_what_is_listed(pair: Pair, model: str) -> None:
-    """And what callbacks, and with them LiteLLM's spend, are told of it."""
+    """So is what callbacks get, and with them LiteLLM's spend."""
     listed = {*GAINS} - NOT_SO.get((pair.release, model), set())
     if pair.release == "1.55.0":
         listed |= {*GAINS_OF_1_55}
@@ -188,7 +188,7 @@ def test_what_a_caller_gets_is_the_same_but_for_what_is_listed(pair: Pair, model
 def _told_otherwise(
     pair: Pair, told: set[tuple[str, str]], allowed: set[str]
 ) -> dict[tuple[str, str], tuple[list[Any], list[Any]]]:
-    """The streams of which the lane's callback was never told what LiteLLM's own way tells."""
+    """The streams for which the lane's callback never got what the callback gets in LiteLLM's own way."""
     lane, own = pair.lane.events(), pair.own.events()
     return {
         (name, who): (lane[name, who], own[name, who])
@@ -207,7 +207,7 @@ def ask(gateway_: Gateway, model: str, name: str, **more: Any) -> list[Any]:
 
 
 def test_the_lane_is_on_where_it_should_be_and_off_where_it_should_be(pair: Pair) -> None:
-    """Its chunks have the provider's time, those of LiteLLM's own way LiteLLM's."""
+    """The lane's chunks have the provider's timestamp; in LiteLLM's own way they have LiteLLM's."""
     assert {chunk.created for chunk in ask(pair.lane, "openai", "text")} == {HEAD["created"]}
     assert HEAD["created"] not in {chunk.created for chunk in ask(pair.own, "openai", "text")}
 
@@ -244,7 +244,7 @@ def test_half_an_answer_is_the_apps_stream_interrupted_error(
 @pytest.mark.parametrize("way", ["lane", "own"])
 @pytest.mark.parametrize("name", ["endless", "silent"])
 def test_a_caller_who_leaves_ends_the_providers_stream(pair: Pair, way: str, name: str) -> None:
-    """While words come, and while none does."""
+    """While words arrive, and while none do."""
     before = pair.left()
     with OpenAI(base_url=getattr(pair, way).url, api_key=KEY, max_retries=0) as client:
         stream = client.chat.completions.create(
@@ -276,7 +276,7 @@ def test_a_caller_who_leaves_before_the_answer_begins_ends_the_providers_work(
     ("name", "status"), [("usage", "success"), ("a connection that breaks", "failure"), ("endless", "left")]
 )
 def test_a_line_tells_what_a_stream_took(pair: Pair, way: str, name: str, status: str) -> None:
-    """One, whether it ended, broke off or was left; with the provider's count where LiteLLM takes that."""
+    """One line, whether the stream ended, broke off or was left; with the provider's count if LiteLLM uses that."""
     asked: Gateway = getattr(pair, way)
     call = f"{way} {name}"
     headers = {"x-llm-gateway-client": "team", "x-llm-gateway-call": call, "x-llm-organization": "acme"}
@@ -315,7 +315,7 @@ def test_a_line_tells_what_a_stream_took(pair: Pair, way: str, name: str, status
 
 @pytest.mark.parametrize("way", ["lane", "own"])
 def test_a_refused_key_of_one_deployment_is_seen_by_nobody(pair: Pair, way: str) -> None:
-    """Its deployment is asked once, and then not for a while; a model without another one tells its callers."""
+    """Its deployment is asked once, and then not for a while. If the model has no other, callers see the error."""
     url, before = getattr(pair, way).url, {model: pair.refused(model) for model in ("several", "all-refused")}
     for _ in range(10):
         assert ask(getattr(pair, way), "several", "text")

@@ -1,4 +1,4 @@
-"""Who used what, of a real stack: what callers were told, what replicas wrote, and what `llmctl usage` adds up."""
+"""Who used what in a real stack: what callers saw, what replicas logged, and what `llmctl usage` adds up."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def lines(deployment: Deployment) -> list[dict[str, Any]]:
 
 
 def test_an_answer_is_recorded_by_client_and_organization(deployment: Deployment) -> None:
-    """As the edge and the app say; a caller cannot say that it is another client, or choose the id."""
+    """As the edge and the app report it. A caller cannot pretend to be another client, or choose the id."""
     organization = organizations.create(f"usage-{uuid.uuid4()}")
     answer = app.chat_completion_for_org(organization.id, [app.ChatMessage("user", PROMPT)])
     headers = {"x-llm-gateway-client": "another", "x-llm-gateway-call": "mine", ID: "mine"}
@@ -74,7 +74,7 @@ def test_an_answer_is_recorded_by_client_and_organization(deployment: Deployment
 
 
 def test_calls_are_counted_by_model_with_those_that_failed(deployment: Deployment) -> None:
-    """Failed tries of one call are one call. An answer counts what its caller was told."""
+    """Failed tries of one call are one call. An answer counts with the usage that its caller saw."""
     label = f"usage-{uuid.uuid4()}"
     client = deployment.client.with_options(default_headers={"x-llm-organization": label})
     good: ChatCompletion = client.chat.completions.create(

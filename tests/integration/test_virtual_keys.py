@@ -1,4 +1,4 @@
-"""Keys of a real stack whose LiteLLM has its database: virtual ones, and those of the clients of the stack config."""
+"""Keys in a real stack whose LiteLLM has its database: virtual keys, and those of the stack config's clients."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def key_of(deployment: Deployment, **terms: Any) -> tuple[str, str]:
 
 
 def holder(deployment: Deployment, key: str) -> OpenAI:
-    """A client that holds a key; it repeats what the SDK repeats."""
+    """A client with a key; it retries what the SDK retries."""
     return deployment.client.with_options(api_key=key, max_retries=2)
 
 

@@ -17,7 +17,7 @@ KEYS = "/usr/share/keyrings/debian-archive-keyring.gpg"
 
 @cache
 def unpacked(suite: str, *packages: str, dependencies: bool = False) -> Path:
-    """The newest of some packages, and with `dependencies` all that they need: the folder that would be /usr."""
+    """The newest of some packages, with `dependencies` also all that they need: the folder that would be /usr."""
     with (
         Steps() as steps,
         steps.step(f"Get {' and '.join(packages)} of Debian {suite}") as step,

@@ -14,7 +14,7 @@ from toolchain.operating_system import CACHE, exclusive
 from toolchain.progress import Steps
 
 PACKAGES = ("docker.io", "containerd")
-"""Not runc: that of a newer Debian asks for a newer C library."""
+"""Not runc: a newer Debian's needs a newer C library."""
 MOBY = "github.com/moby/moby/v2"
 RUNC = "github.com/opencontainers/runc"
 BUILDERS = ("go", "gcc", "pkg-config")
@@ -26,13 +26,13 @@ class Engine:
     """An engine, and the store of images that it begins with."""
 
     debian: str = ""
-    """The Debian whose packages it is of; none for this machine's own."""
+    """The Debian release of its packages; empty for this machine's own."""
     moby: str = ""
     """The version of the Go module that it is built from, beside the containerd of that Debian."""
     runc: str = ""
     """The version of the Go module that its runc is built from; none for this machine's own."""
     api: str
-    """The versions of the API that it takes, as `make up` says them."""
+    """The versions of the API that it accepts, as `make up` prints them."""
     containerd_store: bool = False
     options: tuple[str, ...] = ()
     """dockerd's own."""
@@ -73,7 +73,7 @@ The newest gives each container a time namespace, which runc knows from 1.2 on.
 
 @cache
 def _moby(version: str) -> Path:
-    """An engine, whose build takes minutes."""
+    """An engine; building it takes minutes."""
     name = f"{MOBY}/dockerversion.Version={version.removeprefix('v')}"
     return _built(MOBY, version, f"-ldflags=-s -w -X {name}", "./cmd/dockerd", "./cmd/docker-proxy", CGO_ENABLED="0")
 

@@ -48,7 +48,7 @@ LIMITED = {"errors": [{"code": "TOOMANYREQUESTS", "message": "You have reached y
 
 @dataclass(frozen=True, kw_only=True)
 class Document:
-    """What is answered for a path."""
+    """The answer for a path."""
 
     kind: str
     path: Path
@@ -87,7 +87,7 @@ class Hosts(ThreadingHTTPServer):
         return context
 
     def offer(self, path: str, algorithm: str, listing: str, content: Mapping[str, Path]) -> None:
-        """Have a release's archive at a path, and its checksum in a list."""
+        """Serve a release's archive at a path, with its checksum in a list."""
         archive = self.folder / path.rsplit("/", 1)[1]
         with tarfile.open(archive, "w:gz", compresslevel=1) as tar:
             for name, file in content.items():
@@ -99,7 +99,7 @@ class Hosts(ThreadingHTTPServer):
         self.files[listing].write_text(f"{digest}  {archive.name}\n")
 
     def fill(self, engine: docker.DockerClient, image: str, repository: str, tag: str, kind: str) -> str:
-        """Have an image of an engine for its own platform, in a list with another; return the digest of the list."""
+        """Serve an engine's image for its own platform, in a list with another platform; return the list's digest."""
         listed, manifest, config, layer = KINDS[kind]
         saved = self.folder / "saved"
         with (self.folder / "saved.tar").open("wb") as file:
@@ -137,7 +137,7 @@ class Hosts(ThreadingHTTPServer):
         return self._blob(repository, "manifests", kind, file)
 
     def _blob(self, repository: str, folder: str, kind: str, file: Path) -> dict[str, Any]:
-        """Take a file over; return how manifests name it."""
+        """Add a file; return how manifests name it."""
         with file.open("rb") as content:
             digest = f"sha256:{hashlib.file_digest(content, 'sha256').hexdigest()}"
         kept = self.folder / digest.replace(":", "-")
@@ -159,7 +159,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.connection = context.wrap_socket(self.connection, server_side=True, do_handshake_on_connect=False)
         try:
             self.connection.do_handshake()
-        except OSError:  # of who does not trust the authority, or tries the port
+        except OSError:  # from clients that do not trust the authority, or only probe the port
             self.close_connection = True
             return
         self.rfile = self.connection.makefile("rb")

@@ -19,13 +19,13 @@ RELEASED = re.compile(
 )
 UNRELEASED = re.compile(r"^## (?P<version>\S+), not released$", re.MULTILINE)
 ANNOUNCED = {"postgres": "replaces the container of Postgres", "edge": "replaces the container of the edge"}
-"""In which words CHANGELOG.md says what is more than new replicas."""
+"""The words in which CHANGELOG.md announces more than new replicas."""
 OPERATOR = {
     f"GIT_{role}_{what}": value
     for role in ("AUTHOR", "COMMITTER")
     for what, value in {"NAME": "operator", "EMAIL": "operator@example.org"}.items()
 }
-"""Who commits."""
+"""The author of commits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +52,7 @@ def released() -> list[Release]:
 
 
 def unreleased() -> tuple[str, str]:
-    """The version that comes next, and what CHANGELOG.md says of it."""
+    """The next version, and what CHANGELOG.md says about it."""
     text = (PROJECT / "CHANGELOG.md").read_text(encoding="utf-8")
     heading = UNRELEASED.search(text)
     assert heading, "CHANGELOG.md has no heading for what is not released"
@@ -71,7 +71,7 @@ def repository(folder: Path) -> Path:
 
 
 def git(folder: Path, *arguments: str) -> str:
-    """Run git as an operator does; it has to succeed."""
+    """Run git as an operator does; it must succeed."""
     return subprocess.run(
         ["git", *arguments], cwd=folder, env={**os.environ, **OPERATOR}, check=True, stdout=subprocess.PIPE, text=True
     ).stdout.strip()

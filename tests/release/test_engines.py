@@ -60,7 +60,7 @@ def daemon(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
 
 
 def test_a_stack_lives_on_the_engine(daemon: Daemon, tmp_path: Path) -> None:
-    """Up, no change, refresh, another model, a killed `up` and the next, and its end, of which nothing is left."""
+    """Up, no change, refresh, another model, a killed `up` and the next one, and a destroy that leaves nothing."""
     with deployed(tmp_path, host=daemon.host) as stack:
         stack.up(expect_no_changes=True)
         stack.refresh(expect_no_changes=True)

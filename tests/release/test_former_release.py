@@ -1,4 +1,4 @@
-"""A stack of the last release, with data, is taken to this tree under load: `make test-upgrade`, before each release.
+"""Upgrades a stack of the last release, with data, to this tree under load: `make test-upgrade`, before each release.
 
 docs/upgrade.md has what was seen, and when.
 """
@@ -65,7 +65,7 @@ def deployment(tmp_path: Path, upstream: Path) -> Iterator[Deployment]:
 
 @contextmanager
 def provider_outside(deployment: Deployment) -> Iterator[None]:
-    """A provider that is no part of the stack, as real ones: the demo provider changes with the project's version."""
+    """A provider outside the stack, like real ones: the demo provider changes with the project's version."""
     demo = deployment.container("demo")
     [network] = demo.attrs["NetworkSettings"]["Networks"]
     program, _ = demo.get_archive("/app/provider.py")
@@ -87,7 +87,7 @@ def provider_outside(deployment: Deployment) -> Iterator[None]:
 
 
 def test_the_former_release_is_upgraded_under_load(deployment: Deployment) -> None:
-    """Callers notice what CHANGELOG.md names and nothing else, all data are there, and so is the way back."""
+    """Callers notice what CHANGELOG.md names and nothing else, all data are there, and the way back works."""
     former = git(deployment.folder, "rev-parse", "HEAD")
     with (
         runbook("upgrade-this-project", deployment, **OPERATOR, VERSION="origin/main", FORMER=former) as book,
@@ -132,7 +132,7 @@ def test_the_former_release_is_upgraded_under_load(deployment: Deployment) -> No
 
 
 def typed(book: Runbook, script: str) -> str:
-    """Type what is not of the runbook; it has to succeed."""
+    """Type a command that is not in the runbook; it must succeed."""
     code, printed = book.type(script)
     assert code == 0, f"{script}\nends with {code}"
     return printed

@@ -1,4 +1,4 @@
-"""The official way, on the test's own hosts: `make up` on a network that is not closed.
+"""The official way, with the test's own hosts: `make up` on a network that is not closed.
 
 Pulumi's CLI and the provider's plugin are downloaded from their own addresses and verified, the images are pulled by
 the names that Pulumi.yaml has - all through a proxy whose authority is a company's own: `make test-official`.
@@ -46,7 +46,7 @@ PLUGIN = f"/releases/plugins/pulumi-resource-docker-v{tools.DOCKER_VERSION}-{SYS
 PLUGIN_LIST = f"/releases/plugins/pulumi-docker_{tools.DOCKER_VERSION}_checksums.txt"
 
 RATE_LIMITED = {False: "toomanyrequests: You have reached your pull rate limit.", True: "429 Too Many Requests"}
-"""What an engine says of it; with containerd's store not in the registry's words."""
+"""What an engine says about it; with containerd's store not the registry's own message."""
 
 pytestmark = [needs_an_engine_of_its_own, pytest.mark.timeout(3600)]
 
@@ -55,13 +55,13 @@ pytestmark = [needs_an_engine_of_its_own, pytest.mark.timeout(3600)]
 def kind(request: pytest.FixtureRequest) -> Engine:
     """An engine of either store of images."""
     chosen = ENGINES[request.param]
-    chosen.programs()  # while the network is there that they come from
+    chosen.programs()  # while the network from which they come exists
     return chosen
 
 
 @pytest.fixture
 def server(tmp_path: Path, kind: Engine) -> Iterator[Hosts]:
-    """What users download from. Pulumi's programs are those that were built here, in the archives of a release."""
+    """The hosts that users download from. Pulumi's programs are those built here, in a release's archives."""
     with Steps() as steps:
         real = tools.ensure(steps)
     if not (real / tools.DOCKER_FILE).exists():
@@ -134,7 +134,7 @@ class User:
 
 
 def test_the_official_way_is_walked(server: Hosts, kind: Engine, daemon: Daemon, tmp_path: Path) -> None:
-    """One command, from nothing to an answer; a registry that is asked too often says so before anything changes."""
+    """One command, from nothing to an answer. A registry's rate limit is reported before anything changes."""
     with closing(docker.from_env()) as usual:
         digests = {part: server.fill(usual, image_of(part), *REPOSITORIES[part]) for part in IMAGE_SETTINGS}
     stack = Deployment(tmp_path, f"test-{token_hex(4)}", host=daemon.host)

@@ -19,17 +19,17 @@ from tests.release.releases import repository
 from toolchain.environment import OLDEST_PYTHON
 
 OF_DEBIAN = ("3.14", "3.15")
-"""Those that Debian testing has, for machines of older releases."""
+"""The Pythons of Debian testing, for machines with older releases."""
 
 
 def pythons() -> dict[str, str]:
-    """The newest of each minor version on PATH or of pyenv, by its version; not the one that runs this."""
+    """The newest of each minor version on PATH or from pyenv, by its version, without the one that runs this."""
     pyenv = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv")
     on_path = (shutil.which(f"python3.{minor}") for minor in range(OLDEST_PYTHON[1], 100))
     found: dict[tuple[int, ...], str] = {}
     for program in (*filter(None, on_path), *map(str, pyenv.glob("versions/*/bin/python3"))):
         said = subprocess.run([program, "--version"], check=False, capture_output=True, text=True).stdout
-        if match := re.fullmatch(r"Python (\d+)\.(\d+)\.(\d+)\s*", said):  # a shim of pyenv's may have nothing to run
+        if match := re.fullmatch(r"Python (\d+)\.(\d+)\.(\d+)\s*", said):  # a pyenv shim may have nothing to run
             found[tuple(map(int, match.groups()))] = program
     newest = {version[:2]: version for version in sorted(found)}
     newest.pop(sys.version_info[:2], None)
@@ -37,7 +37,7 @@ def pythons() -> dict[str, str]:
 
 
 def of_debian(minor: str) -> str:
-    """A Python of Debian testing, as a program that starts it with the C library that it wants."""
+    """A Python from Debian testing, as a program that starts it with the C library that it needs."""
     if shutil.which("dpkg-deb") is None:
         pytest.skip("this Python is a package of Debian")
     usr = unpacked("testing", f"python{minor}-venv", dependencies=True)

@@ -1,4 +1,4 @@
-"""The Docker provider that is built where the official one is not available: what of pulumi-docker it understands."""
+"""The Docker provider that is built if the official one is not available: what it supports of pulumi-docker."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ MISSING = {
     "ServiceConfig": {"dataRaw", "labels"},
     "Volume": {"cluster"},
 }
-"""What the Python package has and the older upstream of the built provider has not, by resource."""
+"""Properties of the Python package that the older upstream of the built provider does not have, by resource."""
 
 
 class Engine(http.server.ThreadingHTTPServer):
@@ -163,7 +163,7 @@ def properties(arguments: type) -> Iterator[tuple[str, dict[str, object]]]:
 
 @pytest.mark.parametrize("resource", MISSING)
 def test_property_names(provider: ResourceProviderStub, resource: str) -> None:
-    """It knows every property of pulumi-docker by the name that is sent, and refuses what it does not have."""
+    """It knows every property of pulumi-docker under the name that is sent, and refuses those it does not have."""
     token = f"docker:index/{resource[0].lower()}{resource[1:]}:{resource}"
     refused = set()
     for path, inputs in properties(getattr(pulumi_docker, f"{resource}Args")):
@@ -183,7 +183,7 @@ def test_property_names(provider: ResourceProviderStub, resource: str) -> None:
 
 @pytest.mark.parametrize(("oldest", "newest", "spoken"), [("1.12", "1.41", "1.41"), ("1.44", "1.52", "1.44")])
 def test_api_version(oldest: str, newest: str, spoken: str) -> None:
-    """It speaks a version of the API that the engine takes, from Docker Engine 20.10 to those that refuse 1.41."""
+    """It uses a version of the API that the engine accepts, from Docker Engine 20.10 to those that refuse 1.41."""
     volume = {"Name": "it", "Driver": "local", "Mountpoint": "/it", "Labels": {}, "Options": {}, "Scope": "local"}
     engine = Engine(oldest=oldest, newest=newest, status=200, answer=volume)
     with engine.running() as host:
@@ -195,7 +195,7 @@ def test_api_version(oldest: str, newest: str, spoken: str) -> None:
     "resource", ["Network", "ServiceConfig", "Secret", "Volume", "Container", "Service", "RemoteImage"]
 )
 def test_an_error_is_not_a_loss(resource: str) -> None:
-    """A refresh fails where the engine does: only what the engine calls gone leaves the state."""
+    """A refresh fails if the engine does: only what the engine reports as gone leaves the state."""
     engine = Engine(oldest="1.12", newest="1.41", status=500, answer={"message": "the disk is full"})
     with engine.running() as host, pytest.raises(grpc.RpcError, match="the disk is full"):
         read(resource, host)
@@ -203,7 +203,7 @@ def test_an_error_is_not_a_loss(resource: str) -> None:
 
 @pytest.mark.parametrize("resource", ["Network", "ServiceConfig", "Secret", "Volume"])
 def test_a_loss_is_noticed(resource: str) -> None:
-    """A refresh takes what the engine calls gone out of the state, so that the next `up` makes it again."""
+    """A refresh removes what the engine reports as gone from the state, so that the next `up` recreates it."""
     engine = Engine(oldest="1.12", newest="1.41", status=404, answer={"message": "no such thing"})
     with engine.running() as host:
         assert not read(resource, host)

@@ -1,4 +1,4 @@
-"""A real `dockerd` is started, in a network of its own so that it meets no other engine of the machine."""
+"""Starts a real `dockerd`, in its own network so that it does not affect other engines of the machine."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def daemon() -> Iterator[Daemon]:
 
 
 def test_an_engine_outlives_the_program_that_started_it(daemon: Daemon) -> None:
-    """A script that starts an engine ends, with nothing of it held open; the engine answers on."""
+    """A script that starts an engine can end: the engine keeps none of its files open, and still answers."""
     program = (
         "import sys; from pathlib import Path; from toolchain import engine_setup\n"
         "from toolchain.progress import Steps\n"

@@ -1,4 +1,4 @@
-"""The stand-ins run as the stack runs them, and are had in the order that the set-up promises."""
+"""The stand-ins run as in the stack, and images are obtained in the order that the set-up promises."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def record(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def tags(engine: docker.DockerClient, record: Path) -> dict[str, str]:
-    """The stand-ins, built unless they are there."""
+    """The stand-ins, built if they do not exist."""
     return images.ensure(Steps(), engine, WANTED, stack="any", ask=None, record=record)
 
 
@@ -138,7 +138,7 @@ def await_success(container: Container, command: Sequence[str]) -> None:
 
 
 def ends_with_error(container: Container) -> str:
-    """Wait for a container that refuses to work, and return what it says."""
+    """Wait for a container that refuses to start, and return its message."""
     assert container.wait(timeout=PATIENCE_SECONDS)["StatusCode"] == 1
     return container.logs().decode()
 
@@ -147,7 +147,7 @@ def ends_with_error(container: Container) -> str:
 
 
 def test_litellm_serves_without_any_privilege(machine: Machine, tags: Mapping[str, str]) -> None:
-    """LiteLLM gets healthy as nobody, writes nowhere but to /tmp, and has what the demo provider runs on."""
+    """LiteLLM becomes healthy as nobody, writes only to /tmp, and has what the demo provider needs."""
     config = {
         "model_list": [
             {
@@ -249,7 +249,7 @@ def value(connection: psycopg.Connection, query: str) -> object:
 
 @pytest.mark.parametrize("user", ["postgres", "999:999"])
 def test_postgres_keeps_its_data(machine: Machine, tags: Mapping[str, str], user: str) -> None:
-    """A fresh volume gets a cluster, reached with the password from the file and no other, which a restart keeps."""
+    """A fresh volume gets a cluster that accepts only the password from the file; a restart keeps both."""
     container = start_postgres(machine, tags, machine.volume(), user=user)
     await_postgres(container)
     with connection(container) as database:
@@ -296,7 +296,7 @@ def test_postgres_honours_the_first_boots_settings(machine: Machine, tags: Mappi
 
 
 def test_postgres_started_as_root_does_not_stay_root(machine: Machine, tags: Mapping[str, str]) -> None:
-    """Without a user the volume's owner is set right, and the server runs as postgres."""
+    """Without a given user, the volume's owner is corrected, and the server runs as postgres."""
     volume = machine.volume()
     owner = machine.run(
         tags["postgres"],
@@ -316,7 +316,7 @@ def test_postgres_started_as_root_does_not_stay_root(machine: Machine, tags: Map
 def test_postgres_killed_in_its_first_boot_starts_over(
     machine: Machine, tags: Mapping[str, str], moment: str
 ) -> None:
-    """Whenever the first boot is killed, the next start makes a whole cluster."""
+    """Whenever the first boot is killed, the next start creates a complete cluster."""
     container = start_postgres(machine, tags, machine.volume())
     await_success(container, ("test", "-e", f"{postgres.DATA}/{moment}"))
     container.kill()
@@ -329,7 +329,7 @@ def test_postgres_killed_in_its_first_boot_starts_over(
 
 
 def test_postgres_killed_while_its_cluster_is_put_in_place_goes_on(machine: Machine, tags: Mapping[str, str]) -> None:
-    """A cluster that is whole but only half in its place is put there, not made again."""
+    """A complete cluster that is only half moved into place is moved completely, not created again."""
     volume = machine.volume()
     container = start_postgres(machine, tags, volume)
     await_postgres(container)
@@ -358,7 +358,7 @@ def test_postgres_refuses_data_of_another_major_version(machine: Machine, tags: 
 
 
 def test_postgres_refuses_a_volume_with_something_else(machine: Machine, tags: Mapping[str, str]) -> None:
-    """Files that are no cluster are neither deleted nor mixed with one."""
+    """Files that are not a cluster are neither deleted nor mixed with one."""
     volume = machine.volume()
     assert "is not empty: there is notes.txt" in refused_data(machine, tags, volume, "notes.txt", "mine")
     assert files_on(machine, tags, volume) == ["notes.txt"]
@@ -375,7 +375,7 @@ def test_postgres_refuses_a_volume_with_something_else(machine: Machine, tags: M
 def test_postgres_refuses_to_start_without_a_password(
     machine: Machine, tags: Mapping[str, str], environment: dict[str, str], said: str
 ) -> None:
-    """A missing, unreadable or contradictory password is named, and nothing is made."""
+    """The error names a missing, unreadable or contradictory password, and nothing is created."""
     volume = machine.volume()
     container = start_postgres(machine, tags, volume, environment=environment, files={})
     assert said in ends_with_error(container)
@@ -383,7 +383,7 @@ def test_postgres_refuses_to_start_without_a_password(
 
 
 def refused_data(machine: Machine, tags: Mapping[str, str], volume: str, file: str, content: str) -> str:
-    """What Postgres says of a volume whose data has this file."""
+    """What Postgres says about a volume whose data has this file."""
     container = machine.create(
         tags["postgres"],
         user="postgres",
@@ -406,14 +406,14 @@ def files_on(machine: Machine, tags: Mapping[str, str], volume: str) -> list[str
     return lister.logs().decode().split()
 
 
-# How they are had
+# How they are obtained
 
 
 @pytest.mark.parametrize("part", sorted(recipes.STAND_INS))
 def test_nothing_of_the_building_machine_is_in_a_stand_in(
     machine: Machine, tags: Mapping[str, str], part: str
 ) -> None:
-    """No mirror, proxy or index that a build went to can be read from the image's history or files."""
+    """The image's history and files show no mirror, proxy or index that the build used."""
     history = json.dumps(machine.engine.images.get(tags[part]).history())
     assert "://" not in history
     search = (
@@ -463,7 +463,7 @@ def other_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.usefixtures("tags", "other_recipe")
 def test_nothing_is_built_against_the_users_will(engine: docker.DockerClient, tmp_path: Path) -> None:
-    """On a terminal the user is asked first, and a no is an error that names the other ways."""
+    """On a terminal the user is asked first; "no" leads to an error that names the other ways."""
     questions: list[str] = []
 
     def ask(question: str) -> bool:
@@ -508,7 +508,7 @@ def test_a_machine_that_cannot_build(
     replaced: tuple[ModuleType, str, object],
     why: str,
 ) -> None:
-    """Who cannot build a stand-in learns it at once, with the other ways to an image."""
+    """A user who cannot build a stand-in learns it at once, with the other ways to get an image."""
     (other_recipe.parent / "base/note").touch()
     module, name, result = replaced
     monkeypatch.setattr(module, name, lambda *_: result)
@@ -521,7 +521,7 @@ def test_a_machine_that_cannot_build(
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root makes a base")
 def test_a_build_that_is_killed_leaves_nothing_running(tmp_path: Path, other_recipe: Path) -> None:
-    """After SIGKILL no process of the build goes on, and no mount of it is seen on the machine."""
+    """After SIGKILL no process of the build continues, and none of its mounts are left on the machine."""
     nap = f"600.{secrets.randbelow(10**9)}"
     script = other_recipe.parent / "base/build.sh"
     script.write_text(f"#!/bin/sh\nmkdir $3 && mount -t tmpfs {nap} $3 && touch {tmp_path}/begun && sleep {nap}\n")
@@ -600,7 +600,7 @@ MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 
 @pytest.mark.parametrize("suffix", [":17", "@{digest}", ":17@{digest}"])
 def test_what_a_registry_has_is_pulled(engine: docker.DockerClient, tmp_path: Path, suffix: str) -> None:
-    """Where a registry answers its image is taken, by tag or by digest, and a stand-in of earlier is forgotten."""
+    """If a registry answers, its image is used, by tag or by digest, and an earlier stand-in is forgotten."""
     content = io.BytesIO()
     with tarfile.open(fileobj=content, mode="w") as tar:
         tar.addfile(tarfile.TarInfo(secrets.token_hex(8)))
@@ -632,7 +632,7 @@ def test_what_a_registry_has_is_pulled(engine: docker.DockerClient, tmp_path: Pa
 
 
 def test_a_registry_that_wants_to_be_asked_later_is_not_replaced(engine: docker.DockerClient, tmp_path: Path) -> None:
-    """Its image can be had: a stand-in for it would stay for good."""
+    """Its image is available: a stand-in would stay for good."""
     record = tmp_path / ".images.yaml"
     with registry({}, {}) as host, pytest.raises(SetupError, match="no more pulls for now") as caught:
         images.ensure(

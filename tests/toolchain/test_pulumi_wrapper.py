@@ -207,7 +207,7 @@ def test_other_changes_stay(user: User) -> None:
 
 
 def test_without_a_stack_it_is_said_how_to_get_one(user: User) -> None:
-    """Until one is selected; what fails then is Pulumi's to say."""
+    """Until one is selected; after that, Pulumi itself reports failures."""
     clone = user.clone()
     del clone.environment["PULUMI_STACK"]
     advice = "./pulumiw stack select --create dev"
@@ -220,7 +220,7 @@ def test_without_a_stack_it_is_said_how_to_get_one(user: User) -> None:
 
 
 def test_a_stack_that_is_removed_leaves_the_projects_file(user: User) -> None:
-    """Without the salt; the file of a stack that git does not know goes."""
+    """Without the salt. The file of a stack that git does not track is removed."""
     clone = user.clone()
     for command in (["init", "--quiet"], ["add", "Pulumi.dev.yaml"]):
         subprocess.run(["git", *command], cwd=clone.folder, check=True)
@@ -234,7 +234,7 @@ def test_a_stack_that_is_removed_leaves_the_projects_file(user: User) -> None:
 
 
 def test_own_state_and_passphrase(user: User) -> None:
-    """State and passphrase are the user's alone, and of several first runs at once one makes the passphrase."""
+    """Only the user can read state and passphrase; of several concurrent first runs, one creates the passphrase."""
     clone = user.clone()
     runs = [clone.start("whoami", "--non-interactive") for _ in range(4)]
     printed = [run.communicate()[0] for run in runs]
@@ -276,7 +276,7 @@ def test_your_own_settings_win(user: User, tmp_path: Path) -> None:
 
 
 def test_lock_of_a_killed_run_goes(user: User) -> None:
-    """Only that of a process of this machine that is no more; those of live runs and other machines stay."""
+    """Only the lock of a dead process of this machine; those of live runs and other machines stay."""
     clone = user.clone()
     clone.pulumi("stack", "init", "dev")
     with subprocess.Popen(["true"]) as ended:
@@ -327,7 +327,7 @@ def test_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_exit_code(user: User) -> None:
-    """The exit code is Pulumi's, which has one of its own for a stack that is not there."""
+    """The exit code is Pulumi's, which has a separate one for a missing stack."""
     clone = user.clone()
     with clone.start("stack", "select", "nowhere", "--non-interactive") as process:
         process.communicate()
@@ -348,7 +348,7 @@ def test_prompt(user: User) -> None:
 
 
 def test_ctrl_c_cancels_once(user: User) -> None:
-    """Ctrl-C has Pulumi cancel in order: the lock is released, the config is clean, and the next `up` goes on."""
+    """Ctrl-C makes Pulumi cancel cleanly: the lock is released, the config is clean, and the next `up` continues."""
     clone = user.clone()
     clone.pulumi("stack", "init", "dev")
     screen = terminal(clone, "up", "--yes", "--skip-preview", "--config", "sleep=60")
@@ -365,7 +365,7 @@ def test_ctrl_c_cancels_once(user: User) -> None:
 
 
 def test_sigterm_is_forwarded(user: User) -> None:
-    """SIGTERM to the wrapper has Pulumi cancel in order, and the wrapper waits for it."""
+    """SIGTERM to the wrapper makes Pulumi cancel cleanly, and the wrapper waits for it."""
     clone = user.clone()
     clone.config.write_text(f"{CONFIG}  trivial:sleep: 60\n")
     before = clone.config.read_text()

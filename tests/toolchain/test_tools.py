@@ -1,4 +1,4 @@
-"""Where Pulumi's tools come from, in what order, and that nothing half or unverified is ever used."""
+"""Where Pulumi's tools come from, in which order, and that nothing incomplete or unverified is ever used."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ needs_go = pytest.mark.skipif(
 
 
 class DownloadHost(ThreadingHTTPServer):
-    """Replaces Pulumi's download host. What is not among its files is not found."""
+    """Replaces Pulumi's download host. Anything else than its files is not found."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
@@ -124,7 +124,7 @@ except progress.SetupError as error:
         return (Path(folder.strip()) if process.returncode == 0 else None), told
 
     def install_cli(self, version: str, folder: str = "opt", names: tuple[str, ...] = tools.CLI_FILES) -> Path:
-        """Put a CLI on PATH, as an installation does: a link to where all its files are."""
+        """Put a CLI on PATH, as an installation does: a link to the folder with its files."""
         real = self.programs.parent / folder
         write_programs(real, names, version)
         (self.programs / "pulumi").symlink_to(real / "pulumi")
@@ -173,7 +173,7 @@ def offer_cli(host: DownloadHost, cli: str) -> None:
 
 
 def test_download_of_cli_and_official_provider(machine: Machine, host: DownloadHost, real: Path) -> None:
-    """Both come from the download host; Pulumi itself installs the plugin; then nothing is asked or said again."""
+    """Both come from the download host; Pulumi itself installs the plugin. A second run asks and prints nothing."""
     offer_cli(host, f'#!/bin/sh\nexec "{real}/pulumi" "$@"\n')
     host.files[PLUGIN_ARCHIVE] = archive({tools.DOCKER_FILE: "#!/bin/sh\n"})
     plugin = PLUGIN_ARCHIVE.rsplit("/", 1)[1]
@@ -224,7 +224,7 @@ def test_release_that_is_not_there(machine: Machine, host: DownloadHost, missing
 
 
 def test_archive_that_is_not_listed(machine: Machine, host: DownloadHost) -> None:
-    """A checksum of another file is no checksum."""
+    """Another file's checksum does not count."""
     offer_cli(host, "#!/bin/sh\n")
     host.files[CLI_CHECKSUMS] = listing("sha256", f"/x{CLI_ARCHIVE.rsplit('/', 1)[1]}", host.files[CLI_ARCHIVE])
 
@@ -235,7 +235,7 @@ def test_archive_that_is_not_listed(machine: Machine, host: DownloadHost) -> Non
 
 
 def test_truncated_archive_leaves_nothing(machine: Machine, host: DownloadHost) -> None:
-    """An archive that the release lists but that does not have a file of the CLI is not used in part."""
+    """If a listed archive lacks a file of the CLI, no part of it is used."""
     host.files[CLI_ARCHIVE] = archive({"pulumi/pulumi": "#!/bin/sh\n"})
     host.files[CLI_CHECKSUMS] = listing("sha256", CLI_ARCHIVE, host.files[CLI_ARCHIVE])
 
@@ -247,7 +247,7 @@ def test_truncated_archive_leaves_nothing(machine: Machine, host: DownloadHost) 
 
 
 def test_host_that_hangs_costs_seconds(machine: Machine, host: DownloadHost) -> None:
-    """A host that takes the connection and never answers is given up soon."""
+    """The set-up soon gives up on a host that accepts the connection and never answers."""
     host.hangs = True
 
     folder, told = machine.ensure("tools.REACH_SECONDS = 1")
@@ -283,7 +283,7 @@ def test_installed_cli_is_used(machine: Machine, host: DownloadHost, version: st
     ],
 )
 def test_unfit_cli_is_not_used(machine: Machine, version: str, names: tuple[str, ...]) -> None:
-    """An older CLI, another major, no release, or one without its language host is as good as none."""
+    """An older CLI, another major version, no release, or one without its language host counts as none."""
     machine.install_plugin()
     machine.install_cli(version, names=names)
     assert machine.ensure()[0] is None
@@ -315,7 +315,7 @@ def tiny_modules(machine: Machine, source: str, go: str = "1.21") -> str:
 
 @needs_go
 def test_build_by_two_at_once(machine: Machine, host: DownloadHost) -> None:
-    """Where the host cannot be reached it is asked once, and of two runs at once one builds and both use it."""
+    """An unreachable host is asked once. Of two concurrent runs, one builds and both use the result."""
     host.hangs = True
     setup = tiny_modules(machine, "func main() {}") + "\ntools.REACH_SECONDS = 1"
 
@@ -340,7 +340,7 @@ def test_build_by_two_at_once(machine: Machine, host: DownloadHost) -> None:
     ],
 )
 def test_failed_build_leaves_nothing(machine: Machine, source: str, go: str, reason: str) -> None:
-    """What Go said is in the message, with the Go that is needed; neither a program nor Go's caches stay."""
+    """The message has Go's error and the required Go; neither a program nor Go's caches stay."""
     machine.environment["GOTOOLCHAIN"] = "local"
 
     folder, told = machine.ensure(tiny_modules(machine, source, go))
@@ -369,7 +369,7 @@ def test_interrupted_build_leaves_nothing(machine: Machine, number: signal.Signa
 
 @needs_go
 def test_disk_without_room(machine: Machine) -> None:
-    """A build that the disk has no room for is not begun."""
+    """A build for which the disk has no room does not start."""
     setup = tiny_modules(machine, "func main() {}") + "\ntools.CLI = replace(tools.CLI, disk_gb=10**9)"
 
     folder, told = machine.ensure(setup)
@@ -381,7 +381,7 @@ def test_disk_without_room(machine: Machine) -> None:
 
 
 def test_leftovers_of_a_killed_run_are_removed(machine: Machine) -> None:
-    """What a killed run could not remove, the next one that makes something does."""
+    """The next run that builds something removes what a killed run left."""
     (machine.cache / "making-killed/GOMODCACHE").mkdir(parents=True)
     machine.ensure()
     assert not (machine.cache / "making-killed").exists()
@@ -396,7 +396,7 @@ def test_pins_agree() -> None:
 
 
 def test_key_is_of_what_is_built(tmp_path: Path) -> None:
-    """A change of a module's files gives its program another place in the cache; where the clone lies does not."""
+    """A change of a module's files gives its program another place in the cache; the clone's location does not."""
     module = replace(tools.CLI, folder=tmp_path / "elsewhere")
     shutil.copytree(tools.CLI.folder, module.folder)
     assert module.cached() == tools.CLI.cached()

@@ -1,4 +1,4 @@
-"""The project for those who live in uv."""
+"""The project for users of uv."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def test_uv_takes_the_versions_of_the_lock() -> None:
 
 
 def test_a_clone_works_by_uv_alone(tmp_path: Path) -> None:
-    """With what is locked, what `pulumi up` and the tests need among it, and git sees no change."""
+    """With the locked packages, including what `pulumi up` and the tests need; git sees no change."""
     clone = tmp_path / "clone"
     subprocess.run(["git", "clone", "--quiet", PROJECT, clone], check=True)
     environment = {**os.environ, "UV_CACHE_DIR": str(tmp_path / "cache")}

@@ -42,7 +42,7 @@ def rendered(settings: Settings) -> str:
 
 
 def test_without_a_port_the_edge_and_the_replicas_are_as_before(registered: Callable[..., Recorder]) -> None:
-    """Nothing is published, no password is made, and the edge's config has not a byte more."""
+    """Nothing is published, no password is generated, and the edge's config is the same byte for byte."""
     recorder = registered(litellmDatabase="true")
     containers = recorder.containers()
     assert [port["internal"] for port in plain(containers["edge"])["ports"]] == [edge.PORT]
@@ -117,7 +117,7 @@ def test_variables_of_the_login_are_no_business_of_a_stack_without_a_port() -> N
 
 
 def test_the_mark_is_taken_off_before_it_is_set(settings: Callable[..., Settings]) -> None:
-    """On this port, and on that of callers, who cannot send it. Each generation's replicas get their own."""
+    """On this port and on the callers' port: callers cannot send it. Each generation's replicas get their own."""
     callers, _, operators = rendered(settings(**ON)).partition("\nfrontend admin ")
     taken_off = "http-request del-header x-llm-gateway- -m beg"
     assert taken_off in callers.partition("\nfrontend gateway ")[2].partition("\nbackend ")[0]
@@ -133,7 +133,7 @@ def replica(monkeypatch: pytest.MonkeyPatch) -> Replica:
 
 
 class Replica:
-    """What a replica makes of a request's mark."""
+    """How a replica treats a request's mark."""
 
     def __init__(self, programs: dict[str, Any]) -> None:
         self.programs = programs
@@ -150,7 +150,7 @@ def test_a_request_without_a_mark_is_a_callers(replica: Replica) -> None:
 
 
 def test_a_marked_one_is_litellms_as_the_browser_sent_it(replica: Replica) -> None:
-    """With the mark of its own generation among those of others. LiteLLM sees neither."""
+    """It has its own generation's mark among those of others. LiteLLM sees none of them."""
     marks = ((MARK, b"sk-of-another-generation"), (MARK, MASTER.encode()))
     answered = replica.is_operators(*marks, (HOST, b"localhost:4001"), (b"authorization", b"Bearer sk-1"))
     assert answered == (True, [(b"host", b"localhost:4001"), (b"authorization", b"Bearer sk-1")])

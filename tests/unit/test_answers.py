@@ -22,7 +22,7 @@ def answers() -> Any:
 
 
 def told(answers: Any, status: int, exchange: Any) -> tuple[int, dict[str, Any]]:
-    """What a caller gets where LiteLLM says a status, and what it says of it."""
+    """What a caller gets for a status from LiteLLM, and its message."""
     sent: list[dict[str, Any]] = []
 
     async def send(message: dict[str, Any]) -> None:
@@ -55,7 +55,7 @@ def told(answers: Any, status: int, exchange: Any) -> tuple[int, dict[str, Any]]
     ],
 )
 def test_callers_get_the_providers_status(answers: Any, said: int | None, litellm: int, status: int) -> None:
-    """Where LiteLLM calls a refusal a wrong request, or a failure; what it tells apart itself stays."""
+    """If LiteLLM reports a refusal as a wrong request or a failure. Errors that it classifies itself stay."""
     got, error = told(answers, litellm, answers.Exchange(asked=True, answered=said))
     assert (got, error["code"]) == (status, str(status))
     assert error["type"] == ("invalid_request_error" if status < 500 else "server_error")
@@ -68,7 +68,7 @@ def test_what_this_project_found_wrong_comes_first(answers: Any) -> None:
 
 
 def test_the_status_of_the_last_answer_is_noted(answers: Any) -> None:
-    """For clients that are awaited and for others; not that of a callback, which is told when LiteLLM has failed."""
+    """For async and sync clients, but not for a callback, which runs after LiteLLM has failed."""
 
     async def later() -> Any:
         return SimpleNamespace(status_code=429)

@@ -116,7 +116,7 @@ def gateway(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Gateway:
 
 
 def test_the_public_names_are_these() -> None:
-    """A change of the public face is a decision, made here too."""
+    """A change of the public API is a deliberate decision, and must be made here too."""
     assert [name for name in app.__all__ if not name.endswith("Error")] == [
         "ChatCompletionOptions",
         "ChatCompletionResult",
@@ -189,7 +189,7 @@ CALL = app.ToolCall("call_abc123", "get_weather", '{"city": "Paris"}')
 
 
 def test_a_request_has_what_todays_models_take(face: Face, gateway: Gateway) -> None:
-    """Options under the names of OpenAI's API; images, calls of functions and what came of them in the messages."""
+    """Options have the names of OpenAI's API; messages can have images, function calls and their results."""
     image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
     messages = [
         app.ChatMessage("user", [{"type": "text", "text": PROMPT}, image]),
@@ -245,7 +245,7 @@ def test_a_recorded_answer_is_read_whole_and_as_a_stream(  # noqa: PLR0913, PLR0
     refusal: str | None,
     finish_reason: str,
 ) -> None:
-    """Text, calls of functions and refusal, as OpenAI's documents have them (demo/answers/openai.yaml)."""
+    """Text, function calls and refusal, as in OpenAI's documentation (demo/answers/openai.yaml)."""
     stream = "stream" if name == "plain" else f"{name}_stream"
     events = [f"data: {json.dumps(event)}\n\n" for event in RECORDED[stream]]
 
@@ -259,7 +259,7 @@ def test_a_recorded_answer_is_read_whole_and_as_a_stream(  # noqa: PLR0913, PLR0
 
 
 def test_a_refusal_is_found_where_litellm_has_it(face: Face, gateway: Gateway) -> None:
-    """LiteLLM 1.106 moves that of a whole answer."""
+    """LiteLLM 1.106 moves the refusal of a whole answer."""
     message = {"role": "assistant", "content": None, "provider_specific_fields": {"refusal": "I cannot."}}
     choice = {"index": 0, "message": message, "finish_reason": "stop"}
     gateway.answer = lambda _: httpx2.Response(200, json=completion(choices=[choice]))
@@ -267,7 +267,7 @@ def test_a_refusal_is_found_where_litellm_has_it(face: Face, gateway: Gateway) -
 
 
 def test_a_parameter_that_is_not_taken_is_named(face: Face, gateway: Gateway) -> None:
-    """By the gateway or the provider; a name that may be a text of somebody's is not."""
+    """By the gateway or the provider. A name that may be somebody's text is not repeated."""
     said = RECORDED["errors"][400]["error"]
     for param, match in (
         ("max_tokens", "does not accept `max_tokens`"),
@@ -342,7 +342,7 @@ def test_a_stream_that_begins_with_no_answer_falls_back(face: Face, gateway: Gat
 @pytest.mark.parametrize("line_end", ["\n", "\r\n", "\r"])
 @given(data=st.data())
 def test_events_may_be_cut_anywhere(line_end: str, data: st.DataObject) -> None:
-    """Comments, other fields and any line end of the standard are read over; data may have more than one line."""
+    """Comments and other fields are skipped, all line endings of the standard work, and data may have many lines."""
     lines = [": ping", "", "event: x", "data: one", "id: 1", "", "data:two", "data: more", "", "", "data: [DONE]"]
     sent = line_end.join(lines).encode()
     cuts = sorted(data.draw(st.sets(st.integers(1, len(sent) - 1))))
@@ -385,14 +385,14 @@ def test_an_embedding_counts_its_dimensions_and_folds_line_breaks(face: Face, ga
 def test_a_vector_comes_as_numbers_or_in_base64(
     face: Face, gateway: Gateway, given: object, vector: tuple[float, ...]
 ) -> None:
-    """Each provider has it as it likes, as none is told how; some number the texts, and some do not."""
+    """Each provider chooses, because the request does not say; some number the texts, and some do not."""
     gateway.answer = lambda _: httpx2.Response(200, json={"data": [{"embedding": given}]})
     found = face.embed("a")
     assert (found.embedding, found.dimensions) == (vector, len(vector))
 
 
 def test_a_server_that_is_not_a_gateway_is_reported(face: Face, gateway: Gateway) -> None:
-    """Something else answers at LITELLM_URL: a page instead of a completion."""
+    """Something else answers at LITELLM_URL: a web page instead of a completion."""
     gateway.answer = lambda _: httpx2.Response(200, html="<h1>hello</h1>")
     for ask in (lambda: face.chat(HELLO), lambda: face.embed("a")):
         with pytest.raises(app.ProviderError, match="with no"):
@@ -539,7 +539,7 @@ def test_every_row_of_the_fallback_table(  # noqa: PLR0913, PLR0917 -- a row has
     kind: type[app.LLMError],
     falls_back: bool,  # noqa: FBT001
 ) -> None:
-    """What the gateway says becomes one error; it falls back once, with one warning, or not at all."""
+    """Each answer of the gateway becomes one error, and the app falls back once, with one warning, or not at all."""
 
     def answer(body: dict[str, Any]) -> httpx2.Response:
         if body["model"] == "gpt-4o":
@@ -634,7 +634,7 @@ def test_options_may_name_another_model_than_the_organizations(face: Face, gatew
 
 
 def test_the_gateway_is_told_on_whose_behalf_it_is_asked_and_no_provider_is(face: Face, gateway: Gateway) -> None:
-    """By a header, with the fallback and in a stream too: bodies are as they are for anybody."""
+    """In a header, also for the fallback and for streams: the body does not change."""
     face.chat(HELLO, app.ChatCompletionOptions(model="gpt-4o"))
     gateway.answer = lambda body: error(500) if body["model"] == "gpt-4o" else httpx2.Response(200, json=completion())
     face.chat_for_org(ORGANIZATION.id, HELLO)
@@ -835,7 +835,7 @@ def test_an_organizations_id_is_a_uuid(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_a_new_organization_is_not_given_is_the_databases_default(
     monkeypatch: pytest.MonkeyPatch, models: dict[str, Any], columns: dict[str, str | None]
 ) -> None:
-    """No fallback at all can be given, as to `set_models`."""
+    """It can also be given no fallback, as with `set_models`."""
     made = organizations.Organization(UUID(int=7), "acme", "m", None, datetime.now(UTC))
 
     def insert(query: str, parameters: tuple[object, ...]) -> organizations.Organization:

@@ -1,4 +1,4 @@
-"""What a replica's program asks of its LiteLLM to give a client its limits: with each release's ways of its own."""
+"""How a replica's program sets a client's limits in its LiteLLM, with the peculiarities of each release."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_a_client_that_has_not_asked_yet_gets_its_key_as_by_its_first_request(
 def test_only_what_differs_is_sent(
     program: ModuleType, litellm: SimpleNamespace, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Another request would restart a budget's period. What 1.55.0 answers is not what it has done."""
+    """Other requests would restart a budget's period. The answer of 1.55.0 does not say what it did."""
     litellm.row = {"max_budget": 5.0, "budget_duration": "30d", "rpm_limit": 5, "models": [], "spend": 3.0}
     for _ in range(2):
         assert run(program, capsys, max_budget=5, budget_duration="30d", rpm_limit=6)["limits"]["rpm_limit"] == 6
@@ -133,7 +133,7 @@ def test_only_what_differs_is_sent(
 def test_limits_are_taken_away_and_the_key_stays(
     program: ModuleType, litellm: SimpleNamespace, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """1.55.0 keeps a period, so it gets one that does not end, which is none here with either release."""
+    """1.55.0 cannot remove a period, so it gets one that does not end; with either release it counts as none."""
     litellm.row = {"max_budget": 5.0, "budget_duration": "30d", "models": ["gpt-4o"], "spend": 3.0}
     none = dict.fromkeys(program.LIMITS)
     assert run(program, capsys) == {"database": True, "limits": none}

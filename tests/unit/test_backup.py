@@ -93,7 +93,7 @@ def links(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bo
 
 
 def test_a_backup_has_its_name_only_when_it_is_whole(tmp_path: Path, *, links: bool) -> None:
-    """And its checksum, whenever a kill ends it. Without links the name is an empty file's for a moment."""
+    """So has its checksum, whenever it is killed. Without hard links an empty file has the name for a moment."""
     file, partial, checksum = (tmp_path / f"x.dump{suffix}" for suffix in ("", ".partial", ".sha256"))
     partial.write_text("an archive")
     seen = set()
@@ -134,7 +134,7 @@ def test_a_file_created_in_the_meantime_is_not_overwritten(tmp_path: Path, monke
 
 @pytest.mark.usefixtures("links")
 def test_a_backup_that_gets_no_name_leaves_nothing_under_it(tmp_path: Path) -> None:
-    """Nor a checksum, which would refuse the next one of that name."""
+    """Not even a checksum, because of which the next backup with that name would be refused."""
     with pytest.raises(FileNotFoundError):
         backup._give_name(tmp_path / "gone.partial", tmp_path / "x.dump", "0" * 64)
     assert list(tmp_path.iterdir()) == []
@@ -164,7 +164,7 @@ def test_a_file_or_folder_that_cannot_be_used_is_named(tmp_path: Path, folder: P
 
 
 def test_rows_are_counted_as_they_stand_in_the_archive() -> None:
-    """Neither names nor rows that look like SQL lead the count astray."""
+    """Names and rows that look like SQL do not mislead the count."""
     printed = b"""\\restrict token
 SET search_path = '';
 COPY public.schema_migrations (version, name, sha256, applied_at) FROM stdin;
@@ -231,7 +231,7 @@ def test_a_lock_is_held_as_long_as_its_session_answers(
     then: str,
     held: bool,  # noqa: FBT001
 ) -> None:
-    """Not when psql ended, nor when it says something else."""
+    """It is not held if psql has ended, or says something else."""
     (tmp_path / "psql").write_text(f"#!/bin/sh\necho t\n{then}\n")
     (tmp_path / "psql").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
@@ -255,7 +255,7 @@ def test_the_reason_of_a_failure_has_no_rows_in_it() -> None:
 
 
 def test_without_a_terminal_a_restore_needs_yes(tmp_path: Path) -> None:
-    """It is wrong usage, as is a file that is not there."""
+    """It counts as wrong usage, as a missing file does."""
     (tmp_path / "x.dump").write_bytes(b"")
     for arguments, message in (
         (["restore", str(tmp_path / "x.dump")], "--yes"),
@@ -306,7 +306,7 @@ def backups(folder: Path) -> list[str]:
 @pytest.mark.usefixtures("postgres")
 @pytest.mark.parametrize("keep", [1, 3, 5, 6, 99])
 def test_of_the_older_backups_as_many_stay_as_are_wanted(nights: Path, keep: int) -> None:
-    """With the new one, which is one of them; another database's stay, and what a person has named."""
+    """The new one is among them. Another database's backups stay, and files that a person has named."""
     made = backup.backup(NOWHERE, nights, keep=keep, report=silent)
     older = [*NIGHTS, made.file.name][-keep:]
     assert backups(nights) == sorted([*older, *NOT_ITS_OWN])
@@ -324,7 +324,7 @@ def test_the_new_backup_stays_whatever_the_clock_was(nights: Path) -> None:
 
 @pytest.mark.parametrize("fails", PROGRAMS[:2])
 def test_no_backup_goes_for_one_that_is_not_whole(postgres: Path, nights: Path, fails: str) -> None:
-    """Neither for one that was not written to its end, nor for one that cannot be read back."""
+    """Neither for one that was not completely written, nor for one that cannot be read back."""
     (postgres.parent / fails).write_text(f"#!/bin/sh\necho '{fails} (PostgreSQL) 17.2'\n[ $1 = --version ]\n")
     with pytest.raises(BackupError, match=fails):
         backup.backup(NOWHERE, nights, keep=1, report=silent)
@@ -333,7 +333,7 @@ def test_no_backup_goes_for_one_that_is_not_whole(postgres: Path, nights: Path, 
 
 @pytest.mark.usefixtures("postgres")
 def test_what_a_killed_backup_has_left_goes(nights: Path) -> None:
-    """And not what another one is writing."""
+    """But not what another backup is still writing."""
     left, writing = (nights / f"app-20261106T0{hour}0000Z.dump.partial" for hour in (3, 4))
     left.write_text("half an archi")
     with backup._new_file(writing):

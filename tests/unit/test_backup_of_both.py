@@ -30,7 +30,7 @@ def with_litellm(nights: Path, *names: str) -> None:
 
 @pytest.mark.usefixtures("postgres")
 def test_what_belongs_together_is_one_backup(nights: Path) -> None:
-    """LiteLLM's database comes and goes with the app's. Backups without it are no substitute for those with it."""
+    """LiteLLM's database is saved and removed with the app's. Backups without it do not replace those with it."""
     with_litellm(nights, NIGHTS[0], NIGHTS[1], NIGHTS[3])
     made = backup.backup(NOWHERE, nights, litellm=NOWHERE, keep=3, report=silent)
     assert made.litellm is not None
@@ -47,7 +47,7 @@ def test_what_belongs_together_is_one_backup(nights: Path) -> None:
 def test_a_backup_without_litellms_database_is_no_success_and_removes_nothing(
     nights: Path, litellm: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where LiteLLM is connected to one that nobody has named, and where the one that is named is away."""
+    """If LiteLLM is connected to a database that nobody has named, or if the named one cannot be reached."""
 
     def server_at(_url: str, variable: str = "DATABASE_URL") -> Server:
         if variable != "DATABASE_URL":
@@ -63,7 +63,7 @@ def test_a_backup_without_litellms_database_is_no_success_and_removes_nothing(
 
 @pytest.mark.usefixtures("postgres")
 def test_the_last_backups_with_litellms_database_stay_when_newer_ones_are_without(nights: Path) -> None:
-    """As after a night on which its URL was not set, and where the database was turned off."""
+    """For example after a night without its URL, or after the database was turned off."""
     with_litellm(nights, NIGHTS[0], NIGHTS[1], NIGHTS[2])
     made = backup.backup(NOWHERE, nights, keep=2, report=silent)
     stay = [NIGHTS[1], NIGHTS[2], NIGHTS[4], made.file.name]
@@ -73,7 +73,7 @@ def test_the_last_backups_with_litellms_database_stay_when_newer_ones_are_withou
 
 @pytest.mark.usefixtures("postgres")
 def test_one_database_can_be_saved_alone(nights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where LiteLLM has one beside it."""
+    """Also if LiteLLM has a database beside it."""
     monkeypatch.setattr(backup, "server_at", lambda *_: replace(SERVER, litellm_beside=True))
     made = backup.backup(NOWHERE, nights, litellm=NOWHERE, alone=True, report=silent)
     assert made.litellm is None
@@ -83,7 +83,7 @@ def test_one_database_can_be_saved_alone(nights: Path, monkeypatch: pytest.Monke
 @pytest.mark.usefixtures("postgres")
 @pytest.mark.parametrize("litellm", [None, NOWHERE])
 def test_a_backup_is_not_named_as_one_whose_companion_is_left(tmp_path: Path, litellm: str | None) -> None:
-    """A restore would take that for LiteLLM's database of the new one."""
+    """A restore would mistake that companion for the new backup's LiteLLM database."""
     left = backup.companion(tmp_path / "x.dump")
     left.write_text("an archive")
     with pytest.raises(ValueError, match=r"x\.litellm\.dump exists and will not be overwritten"):
@@ -103,7 +103,7 @@ def test_a_backup_is_not_named_as_one_whose_companion_is_left(tmp_path: Path, li
 def test_litellms_database_is_that_of_the_same_stack_as_the_apps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], expected: str | None
 ) -> None:
-    """`.env` has the stack that was brought up last; a DATABASE_URL from elsewhere is another one's."""
+    """`.env` is of the last stack that was brought up; a DATABASE_URL from elsewhere belongs to another one."""
     (tmp_path / ".env").write_text(
         "DATABASE_URL=postgresql://h/app\nLITELLM_DATABASE_URL=postgresql://h/litellm-of-the-file\n"
     )
@@ -117,7 +117,7 @@ def test_litellms_database_is_that_of_the_same_stack_as_the_apps(
 
 
 def test_a_salt_key_that_cannot_be_compared_is_an_objection(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As where no replica can be asked: to go on takes --force."""
+    """For example if no replica can be asked: only --force goes on."""
 
     def run(_program: str, _given: str) -> str:
         raise ManagementError("no replica runs on the engine that `docker` asks")

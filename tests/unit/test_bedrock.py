@@ -48,7 +48,7 @@ def litellm(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
 def test_models_since_claude_3_and_nova_are_asked_by_converse(
     litellm: SimpleNamespace, model: str, *, converses: bool
 ) -> None:
-    """As long as LiteLLM's list is: those that it has, and younger ones."""
+    """Those in LiteLLM's list, and newer ones."""
     assert (model in litellm.bedrock_converse_models) == converses
     assert list(litellm.bedrock_converse_models) == ["anthropic.claude-3-haiku-20240307-v1:0"]
 

@@ -71,7 +71,7 @@ def test_without_docker_compose_it_says_how_to_get_it(tmp_path: Path, monkeypatc
 
 
 def test_the_database_costs_what_a_stack_without_it_does_not(gateway_url: str) -> None:
-    """Each release by itself, and each row beside the stack without a database."""
+    """Each release is measured by itself, and each row is compared with the stack without a database."""
     target = Target(url=gateway_url, headers={"authorization": f"Bearer {client.KEY}"}, body=gateway.BODY)
     readings = Readings()
     with pytest.MonkeyPatch.context() as patch, Steps(Console(file=io.StringIO())).step("measure") as step:
@@ -89,7 +89,7 @@ def test_the_database_costs_what_a_stack_without_it_does_not(gateway_url: str) -
 
 
 def test_the_figures_of_streams_are_those_that_callers_saw() -> None:
-    """Of CPU time for each chunk that arrived; what was given up counts with the time that it was waited for."""
+    """CPU time counts per chunk that arrived; an abandoned stream counts with the time that the caller waited."""
     seen = pace.Seen(
         first=[0.25, 45.0],
         gaps=[0.5, 1.0],
@@ -113,7 +113,7 @@ def test_the_figures_of_streams_are_those_that_callers_saw() -> None:
 
 
 def test_some_rows_of_the_streams_are_chosen_by_their_names() -> None:
-    """A name that is nobody's is refused with all there are, before anything is brought up."""
+    """An unknown name is refused with a list of all names, before anything is brought up."""
     assert streams.named("") == [*streams.NAMES, streams.HOLDING]
     assert streams.named("lane on") == [kind.name for kind in streams.KINDS if kind.fast] + [streams.HOLDING]
     with pytest.raises(ValueError, match="'nobody' in its name: the plan; this stack, LiteLLM"):
@@ -163,7 +163,7 @@ def gateway_url(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 def test_every_kind_of_call_is_measured(gateway_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sync and async alike, all compared with the same bare call; organizations need a database and are left out."""
+    """Sync and async, all compared with the same bare call. Organizations need a database and are left out."""
     monkeypatch.setattr(client, "LEAST_CALLS", 2)
     readings = Readings()
 
@@ -239,7 +239,7 @@ class Nothing:
 
 
 def test_a_deployment_is_measured_from_nothing_again_and_with_a_change_under_load(gateway_url: str) -> None:
-    """What a change does not break is reported as such."""
+    """Requests that a change does not break are reported as such."""
     readings, way = Readings(), Nothing(gateway_url)
     with Steps(Console(file=io.StringIO())).step("measure") as step:
         deploy.measure(way, readings, step)

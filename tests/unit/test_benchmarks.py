@@ -56,7 +56,7 @@ def report(*comparisons: Comparison) -> Report:
 
 
 def test_rounds_go_forwards_and_backwards_in_turn() -> None:
-    """So that none of the contenders always comes after the same one."""
+    """So that no contender always comes after the same one."""
     assert "".join(alternating(3, "abc")) == "abccbaabc"
 
 
@@ -219,7 +219,7 @@ def test_nothing_cannot_be_drawn() -> None:
 
 
 def test_a_document_gets_each_report_into_its_section() -> None:
-    """The text around the sections stays; filling twice changes nothing."""
+    """The text around the sections stays, and filling it again changes nothing."""
     page = "".join(
         f"About {name}\n{document.SECTION.format(name=name, content='old')}\n" for name in ("gateway", "b")
     )

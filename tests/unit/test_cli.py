@@ -106,7 +106,7 @@ def test_an_answer_that_breaks_off_ends_its_line(gateway: Gateway) -> None:
 
 
 def test_json_is_one_document(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With all that is known of an answer, and whole where it would be streamed."""
+    """It has everything that is known about an answer, and is whole even if the answer would be streamed."""
     monkeypatch.setattr(organizations, "get", lambda _: ORGANIZATION)
     gateway.answers["/v1/chat/completions"] = STREAM
     answer = json.loads(out("chat", "--stream", "--json", "hello", "--org", str(ORGANIZATION.id)))
@@ -129,7 +129,7 @@ def test_for_other_programs_there_is_a_line_each(gateway: Gateway) -> None:
 
 
 def test_what_is_known_of_models_is_a_table(gateway: Gateway) -> None:
-    """As the edge and LiteLLM tell it by `GET /v1/models`; a gateway of before tells less."""
+    """From the edge and LiteLLM, by `GET /v1/models`; an older gateway says less."""
     refuses = {"max_tokens": "max_completion_tokens", "temperature": "drop", "stop": "error"}
     known = {"owned_by": "openai", "price": {"input": 2.0, "output": 0.5}, "refuses": refuses}
     more = [
@@ -173,7 +173,7 @@ def test_what_is_known_of_models_is_a_table(gateway: Gateway) -> None:
 def test_models_that_end_are_reported(
     database: Callable[..., None], gateway: Gateway, known: dict[str, str], said: str, *, noticed: bool
 ) -> None:
-    """Beside the list, which other programs read; doctor warns of those that callers notice."""
+    """Separately from the list, which other programs read. Doctor warns about those that callers notice."""
     models = [{"id": "gpt-4o", **known}, {"id": "claude-3-5-sonnet"}]
     gateway.answers["/v1/models"] = httpx2.Response(200, json={"data": models})
     done = llmctl("models")
@@ -240,7 +240,7 @@ def test_organizations_are_a_table(table: Organizations) -> None:
 def test_a_fallback_stays_unless_it_is_named(
     table: Organizations, command: list[str], options: list[str], fallback: str | None
 ) -> None:
-    """That of the database, where an organization is new."""
+    """For a new organization, the database's default."""
     out("org", *command, *options)
     assert table.row.llm_fallback_model == fallback
 
@@ -252,7 +252,7 @@ def test_two_words_for_the_fallback_exclude_each_other(table: Organizations, com
 
 
 def test_a_model_that_is_not_served_needs_force(table: Organizations) -> None:
-    """It may be a slip of the pen; who is asked for it is told what there is."""
+    """It may be a typo; the message lists the served models."""
     for arguments in (["set-model", ID, "gpt-5"], ["create", "new", "--fallback", "gpt-5"]):
         refused = llmctl("org", *arguments)
         assert refused.exit_code == 2
@@ -365,7 +365,7 @@ def database(table: Organizations, monkeypatch: pytest.MonkeyPatch) -> Callable[
 
 
 def findings() -> dict[str, str]:
-    """What the doctor finds to be other than well, with what fixes it."""
+    """The doctor's findings other than "well", with what fixes them."""
     done = llmctl("doctor", "--json")
     found = json.loads(done.stdout)
     assert done.exit_code == int("failure" in {each["status"] for each in found})
@@ -458,7 +458,7 @@ def test_the_doctor_finds_what_is_wrong_with_a_database(
 
 
 def test_the_doctor_does_without_a_database(database: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who only asks models needs none."""
+    """Users who only ask models need none."""
     monkeypatch.delenv("DATABASE_URL")
     assert [*findings()] == ["database"]
     assert llmctl("doctor").exit_code == 0

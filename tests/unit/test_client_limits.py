@@ -127,7 +127,7 @@ PROPS: dict[str, Any] = {"client": "batch", "database": "one", "inside": {}, "rp
 
 
 def test_all_limits_are_applied_also_those_that_are_none(replica: Replica) -> None:
-    """Whole numbers as such, which those of Pulumi are not."""
+    """Whole numbers are sent as integers, although Pulumi's are floats."""
     assert PROVIDER.create(PROPS).outs == PROPS
     assert replica.asked == [("batch", {**NONE, "rpm_limit": 600, "max_budget": 12.5})]
     assert isinstance(replica.asked[0][1]["rpm_limit"], int)
@@ -163,7 +163,7 @@ def test_a_key_that_is_as_it_should_be_is_no_drift(replica: Replica) -> None:
 def test_what_cannot_be_read_is_as_before(
     replica: Replica, capsys: pytest.CaptureFixture[str], fails: InsideError | None
 ) -> None:
-    """It is never gone, and Pulumi says so."""
+    """The state keeps it, and Pulumi says why."""
     replica.fails, replica.database = fails, False
     found = PROVIDER.read(ID, PROPS)
     assert (found.id, found.outs, found.inputs) == (ID, PROPS, PROPS)
@@ -182,7 +182,7 @@ def test_an_up_that_cannot_apply_them_fails(replica: Replica) -> None:
 
 
 def test_a_removal_leaves_a_key_without_limits(replica: Replica, capsys: pytest.CaptureFixture[str]) -> None:
-    """Where there is no replica any more, or no database, it says what stays."""
+    """If there is no replica or no database any more, it says what stays."""
     PROVIDER.delete(ID, PROPS)
     assert replica.asked == [("batch", NONE)]
     assert not capsys.readouterr().err
@@ -232,7 +232,7 @@ def test_a_program_runs_in_the_first_container_that_can(monkeypatch: pytest.Monk
 
 
 def test_on_a_swarm_a_program_runs_in_a_task_of_this_node(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not in what ran on one host before. Where other nodes have all replicas, the reason names them."""
+    """Not in a container from before a move to the Swarm. If all replicas are elsewhere, the error names nodes."""
     on_swarm = {**INSIDE, "of": "com.docker.swarm.task.id"}
     asked = in_containers(monkeypatch, (0, (b"yes", None)))
     assert inside.printed(on_swarm, ["program"]) == "yes"

@@ -1,4 +1,4 @@
-"""A Swarm that a stack cannot run on is refused with what it does not have, and what fixes that."""
+"""A Swarm that cannot run a stack is refused, with what is missing and what fixes that."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ def test_an_engine_that_manages_no_swarm(
 
 
 def test_a_swarm_without_the_nodes_that_a_stack_needs(found: Callable[..., Cluster]) -> None:
-    """Every part that finds no node is named at once, with all nodes, and the command that labels one."""
+    """All parts without a suitable node are named at once, with all nodes and the command that labels one."""
     swarm = found(
         node(1, role="manager"), node(2, edge="true", availability="drain"), node(3, state="down", gpu="yes")
     )

@@ -1,4 +1,4 @@
-"""One deadline for the whole call: the servers here never end, and without it neither would the call."""
+"""One deadline holds for the whole call: the servers here never finish, so without it the calls would not either."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_a_head_that_trickles(face: Face, serve: Callable[..., Server]) -> None:
 def test_an_answer_that_trickles(
     face: Face, serve: Callable[..., Server], options: app.ChatCompletionOptions
 ) -> None:
-    """Each of its pieces is there in time."""
+    """Each of its pieces arrives in time, but not the whole."""
     server = serve(PLAIN, more=http_chunk(" "))
     with pytest.raises(app.TimedOutError):
         face.chat(HELLO, options)
@@ -154,7 +154,7 @@ def test_a_stream_of_comments_only(face: Face, serve: Callable[..., Server]) -> 
 def test_a_stream_that_stalls_gives_what_had_arrived(
     face: Face, serve: Callable[..., Server], more: str | None
 ) -> None:
-    """Silent, with comments, or with an answer that has no end."""
+    """The stream is silent, has only comments, or never ends."""
     server = serve(EVENTS, http_chunk(chunk("a")), http_chunk(chunk("b")), more=more)
     with pytest.raises(app.StreamInterruptedError, match="in time") as caught:
         face.stream(HELLO, SOON)
@@ -202,7 +202,7 @@ def full() -> Iterator[str]:
 def test_a_gateway_that_drops_connections(
     face: Face, serve: Callable[..., Server], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However often a connection is tried again, and however many addresses the name has."""
+    """The deadline holds however often a connection is retried, and however many addresses the name has."""
     look_up = socket.getaddrinfo
 
     def many(host: str, *args: Any, **named: Any) -> list[Any]:
@@ -251,7 +251,7 @@ def test_a_database_that_does_not_answer(
 
 @pytest.mark.parametrize("first", [(), (PLAIN,), (EVENTS,), (EVENTS, http_chunk(chunk("a")))])
 def test_a_task_that_is_cancelled_ends_its_request(serve: Callable[..., Server], first: tuple[str, ...]) -> None:
-    """Wherever it is: before the head, in the body, and in the middle of a stream."""
+    """Wherever the request is: before the head, in the body, or in the middle of a stream."""
     server = serve(*first)
 
     async def ask() -> None:

@@ -25,7 +25,7 @@ def ask(path: str, **body: object) -> httpx2.Response:
 
 
 def test_a_long_message_is_counted_whole_and_repeated_in_part() -> None:
-    """A list of its words, or an answer of one piece for each, ended the container because its memory ran out."""
+    """A list of all its words, or one piece of the answer for each word, would use up the container's memory."""
     text = "word " * 100_000
     tracemalloc.start()
     answer = ask("/v1/chat/completions", model="gpt-4o", messages=[{"role": "user", "content": text}]).json()
@@ -42,7 +42,7 @@ def embedded(**body: object) -> list[Any]:
 
 
 def test_an_embedding_is_packed_when_base64_is_asked_for() -> None:
-    """As little-endian float32: SDKs ask for it unless told otherwise, and read whatever comes as that."""
+    """As little-endian float32: SDKs ask for this by default, and read any answer as that."""
     ((numbers,), (packed,)) = embedded(input="hello"), embedded(input="hello", encoding_format="base64")
     assert len(numbers) == 1536
     assert struct.unpack("<1536f", base64.b64decode(packed)) == pytest.approx(numbers, rel=1e-6)
@@ -119,14 +119,14 @@ def test_an_answer_has_the_form_of_the_recorded_one(path: str, recorded: dict[st
 
 
 def test_it_counts_tokens_as_anthropic_does() -> None:
-    """As many as an answer to the same messages says, in the field of Anthropic's API."""
+    """The same number as in an answer to the same messages, in the field of Anthropic's API."""
     asked = {"model": "m", "messages": [{"role": "user", "content": "How are you?"}]}
     counted = ask("/v1/messages/count_tokens", **asked).json()
     assert counted == {"input_tokens": ask("/v1/messages", **asked).json()["usage"]["input_tokens"]}
 
 
 def test_a_response_tells_its_text_in_words_and_whole() -> None:
-    """As OpenAI's Responses do: in pieces, then in each event that ends what they made, and with its usage."""
+    """As OpenAI's Responses do: in pieces, then again in each closing event, and with the usage."""
     body = {"model": "gpt-4o", "input": "good morning"}
     whole = ask("/v1/responses", **body).json()
     text = whole["output"][0]["content"][0]["text"]

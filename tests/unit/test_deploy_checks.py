@@ -33,7 +33,7 @@ OWN = {"name": "own", "model": "openai/own", "apiBase": "http://10.0.0.9/v1"}
 
 
 def test_without_a_docker_command_that_alone_is_said(tmp_path: Path) -> None:
-    """In one line, and no check runs that would fail without it."""
+    """In one line, and checks that would fail without it do not run."""
     result = subprocess.run(
         [sys.executable, "-m", "pytest", "tests/deploy", "--stack", "nowhere"],
         cwd=PROJECT,
@@ -53,7 +53,7 @@ def secret(value: str) -> Secret:
 
 @given(value=SECRETS, before=AROUND, after=AROUND)
 def test_a_secret_is_found_in_each_form(value: str, before: str, after: str) -> None:
-    """As it is, in JSON, in a URL, and in base64 of anything that it is in."""
+    """As it is, in JSON, in a URL, and in the base64 form of a text that contains it."""
     text = before + value + after
     for written in (
         text,
@@ -73,7 +73,7 @@ def test_each_line_of_a_private_key_is_a_secret() -> None:
 
 @pytest.mark.parametrize("value", ["", "none", "EMPTY"])
 def test_what_is_too_short_to_be_a_secret_is_not_looked_for(value: str) -> None:
-    """The placeholder of a server that wants no key is in many texts."""
+    """A placeholder for a server without a key appears in many texts."""
     assert forms(value) == set()
 
 
@@ -96,7 +96,7 @@ def stack(settings: Settings) -> Any:
 def test_a_providers_model_is_asked_only_where_money_may_be_spent(
     settings: Callable[..., Settings], *, embeds: bool
 ) -> None:
-    """The reason for not asking names the models, and the option that has them asked."""
+    """The skip reason names the models, and the option that includes them."""
     model = "text-embedding-3-small" if embeds else "gpt-4o"
     made = stack(settings(**PROVIDER))
     with pytest.raises(pytest.skip.Exception, match=rf"it would cost money: .*{model}.*--spend"):

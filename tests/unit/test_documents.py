@@ -1,4 +1,4 @@
-"""The documents are true of what they describe, as far as that can be seen without a stack."""
+"""The documents match what they describe, as far as that can be checked without a stack."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ RUNBOOKS = documents.runbooks()
 COMMANDS = [command for runbook in RUNBOOKS for command in documents.commands(runbook)]
 MAKEFILE = (PROJECT / "Makefile").read_text(encoding="utf-8")
 VARIABLES = {"STACK", "NAME", "SPEND", "PYTHON"}
-"""What targets of the Makefile take."""
+"""Variables of the Makefile's targets."""
 PULUMI = {
     ("cancel",),
     ("config", "get"),
@@ -48,7 +48,7 @@ PULUMI = {
 }
 SYSTEM = {"awk", "cp", "curl", "docker", "echo", "git", "grep", "gzip", "head", "ls", "mkdir", "mv", "openssl"}
 SYSTEM |= {"printf", "rm", "sed", "sha256sum", "tail", "tar", "test", "true", "umask", "xargs"}
-"""Programs that a machine which runs a stack has."""
+"""Programs that every machine with a stack has."""
 NUMBERED: dict[str, type[BaseModel]] = {"secretVersions": SecretVersions, "retirePrevious": RetirePrevious}
 HEADINGS = ["When", "What callers notice", "Do", "See that it worked", "Go back", "Proven by"]
 
@@ -73,7 +73,7 @@ def test_every_key_of_the_stack_config_is_on_its_page_once() -> None:
     ("path", "command"), list(reference.commands()), ids=lambda it: it if isinstance(it, str) else ""
 )
 def test_the_help_of_each_command_has_a_call_that_it_understands(path: str, command: Any) -> None:
-    """It calls the very command, and options that this has."""
+    """The example calls this command, with options that exist."""
     what, call = reference.example(command)
     assert what
     assert f"{call} ".startswith(f"{path} "), call
@@ -112,14 +112,14 @@ def test_each_runbook_says_what_someone_woken_at_night_wants_to_know(runbook: Pa
 
 @pytest.mark.parametrize("runbook", RUNBOOKS, ids=relative)
 def test_the_commands_of_each_runbook_are_run(runbook: Path) -> None:
-    """By a test that its proof names: one that asks for that runbook by its name."""
+    """By a test that the runbook's proof names, and that uses the runbook by its name."""
     proofs = documents.PROOF.finditer(runbook.read_text(encoding="utf-8").partition("## Proven by")[2])
     files = {proof["file"] for proof in proofs}
     assert any(f'runbook("{runbook.stem}", ' in (PROJECT / file).read_text(encoding="utf-8") for file in files)
 
 
 def test_the_readme_names_the_outputs_of_a_stack() -> None:
-    """All that the program exports, and those that are secret as such."""
+    """Everything that the program exports, with secret outputs marked as secret."""
     module = ast.parse((PROJECT / "infra/stack.py").read_text(encoding="utf-8"))
     (build,) = (each for each in module.body if isinstance(each, ast.FunctionDef) and each.name == "build")
     (made,) = (each.value for each in build.body if isinstance(each, ast.Return) and isinstance(each.value, ast.Dict))
@@ -148,7 +148,7 @@ def test_the_list_of_runbooks_is_whole() -> None:
 
 
 def test_the_list_of_decisions_is_whole() -> None:
-    """In the order of their numbers, of which none is missing."""
+    """In the order of their numbers, with no number missing."""
     folder = PROJECT / "docs/decisions"
     names = sorted(path.name for path in folder.glob("0*.md"))
     assert [link for link in documents.links(folder / "README.md") if link in names] == names
@@ -164,7 +164,7 @@ def test_what_is_to_be_run_is_a_shell_script(runbook: Path) -> None:
 
 @pytest.mark.parametrize("runbook", RUNBOOKS, ids=relative)
 def test_each_variable_of_a_runbook_is_explained(runbook: Path) -> None:
-    """That with the stack's name in the list of runbooks, the others where they are used."""
+    """The one with the stack's name is explained in the list of runbooks, the others where they are used."""
     prose = documents.FENCE.sub("", runbook.read_text(encoding="utf-8"))
     assert documents.variables(runbook) - {"PULUMI_STACK"} <= set(re.findall(r"`([A-Z_]+)`", prose))
 
@@ -215,7 +215,7 @@ def check_pulumi(words: list[str]) -> None:
 
 
 def check_key(arguments: list[str], words: list[str]) -> None:
-    """Whether the stack config has the key, with what it is - secret, a part of something - and takes the value."""
+    """Check that the stack config has the key, that it is used correctly (secret, path), and accepts the value."""
     key, *inner = re.split(r"[.\[]", arguments[0])
     (field,) = (field for field in Settings.model_fields.values() if field.alias == key)
     assert ("--path" in words) == bool(inner)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     ],
 )
 def test_a_secret_in_clear_is_refused(key: str, value: object, named: list[str]) -> None:
-    """A secret that was set without --secret is in a file in clear: the program says so and does not use it."""
+    """A secret that was set without --secret is in a file in clear text: the program says so and does not use it."""
     found = validate(raw_config("dev", **{key: value}), secret=set())[1]
     assert [problem.key for problem in found if "not encrypted" in problem.what] == named
     assert "is not encrypted" in found[0].what
@@ -35,7 +35,7 @@ def test_a_secret_in_clear_is_refused(key: str, value: object, named: list[str])
 def test_a_secret_in_clear_beside_an_encrypted_one_is_refused(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Pulumi calls the whole map a secret as soon as one of it is: the stack's file tells which."""
+    """Pulumi calls the whole map a secret as soon as one entry is; the stack's file says which."""
     config = raw_config("dev", clientKeys={"batch": KEY, "web": OTHER_KEY, "new": ""})
     own = {f"{PROJECT_NAME}:clientKeys": {"batch": {"secure": "v1:abc"}, "web": OTHER_KEY, "new": ""}}
     (tmp_path / "Pulumi.dev.yaml").write_text(yaml.safe_dump({"config": own}))

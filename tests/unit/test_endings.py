@@ -58,7 +58,7 @@ def wrapper(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Any]]:
 def test_no_end_is_made_up_for_a_provider_that_says_why_its_streams_end(
     wrapper: type[Any], provider: str, said: str | None, each: str | None, end: str | None
 ) -> None:
-    """Another one may not say so in the form that LiteLLM reads."""
+    """Other providers may not say so in a form that LiteLLM reads."""
     if end is not None:
         assert wrapper(provider, said, each).finish_reason_handler() == end
         return

@@ -81,7 +81,7 @@ def test_no_socket(tmp_path: Path) -> None:
 
 
 def test_another_engine_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A user with an engine of their own, as a rootless one, is told how to use it."""
+    """A user with another engine, such as a rootless one, learns how to use it."""
     rootless = f"unix://{tmp_path}/rootless.sock"
     monkeypatch.setattr(unreachable, "USUAL_HOSTS", {rootless: "rootless", "unix:///gone.sock": "colima"})
     monkeypatch.setattr(unreachable, "answers", lambda host: host == rootless)
@@ -113,7 +113,7 @@ def test_the_engines_that_dockers_contexts_name_are_offered(tmp_path: Path, monk
 
 
 def test_nothing_listens(tmp_path: Path, listener: socket.socket) -> None:
-    """A socket that an engine left behind is told from one that was never there."""
+    """The message distinguishes a socket that an engine left behind from one that was never there."""
     error = failure(f"unix://{tmp_path}/docker.sock")
     assert f"nothing listens on {tmp_path}/docker.sock" in error.why
 
@@ -145,7 +145,7 @@ def test_not_an_engine(tmp_path: Path, listener: socket.socket, monkeypatch: pyt
 def test_permission_denied(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, group: str, members: list[str], fix: str
 ) -> None:
-    """Who may not use the socket learns which group may, and the command that helps."""
+    """A user who may not use the socket learns which group may, and the command that helps."""
     user = pwd.getpwuid(os.geteuid()).pw_name
     entry = grp.struct_group((group, "x", 1, [member.format(user=user) for member in members]))
     monkeypatch.setattr(grp, "getgrgid", lambda _: entry)
@@ -243,7 +243,7 @@ def test_a_service_that_does_not_come_up(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 class FakeEngine:
-    """An engine that says of itself what it is told to."""
+    """An engine that describes itself as given."""
 
     def __init__(self, version: Mapping[str, object], info: Mapping[str, object]) -> None:
         self._version = {"Version": "20.10.24", "ApiVersion": "1.41", "MinAPIVersion": "1.12", **version}
@@ -304,7 +304,7 @@ def test_what_was_never_tried_is_said(version: Mapping[str, object], info: Mappi
 def test_an_engine_is_installed_only_where_there_is_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, there: bool
 ) -> None:
-    """Which one is said before. One that is there and does not run is started, whoever made it."""
+    """The message says which one first. An engine that exists but does not run is started, whoever installed it."""
     said, done = io.StringIO(), list[str]()
 
     def connect(_: str) -> FakeEngine:
@@ -338,7 +338,7 @@ class _NoImages:
 def test_an_image_that_was_built_here_and_is_gone_is_refused(
     built: Mapping[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before anything changes, with the command that builds it again; nobody else is asked for it."""
+    """Before anything changes, with the command that rebuilds it; no registry is asked for it."""
     found = FakeEngine({}, {})
     monkeypatch.setattr(found, "images", _NoImages(), raising=False)
     monkeypatch.setattr(found, "close", lambda: None, raising=False)

@@ -31,7 +31,7 @@ def test_another_way_to_the_same_engine_is_accepted_and_another_engine_refused(
     monkeypatch: pytest.MonkeyPatch,
     there: bool,  # noqa: FBT001
 ) -> None:
-    """By whether the stack's things are there. The refusal says how to move, and how to go on."""
+    """Depending on whether the stack's objects are there. The refusal says how to move the stack, and how to stay."""
     asked: list[tuple[str, str]] = []
 
     def has(host: str, label: str) -> bool:

@@ -19,7 +19,7 @@ PROJECT = environment.PROJECT
 
 
 def test_an_active_environment_can_be_recreated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its own interpreter, which is what `python3` is then, is still there to be run."""
+    """`python3` is then its own interpreter, which must still be there to run the set-up."""
     interpreter = tmp_path / ".venv/bin/python"
     interpreter.parent.mkdir(parents=True)
     interpreter.touch()
@@ -38,7 +38,7 @@ def test_an_active_environment_can_be_recreated(tmp_path: Path, monkeypatch: pyt
 
 
 def test_an_environment_that_lost_a_package_is_recreated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As after `uv sync`, which removes what the project does not need without its extras. More packages are fine."""
+    """For example after `uv sync`, which removes packages that only extras need. Additional packages are fine."""
     packages = tmp_path / ".venv/lib/python3.11/site-packages"
     made: list[tuple[object, ...]] = []
 
@@ -85,7 +85,7 @@ def test_the_interpreter_of_an_environment_is_kept(tmp_path: Path, there: bool, 
 
 
 def test_an_older_python_can_read_it() -> None:
-    """Its message, which names the Python that is needed, reaches those who have the oldest one still around."""
+    """Users of the oldest Python still around get its message, which names the Python that is needed."""
     source = Path(environment.__file__).read_text(encoding="utf-8")
     tree = ast.parse(source, feature_version=(3, 6))
     assert not [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module == "__future__"]
@@ -112,12 +112,12 @@ def test_a_failure_shows_its_end_and_the_next_step(printed: str, named: str) -> 
 
 
 def test_a_step_is_asked_nothing() -> None:
-    """A question, as for an index's password, would be seen by nobody: there is nothing to read an answer from."""
+    """Nobody would see a question, such as for an index's password: there is no input to read an answer from."""
     environment.run(sys.executable, "-c", "import sys; sys.exit(sys.stdin.read() != '')")
 
 
 def test_an_interrupt_is_not_an_error(tmp_path: Path) -> None:
-    """Who presses Ctrl-C gets a line, and no traceback."""
+    """After Ctrl-C the user gets one line, and no traceback."""
     for name in ("toolchain/environment.py", "pyproject.toml", "requirements.lock"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(environment.PROJECT / name, tmp_path / name)
@@ -140,7 +140,7 @@ def test_an_interrupt_is_not_an_error(tmp_path: Path) -> None:
 def test_a_second_run_says_that_it_waits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Two at once make one environment, and the second one says why it does nothing yet."""
+    """Two concurrent runs make one environment, and the second one says why it waits."""
     (tmp_path / "pyproject.toml").write_text('[project]\nname = "any"\n')
     (tmp_path / "requirements.lock").touch()
     (tmp_path / ".venv").mkdir()

@@ -87,7 +87,7 @@ def answer(outcome: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_error_has_its_status_and_keeps_its_details(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, kind: type[app.LLMError], status: int
 ) -> None:
-    """They are in the service's log; a request's id is told, by which the gateway's log has it."""
+    """The details are in the service's log; the caller gets the request's id, which is also in the gateway's log."""
     answer(error_of(kind), monkeypatch)
     for path, body in ((CHAT, HELLO), (f"{CHAT}/stream", HELLO), ("/embeddings", {"text": "hello"})):
         caplog.clear()
@@ -148,7 +148,7 @@ class Stream:
 
 @pytest.mark.parametrize("breaks", [False, True], ids=["whole", "broken off"])
 def test_a_stream_is_server_sent_events(monkeypatch: pytest.MonkeyPatch, *, breaks: bool) -> None:
-    """A line break in a piece ends no event, and a stream that breaks off says so, as its status is long sent."""
+    """A line break in a piece ends no event. A stream that breaks off says so, because its status is already sent."""
     stream = Stream("hi\n\n", "there", error=error_of(app.StreamInterruptedError) if breaks else None)
     answer(stream, monkeypatch)
     told = post(f"{CHAT}/stream", HELLO)
@@ -169,7 +169,7 @@ def test_a_stream_is_server_sent_events(monkeypatch: pytest.MonkeyPatch, *, brea
 def test_a_caller_who_goes_away_ends_the_request_to_the_model(
     monkeypatch: pytest.MonkeyPatch, version: str, pieces: int
 ) -> None:
-    """Before the first piece is sent as well as after it, by each way in which servers tell that of their callers."""
+    """Before and after the first piece, for each way in which servers report that a caller has gone."""
     stream = Stream("hi", "there", "again")
     answer(stream, monkeypatch)
     sent: list[str] = []
@@ -211,7 +211,7 @@ def test_a_caller_who_goes_away_ends_the_request_to_the_model(
 
 
 def test_it_starts_with_settings_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
-    """What is missing is told when it starts, not to its first caller; at its end it closes its connections."""
+    """It reports missing settings at its start, not to its first caller. At its end it closes its connections."""
 
     async def live() -> None:
         async with service.lifespan(service.api):

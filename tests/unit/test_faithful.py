@@ -93,7 +93,7 @@ def litellm(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 def test_why_an_answer_ended_is_passed_on_as_the_provider_said_it(
     litellm: SimpleNamespace, said: str, told: str
 ) -> None:
-    """Wherever LiteLLM asks for it: where it is defined, and where that was imported before."""
+    """Wherever LiteLLM calls the function: where it is defined, and where it was imported earlier."""
     assert litellm.helpers.map_finish_reason(said) == told
     assert litellm.importing.map_finish_reason(said) == told
 
@@ -116,7 +116,7 @@ def test_no_sentence_is_written_for_a_blank_message(litellm: SimpleNamespace) ->
 def test_thinking_takes_nothing_of_an_answer_without_a_limit(
     litellm: SimpleNamespace, model: str, limits: dict[str, int], limit: int
 ) -> None:
-    """What LiteLLM would allow without it, unless that is less than its own guess; the caller's limit stays."""
+    """The limit is LiteLLM's limit without thinking, unless its own guess is higher; a caller's limit stays."""
     config = litellm.config()
     if not isinstance(config, Newer):
         assert vars(litellm.config).keys() <= {"__module__", "__doc__"}

@@ -1,4 +1,4 @@
-"""The findings have the form that their README states. Whether they are still so, `make findings` says."""
+"""The findings have the form that their README describes. `make findings` says whether they are still true."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def header(script: Path) -> str:
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
 def test_each_states_version_behaviour_what_is_expected_and_what_was_seen(script: Path) -> None:
-    """A reader knows before the run what is surprising; the lines that the run is compared with are there."""
+    """A reader knows before the run what is surprising, and the lines to compare the run with are there."""
     assert re.findall(r"^(\w+):", header(script), re.MULTILINE) == PARTS
     assert re.search(r"^Seen:(\n  > .+)+\Z", header(script), re.MULTILINE)
     assert os.access(script, os.X_OK)
@@ -35,7 +35,7 @@ def test_each_states_version_behaviour_what_is_expected_and_what_was_seen(script
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
 def test_each_installs_pinned_packages_in_a_temporary_folder_that_it_removes(script: Path) -> None:
-    """It says the same on another day, and leaves nothing behind."""
+    """It gives the same result on another day, and leaves nothing behind."""
     text = script.read_text(encoding="utf-8")
     assert re.search(
         r"^folder=\$\(mktemp -d\)\ntrap .rm -rf \"\$folder\". EXIT\ncd \"\$folder\"$", text, re.MULTILINE
@@ -47,7 +47,7 @@ def test_each_installs_pinned_packages_in_a_temporary_folder_that_it_removes(scr
 
 
 def test_their_readme_lists_each_once() -> None:
-    """A table of one line each tells what surprises."""
+    """A table has one line for each surprise."""
     readme = (FINDINGS / "README.md").read_text(encoding="utf-8")
     listed = re.findall(r"^\| \[.+?\]\((.+?\.sh)\)", readme, re.MULTILINE)
     assert listed == [script.name for script in SCRIPTS]

@@ -131,7 +131,7 @@ def replica(programs: dict[str, Any]) -> Replica:
 
 
 def test_what_clients_ask_gets_through_as_it_came(replica: Replica) -> None:
-    """Fields that LiteLLM does not know, and labels, too."""
+    """This includes fields that LiteLLM does not know, and labels."""
     body = json.dumps({**HELLO, "min_p": 0.1, "new": {"api_base": {}}, "metadata": {"team": "a"}}).encode()
     assert replica.ask(body, pieces=7) == (200, "{}")
     assert replica.seen[0]["body"] == body
@@ -145,7 +145,7 @@ def test_a_request_is_made_to_fit_its_model(programs: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("name", ["api_base", "fallbacks", "litellm_anything", "_anything"])
 def test_a_setting_of_litellms_own_is_refused_by_name(replica: Replica, name: str) -> None:
-    """Whatever its value, however often another of that name follows, and in whatever pieces it comes."""
+    """Whatever its value, however often the name is repeated, and in whatever pieces it arrives."""
     values: tuple[object, ...] = ({}, None, [], "x" * 70_000)
     for value in values:
         problem = replica.refused({**HELLO, name: value}, pieces=3)
@@ -186,7 +186,7 @@ def test_a_websocket_is_closed(replica: Replica) -> None:
 
 @pytest.mark.parametrize("model", ["gpt4o", "gpt-4o,gpt-4o", "openai/gpt-4o", ""])
 def test_a_model_that_is_not_served_is_not_found(replica: Replica, model: str) -> None:
-    """Its error names those that are, and OpenAI's SDKs raise NotFoundError."""
+    """The error names the served models, and OpenAI's SDKs raise NotFoundError."""
     problem = replica.refused({**HELLO, "model": model})
     assert (problem["status"], problem["code"], problem["param"]) == (404, "model_not_found", "model")
     assert "Served: another, gpt-4o." in problem["message"]
@@ -225,7 +225,7 @@ def test_a_stream_of_what_has_none_is_refused(replica: Replica) -> None:
 
 
 def test_an_answer_that_this_gateway_cannot_have_given_is_not_found(replica: Replica) -> None:
-    """Its id is where LiteLLM reads whom to ask for it."""
+    """LiteLLM reads from an answer's id which deployment to ask for it."""
     for path in ("/v1/responses/resp_2", "/v1/responses/resp_2/cancel", "/v1/responses/a/b"):
         assert replica.refused(b"", path, method="GET")["status"] == 404
     assert replica.refused({**HELLO, "previous_response_id": "resp_2"}, "/v1/responses")["status"] == 404
@@ -267,7 +267,7 @@ def test_a_moderation_without_a_key_says_which_setting_it_needs(replica: Replica
 def test_what_a_release_would_lose_of_a_message_is_refused_by_name(
     programs: dict[str, Any], changes: dict[str, Any], lost: str | None
 ) -> None:
-    """In Anthropic's form; the release that carries it takes it."""
+    """In Anthropic's form. A release that handles it accepts it."""
     old, new = Replica(programs), Replica(programs, text_only=False)
     body = {**HELLO, "max_tokens": 5, **changes}
     status, text = old.ask(body, MESSAGES)
@@ -315,7 +315,7 @@ def test_an_error_of_litellms_is_put_into_openais_form(
 
 @pytest.mark.parametrize("path", ["/v1/models", "/models"])
 def test_models_are_listed_in_one_order_and_with_their_ends(replica: Replica, path: str) -> None:
-    """In whatever order LiteLLM has them, which is another one in each process."""
+    """Whatever LiteLLM's own order is, which differs in each process."""
     models = [{"id": name, "object": "model"} for name in ("gpt-4o", "a", "gpt-4", "B")]
     seen = set()
     for given in (models, models[::-1]):
@@ -338,7 +338,7 @@ def test_a_models_end_is_that_of_its_first_deployment(programs: dict[str, Any]) 
 
 
 def test_a_failure_is_the_bodys_only_where_nobody_was_asked(replica: Replica, programs: dict[str, Any]) -> None:
-    """A provider's failure stays one, and so does one that is not Python's own."""
+    """A provider's failure remains a failure, and so does any error that is not Python's own."""
     current = programs["answers"].current
     replica.answer = (500, b"application/json", [b'{"error":{"message":"list index out of range"}}'])
 
@@ -374,7 +374,7 @@ def test_a_program_that_fails_answers_in_openais_form(replica: Replica) -> None:
     ],
 )
 def test_a_stream_of_messages_that_is_broken_off_ends_with_an_error(replica: Replica, chunks: list[bytes]) -> None:
-    """Anthropic's SDKs raise at an event of that name, and take any other end for a whole answer."""
+    """Anthropic's SDKs raise at such an event, and accept any other end as a complete answer."""
     replica.answer = (200, b"text/event-stream", [b"event: message_start\ndata: {}\n\n", *chunks])
     _, text = replica.ask({**HELLO, "max_tokens": 5, "stream": True}, MESSAGES)
     assert text.count("event: error\n") == 1
@@ -382,7 +382,7 @@ def test_a_stream_of_messages_that_is_broken_off_ends_with_an_error(replica: Rep
 
 
 def test_a_stream_of_messages_that_is_whole_stays_as_it_is(replica: Replica) -> None:
-    """However its last event is cut into pieces."""
+    """However its last event is split into pieces."""
     chunks = [b"event: message_start\ndata: {}\n\nevent: mess", b"age_stop\ndata: {}\n\n"]
     replica.answer = (200, b"text/event-stream", chunks)
     assert replica.ask({**HELLO, "max_tokens": 5, "stream": True}, MESSAGES)[1] == b"".join(chunks).decode()
@@ -392,7 +392,7 @@ def test_a_stream_of_messages_that_is_whole_stays_as_it_is(replica: Replica) -> 
 def test_what_is_not_public_is_not_fetched(
     programs: dict[str, Any], monkeypatch: pytest.MonkeyPatch, address: str
 ) -> None:
-    """Also if the same name has a public address too, and in the forms in which IPv6 carries it."""
+    """Not even if the name also has a public address, or the address is embedded in an IPv6 one."""
     fetching = programs["fetching"]
     looked_up = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (it, 80)) for it in ("93.184.216.34", address)]
     monkeypatch.setattr(fetching.socket, "getaddrinfo", lambda *_, **__: looked_up)
@@ -440,7 +440,7 @@ def test_who_asks_is_what_the_edge_says_and_for_whom_what_the_client_says(
 def test_an_operator_from_within_is_no_caller_whose_queries_end_early(
     replica: Replica, programs: dict[str, Any], path: str
 ) -> None:
-    """A bill may take longer than a caller waits for the database: it must not count as away for that."""
+    """A sum of spending may take longer than a caller waits for the database: that does not mean that it is away."""
 
     async def admit(_: object, exchange: Any) -> None:
         exchange.operator = exchange.call_id is None
@@ -463,7 +463,7 @@ def test_an_organization_that_is_not_a_label_is_refused(replica: Replica, name: 
 def test_a_caller_has_left_who_is_gone_before_the_end_of_the_answer(
     replica: Replica, programs: dict[str, Any], monkeypatch: pytest.MonkeyPatch, *, early: bool
 ) -> None:
-    """And not one who leaves after it. Anyone who left is recorded."""
+    """A caller who leaves after the end has not. Anyone who left is recorded."""
     told: list[Any] = []
 
     async def tell(exchange: Any, _: Any) -> None:
@@ -487,7 +487,7 @@ def test_a_caller_has_left_who_is_gone_before_the_end_of_the_answer(
 def test_a_caller_who_leaves_before_the_answer_begins_ends_what_it_is_waited_for(
     replica: Replica, programs: dict[str, Any], monkeypatch: pytest.MonkeyPatch, *, asked: bool
 ) -> None:
-    """And if a provider was asked, a line says so, with tokens that nobody knows."""
+    """If a provider was asked, a log line says so, with unknown tokens."""
     told: list[Any] = []
     ended: list[bool] = []
 
@@ -510,7 +510,7 @@ def test_a_caller_who_leaves_before_the_answer_begins_ends_what_it_is_waited_for
 
 
 def test_nothing_of_a_request_holds_its_stream_when_it_is_over(replica: Replica, programs: dict[str, Any]) -> None:
-    """Its context may live on, and a stream that is held keeps its connection: after a thousand none is left."""
+    """Its context may live on, and a held stream keeps its connection: after a thousand, no connection is left."""
     kept: list[Any] = []
 
     def on_request() -> None:

@@ -113,7 +113,7 @@ def test_a_container_that_gets_healthy(awaited: Callable[..., dict[str, Any]]) -
 
 
 def test_a_container_whose_own_check_passes_before_the_engine_asks(awaited: Callable[..., dict[str, Any]]) -> None:
-    """The engine asks seldom; that a container is not there to be asked is told by the next look at it."""
+    """The engine checks rarely. If a container is gone, the next look at it shows that."""
     container = Container(state(), checked=(1, docker.errors.APIError("it is not running"), 0))
     assert awaited(container) == PROPS
     assert container.now == 2 * health.POLL_SECONDS
@@ -138,7 +138,7 @@ def test_a_container_that_was_started_again_does_not_pass_by_its_check(
 def test_a_container_that_ended(
     awaited: Callable[..., dict[str, Any]], after: dict[str, Any], died: tuple[str, ...], code: str
 ) -> None:
-    """It is not waited for any longer, whether it is started again or not; its last lines are told."""
+    """The wait ends, whether it is restarted or not, and the error has its last lines."""
     container = Container(state(), after, died=died)
     with pytest.raises(RuntimeError) as raised:
         awaited(container)

@@ -1,4 +1,4 @@
-"""Which mirror, which version, which record: what is decided before any image is built."""
+"""Mirrors, versions and the record: what is decided before any image is built."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ W: a warning of apt's
 
 
 def test_the_mirror_is_the_machines_own() -> None:
-    """Packages come from where this machine has its own from, in the suite of the image, without backports."""
+    """Packages come from this machine's own mirrors, in the image's suite, without backports."""
     assert package_sources(DEBIAN, "trixie") == [
         "deb http://mirror.example/debian/ trixie main",
         "deb http://mirror.example/debian/ trixie-updates main",
@@ -55,12 +55,12 @@ def test_a_suite_may_have_its_symbolic_name() -> None:
     ids=["no apt", "Ubuntu", "a folder"],
 )
 def test_no_mirror_is_invented(targets: str) -> None:
-    """Where the machine names no mirror of Debian that a build can reach, debootstrap's own is left to be used."""
+    """If the machine names no Debian mirror that a build can reach, debootstrap uses its own."""
     assert package_sources(targets, "trixie") == []
 
 
 def test_the_package_mirrors_are_inherited() -> None:
-    """Proxies and retries go into the build; what names a file or a program of this machine does not."""
+    """Settings of proxies and retries go into the build; those that name a file or program of this machine do not."""
     dump = """\
 APT::Architecture "amd64";
 Acquire::http::Proxy "http://proxy.example:3128/";
@@ -125,7 +125,7 @@ def test_no_stand_in_for_anything_else(reference: str) -> None:
 
 
 def test_a_tag_says_what_it_is() -> None:
-    """A stand-in has a name that no registry can serve; its tag tells the version and the recipe."""
+    """A stand-in has a name that no registry can serve; its tag shows the version and the recipe."""
     for recipe in (*STAND_INS.values(), *UPGRADES):
         version = re.escape(recipe.version)
         assert re.fullmatch(
@@ -205,7 +205,7 @@ def test_an_emptied_record(tmp_path: Path) -> None:
 
 
 def test_a_pull_that_fails_is_one_line(tmp_path: Path) -> None:
-    """With the reason that the engine gives; an image that comes has none."""
+    """It has the engine's reason; an image that was pulled has none."""
 
     def get(name: str) -> None:
         raise docker.errors.NotFound(name)
@@ -272,5 +272,5 @@ def test_one_build_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 )
 @pytest.mark.parametrize("registry", ["registry.example:5000", "registry.example/mirror"])
 def test_the_name_of_an_image_in_your_own_registry(reference: str, name: str, registry: str) -> None:
-    """Its own, without the registry that it came from. What is pinned by a digest has that in its tag."""
+    """Its own name without the original registry. An image that is pinned by digest has the digest in its tag."""
     assert in_registry(reference, registry) == f"{registry}/{name}"

@@ -1,4 +1,4 @@
-"""Who may import whom: the packages of the project form layers, and each knows only those below it."""
+"""Which package may import which: the project's packages form layers, and each imports only those below it."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_a_package_imports_only_those_below_it(package: str) -> None:
 
 
 def test_the_client_loads_nothing_of_an_operator() -> None:
-    """A backend that imports `app`, either face, the organizations or the migrations, pays for that alone."""
+    """A backend that imports `app`, `app.aio`, the organizations or the migrations loads nothing else."""
     loaded = loaded_by(CLIENT)
     assert {"httpx2", "psycopg"} <= loaded
     assert OPERATORS & loaded == set()

@@ -43,7 +43,7 @@ def awaited(monkeypatch: pytest.MonkeyPatch) -> Callable[[Container], None]:
 def test_what_is_waited_for_is_said_now_and_again(
     awaited: Callable[[Container], None], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """On standard error, which Pulumi shows, with the command that shows more. Nothing of one that ends soon."""
+    """On standard error, which Pulumi shows, with the command that shows more. Nothing for a job that ends soon."""
     awaited(Container(10))
     assert capfd.readouterr().err == ""
     awaited(Container(140))

@@ -1,4 +1,4 @@
-"""What a key's own limits are to callers, and how long a request waits for LiteLLM's database."""
+"""How callers see a key's own limits, and how long a request waits for LiteLLM's database."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_litellms_own_refusal_of_a_key_is_the_edges_or_the_databases(
 
 
 def test_a_rate_of_litellms_is_told_as_the_edge_tells_its_own(programs: dict[str, Any]) -> None:
-    """The hash of the key, which LiteLLM 1.55.0 tells, is not passed on. What is none of a key's stays as it is."""
+    """The key's hash, which LiteLLM 1.55.0 includes, is not passed on. Errors that are not about a key stay as is."""
     limits = programs["limits"]
     known = {"type": "None", "message": "Max parallel request limit reached Hit limit for api_key: 7e1a79a65df6"}
     read = limits.read(429, known, database_away=False)
@@ -97,7 +97,7 @@ class Connection:
     ("told", "whole"), [("47.492625", "48"), ("7", "7"), ("Wed, 21 Oct 2026 07:28:00 GMT", None)]
 )
 def test_when_to_ask_again_is_told_in_whole_seconds(programs: dict[str, Any], told: str, whole: str | None) -> None:
-    """SDKs and proxies take no fraction; a date is one of HTTP's forms too."""
+    """SDKs and proxies do not accept fractions; HTTP also allows a date."""
     headers = [(b"retry-after", told.encode()), (b"x-other", b"0.5")]
     assert programs["limits"].in_whole_seconds(headers) == [
         (b"retry-after", (whole or told).encode()),
@@ -106,7 +106,7 @@ def test_when_to_ask_again_is_told_in_whole_seconds(programs: dict[str, Any], to
 
 
 def test_what_is_asked_of_the_database_is_asked_of_no_provider(programs: dict[str, Any]) -> None:
-    """LiteLLM's client of the database is an HTTP client, as those of providers are."""
+    """LiteLLM's database client is an HTTP client, just like those for providers."""
     answers = programs["answers"]
     seen: list[Any] = []
 
@@ -127,7 +127,7 @@ def test_what_is_asked_of_the_database_is_asked_of_no_provider(programs: dict[st
 def test_no_request_waits_for_a_database_that_does_not_answer(
     programs: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first one waits a little, the others do not. What LiteLLM writes is refused, so that it writes it again.
+    """The first one waits a little, the others do not. LiteLLM's writes are refused, so that it repeats them.
 
     Whether the database is back is asked, and what was begun is ended.
     """

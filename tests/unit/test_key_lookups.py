@@ -1,4 +1,4 @@
-"""How keys are looked up in LiteLLM's database when many are, or one cannot be."""
+"""How keys are looked up in LiteLLM's database if there are many, or if one cannot be read."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CHAT, MASTER, VIRTUAL = test_keys.CHAT, test_keys.MASTER, test_keys.VIRTUAL
 
 
 def test_made_up_keys_hold_up_no_other(programs: dict[str, Any], gateway: Gateway) -> None:
-    """Each costs a query, so few are looked up at once, and none twice. A key that is known does not wait."""
+    """Each costs a query, so only a few are looked up at once, and none twice. A known key does not wait."""
     gateway.hold(VIRTUAL, key_alias="team")
     open_at_once, most, answering = 0, 0, asyncio.Event()
     answered = gateway.database.row
@@ -93,7 +93,7 @@ def test_a_silent_database_is_away_also_if_only_keys_ask_that_were_never_seen(
 def test_litellm_need_not_look_up_a_key_when_a_request_comes(
     gateway: Gateway, later: Any, key: str, client: str | None
 ) -> None:
-    """It takes a database that goes away at that moment for an unknown key, and the caller's key for wrong."""
+    """If the database went away at that moment, LiteLLM would treat the caller's key as unknown and refuse it."""
 
     async def admitted() -> None:
         exchange = gateway.programs["answers"].Exchange(client=client, call_id="c-2")

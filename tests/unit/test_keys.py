@@ -139,7 +139,7 @@ def later(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_a_static_client_counts_under_a_key_of_its_own_that_no_rotation_changes(gateway: Gateway) -> None:
-    """It is made once, has the client's name and no limits, and is neither the client's key nor the master key."""
+    """It is created once, has the client's name and no limits, and is neither the client's key nor the master key."""
 
     async def run() -> None:
         exchange, _, seen = await gateway.ask(MASTER, client="app")
@@ -158,7 +158,7 @@ def test_a_static_client_counts_under_a_key_of_its_own_that_no_rotation_changes(
 
 
 def test_only_the_edge_can_name_a_client(gateway: Gateway) -> None:
-    """A request that names a client without the master key goes to LiteLLM with the key that it has."""
+    """A request that names a client but does not have the master key goes to LiteLLM with its own key."""
 
     async def run() -> None:
         exchange, _, seen = await gateway.ask(VIRTUAL, client="app")
@@ -202,7 +202,7 @@ def test_what_no_key_is_gets_the_refusal_of_the_edge(gateway: Gateway) -> None:
 def test_a_change_of_a_key_holds_after_some_seconds_and_not_before_the_database_is_asked_again(
     gateway: Gateway, later: Any
 ) -> None:
-    """On each replica: LiteLLM alone would go on with what it remembers for as long as the key is used."""
+    """On each replica. LiteLLM alone would use what it remembers for as long as the key is used."""
 
     async def run() -> None:
         row = gateway.hold(VIRTUAL, max_budget=1)
@@ -233,7 +233,7 @@ def test_spend_is_read_again_where_the_database_knows_better(
     now: float,
     read_again: bool,  # noqa: FBT001
 ) -> None:
-    """LiteLLM writes some seconds later what it spent, and would forget that of itself."""
+    """LiteLLM writes its spending some seconds later; read too early, it would forget its own."""
 
     async def run() -> None:
         row = gateway.hold(VIRTUAL, spend=2.0)
@@ -250,7 +250,7 @@ def test_spend_is_read_again_where_the_database_knows_better(
 def test_without_the_database_static_clients_are_served_and_virtual_keys_while_litellm_remembers_them(
     gateway: Gateway, later: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Others get a 503 and no 401, as their key may be right. The log says it once. Then all is as before."""
+    """Others get 503, not 401, because their key may be right. The log says it once. Afterwards all is as before."""
     caplog.set_level(logging.WARNING)
 
     async def run() -> None:
@@ -354,7 +354,7 @@ def test_a_litellm_without_a_database_need_not_be_as_is_known_here(
 
 
 def test_what_was_spent_is_written_when_the_database_answers(programs: dict[str, Any], gateway: Gateway) -> None:
-    """LiteLLM 1.108.14 takes it off its queue, and forgets it if it cannot write. Writing finds out by itself."""
+    """LiteLLM 1.108.14 takes it off its queue, and forgets it if it cannot write. The write checks for itself."""
     written: list[str] = []
 
     async def write(what: str) -> None:
@@ -376,7 +376,7 @@ def test_what_was_spent_is_written_when_the_database_answers(programs: dict[str,
 def test_the_edge_hands_on_keys_that_it_does_not_know_only_where_litellm_has_its_database(
     on: bool,  # noqa: FBT001
 ) -> None:
-    """And puts the master key only in the place of a key that it knows."""
+    """And it replaces only a key that it knows by the master key."""
     config = edge.render(
         EDGE_CONFIG,
         generation=1,

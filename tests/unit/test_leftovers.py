@@ -1,4 +1,4 @@
-"""What is in the way of a resource that is about to be made: it goes, or stays if it is another deployment's."""
+"""Whatever blocks a resource that is about to be created is removed, or stays if it is another deployment's."""
 
 from __future__ import annotations
 
@@ -102,14 +102,14 @@ def before_create(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     ],
 )
 def test_what_is_this_deployments_own_goes(before_create: Callable[..., None], kind: str, done: list[str]) -> None:
-    """Stopped in the time that it may take, and its data stays."""
+    """It is stopped within its allowed time, and its data stay."""
     mine = Thing(MINE)
     before_create(kind, mine)
     assert mine.done == done
 
 
 def test_a_network_that_the_state_has_lost_is_put_back(before_create: Callable[..., None]) -> None:
-    """The engine removes none that is used: the error has the whole command that puts it back into the state."""
+    """The engine does not remove a used network: the error has the whole command that puts it back into the state."""
     network = Thing(MINE, in_use=True)
     with pytest.raises(pulumi.RunError, match=r"but not in the state .* has active endpoints") as raised:
         before_create("network", network)
@@ -147,7 +147,7 @@ def test_anothers_container_is_not_stopped(before_create: Callable[..., None]) -
 
 @pytest.mark.parametrize("kind", [kind for kind in HOOKS if kind != "container of one host"])
 def test_nothing_is_in_the_way(before_create: Callable[..., None], kind: str) -> None:
-    """A name that begins in the same way is another's."""
+    """A name that only begins in the same way belongs to something else."""
     longer = Thing(OTHERS, f"{NAME}-2")
     before_create(kind, longer)
     assert longer.done == []

@@ -108,7 +108,7 @@ def test_what_does_not_fit_is_refused_with_the_command_that_fixes_it(
 
 @given(replicas=st.integers(1, 16), connections=st.integers(1, 200), memory_mb=st.integers(64, 8192))
 def test_what_is_let_through_fits_the_server(replicas: int, connections: int, memory_mb: int) -> None:
-    """Beside the app, also while each replica is replaced; and the command that is shown makes it fit."""
+    """Beside the app, even while each replica is replaced; and the printed command makes it fit."""
     general = {litellm_connections.POOL: connections}
     found = problems(
         replicas=str(replicas), postgresMemoryMb=str(memory_mb), generalSettings=general, litellmMemoryMb="1024"
@@ -208,7 +208,7 @@ def test_replicas_get_the_database_as_a_secret_file_and_leave_its_schema_alone(
 
 
 def test_the_schema_is_made_by_the_image_of_the_replicas(registered: Callable[..., Recorder]) -> None:
-    """With the network of the database and nothing else, and reached from here by the port of the host."""
+    """The job has only the database's network; this machine reaches the database through the host's port."""
     recorder = registered(litellmDatabase="true", generalSettings={litellm_connections.POOL: 3})
     schema = recorder.of("LiteLLMSchema")
     assert schema["image"] == plain(recorder.containers()["litellm-1"])["image"]
@@ -238,7 +238,7 @@ def test_the_former_password_is_retired_by_its_number(registered: Callable[..., 
 
 
 def test_limits_of_a_client_name_the_replicas_and_no_secret(registered: Callable[..., Recorder]) -> None:
-    """A client without limits has none of it."""
+    """A client without limits has no such resource."""
     limits = {"batch": {"rpm": 600, "budget": "12.5", "models": ["gpt-4o"]}}
     recorder = registered(litellmDatabase="true", clientKeys={"batch": ""}, clientLimits=limits)
     found = recorder.of("ClientLimits")
@@ -265,7 +265,7 @@ PROPS: dict[str, Any] = {
 
 
 def test_what_the_job_says_is_the_reason_of_the_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And where the data were saved before."""
+    """It also says where the data were backed up before."""
 
     def failing(_: object) -> None:
         raise job.JobError("it exited with 1; its last lines:\nthe reason")
@@ -281,7 +281,7 @@ def test_what_the_job_says_is_the_reason_of_the_up(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("has_data", [True, False])
 def test_data_are_saved_before_the_schema_changes(monkeypatch: pytest.MonkeyPatch, *, has_data: bool) -> None:
-    """When what a killed `up` began has ended. A database in which there is nothing is not saved."""
+    """After a killed `up`'s job has ended. An empty database is not backed up."""
     done: list[str] = []
     monkeypatch.setattr(job, "end_former", lambda _: done.append("ended"))
     monkeypatch.setattr(litellm_database, "_has_data", lambda *_: has_data)
@@ -320,7 +320,7 @@ def test_without_a_backup_nothing_changes(monkeypatch: pytest.MonkeyPatch, error
 
 
 def test_the_schema_is_looked_at_again_for_another_image_server_or_database_only() -> None:
-    """Not for another password: that changes no table."""
+    """Not for a new password, which changes no table."""
     olds = {"image": "1", "server": "a", "database": "d", "url": "one", "job": {}}
     provider = litellm_database._SchemaProvider()
     assert not provider.diff("schema", olds, {**olds, "url": "two", "job": {"secrets": {}}}).changes

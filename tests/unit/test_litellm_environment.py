@@ -22,7 +22,7 @@ def problems(*, plain: dict[str, list[Place]] | None = None, **changes: object) 
 
 
 def test_numbers_and_switches_reach_litellm_as_text() -> None:
-    """Pulumi makes a number of a text of digits, and a switch of `true`."""
+    """Pulumi turns a text of digits into a number, and `true` into a boolean."""
     given = {"REDIS_PORT": 6379, "OTEL_INSECURE": True, "AWS_REGION": "eu-central-1"}
     values, found = validate(raw_config("dev", litellmEnvironment=given), {"litellmEnvironment"})
     assert found == []
@@ -63,7 +63,7 @@ def test_keys_of_the_stack_config_are_names_for_variables() -> None:
 def test_what_is_secret_must_be_encrypted_and_all_else_may_stand_in_clear(
     name: str, value: str, *, plain: bool
 ) -> None:
-    """Beside an encrypted entry too. A variable is secret by its name, or by a password in its URL."""
+    """Also beside an encrypted entry. A variable is secret because of its name, or because its URL has a password."""
     given = {name: value, "GROQ_API_KEY": "encrypted"}
     files = {"vertex.json": "{}"}
     found = problems(plain={"litellmEnvironment": [(name,)]}, litellmEnvironment=given, litellmFiles=files)
@@ -136,7 +136,7 @@ def test_a_file_that_is_too_large_for_a_swarm_is_refused() -> None:
 
 
 def test_a_file_that_a_variable_names_must_be_there() -> None:
-    """With the command that brings it."""
+    """The error has the command that adds it."""
     given = {"GOOGLE_APPLICATION_CREDENTIALS": f"{FILES}/vertex.json"}
     [(key, said, command)] = problems(litellmEnvironment=given)
     assert key == "litellmEnvironment.GOOGLE_APPLICATION_CREDENTIALS"

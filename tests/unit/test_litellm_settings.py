@@ -28,7 +28,7 @@ def problems(**changes: object) -> list[tuple[str, str, str]]:
 
 
 def test_settings_are_laid_over_the_file_key_by_key() -> None:
-    """Within a key that holds others too; what is not named stays. Numbers are numbers, though Pulumi keeps text."""
+    """Within nested keys too; keys that are not named stay. Numbers are numbers, although Pulumi stores texts."""
     config = {"router_settings": {"num_retries": 2, "retry_policy": {"A": 0, "B": 0}}, "litellm_settings": None}
     given: dict[str, Any] = {
         "routerSettings": {"num_retries": 1, "retry_policy": {"B": 3}},
@@ -42,7 +42,7 @@ def test_settings_are_laid_over_the_file_key_by_key() -> None:
 
 
 def test_the_rendered_config_has_them(settings: Callable[..., Settings]) -> None:
-    """The edge waits for as long as LiteLLM then does, and knows the aliases of what is served."""
+    """The edge then waits as long as LiteLLM does, and knows the aliases of the served models."""
     chosen = settings(
         "dev",
         litellmSettings={"request_timeout": 120},
@@ -110,7 +110,7 @@ def test_a_callback_that_is_not_there_is_refused(names: object, said: str, comma
 
 
 def test_a_callback_is_accepted_when_its_variables_are_set() -> None:
-    """Else each is named, with the command that sets it."""
+    """Otherwise each missing one is named, with the command that sets it."""
     given = {"litellmSettings": {"success_callback": ["langfuse"]}}
     assert problems(**given) == [
         (
@@ -125,7 +125,7 @@ def test_a_callback_is_accepted_when_its_variables_are_set() -> None:
 
 
 def test_a_setting_of_the_router_is_one_that_the_release_knows() -> None:
-    """LiteLLM itself would say nothing, and do nothing."""
+    """LiteLLM itself would silently ignore others."""
     [(key, what, _)] = problems(routerSettings={"num_retry": 1})
     assert key == "routerSettings.num_retry"
     assert "did you mean num_retries?" in what

@@ -1,4 +1,4 @@
-"""Live files: checked before they take the place of those in use, which come back if they are not taken up."""
+"""Live files are checked before they replace those in use, which come back if the new ones cannot be loaded."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ def test_files_that_are_refused_change_nothing(loaded: Callable[..., dict[str, A
 
 
 def test_files_that_cannot_be_loaded_are_replaced_by_the_old_ones(loaded: Callable[..., dict[str, Any]]) -> None:
-    """Or a restart of the container would try them again."""
+    """Otherwise a restart of the container would try them again."""
     container = Container(current="first", refuses=[RELOAD])
     with pytest.raises(RuntimeError, match="refused its new files"):
         loaded(container)
@@ -188,7 +188,7 @@ def test_an_engine_that_refuses_says_why(loaded: Callable[..., dict[str, Any]]) 
 
 @pytest.mark.parametrize("name", ["container", "files", "check", "reload"])
 def test_what_is_loaded_again(name: str) -> None:
-    """What is other than it was; how long a start may take is no reason."""
+    """Whatever has changed; another time limit for the start is no reason."""
     provider = live_files._Provider()
     assert provider.diff("live-files", PROPS, {**PROPS, name: "other"}).changes is True
     assert provider.diff("live-files", PROPS, {**PROPS, "start_seconds": 1}).changes is False

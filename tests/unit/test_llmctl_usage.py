@@ -1,4 +1,4 @@
-"""`llmctl usage`: what the lines of the replicas add up to, and what of it nobody knows."""
+"""`llmctl usage`: the sums of the replicas' lines, and what remains unknown."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_calls_are_added_up_by_what_was_asked_for() -> None:
 
 
 def test_incomplete_lines_are_reported() -> None:
-    """Of a collector that cuts them off, or of a version with other fields. Text before and after a line is none."""
+    """From a collector that truncates them, or a version with other fields. Text around a line does not matter."""
     lines = [f"litellm-1 | {line()} (stdout)", line(call_id="2")[:200], '{"event": "usage", "time": "2026-11-29"}']
     used = usage.of_lines(lines, ["client"], None)
     assert [row.calls for row in used.rows] == [1]
@@ -107,7 +107,7 @@ def test_a_call_counts_once_however_often_its_provider_was_tried() -> None:
 
 
 def test_a_call_with_several_answers_counts_once_and_costs_all_of_them() -> None:
-    """As where a guardrail asks another model."""
+    """For example if a guardrail asks another model."""
     [row] = rows(line(), line(answered_by="small", cost=0.5))
     assert (row.calls, row.cost, row.prompt_tokens) == (1, 0.75, 14)
 
@@ -123,7 +123,7 @@ def test_estimates_are_marked() -> None:
 
 
 def test_what_has_no_price_is_unknown_and_never_free() -> None:
-    """The models without one are named, as the provider calls them."""
+    """The models without a price are listed, by the provider's names."""
     used = usage.of_lines([line(**UNPRICED)], ["client"], None)
     assert (used.rows[0].cost, used.rows[0].unpriced_tokens, used.without_price) == (None, 12, ("ollama/llama",))
     shown = llmctl("-", stdin=line(**UNPRICED))
@@ -238,7 +238,7 @@ def database(monkeypatch: pytest.MonkeyPatch, answer: list[Any]) -> list[Any]:
 
 
 def test_the_replicas_logs_are_read_from_the_engine(stack: list[list[str]]) -> None:
-    """And it is said how far back they go, and which could not be read. What a line quotes is no line of theirs."""
+    """The output says how far back they go, and which could not be read. A line quoted in another does not count."""
     shown = llmctl("--by", "client", "--since", "2026-11-01")
     assert shown.exit_code == 0
     assert shown.stdout.splitlines()[-1].split() == ["app", "1", "0", "0", "7", "5", "0.250000"]
@@ -286,7 +286,7 @@ def test_where_litellm_has_its_database_that_is_read(
 def test_failed_calls_that_a_release_does_not_keep_are_unknown_and_never_none(
     stack: list[list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """LiteLLM 1.55.0 has them in another table, without whose they are."""
+    """LiteLLM 1.55.0 has them in another table, which does not say whose calls they are."""
     told: dict[str, Any] = {"since": None, "without_price": [], "has_failures": False}
     row = {
         "by_client": "app",

@@ -1,4 +1,4 @@
-"""Whatever an answer is, a call ends with a result or with an LLMError, and an organization's with its fallback's."""
+"""Whatever the answer is, a call ends with a result or an LLMError; an organization's call with its fallback's."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_vectors_of_any_shape(face: Face, gateway: Gateway, body: bytes, status:
 def test_the_fallback_is_asked_if_the_answer_is_not_one(
     face: Face, gateway: Gateway, broken: bytes, event: bytes
 ) -> None:
-    """Unless it can still be read, or is an answer's beginning."""
+    """Unless it can still be read, or is the start of an answer."""
 
     def answer(body: dict[str, Any]) -> httpx2.Response:
         if body["model"] == "gpt-4o":

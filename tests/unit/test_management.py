@@ -91,7 +91,7 @@ def refusal(*arguments: str) -> str:
 
 
 def test_a_key_is_made_and_printed_this_once(litellm: LiteLLM) -> None:
-    """On standard output alone, for whatever stores it. What it may is said in LiteLLM's words."""
+    """Only the key is on standard output, so that a program can store it. Its limits have LiteLLM's names."""
     litellm.then["/key/generate"] = {"/spend/keys": litellm.answers["/spend/keys"]}
     litellm.answers["/spend/keys"] = [200, []]
     made = litellm.answers["/key/generate"][1]["key"]
@@ -132,7 +132,7 @@ def test_a_key_that_was_made_is_printed_whatever_fails_after_it(
 
 
 def test_a_key_that_may_have_been_made_is_named(litellm: LiteLLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As the engine ended before the answer."""
+    """For example if the engine ended before the answer."""
     litellm.answers["/spend/keys"] = [200, []]
 
     def ended(command: list[str], *, given: str, **more: Any) -> str:
@@ -151,7 +151,7 @@ def test_a_key_that_may_have_been_made_is_named(litellm: LiteLLM, monkeypatch: p
 def test_a_key_is_not_called_as_a_client_of_the_stack_config(
     litellm: LiteLLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """LiteLLM has a key of a client from its first request on. The edge knows it before."""
+    """LiteLLM has a client's key only from its first request on, but the edge knows the client before."""
     litellm.answers["/spend/keys"] = [200, []]
     asked = []
 
@@ -267,7 +267,7 @@ def test_what_is_deleted_is_agreed_to(litellm: LiteLLM) -> None:
     ],
 )
 def test_what_litellm_would_take_wrongly_is_refused(litellm: LiteLLM, arguments: tuple[str, ...], why: str) -> None:
-    """Each release takes keys of teams and models that are not there, and 1.55.0 has no weeks."""
+    """Every release accepts keys for teams and models that do not exist, and 1.55.0 has no weeks."""
     assert refusal("keys", *arguments).startswith(why)
     assert not [path for method, path, _ in litellm.asked if method == "POST"]
 
@@ -322,7 +322,7 @@ def test_no_request_is_in_a_command(litellm: LiteLLM) -> None:
 
 
 def test_a_replica_of_another_engine_is_asked_there() -> None:
-    """A Swarm's manager knows the tasks of all nodes, and reaches the containers of its own."""
+    """A Swarm's manager knows the tasks of all nodes, but reaches only its own containers."""
     far = containers.Stack(name="prod", parts=(replica(container=None),), short=(), unseen="")
     with pytest.raises(ProgramError, match="DOCKER_HOST"):
         management.of_stack(far)

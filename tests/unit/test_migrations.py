@@ -81,7 +81,7 @@ BODY = "CREATE FUNCTION f() RETURNS int BEGIN ATOMIC SELECT CASE WHEN true THEN 
     ],
 )
 def test_a_file_is_cut_where_its_statements_end(text: str, found: list[tuple[int, str | None]]) -> None:
-    """At no semicolon in a string, a name, a comment, brackets, or a body."""
+    """Not at a semicolon in a string, a name, a comment, brackets, or a body."""
     cut = list(migrations.statements(text))
     assert [each.line for each in cut] == [line for line, _ in found]
     for statement, (_, sql) in zip(cut, found, strict=True):
@@ -105,14 +105,14 @@ def test_a_file_is_cut_where_its_statements_end(text: str, found: list[tuple[int
     ],
 )
 def test_a_file_that_ends_its_transaction_is_refused_with_the_line(statement: str, refused: bool) -> None:  # noqa: FBT001
-    """It would be left half applied, or be recorded with nothing there."""
+    """It would be half applied, or be recorded without being applied."""
     migration = migrations.Migration(1, "a", f"CREATE TABLE a ();\n\n{statement};\n")
     with pytest.raises(migrations.MigrationError, match=r"0001_a\.sql: line 3") if refused else nullcontext():
         migrations._refuse_transaction_control(migration)
 
 
 def test_a_file_outside_a_transaction_holds_one_statement() -> None:
-    """What came before one that fails would stay."""
+    """If a later statement failed, the earlier ones would stay applied."""
     migration = migrations.Migration(1, "a", f"{migrations.NO_TRANSACTION}\nCREATE TABLE a ();\nCREATE TABLE b ();\n")
     with pytest.raises(migrations.MigrationError, match=r"0001_a\.sql: line 3: .* holds one statement"):
         migrations._refuse_transaction_control(migration)
@@ -130,7 +130,7 @@ def test_a_file_outside_a_transaction_holds_one_statement() -> None:
     ],
 )
 def test_an_index_that_may_fail_alone_needs_a_name(statement: str, refused: bool) -> None:  # noqa: FBT001
-    """Else what a failed run leaves behind goes unnoticed when the next one makes another."""
+    """Otherwise nobody notices what a failed run left behind when the next run creates another index."""
     migration = migrations.Migration(2, "index", f"-- migrate: no-transaction\n{statement};\n")
     with pytest.raises(migrations.MigrationError, match="give the index a name") if refused else nullcontext():
         migrations._refuse_nameless_index(migration)
@@ -152,7 +152,7 @@ def test_an_index_that_may_fail_alone_needs_a_name(statement: str, refused: bool
     ],
 )
 def test_an_index_is_known_by_the_name_that_postgres_gives_it(written: str, index: str, named: bool) -> None:  # noqa: FBT001
-    """Which is cut after 63 bytes."""
+    """Postgres truncates it after 63 bytes."""
     assert migrations._names(f"CREATE INDEX CONCURRENTLY IF NOT EXISTS {written} ON t (x);", index) == named
 
 

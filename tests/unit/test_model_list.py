@@ -76,7 +76,7 @@ def test_a_model_whose_provider_has_no_key_is_left_out_by_name(settings: Callabl
 def test_a_model_of_the_file_on_a_server_that_wants_no_key_stays_as_it_is(
     settings: Callable[..., Settings], stack: str, key: dict[str, str]
 ) -> None:
-    """With the demo provider and without: it does not count as a provider without a key."""
+    """With and without the demo provider: the model does not count as one whose provider key is missing."""
     config = yaml.safe_load(FILE)
     parameters = {"model": "ollama/llama3.1", "api_base": "http://gpu:11434", **key}
     config["model_list"].append({"model_name": "llama", "litellm_params": parameters})
@@ -114,7 +114,7 @@ def test_another_model_of_a_provider_uses_its_key_or_is_left_out(settings: Calla
 
 
 def test_a_model_of_a_provider_may_have_its_own_key(settings: Callable[..., Settings]) -> None:
-    """That of another account than the stack's: with the provider's key set, and without."""
+    """A key of another account than the stack's, whether or not the provider's key is set."""
     mine = {"models": [{"name": "mine", "model": "openai/gpt-4o-mini"}], "modelKeys": {"mine": "K1"}}
     for changes in (mine, mine | {"openaiApiKey": "K2"}):
         result, models = rendered(settings("staging", **changes))
@@ -169,7 +169,7 @@ def test_a_model_in_litellms_own_form_is_served_as_it_is(settings: Callable[...,
 
 
 def test_a_model_is_served_when_every_variable_that_it_names_is_there(settings: Callable[..., Settings]) -> None:
-    """Wherever it names them; else it is left out with those that are not there."""
+    """Wherever it names them. Otherwise it is left out, with the names of the missing variables."""
     mine = deployment(
         "nova", "bedrock/nova", aws_region_name="os.environ/AWS_REGION", extra_headers={"x": "os.environ/X"}
     )
@@ -184,7 +184,7 @@ def test_a_model_is_served_when_every_variable_that_it_names_is_there(settings: 
 
 
 def test_a_model_of_any_provider_is_named_in_short(settings: Callable[..., Settings]) -> None:
-    """With its key's variable, and without a price that nobody gave; the demo provider does not speak for all."""
+    """With its key's variable, and without a made-up price. The demo provider does not speak every protocol."""
     mine = [{"name": "flash", "model": "gemini/of-tomorrow"}]
     result, _ = rendered(settings("dev", models=mine))
     assert left_out(result) == {"flash": ("GEMINI_API_KEY",)}
@@ -193,14 +193,14 @@ def test_a_model_of_any_provider_is_named_in_short(settings: Callable[..., Setti
 
 
 def test_a_server_of_the_teams_own_is_not_sent_the_key_of_a_provider(settings: Callable[..., Settings]) -> None:
-    """As LiteLLM would, where an entry names none."""
+    """LiteLLM would send it if an entry names no key."""
     mine = [deployment("own", "openai/own", api_base="http://gpu:8000/v1")]
     _, models = rendered(settings("dev", models=mine, openaiApiKey="sk-1"))
     assert models["own"]["api_key"] == "none"
 
 
 def test_a_model_that_an_older_litellm_does_not_know_comes_with_its_price(settings: Callable[..., Settings]) -> None:
-    """And with what becomes of the parameters that it refuses; what the team says of it stays."""
+    """And with what happens to the parameters that it refuses. The team's own settings stay."""
     mine = [
         {"name": "luna", "model": "openai/gpt-6-luna"},
         {"name": "claude", "model": "anthropic/of-tomorrow"},
@@ -238,7 +238,7 @@ def test_a_model_that_an_older_litellm_does_not_know_comes_with_its_price(settin
 def test_a_preview_parses_the_file_once(
     settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """It is the slowest file to read, and what a preview makes of it leaves the parsed content as it was."""
+    """It is the slowest file to read, and a preview does not change the parsed content."""
     text = f"# of this test\n{FILE}"
     file = tmp_path / "config.yaml"
     file.write_text(text)
@@ -263,14 +263,14 @@ def test_a_key_in_the_file_is_refused_without_being_shown() -> None:
 def test_without_a_request_timeout_it_is_litellms_own(
     settings: Callable[..., Settings], section: dict[str, Any] | None
 ) -> None:
-    """Which the edge's time-outs follow."""
+    """The edge's timeouts follow it."""
     config = yaml.safe_load(FILE) | {"litellm_settings": section}
     result, _ = rendered(settings("dev"), yaml.safe_dump(config))
     assert result.request_timeout == 6000
 
 
 def test_a_model_of_the_stack_takes_the_place_of_one_of_that_name(settings: Callable[..., Settings]) -> None:
-    """A team swaps what answers for a name by naming another server for it."""
+    """A team can let another server answer for a name."""
     result, models = rendered(settings("dev", openaiApiKey="sk-1", models=[{**LOCAL, "name": "gpt-4o"}]))
     assert result.served == ("text-embedding-3-small", "gpt-4o")
     assert models["gpt-4o"]["model"] == "ollama/llama3.1"

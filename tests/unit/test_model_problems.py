@@ -127,7 +127,7 @@ def test_all_mistakes_are_named_at_once() -> None:
 
 
 def test_a_stack_with_a_key_of_any_provider_can_answer() -> None:
-    """Where no model has what it needs, the keys are named that models of litellm/config.yaml want, and the demo."""
+    """If no model has what it needs, the error names the keys for the models of litellm/config.yaml, and the demo."""
     flash = [{"name": "flash", "model": "gemini/gemini-3.8-flash"}]
     config = raw_config("staging", models=flash)
     assert [it.key for it in validate(config, ())[1]] == ["openaiApiKey", "anthropicApiKey", "demo"]

@@ -42,7 +42,7 @@ def rendered(settings: Settings) -> model_list.ModelList:
 def test_the_preview_has_a_line_for_each_model(settings: Callable[..., Settings]) -> None:
     """Its provider, whether its key is there, its price, the parameters that it refuses, and its end.
 
-    What nobody has set a price for is unknown, as in `llmctl usage`, and not free.
+    A price that nobody has set is unknown, as in `llmctl usage`, and not free.
     """
     version, head, *rows = rendered(settings("dev", models=MODELS, **KEYS)).table.splitlines()
     assert version == "models, with LiteLLM 1.55.0:"
@@ -66,7 +66,7 @@ def test_the_preview_has_a_line_for_each_model(settings: Callable[..., Settings]
 def test_a_price_is_known_to_the_release_or_to_the_stack(
     settings: Callable[..., Settings], image: str, refused: str
 ) -> None:
-    """And callers are told the same with each, by the names of `model_info`."""
+    """Callers see the same in either case, under the names of `model_info`."""
     made = settings("dev", models=MODELS, litellmImage=f"a/litellm:{image}", refusedParameters=refused, **KEYS)
     result = rendered(made)
     fates = {"max_tokens": "max_completion_tokens", "temperature": refused, "top_p": refused, "stop": refused}

@@ -46,7 +46,7 @@ def interface(part: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("official", STOOD_IN_FOR, **BY_IMAGE)
 def test_a_stand_in_has_the_interface_of_the_official_image(official: dict[str, Any]) -> None:
-    """Each difference is in the table with its reason, and nothing else is."""
+    """Each difference is in the table with its reason, and the table has no others."""
     own, differs = interface(official["part"]), set()
     for field in FIELDS:
         if own.get(field) != official.get(field):

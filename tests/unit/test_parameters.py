@@ -35,7 +35,7 @@ def parameters() -> Any:
 def test_what_a_model_refuses_goes_by_its_other_name_or_is_left_out(
     parameters: Any, path: str, given: dict[str, Any], fates: dict[str, str], fitted: dict[str, Any]
 ) -> None:
-    """As the model list says for it. A value that changes nothing is no reason to refuse a request."""
+    """As the model list says. A value that changes nothing is no reason to refuse a request."""
     assert parameters.fitting(path, {"model": "m", **given}, fates) == {"model": "m", **fitted}
 
 

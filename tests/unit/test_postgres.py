@@ -115,7 +115,7 @@ def test_the_password_that_the_server_has_is_found(
     ("error", "tries"), [("password authentication failed", 3), ("the database system is starting up", 1)]
 )
 def test_a_server_that_no_password_opens(tried: Callable[..., list[str]], error: str, tries: int) -> None:
-    """What else is wrong is no reason to try another one."""
+    """Other errors are no reason to try another password."""
     found = tried(error=error)
     with pytest.raises(RuntimeError, match=f"Postgres at 127.0.0.1:5432 cannot be used .*: FATAL: {error}"):
         _RolesProvider().create(PROPS)
@@ -123,7 +123,7 @@ def test_a_server_that_no_password_opens(tried: Callable[..., list[str]], error:
 
 
 def test_no_password_reaches_the_server_in_clear(tried: Callable[..., list[str]]) -> None:
-    """Nor, so, its log."""
+    """So it is not in the server's log either."""
     tried("the-new-one")
     _RolesProvider().create(PROPS)
     assert sum("SCRAM-SHA-256$" in each for each in told()) == 2
@@ -207,7 +207,7 @@ def test_the_salt_key_changes_only_before_its_database_is_in_use(  # noqa: PLR09
     refused: bool,
     url: str,
 ) -> None:
-    """In the stack's own server, or in one that the settings name."""
+    """Whether it is in the stack's own server, or in one that the settings name."""
     tried("the-new-one")
     where = {"url": url} if url else PROPS
     if url:

@@ -15,7 +15,7 @@ CHAT = {"mode": "chat", "input_cost_per_token": 2e-06, "output_cost_per_token": 
 
 
 def test_the_file_is_as_it_is_written() -> None:
-    """So that a renewal changes the lines of models that are other than before, and no more."""
+    """So that an update changes only the lines of models that have changed."""
     text = prices.FILE.read_text(encoding="utf-8")
     found = re.search(r"Renewed on (\S+) from LiteLLM (\S+)\.\n", text)
     assert found is not None
@@ -37,12 +37,12 @@ def test_the_file_is_as_it_is_written() -> None:
     ],
 )
 def test_a_model_of_a_price_list_is_named_as_litellm_asks_it(model: str, facts: dict[str, Any], name: str) -> None:
-    """Those of one region, those that a team has tuned, and sizes in place of models are left out."""
+    """Models of one region, fine-tuned ones, and sizes instead of models are left out."""
     assert renewal.full_name(model, {**CHAT, **facts}) == name
 
 
 def test_the_table_has_what_each_release_does_not_know_and_what_models_refuse() -> None:
-    """What only an older list has stays: newer ones drop models that are gone."""
+    """Models that only an older list has stay: newer lists drop models that are gone."""
     of = {"litellm_provider": "openai"}
     gone, new = {**CHAT, **of}, {**CHAT, **of, "supports_reasoning": True}
     latest = {**new, "input_cost_per_token": 3e-06}

@@ -44,7 +44,7 @@ def test_a_traceback_has_the_module_and_the_line(tmp_path: Path) -> None:
 
 
 def test_a_replica_has_every_module_as_it_is_here(tmp_path: Path) -> None:
-    """But for the one that reads them, and the one that is for a container of its own."""
+    """Except the one that reads them, and the one that runs in its own container."""
     program = laid(tmp_path)
     (tmp_path / "shown.py").write_text(
         "import json, run\nprint(json.dumps(run.Modules(open('modules.txt').read()).sources))"

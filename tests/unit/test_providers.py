@@ -101,7 +101,7 @@ def test_the_page_has_every_provider_that_was_asked_for() -> None:
 
 @pytest.mark.parametrize(("prefix", "provider"), LISTED, ids=[it.title for _, it in LISTED])
 def test_three_commands_serve_a_model_of_each_provider(prefix: str, provider: Provider) -> None:
-    """At most: on a stack that has nothing else, and as the oldest release that was run here takes it."""
+    """At most three: on a stack that has nothing else, and in a form that the oldest tested release accepts."""
     assert prefix in providers.load().releases[0].prefixes
     lines = page.commands(prefix, provider)
     assert len(lines) <= 3
@@ -152,7 +152,7 @@ def test_what_the_file_says_of_providers_and_callbacks_is_of_those_that_litellm_
 
 
 def test_a_package_missing_from_the_image_built_here_is_named() -> None:
-    """With what needs it; of an image that is built by nobody here nothing is said."""
+    """With what needs it. For an image that is not built here, no package is named."""
     models = [
         {"model_name": name, "litellm_params": {"model": f"{name}/x"}} for name in ("bedrock", "vertex_ai", "groq")
     ]
@@ -175,7 +175,7 @@ def test_a_package_missing_from_the_image_built_here_is_named() -> None:
     ],
 )
 def test_of_a_release_that_was_not_run_here_nothing_is_refused_that_it_may_take(image: str, version: str) -> None:
-    """One between two may take what the newer one does; of a newer one, or one without a tag, that is not known."""
+    """A release between two known ones may accept what the newer one does; about others nothing is known."""
     release = providers.load().release(image)
     assert ("more" if release.takes_more else release.version) == version
 
@@ -183,7 +183,7 @@ def test_of_a_release_that_was_not_run_here_nothing_is_refused_that_it_may_take(
 def test_what_a_release_must_be_told_of_a_provider_is_told_to_that_release(
     settings: Callable[..., Settings],
 ) -> None:
-    """What the entry has itself stays: a list is added to, all else is the entry's."""
+    """What the entry itself has stays: lists are extended, everything else is the entry's."""
     own = {"model": "groq/openai/gpt-oss-120b", "additional_drop_params": ["user"]}
     mine = [
         {"model_name": "groq", "litellm_params": own},
@@ -232,6 +232,6 @@ def test_the_releases_are_the_same_wherever_one_is_named() -> None:
 
 
 def test_no_model_of_the_page_has_an_end() -> None:
-    """A newcomer's first model is to be there next year."""
+    """A newcomer's first model should still exist next year."""
     ends = {f"{prefix}/{it.example}": retirements.load().of(f"{prefix}/{it.example}") for prefix, it in LISTED}
     assert {model: end for model, end in ends.items() if end is not None} == {}

@@ -47,7 +47,7 @@ def run(project: Path, *arguments: str) -> int:
 
 
 def test_a_user_without_a_stack_is_told_how_to_get_one(project: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """With the command's own exit code, and before any `make up`."""
+    """With the command's own exit code, even before any `make up`."""
     assert run(project, "preview") == 255
     said = capfd.readouterr().err
     assert said.startswith("No stack is selected.")
@@ -70,7 +70,7 @@ def test_what_fails_with_a_stack_is_pulumis_to_say(project: Path, capfd: pytest.
 
 
 def test_the_projects_file_outlives_its_stack(project: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """As it is, with what was set in it since; that of a stack of the user's own goes, as Pulumi says."""
+    """As it is, with everything set in it since. The file of the user's own stack goes, as Pulumi says."""
     changed = f"{CONFIG}  any:key: 1\n"
     (project / "Pulumi.dev.yaml").write_text(changed)
     assert run(project, "stack", "rm", "dev") == run(project, "stack", "rm", "own") == 0
@@ -83,7 +83,7 @@ def test_the_projects_file_outlives_its_stack(project: Path, capfd: pytest.Captu
 
 @pytest.mark.parametrize("git", ["", "#!/bin/sh\nexit 128\n"], ids=["there is none", "it has no repository"])
 def test_a_file_that_git_cannot_tell_of_stays(project: Path, monkeypatch: pytest.MonkeyPatch, git: str) -> None:
-    """As in a copy of the project without its history."""
+    """For example in a copy of the project without its history."""
     programs = project.parent / "programs"
     programs.mkdir()
     (programs / "rm").symlink_to("/bin/rm")
@@ -137,7 +137,7 @@ def leave_lock(project: Path) -> None:
 def test_an_up_after_a_kill_removes_what_the_state_does_not_know(
     project: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Of a Swarm's secrets and configs, by the stack's label; what Pulumi is still to delete is known."""
+    """A Swarm's secrets and configs, by the stack's label. What Pulumi still has to delete is known to the state."""
     outputs = {"host": "unix:///engine", "label": "identity", "identity": "me"}
     resources = [
         {"type": "pulumi:pulumi:Stack"},
@@ -176,7 +176,7 @@ def test_an_up_after_a_kill_removes_what_the_state_does_not_know(
     ],
 )
 def test_the_environment_file_follows_every_up(project: Path, command: str, stack: str | None) -> None:
-    """Of the stack that was brought up, which need not be the selected one."""
+    """It is that of the stack that was brought up, which need not be the selected one."""
     outputs = '{"litellmUrl": "https://%s:4000", "litellmApiKey": "sk-1"}'
     (project.parent / "pulumi").write_text(
         "#!/bin/sh\n"

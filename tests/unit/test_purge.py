@@ -1,4 +1,4 @@
-"""`make purge`: what it takes away, and what it leaves to others. No engine and no Pulumi are asked."""
+"""`make purge`: what it removes, and what it leaves to others. Without an engine or Pulumi."""
 
 from __future__ import annotations
 
@@ -187,7 +187,7 @@ def test_with_the_last_stack_all_goes(here: Machine) -> None:
 
 @pytest.mark.parametrize("elsewhere", [True, False])
 def test_what_other_stacks_use_stays(here: Machine, *, elsewhere: bool) -> None:
-    """Those of another place too, where PULUMI_BACKEND_URL names one now. Of this one no former state is kept."""
+    """Also stacks of another backend, if PULUMI_BACKEND_URL names one now. This stack's former states are removed."""
     if elsewhere:
         other = here.own / "state/.pulumi/stacks/llm-infrastructure/dev-2.json"
         other.parent.mkdir(parents=True)
@@ -202,7 +202,7 @@ def test_what_other_stacks_use_stays(here: Machine, *, elsewhere: bool) -> None:
 
 
 def test_what_is_left_of_no_stack_goes_too(here: Machine) -> None:
-    """After a `make down` and the end of the stack."""
+    """After `make down` and the removal of the stack."""
     here.state = None
     here.purge()
     assert here.pulumi == []
@@ -210,7 +210,7 @@ def test_what_is_left_of_no_stack_goes_too(here: Machine) -> None:
 
 
 def test_an_engine_that_fails_costs_no_state(here: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same command goes on from there."""
+    """Running the same command again continues from there."""
 
     def gone(_: str) -> None:
         raise docker.errors.DockerException("no engine")

@@ -110,7 +110,7 @@ def test_a_cache_beside_it_has_a_redis_of_its_own_by_cache_params() -> None:
 
 
 def test_a_stack_has_none_unless_it_asks_for_one(registered: Callable[..., Recorder]) -> None:
-    """Nor does a replica of it differ in anything."""
+    """Its replicas do not differ in anything either."""
     recorder = registered(litellmDatabase="true")
     assert "redis" not in recorder.containers()
     container = plain(recorder.containers()["litellm-1"])
@@ -304,7 +304,7 @@ def test_the_tokens_of_an_answer(counters: Any, response: object, tokens: int) -
 def test_while_it_is_away_requests_are_let_through_and_do_not_wait(
     counters: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, fault: str
 ) -> None:
-    """It is asked again by a task beside them, and said once that it is away and once that it is back."""
+    """A separate task asks it again; the log says once that it is away and once that it is back."""
     monkeypatch.setattr(counters, "RETRY_SECONDS", 0.01)
     monkeypatch.setattr(counters, "SECONDS", 0.05)
 

@@ -1,4 +1,4 @@
-"""Which images a registry of your own gets, and what is said when it cannot be used."""
+"""Which images your own registry gets, and the message if it cannot be used."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def fill(engine: Any) -> None:
 
 
 def test_what_runs_is_pushed_under_the_name_that_the_program_will_use() -> None:
-    """The stand-in where there is one."""
+    """The stand-in, if there is one."""
     engine = Engine(set())
     names = [f"{REGISTRY}/{STAND_IN}", f"{REGISTRY}/postgres:17"]
     assert push(engine) == [f"{name}@sha256:1" for name in names]
@@ -84,7 +84,7 @@ def test_what_runs_is_pushed_under_the_name_that_the_program_will_use() -> None:
 
 
 def test_a_registry_gets_what_is_missing() -> None:
-    """What it has may have come from elsewhere: the engine does not need it."""
+    """What it already has may come from elsewhere: the engine does not need it."""
     engine = Engine({f"{REGISTRY}/{STAND_IN}"})
     fill(engine)
     assert engine.pushed == [f"{REGISTRY}/postgres:17"]
@@ -103,7 +103,7 @@ def test_a_registry_gets_what_is_missing() -> None:
     ],
 )
 def test_a_push_that_fails(says: str, fix: str) -> None:
-    """The engine's reason is in the error, and what fixes it."""
+    """The error has the engine's reason, and what fixes it."""
     with pytest.raises(SetupError) as caught:
         push(Engine(set(), push_says=says))
     assert says in caught.value.why
@@ -111,7 +111,7 @@ def test_a_push_that_fails(says: str, fix: str) -> None:
 
 
 def test_a_registry_that_wants_a_login_to_pull() -> None:
-    """It can be pushed to, and is of no use to the nodes: that is said when the image is there."""
+    """A push works, but the nodes cannot use it: the error comes once the image is there."""
     engine = Engine(set(), pull_says="unauthorized: authentication required")
     with pytest.raises(SetupError, match="requires a login to pull it"):
         fill(engine)

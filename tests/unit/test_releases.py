@@ -29,7 +29,7 @@ def test_the_commit_of_a_release_is_there(release: Release) -> None:
 
 @pytest.mark.parametrize("program", ["edge/start.sh", "edge/reload.sh"])
 def test_what_replaces_the_edge_is_announced(program: str) -> None:
-    """Its programs are files of its container. A change of one, of a comment too, replaces that."""
+    """Its programs are files of its container. Any change of one, even of a comment, replaces the container."""
     former = released()[0]
     if former.missing:
         pytest.skip(former.missing)

@@ -1,4 +1,4 @@
-"""The repository: what holds for every file that git keeps."""
+"""Rules for every file that git tracks."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ LONG = {
     "tests/unit/test_guard.py": "one replica with an app in LiteLLM's place, and all that its guard does",
     "tests/unit/test_status.py": "one stub of engine and edge, whose answers are as long as they are",
 }
-"""Modules with more lines, and why they are one."""
+"""Modules with more lines, and why they are not split."""
 
 
 FOLDERS = re.compile(r"`([\w.-]+/[\w-]*)`")
@@ -41,20 +41,20 @@ FOLDERS = re.compile(r"`([\w.-]+/[\w-]*)`")
 
 @pytest.fixture(scope="module")
 def files() -> list[str]:
-    """What git keeps, and what it would be given next."""
+    """The files that git tracks, and new ones that it does not ignore."""
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     listed = subprocess.run(command, cwd=PROJECT, check=True, capture_output=True, text=True).stdout
     return [file for file in listed.split("\0") if (PROJECT / file).is_file()]
 
 
 def test_a_module_has_at_most_400_lines(files: list[str]) -> None:
-    """Or its reason is in `LONG`, and goes with it."""
+    """Or the reason is in `LONG`, and is removed when the module is shorter."""
     lines = {file: len((PROJECT / file).read_text().splitlines()) for file in files if file.endswith(".py")}
     assert {file for file, count in lines.items() if count > MOST_LINES} == LONG.keys()
 
 
 def test_a_long_file_that_nobody_writes_is_marked_as_data(files: list[str]) -> None:
-    """Locks and recorded results, in .gitattributes: a reader's tools fold them and count none of them."""
+    """Lock files and recorded results, in .gitattributes: code hosts collapse them and do not count them."""
     written = (".py", ".md")
     long = [it for it in files if not it.endswith(written) and (PROJECT / it).read_bytes().count(b"\n") > MOST_LINES]
     command = ["git", "check-attr", "linguist-generated", "--", *long]
@@ -64,7 +64,7 @@ def test_a_long_file_that_nobody_writes_is_marked_as_data(files: list[str]) -> N
 
 
 def test_commands_that_errors_name_say_which_stack(files: list[str]) -> None:
-    """The one that is selected may be another."""
+    """The selected stack may be another one."""
     sources = [file for file in files if file.startswith(("infra/", "toolchain/")) and file.endswith(".py")]
     commands = {file: re.findall(r"/pulumiw config set .*", (PROJECT / file).read_text()) for file in sources}
     assert any(commands.values())
@@ -72,7 +72,7 @@ def test_commands_that_errors_name_say_which_stack(files: list[str]) -> None:
 
 
 def test_each_folder_is_explained(files: list[str]) -> None:
-    """In the README, where a newcomer looks first; of tests/ each of its own."""
+    """In the README, where a newcomer looks first; each folder of tests/ separately."""
     table = (PROJECT / "README.md").read_text().partition("## What is where")[2].partition("\n## ")[0]
     folders = {f"{file.split('/')[0]}/" for file in files if "/" in file} - {"tests/"}
     folders |= {"/".join(file.split("/")[:2]) for file in files if file.startswith("tests/") and file.count("/") > 1}
@@ -92,7 +92,7 @@ def test_no_secret_is_in_a_file(files: list[str]) -> None:
 @pytest.mark.parametrize("file", ["README.md", "Makefile", "app/aio.py", "tests/load.py", "Pulumi.dev.yaml", ".env"])
 @pytest.mark.parametrize("prefix", ["sk-", "sk-proj-", "sk-ant-api03-"])
 def test_a_key_is_found(tmp_path: Path, file: str, prefix: str, quote: str) -> None:
-    """A provider's or the gateway's, wherever it was pasted into a file that is otherwise as it is."""
+    """A provider's or the gateway's key, wherever it is pasted into an otherwise unchanged file."""
     copy = tmp_path / file
     copy.parent.mkdir(exist_ok=True)
     text = (PROJECT / file).read_text() if (PROJECT / file).exists() else ""
@@ -140,7 +140,7 @@ def test_pulumis_ciphertext_is_not_a_secret(stack_file: Path) -> None:
 
 
 def test_a_key_service_is_not_a_secret(stack_file: Path) -> None:
-    """Its address, and the key that it encrypted, in place of a passphrase's salt."""
+    """Its address and the encrypted key are in the file instead of a passphrase's salt."""
     service = "secretsprovider: awskms://alias/gateway?region=eu-central-1"
     key = made_up(string.ascii_letters + string.digits, 200)
     text, count = re.subn("encryptionsalt: .*", f"{service}\nencryptedkey: {key}", stack_file.read_text())

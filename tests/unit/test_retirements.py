@@ -1,4 +1,4 @@
-"""What answers for a name once its model's provider has ended it."""
+"""What answers for a name once its model's provider has shut the model down."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_a_model_without_an_end_is_served_as_it_is() -> None:
     ],
 )
 def test_the_successor_answers_from_the_day_on_which_a_model_is_gone(day: str, model: str, fate: str | None) -> None:
-    """And its successor from the day on which that one is; for 60 days before, the preview says so."""
+    """And the successor's successor from the day on which that is gone. The preview says so for 60 days before."""
     entry, ending = applied("openai/first", day)
     assert entry is not None
     assert entry["litellm_params"]["model"] == model
@@ -71,7 +71,7 @@ def test_what_answers_is_asked_with_the_same_key() -> None:
 
 @pytest.mark.parametrize("model", ["openai/lonely", "openai/round"])
 def test_a_model_without_a_successor_stays(model: str) -> None:
-    """Its provider may still answer, and the warning says that it does not seem so."""
+    """Its provider may still answer; the warning says that it probably does not."""
     entry, ending = applied(model, "2026-01-10")
     assert entry is not None
     assert entry["litellm_params"]["model"] == model
@@ -135,7 +135,7 @@ def test_a_model_of_the_stack_config_ends_too(settings: Callable[..., Settings])
 
 
 def test_the_tables_successors_are_known_and_its_file_is_as_it_is_written() -> None:
-    """Each that is not itself gone has its price."""
+    """Each one that is not itself gone has a price."""
     text = retirements.FILE.read_text(encoding="utf-8")
     content = yaml.safe_load(text)
     comment = "".join(line for line in text.splitlines(keepends=True) if line.startswith("#"))
@@ -146,7 +146,7 @@ def test_the_tables_successors_are_known_and_its_file_is_as_it_is_written() -> N
 
 
 def test_a_renewal_takes_what_the_list_says_and_keeps_what_it_has_dropped() -> None:
-    """An end that was put off or taken back, one that is new; embeddings without a successor."""
+    """An end that was postponed or revoked, a new one, and embeddings without a successor."""
     ends = {"end": date(2026, 1, 1), "successor": "openai/new", "source": "https://provider.example/ends"}
     facts = {"litellm_provider": "openai", "mode": "chat", "source": "https://provider.example/prices"}
     newest = {

@@ -58,7 +58,7 @@ class Holding(Replica):
 
 @pytest.mark.parametrize("announced", [True, False])
 def test_large_bodies_wait_for_room_and_small_ones_pass(programs: dict[str, Any], *, announced: bool) -> None:
-    """Unread, but for the beginning of one whose length is not told; anyone who came first goes first."""
+    """They wait unread, except for the start of a body of unknown length. First come, first served."""
 
     async def ask() -> None:
         replica = Holding(programs)
@@ -76,7 +76,7 @@ def test_large_bodies_wait_for_room_and_small_ones_pass(programs: dict[str, Any]
 
 
 def test_a_large_body_that_finds_no_room_for_too_long_is_refused(programs: dict[str, Any]) -> None:
-    """In OpenAI's form; what it took of the line is free again, and so is the room of one that failed."""
+    """In OpenAI's form. Its place in the queue is free again, and so is the room of a failed request."""
 
     async def ask() -> None:
         replica = Holding(programs)
@@ -126,7 +126,7 @@ def test_the_tokens_of_a_large_prompt_are_not_counted(
 def test_a_large_body_that_comes_too_slowly_gives_its_room_up(
     programs: dict[str, Any], monkeypatch: pytest.MonkeyPatch, *, announced: bool
 ) -> None:
-    """Others wait for it."""
+    """Because others wait for it."""
     monkeypatch.setattr(programs["room"], "ARRIVAL_SECONDS", 0.01)
 
     class Stalled(Request):
@@ -160,7 +160,7 @@ def test_a_long_text_is_short_in_debug_lines_and_whole_everywhere_else(programs:
 
 
 def test_long_texts_differ_in_debug_lines_as_they_do(programs: dict[str, Any]) -> None:
-    """Or what is kept for one would be given for another. Half a character is one too."""
+    """Otherwise something cached for one would be used for another. This includes half of a surrogate pair."""
     one, two = (programs["room"].Text(end.rjust(1_200_000)) for end in ("\ud83d", "b"))
     assert repr(one) != repr(two)
     assert repr(two) == repr(programs["room"].Text(two + ""))

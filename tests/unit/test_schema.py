@@ -85,7 +85,7 @@ def test_nothing_may_be_lost_by_that(schema: Any) -> None:
 
 @pytest.mark.parametrize(("history", "tables"), [(False, 0), (True, 102)])
 def test_a_release_with_migrations_runs_them(steps: Callable[..., list[str]], *, history: bool, tables: int) -> None:
-    """In an empty database, and in one that has a history of them."""
+    """In an empty database, and in one that has a history of migrations."""
     assert steps(migrations=True, history=history, tables=tables) == ["migrate"]
 
 
@@ -126,7 +126,7 @@ def test_what_it_prints_has_no_password(schema: Any, leaked: str) -> None:
 
 
 def test_an_image_without_a_client_says_how_to_get_one(schema: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that was built where npm gave nothing."""
+    """An image that was built where npm could not download anything."""
     monkeypatch.setattr(schema.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(schema.SchemaError, match="install npm"):
         schema.main()

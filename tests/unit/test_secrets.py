@@ -85,7 +85,7 @@ def test_retiring_forgets_the_previous_value_until_the_next_rotation() -> None:
 
 
 def test_a_rotation_that_retires_at_once_leaves_no_previous_value() -> None:
-    """What a leaked key needs."""
+    """A leaked key requires this."""
     assert updated(created(), version=2, retire=1)["previous"] == ""
 
 
@@ -98,7 +98,7 @@ def test_a_number_cannot_go_back() -> None:
 
 
 def test_your_own_value_replaces_a_number() -> None:
-    """Settings want the number removed beside a value; taking the value away keeps it, and numbers start again."""
+    """The settings require that a value replaces the number. Removing the value keeps it, and numbers start again."""
     counted = updated(created(), version=3)
     assert PROVIDER.check(counted, inputs(configured="sk-mine")).failures == []
     mine = updated(counted, configured="sk-mine")
@@ -125,7 +125,7 @@ def test_a_constant_refuses_another_value_with_its_reason() -> None:
 
 
 def test_a_constant_remembers_the_value_of_each_thing() -> None:
-    """So the way back is to the value that the thing has, however many others there were since."""
+    """So the way back is to that thing's value, however many others there have been since."""
     olds: dict[str, Any] = {}
     for value, of in (("16", "the first"), ("17", "another"), ("18", "a third")):
         assert refusals(olds, constant(value, of)) == []
@@ -143,7 +143,7 @@ def test_a_constant_remembers_the_value_of_each_thing() -> None:
     ],
 )
 def test_a_constant_takes_a_state_of_before_over(olds: dict[str, Any], of: str) -> None:
-    """One that names no thing means the first, and one that has no other values the one it names."""
+    """A state that names no thing means the first; a state without other values means the one it names."""
     assert refusals(olds, constant("17", of)) == [f"{of} has 16: dump first"]
     assert refusals(olds, constant("17", "a third")) == []
     taken = CONSTANT.check(olds, constant("16", of))
@@ -155,7 +155,7 @@ def test_a_constant_takes_a_state_of_before_over(olds: dict[str, Any], of: str) 
 
 
 def test_what_a_guard_remembers_follows_what_it_let_through() -> None:
-    """Else it would compare with what was there at first."""
+    """Otherwise it would compare with the original value."""
     made = CONSTANT.check({}, constant("16", "the first")).inputs
     first = CONSTANT.create(made).outs
     assert first == made

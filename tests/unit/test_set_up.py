@@ -79,7 +79,7 @@ def config_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ],
 )
 def test_a_malformed_config_file_is_named(config_file: Path, content: str, why: str) -> None:
-    """With the place in it, and nothing is changed."""
+    """With the line in it, and nothing is changed."""
     config_file.write_text(content, errors="surrogateescape")
     with pytest.raises(SetupError, match=r"Pulumi\.dev\.yaml is not the config of a stack: ") as raised:
         set_up.StackConfig("dev")
@@ -89,7 +89,7 @@ def test_a_malformed_config_file_is_named(config_file: Path, content: str, why: 
 
 @pytest.mark.parametrize("value", ["{secure: v1:x}", "5", "[a]", ""])
 def test_what_make_up_needs_must_be_plain_text(config_file: Path, value: str) -> None:
-    """As of a dockerHost that was set with `--secret`, which could not be asked."""
+    """For example a dockerHost that was set with `--secret`: the engine could not be asked."""
     config_file.write_text(f"config:\n  llm-infrastructure:dockerHost: {value}\n")
     with pytest.raises(SetupError, match=r"dockerHost is not plain text in Pulumi\.dev\.yaml") as raised:
         set_up.StackConfig("dev")
@@ -97,7 +97,7 @@ def test_what_make_up_needs_must_be_plain_text(config_file: Path, value: str) ->
 
 
 def test_a_release_that_an_attacker_published_is_not_even_pulled(config_file: Path) -> None:
-    """Nor pushed: anyone who reads a team's own registry takes what is in it for good."""
+    """Nor pushed: people trust whatever is in the team's own registry."""
     config_file.write_text("config:\n  llm-infrastructure:litellmImage: ghcr.io/berriai/litellm:v1.107.0\n")
     with pytest.raises(SetupError, match=r"litellmImage is LiteLLM 1\.107\.0, which an attacker published") as raised:
         set_up.StackConfig("dev")
@@ -153,7 +153,7 @@ def test_metrics_and_administration_are_on_loopback_wherever_the_gateway_is(take
 
 
 def test_a_port_that_the_stack_has_is_free_to_it(taken: int) -> None:
-    """Not one that it is only to have, though its container runs, and not another stack's."""
+    """But not a newly configured port that its running container does not have, and not another stack's."""
     config = Config(gatewayPort=0, postgresPort=0, metricsPort=taken)
     set_up._check_ports(engine_with(**{"llm-infrastructure-dev-edge": taken}), config)
     for others in ({"llm-infrastructure-dev-edge": 1}, {"llm-infrastructure-other-edge": taken}):
@@ -162,7 +162,7 @@ def test_a_port_that_the_stack_has_is_free_to_it(taken: int) -> None:
 
 
 def test_a_port_of_a_postgres_that_does_not_run_is_not_looked_at(taken: int) -> None:
-    """With an empty databaseUrl, which is as good as none, the stack's own runs."""
+    """With an empty databaseUrl, which counts as not set, the stack's own Postgres runs."""
     set_up._check_ports(ENGINE, Config(gatewayPort=0, postgresPort=taken, databaseUrl="postgresql://…"))
     with pytest.raises(SetupError):
         set_up._check_ports(ENGINE, Config(gatewayPort=0, postgresPort=taken, databaseUrl=""))
@@ -189,7 +189,7 @@ def test_a_port_that_is_proposed_is_free(
 
 @pytest.mark.parametrize("port", [65536, "http"])
 def test_an_invalid_port_is_named(port: int | str) -> None:
-    """Where no free port would fix it, none is proposed."""
+    """If a free port would not fix it, none is proposed."""
     with pytest.raises(SetupError) as raised:
         set_up._check_ports(ENGINE, Config(gatewayPort=port, postgresPort=0))
     assert raised.value.fix == "./pulumiw config set --stack dev gatewayPort PORT"
@@ -225,7 +225,7 @@ class FailingStep(Step):
 def test_what_pulumi_says_becomes_a_next_step(
     monkeypatch: pytest.MonkeyPatch, printed: str, why: str, fix: str
 ) -> None:
-    """A stack that is not there and one that another run changes are told from what is to be fixed."""
+    """A missing stack, and one that another run is changing, are distinguished from problems to fix."""
     monkeypatch.setattr(FailingStep, "printed", printed)
     steps = quiet()
     step = FailingStep(steps._progress, "pulumi")
@@ -275,7 +275,7 @@ def test_two_runs_for_a_stack_take_turns() -> None:
 def test_an_unreachable_engine_is_reported_at_once(
     monkeypatch: pytest.MonkeyPatch, fix: str, selected: list[str]
 ) -> None:
-    """No minute goes into tools before, unless the command that fixes it needs them and the stack."""
+    """Before the tools take minutes, unless the command that fixes it needs them and the stack."""
     stacks: list[str] = []
 
     def unreachable(*_: object) -> None:
@@ -293,7 +293,7 @@ def test_an_unreachable_engine_is_reported_at_once(
     ("stack", "commands"), [("dev", ["make up", "make down"]), ("own", ["make up STACK=own", "make down STACK=own"])]
 )
 def test_the_next_commands_are_for_the_stack_that_is_up(stack: str, commands: list[str]) -> None:
-    """And not for dev, which `make` takes where none is named."""
+    """And not for dev, which is `make`'s default."""
     said = set_up._how_to_go_on({"litellmUrl": "http://localhost:4000", "models": ["gpt-4o"]}, stack, Config())
     assert re.findall("make [a-z]+(?: STACK=.+)?$", said, re.MULTILINE) == commands
 
@@ -308,7 +308,7 @@ def test_the_next_commands_are_for_the_stack_that_is_up(stack: str, commands: li
     ],
 )
 def test_the_demo_provider_is_named_where_it_answers(config_file: Path, values: str, *, answers: bool) -> None:
-    """Pulumi writes what it sets into quotes."""
+    """Pulumi puts the values that it sets in quotes."""
     config_file.write_text(f"config:\n  llm-infrastructure:{values}\n")
     outputs = {"litellmUrl": "http://localhost:4000", "models": ["gpt-4o"]}
     said = set_up._how_to_go_on(outputs, "dev", set_up.StackConfig("dev"))

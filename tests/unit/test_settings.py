@@ -48,7 +48,7 @@ def test_pulumi_yaml_describes_exactly_the_settings() -> None:
 
 
 def test_local_models_of_the_file_are_enough(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A team with servers of its own alone has no provider's key to set."""
+    """A team that uses only its own servers has no provider key to set."""
     file = tmp_path / "config.yaml"
     local = {"model_name": "llama", "litellm_params": {"model": "ollama/llama3.1", "api_base": "http://gpu:11434"}}
     file.write_text(yaml.safe_dump({"model_list": [local]}))
@@ -62,7 +62,7 @@ def test_dev_needs_nothing() -> None:
 
 @pytest.mark.parametrize("stack", ["staging", "prod"])
 def test_staging_and_prod_need_a_provider_key_or_a_local_model(stack: str) -> None:
-    """And prod, which a Swarm publishes on every address of its nodes, a certificate."""
+    """And prod needs a certificate, because a Swarm publishes it on every address of its nodes."""
     also = ["tlsCertificate"] if stack == "prod" else []
     assert keys(stack) == [*also, "openaiApiKey", "anthropicApiKey", "demo"]
     assert keys(stack, anthropicApiKey="sk-ant-1") == also
@@ -228,7 +228,7 @@ NOW = datetime.now(UTC).replace(microsecond=0)
 
 
 def warnings(monkeypatch: pytest.MonkeyPatch, chain: str, key: str) -> list[str]:
-    """What the program warns of when a stack has a certificate, which it takes all the same."""
+    """The program's warnings about a stack's certificate, which it uses nevertheless."""
     configured(monkeypatch, raw_config("dev", tlsCertificate=chain, tlsKey=key))
     warned: list[str] = []
     monkeypatch.setattr(pulumi.log, "warn", warned.append)
@@ -251,7 +251,7 @@ def warnings(monkeypatch: pytest.MonkeyPatch, chain: str, key: str) -> list[str]
 def test_a_certificate_that_a_clock_is_against_is_warned_of_with_the_date(
     monkeypatch: pytest.MonkeyPatch, begin: int, end: int, what: str, date: str
 ) -> None:
-    """And with the commands that set another; it is no error, as the clock may be wrong."""
+    """And with the commands that set another one. It is not an error, because the clock may be wrong."""
     dates = {"begin": NOW + timedelta(days=begin), "end": NOW + timedelta(days=end)}
     certified = certify("gateway.example", begin=dates["begin"], end=dates["end"])
     warned = warnings(monkeypatch, certified.certificate_pem, certified.key_pem)
@@ -284,7 +284,7 @@ def of_version_2(pem: str) -> str:
 def test_a_certificate_whose_dates_cannot_be_read_is_warned_of(
     monkeypatch: pytest.MonkeyPatch, changed: Callable[[str], str]
 ) -> None:
-    """OpenSSL, and so the edge, takes it."""
+    """OpenSSL, and so the edge, accepts it."""
     own = certify("gateway.example")
     (warned,) = warnings(monkeypatch, changed(own.certificate_pem), own.key_pem)
     assert warned.startswith("the dates of tlsCertificate cannot be read")

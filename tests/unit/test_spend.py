@@ -1,4 +1,4 @@
-"""What a row of LiteLLM's table of spend says more than LiteLLM writes, and who may ask what the rows add up to."""
+"""What is added to a row of LiteLLM's table of spend, and who may ask for the sums of the rows."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def row(modules: Any, *, within: bool = True, answer: Any = ANSWER, of: dict[str
 
 
 def test_a_row_says_who_asked_and_for_whom(modules: Any) -> None:
-    """Beside labels of LiteLLM's own, as a key or a team may have."""
+    """Beside LiteLLM's own labels, which a key or a team may have."""
     made = row(modules, of={"metadata": json.dumps({"user_api_key_alias": "app", "spend_logs_metadata": {"a": 1}})})
     assert json.loads(made["metadata"]) == {
         "user_api_key_alias": "app",
@@ -81,7 +81,7 @@ def test_a_row_says_what_was_estimated_left_and_failed(modules: Any) -> None:
 
 
 def test_a_row_has_the_id_of_the_call_and_not_the_providers(modules: Any) -> None:
-    """A provider may give one twice, and LiteLLM drops a row whose id it has."""
+    """A provider may use an id twice, and LiteLLM drops a row with an id that it already has."""
     assert row(modules, of={})["request_id"] == "call-1"
     assert row(modules, answer={"id": "chatcmpl-1"}, of={})["request_id"] == "call-1"
 
@@ -157,7 +157,7 @@ def test_postgres_adds_up_and_changes_nothing(modules: Any) -> None:
 
 @pytest.mark.usefixtures("_master_key")
 def test_who_asks_for_anything_else_is_refused(modules: Any, caplog: pytest.LogCaptureFixture) -> None:
-    """Nothing of a request gets into the question but names that are known here."""
+    """Only known names from a request get into the query."""
     database = Database()
     path = "/llm-gateway/spend/"
     assert ask(modules, f"{path}client", database, key="sk-another")[0] == 401
@@ -170,7 +170,7 @@ def test_who_asks_for_anything_else_is_refused(modules: Any, caplog: pytest.LogC
 
 
 def test_a_release_that_makes_its_rows_elsewhere_is_not_run(modules: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a database it makes none, and runs as it is."""
+    """Without a database it writes no rows, and runs unchanged."""
     tracking = SimpleNamespace(get_logging_payload=print)
     app = SimpleNamespace(add_middleware=lambda *_, **__: None)
     proxy = SimpleNamespace(get_logging_payload=sorted, app=app)

@@ -87,7 +87,7 @@ def test_parts_are_components_of_their_own_type(registered: Callable[..., Record
 
 @pytest.mark.parametrize("on", [True, False])
 def test_fast_streams_can_be_turned_off(registered: Callable[..., Recorder], *, on: bool) -> None:
-    """By the stack config: LiteLLM then runs as it came."""
+    """In the stack config: LiteLLM then runs unmodified."""
     variables = registered(fastStreams=on).containers()["litellm-1"]["envs"]
     assert ("LLM_GATEWAY_FAST_STREAMS=true" in variables) == on
 
@@ -96,7 +96,7 @@ def test_fast_streams_can_be_turned_off(registered: Callable[..., Recorder], *, 
 def test_a_replica_handles_as_much_of_large_requests_as_its_memory_takes(
     registered: Callable[..., Recorder], caplog: pytest.LogCaptureFixture, memory_mb: int, room_mb: int
 ) -> None:
-    """A preview warns where the largest request needs more than that."""
+    """A preview warns if the largest request needs more than that."""
     variables = registered(litellmMemoryMb=memory_mb, maxBodyMb=32).containers()["litellm-1"]["envs"]
     assert f"LLM_GATEWAY_LARGE_BODIES_MB={room_mb}" in variables
     warned = "maxBodyMb is 32" in caplog.text
@@ -117,7 +117,7 @@ def test_a_provider_key_takes_the_demo_provider_away(registered: Callable[..., R
 def test_a_model_that_is_left_out_is_warned_of_with_what_fixes_it(
     registered: Callable[..., Recorder], monkeypatch: pytest.MonkeyPatch, variable: str, fix: str
 ) -> None:
-    """Also one of the file whose variable no key of the stack config sets."""
+    """Also a model of the file whose variable cannot be set by a key of the stack config."""
     read = stack._read
     key = "os.environ/ANTHROPIC_API_KEY"
     monkeypatch.setattr(stack, "_read", lambda name: read(name).replace(key, f"os.environ/{variable}"))
@@ -162,7 +162,7 @@ def test_replicas_share_the_name_of_their_master_keys_generation(registered: Cal
 
 @given(replicas=st.integers(1, 100), before=st.integers(2, 100))
 def test_half_of_the_replicas_serve_through_every_wave(replicas: int, before: int) -> None:
-    """Of those that there were before too, where an `up` brings the stack to more or fewer and changes them all."""
+    """Also half of the former replicas, if one `up` changes their number and replaces all of them."""
     order = waves(replicas)
     assert sorted(number for wave in order for number in wave) == list(range(1, replicas + 1))
     assert order[0] == [1]  # what is broken costs one
@@ -176,7 +176,7 @@ def test_half_of_the_replicas_serve_through_every_wave(replicas: int, before: in
 def test_a_wave_of_replicas_waits_until_all_of_the_one_before_are_healthy(
     registered: Callable[..., Recorder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And for nothing else of theirs, so that those of one wave are drained and started together."""
+    """And for nothing else, so that the replicas of one wave are drained and started together."""
     waits: dict[str, set[str]] = {}
     register = mocks.MockMonitor.RegisterResource
 
@@ -228,7 +228,7 @@ def test_secrets_are_files_of_the_containers_that_need_them(registered: Callable
 def test_variables_and_files_of_the_stack_config_are_files_of_the_replicas(
     registered: Callable[..., Recorder],
 ) -> None:
-    """Variables where the start program makes its environment of them, files in a folder beside them."""
+    """Variables are where the start program reads its environment from, files in a folder beside them."""
     recorder = registered(
         litellmEnvironment={"GROQ_API_KEY": "K", "AWS_REGION": "eu-1"}, litellmFiles={"v.json": "{}"}
     )
@@ -311,7 +311,7 @@ def test_the_major_version_of_postgres_is_in_its_images_tag(image: str, version:
 def test_an_image_whose_tag_does_not_tell_is_asked_for_its_major_version(
     registered: Callable[..., Recorder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And one that nothing is known of is refused with what makes it known."""
+    """An image without a known version is refused, with the command that makes it known."""
     image = "registry.example/team/database:3.1"
     told: dict[str, str] = {"PG_MAJOR": "18"}
     monkeypatch.setattr(EnginePlacement, "image_environment", lambda _self, asked: told if asked == image else {})
@@ -342,7 +342,7 @@ def test_postgres_may_share_half_of_its_memory(registered: Callable[..., Recorde
 def test_the_volume_is_where_the_image_of_postgres_has_a_folder_of_its_users(
     registered: Callable[..., Recorder], version: str, mounted_at: str, data: str
 ) -> None:
-    """The server runs without root, and could not take another folder for its own."""
+    """The server does not run as root, and could not take ownership of another folder."""
     recorder = registered(postgresImage=f"postgres:{version}", postgresVolume="postgres-of-then")
     postgres = recorder.containers()["postgres"]
     name = f"{PROJECT_NAME}-dev-postgres-of-then"
@@ -352,7 +352,7 @@ def test_the_volume_is_where_the_image_of_postgres_has_a_folder_of_its_users(
 
 
 def test_what_may_not_change_is_the_major_version_of_a_volume(registered: Callable[..., Recorder]) -> None:
-    """The first is the one that every stack had before another could be named: no other is ever meant."""
+    """The first volume is the one that every stack had before another could be named."""
     recorder = registered(postgresImage="postgres:18.1", postgresVolume="postgres-of-then")
     (constant,) = (inputs for (kind, _), inputs in recorder.inputs.items() if kind.endswith(":Constant"))
     assert (constant["of"], constant["value"], constant["first"]) == ("postgres-of-then", "18", "postgres-data")

@@ -235,7 +235,7 @@ def test_the_key_is_in_no_command(engine: Engine) -> None:
     ],
 )
 def test_a_part_that_is_not_up_is_wrong(gateway: Gateway, engine: Engine, state: dict[str, Any], shown: str) -> None:
-    """The rest is shown as it is, the exit code is 1, and the commands that help are named."""
+    """The rest is shown as usual, the exit code is 1, and the commands that help are named."""
     containers = stack(gateway)
     containers[2] = container("litellm-2", "litellm", 2, **state)
     engine.runs(containers)
@@ -252,7 +252,7 @@ def test_a_part_that_is_not_up_is_wrong(gateway: Gateway, engine: Engine, state:
 def test_a_part_that_the_engine_has_yet_to_ask_is_wrong_if_it_was_started_again(
     gateway: Gateway, engine: Engine, restarts: int, *, up: bool
 ) -> None:
-    """An `up` that made it has seen it healthy."""
+    """The `up` that created it saw that it was healthy."""
     containers = stack(gateway)
     containers[2] = container("litellm-2", "litellm", 2, Health={"Status": "starting", "Log": []})
     containers[2]["RestartCount"] = restarts
@@ -268,7 +268,7 @@ def test_a_replica_that_does_not_answer_the_edge_is_wrong(engine: Engine) -> Non
 
 
 def test_only_replicas_have_requests_of_replicas(gateway: Gateway, engine: Engine) -> None:
-    """Another part may have a former replica's address."""
+    """Another part may now have a former replica's address."""
     containers = [*stack(gateway)[:2], container("postgres", "postgres", 2)]
     engine.runs(containers)
     assert [part.traffic is None for part in read().parts] == [False, False, True]
@@ -287,7 +287,7 @@ def test_a_stopped_edge_is_found_by_the_port_that_it_would_publish(gateway: Gate
 
 @pytest.mark.parametrize("missing", [True, False], ids=["no docker", "no engine"])
 def test_without_an_engine_the_gateway_alone_is_shown(engine: Engine, tmp_path: Path, *, missing: bool) -> None:
-    """What cannot be seen from here is not wrong; the output says why it is missing."""
+    """What cannot be seen from here does not count as wrong; the output says why it is missing."""
     if missing:
         (tmp_path / "bin" / "docker").unlink()
         why = "there is no docker on PATH"
@@ -306,7 +306,7 @@ def test_without_an_engine_the_gateway_alone_is_shown(engine: Engine, tmp_path: 
 def test_a_gateway_that_does_not_serve_is_wrong(
     gateway: Gateway, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is told what of it, and the parts are shown all the same."""
+    """The output says what is wrong with it, and still shows the parts."""
     gateway.models = ()
     assert read().wrong[0].startswith("models: none is served")
     gateway.key = "another"
@@ -326,7 +326,7 @@ def test_a_gateway_that_does_not_serve_is_wrong(
 
 
 def test_another_stack_with_the_same_port_is_not_shown(engine: Engine) -> None:
-    """As where LITELLM_URL names another machine: its edge does not know the key, which the gateway accepts."""
+    """For example if LITELLM_URL names another machine: its gateway accepts the key, but the edge here does not."""
     engine.on(f"exec --interactive {IDS[0]}", ALL_UP.replace("found=yes", "found=no"))
     status = read()
     assert (status.stack, status.parts, status.wrong) == (None, (), ())
@@ -364,7 +364,7 @@ def test_an_edge_that_answers_otherwise_leaves_the_rest(engine: Engine, answer: 
 
 
 def test_what_goes_away_while_it_is_looked_at_is_left_out(gateway: Gateway, engine: Engine) -> None:
-    """As in a rolling change; other failures of the engine are told."""
+    """As during a rolling change. Other failures of the engine are reported."""
     for each in stack(gateway):
         engine.on(f"inspect --type=container {each['Id']}", [each])
     engine.on(f"inspect --type=container {' '.join(IDS)}", f"Error: No such container: {IDS[2]}\n", code=1)
@@ -462,7 +462,7 @@ def test_a_failing_manager_is_reported(swarm: Engine) -> None:
 
 
 def test_without_a_terminal_the_text_is_plain(engine: Engine) -> None:
-    """A line a part, however long, without colours."""
+    """One line per part, however long, without colours."""
     done = llmctl()
     assert done.exit_code == 0
     lines = done.stdout.splitlines()
@@ -482,7 +482,7 @@ def test_without_a_terminal_the_text_is_plain(engine: Engine) -> None:
 def test_watching_continues_after_a_failure_and_ends_with_an_interrupt(
     gateway: Gateway, engine: Engine, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...]
 ) -> None:
-    """A source that fails for a moment is shown as such, and the end is no failure."""
+    """A source that fails for a moment is shown as failed, and an interrupt is not a failure."""
     steps = iter(
         (
             lambda: setattr(gateway, "ready", 503),

@@ -41,7 +41,7 @@ def read(streams: Any, pieces: Sequence[bytes]) -> list[str]:
 def test_events_are_the_same_however_their_bytes_are_cut(
     streams: Any, events: list[tuple[str, str]], end: str, cuts: set[int]
 ) -> None:
-    """In the middle of a line's end or of a character too, with comments, names and ids between them."""
+    """Also in the middle of a line ending or a character, with comments, names and ids in between."""
     sent = "".join(f"{noise}{end}data: {text}{end}{end}" for text, noise in events).encode()
     bounds = [0, *sorted(cut for cut in cuts if 0 < cut < len(sent)), len(sent)]
     pieces = [sent[start:stop] for start, stop in pairwise(bounds)]
@@ -99,7 +99,7 @@ def test_an_answer_is_finished_when_each_of_its_choices_is(streams: Any) -> None
 
 
 def test_chunks_are_written_as_json_under_the_model_that_litellm_says(streams: Any) -> None:
-    """LiteLLM's proxy puts a name before each event that it makes: several that came together are one for it."""
+    """LiteLLM's proxy puts a name before each event that it makes; to it, events that arrived together are one."""
     bodies = [
         {"id": "1", "model": "gpt-4o", "choices": [{"delta": {"content": text}}]} for text in ("half: \ud83d", "b")
     ]
@@ -115,7 +115,7 @@ def test_chunks_are_written_as_json_under_the_model_that_litellm_says(streams: A
 def test_a_release_that_it_was_not_proven_with_is_left_alone(
     streams: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """And the log says that, in one line."""
+    """And the log says so, in one line."""
     monkeypatch.setattr(importlib.metadata, "version", lambda _: "1.107.0")
     assert not streams.install(enabled=True)
     (line,) = caplog.messages

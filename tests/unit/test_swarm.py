@@ -92,7 +92,7 @@ def registered(
 
 
 def test_each_part_is_a_service(registered: Callable[..., Services]) -> None:
-    """Replicas are tasks of one, the edge is one on each node; what there is on one host is not there too."""
+    """Replicas are tasks of one service, and the edge runs on each node. There are no containers as on one host."""
     recorder = registered(replicas="3")
     modes = {name: inputs["mode"] for name, inputs in recorder.services().items()}
     assert modes == {
@@ -108,7 +108,7 @@ def test_each_part_is_a_service(registered: Callable[..., Services]) -> None:
 
 
 def test_services_are_found_by_the_names_of_their_parts(registered: Callable[..., Services]) -> None:
-    """A service's name is what DNS knows it by: that of LiteLLM has the generation of its master key in it."""
+    """DNS knows a service by its name. The name of LiteLLM's service contains the generation of its master key."""
     recorder = registered()
     assert {inputs["name"] for inputs in recorder.services().values()} == {
         f"{PREFIX}-demo",
@@ -127,7 +127,7 @@ def test_services_are_found_by_the_names_of_their_parts(registered: Callable[...
 def test_tasks_are_replaced_in_order_and_rolled_back(
     registered: Callable[..., Services], name: str, order: str
 ) -> None:
-    """What has a port of its node, or a volume, cannot run beside its successor; all else starts that first."""
+    """A part with a node's port or a volume cannot run beside its successor; others start the successor first."""
     service = registered().services()[name]
     assert (service["updateConfig"]["order"], service["rollbackConfig"]["order"]) == (order, order)
     assert service["updateConfig"]["failureAction"] == "rollback"
@@ -137,7 +137,7 @@ def test_tasks_are_replaced_in_order_and_rolled_back(
 def test_half_of_the_replicas_are_replaced_at_once(
     registered: Callable[..., Services], replicas: int, at_once: int
 ) -> None:
-    """One at least; of what cannot run beside its successor just one, however many nodes there are."""
+    """At least one. For a part that cannot run beside its successor, exactly one, however many nodes there are."""
     services = registered(replicas=str(replicas)).services()
     settings = [services["litellm"][f"{what}Config"]["parallelism"] for what in ("update", "rollback")]
     assert settings == [at_once, at_once]
@@ -145,7 +145,7 @@ def test_half_of_the_replicas_are_replaced_at_once(
 
 
 def test_each_task_has_its_time_to_end_when_it_is_replaced(registered: Callable[..., Services]) -> None:
-    """Of the edge there is one on each node, and each may finish what it has before the next one's turn."""
+    """There is one edge on each node, and each may finish its open requests before it is the next one's turn."""
     recorder = registered(replicas="3", drainSeconds="600")
     seconds = {name: each["seconds"] for (kind, name), each in recorder.inputs.items() if kind.endswith(":Converged")}
     assert seconds["edge-converged"] > 2 * 600
@@ -156,7 +156,7 @@ def test_each_task_has_its_time_to_end_when_it_is_replaced(registered: Callable[
 
 
 def test_published_ports_are_those_of_the_nodes(registered: Callable[..., Services]) -> None:
-    """No virtual addresses and no routing mesh, which not every kernel has."""
+    """Without virtual addresses and the routing mesh, which not every kernel supports."""
     services = registered(gatewayPort="4100").services()
     assert {inputs["endpointSpec"]["mode"] for inputs in services.values()} == {"dnsrr"}
     published = {name: inputs["endpointSpec"].get("ports") for name, inputs in services.items()}
@@ -192,7 +192,7 @@ def test_secrets_are_files_that_only_their_process_can_read(registered: Callable
 def test_variables_and_files_of_the_stack_config_are_secrets_of_the_swarm(
     registered: Callable[..., Services],
 ) -> None:
-    """With names that it takes: 64 characters, of which the provider adds eight."""
+    """With names that it accepts: at most 64 characters, of which the provider adds eight."""
     variable = "X" * 48
     recorder = registered(litellmEnvironment={variable: "1", "GROQ_API_KEY": "K"}, litellmFiles={"v.json": "{}"})
     contents = recorder.contents(":Secret")
@@ -204,7 +204,7 @@ def test_variables_and_files_of_the_stack_config_are_secrets_of_the_swarm(
 
 
 def test_no_secret_is_anywhere_else(registered: Callable[..., Services]) -> None:
-    """Not in what can be asked of a service, nor in a config, which anyone who may ask the Swarm can read."""
+    """Neither in a service's inspection nor in a config: everybody with access to the Swarm can read those."""
     recorder = registered(openaiApiKey="sk-the-key", clientKeys={"batch": [OTHER_KEY, KEY]})
     assert f"{KEY} batch" in recorder.contents(":Secret")["edge-clients.map"]
     for shown in (*map(str, recorder.services().values()), *recorder.contents(":ServiceConfig").values()):
@@ -213,7 +213,7 @@ def test_no_secret_is_anywhere_else(registered: Callable[..., Services]) -> None
 
 
 def test_variables_keep_their_order(registered: Callable[..., Services]) -> None:
-    """The provider gives those of a service another order each time, and Swarm would replace tasks for it."""
+    """The provider sends a service's variables in another order each time, and Swarm would replace tasks for it."""
     for name, spec in registered().specs().items():
         assert len(spec.get("env") or {}) < 2 or name == "postgres"  # of which each change replaces the one task
     environment = gateway.environment(fetch_urls=False, fast_streams=True, memory_mb=1024)
@@ -258,7 +258,7 @@ def constraints(recorder: Services) -> dict[str, list[str]]:
 
 
 def test_where_parts_may_run(registered: Callable[..., Services]) -> None:
-    """The edge where a label lets callers in, Postgres where its volume is, all else where the config says."""
+    """The edge on labelled nodes, Postgres on the node with its volume, everything else where the config says."""
     anywhere = constraints(registered())
     assert anywhere["litellm"] == []
     chosen = constraints(registered(constraints=["node.role == worker", "node.labels.gpu == yes"]))
@@ -294,7 +294,7 @@ def test_networks_are_encrypted_unless_switched_off(
 
 
 def test_networks_that_services_use_keep_their_encryption(registered: Callable[..., Services]) -> None:
-    """The engine would not let go of them: a preview refuses, with the command that takes it back."""
+    """The engine cannot remove networks in use: a preview refuses the change, with the command that undoes it."""
     engine = Swarm()
     engine.overlays = [
         {"Id": "1", "Name": f"{PREFIX}-data-overlay", "Options": {"encrypted": "", "vxlanid": "4097"}},
@@ -312,7 +312,7 @@ def test_networks_that_services_use_keep_their_encryption(registered: Callable[.
 
 
 def test_images_are_named_by_digest(registered: Callable[..., Services]) -> None:
-    """In a registry of your own, if there is one."""
+    """From your own registry, if there is one."""
     assert "@sha256:of-" in registered().specs()["edge"]["image"]
     image = registered(imageRegistry=REGISTRY, postgresImage="mirror.example/team/postgres:17.2").specs()["postgres"][
         "image"
@@ -356,7 +356,7 @@ def test_a_swarm_without_a_fitting_node_is_refused_before_anything_is_registered
 def test_litellms_database_is_changed_by_what_runs_where_its_replicas_do(
     registered: Callable[..., Services],
 ) -> None:
-    """The same image, nodes and network; it and they reach Postgres by the name of its service."""
+    """With the same image, nodes and network. Both reach Postgres by the name of its service."""
     recorder = registered(litellmDatabase="true", constraints=["node.labels.gpu == yes"], postgresNode="node-2")
     schema = next(inputs for (kind, _), inputs in recorder.inputs.items() if kind.endswith(":LiteLLMSchema"))
     job, litellm = plain(schema["job"]), recorder.services()["litellm"]["taskSpec"]

@@ -1,4 +1,4 @@
-"""What runs once on a Swarm: awaited to its end, with the reason of a failure, and nothing left of it."""
+"""A job on a Swarm: it is awaited to its end, a failure has its reason, and nothing is left of it."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ def test_it_runs_once_to_its_end_and_leaves_nothing(managed: Callable[..., Manag
 
 
 def test_it_runs_as_the_replicas_do(managed: Callable[..., Manager], monkeypatch: pytest.MonkeyPatch) -> None:
-    """On their nodes, as their user, within its memory, never again; the secret is a file of that user's alone."""
+    """On their nodes, as their user, within its memory, and only once; only this user can read the secret's file."""
     manager = managed(state("complete"))
     monkeypatch.setattr(swarm_job, "_remove", lambda *_: None)
     job.run(JOB)
@@ -223,7 +223,7 @@ def test_a_failure_says_why_and_where_and_leaves_nothing(
 
 
 def test_one_that_never_ends_is_given_up(managed: Callable[..., Manager], capfd: pytest.CaptureFixture[str]) -> None:
-    """Meanwhile it is said from time to time how to see what it does."""
+    """Meanwhile messages say from time to time how to see what it does."""
     manager = managed(state("running"))
     with pytest.raises(job.JobError, match="it did not end within 3600 s; its last lines:\nthe reason"):
         job.run(JOB)
@@ -246,7 +246,7 @@ def test_what_cannot_be_made_leaves_nothing(managed: Callable[..., Manager], mon
 
 
 def test_what_a_killed_up_has_left_is_awaited_and_removed(managed: Callable[..., Manager]) -> None:
-    """With its secrets and configs, also those of which there is no service yet, and none of anybody else's."""
+    """With its secrets and configs, also those without a service yet, but nobody else's."""
     manager = managed(state("running"), state("complete"), left=OURS)
     manager.create_secret("DATABASE_URL-1", b"url", labels=OURS)
     manager.create_config("schema.py-1", b"", labels=OURS)
@@ -259,7 +259,7 @@ def test_what_a_killed_up_has_left_is_awaited_and_removed(managed: Callable[...,
 
 
 def test_one_of_a_killed_up_that_failed_is_removed(managed: Callable[..., Manager]) -> None:
-    """What it failed at is done again."""
+    """The new run repeats what it failed to do."""
     manager = managed(state("failed", code=1), left=OURS)
     job.end_former(JOB)
     assert nothing_is_left(manager)
@@ -283,7 +283,7 @@ def test_anothers_is_left_alone(managed: Callable[..., Manager]) -> None:
 def test_one_whose_node_is_down_may_still_run(
     managed: Callable[..., Manager], step: Callable[[Mapping[str, Any]], None]
 ) -> None:
-    """Two must not change one schema: it stays until the node is back, or was removed from the Swarm."""
+    """Two jobs must not change one schema: it stays until the node is back, or has been removed from the Swarm."""
     left = OURS if step is job.end_former else None
     manager = managed(state("running", node="node-2"), left=left)
     with pytest.raises(job.JobError, match=r"its node node-2 is down.* docker node rm --force node-2"):

@@ -70,7 +70,7 @@ def test_what_neither_the_state_nor_a_service_has_goes(manager: Manager) -> None
 
 
 def test_where_there_is_no_swarm_nothing_is_asked(manager: Manager, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nor where the engine is gone: a stack that is broken can be destroyed."""
+    """Nor if the engine is gone: a broken stack can still be destroyed."""
     manager.controls = False
     assert leftovers.remove_leftovers(HOST, "identity=other") == []
 

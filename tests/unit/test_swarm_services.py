@@ -1,4 +1,4 @@
-"""Services of a Swarm: how it is told that one runs as declared, or why it will not; with a fake manager."""
+"""Services of a Swarm: how to see that one runs as declared, or why it will not; with a fake manager."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def failure() -> str:
 
 
 def test_a_service_is_there_when_all_its_tasks_run(managed: Callable[..., Manager]) -> None:
-    """And it is another one, to what waits for it, when they are others."""
+    """Whatever depends on it sees a different value when the tasks are different."""
     managed(
         (service(), [task("a")]), (service(), [task("a"), task("b", "starting")]), (service(), [task("a"), task("b")])
     )
@@ -152,7 +152,7 @@ def test_what_ran_before_is_waited_for(managed: Callable[..., Manager], earlier:
 
 
 def test_a_task_whose_node_fits_is_current(managed: Callable[..., Manager]) -> None:
-    """Swarm does not replace it when only the placement is declared in another way."""
+    """Swarm does not replace it if only the declared placement changes."""
     managed((service(1), [task("a", Spec={**SPEC, "Placement": {}})]))
     assert instance() == "a"
 
@@ -179,14 +179,14 @@ def test_an_update_that_failed(managed: Callable[..., Manager], status: dict[str
 
 
 def test_a_new_service_whose_tasks_fail(managed: Callable[..., Manager]) -> None:
-    """One may have been unlucky with its node. Without an answer of that, the reason is all that is told."""
+    """One task may have had a bad node. If that node does not answer, the error has only the reason."""
     first, second = task("1", "rejected", NodeID="of-yesterday"), task("2", "failed", NodeID="of-yesterday")
     managed((service(), [first]), (service(), [first, second]), log=None)
     assert failure() == "edge does not start: 2 tasks failed; the last one that failed, on node ?: is failed"
 
 
 def test_a_task_that_no_node_can_take(managed: Callable[..., Manager]) -> None:
-    """At once that may still change, as when its predecessor holds the port."""
+    """At first this may still change, for example while its predecessor has the port."""
     manager = managed((service(1), [task("a", "pending", status={"Err": "no suitable node"})]))
     assert failure() == "edge finds no node: no suitable node"
     assert swarm_services.UNFIT_SECONDS < manager.now < swarm_services.UNFIT_SECONDS + 1
@@ -209,7 +209,7 @@ def test_a_service_that_was_removed(managed: Callable[..., Manager]) -> None:
 
 
 def test_what_is_awaited_again() -> None:
-    """What is declared in another way; another service is awaited in the place of the one before."""
+    """A changed declaration is awaited again; a new service is awaited instead of the former one."""
     provider = swarm_services._Provider()
     assert provider.diff("converged", PROPS, {**PROPS, "seconds": 1}).changes is False
     assert provider.diff("converged", PROPS, {**PROPS, "spec": "2"}).changes is True
@@ -219,7 +219,7 @@ def test_what_is_awaited_again() -> None:
 
 @pytest.mark.parametrize("replicas", [2, None])
 def test_a_deleted_service_has_ended(managed: Callable[..., Manager], replicas: int | None) -> None:
-    """On every node that answers: what else it is stays as it was declared."""
+    """On every node that answers. The rest of its declaration stays unchanged."""
     lost = task("lost", NodeID="node-2")
     manager = managed((service(replicas), [task("a"), lost]), (service(replicas), [task("a", "complete"), lost]))
     swarm_services._Provider().delete("converged", PROPS)
@@ -249,7 +249,7 @@ def test_a_service_that_is_gone_needs_no_end(managed: Callable[..., Manager]) ->
 def test_a_service_whose_part_moves_to_one_host(
     managed: Callable[..., Manager], monkeypatch: pytest.MonkeyPatch, identity: str, *, controls: bool, posted: int
 ) -> None:
-    """It is stopped if it is this deployment's own, and where there is a Swarm at all."""
+    """It is stopped if it belongs to this deployment, and if there is a Swarm at all."""
     monkeypatch.setattr(pulumi.log, "info", lambda _: None)
     manager = managed((service(), [task("a", "complete")]))
     manager.controls = controls

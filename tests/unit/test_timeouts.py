@@ -41,7 +41,7 @@ def of_edge(name: str, *, litellm: int) -> int:
 
 
 def test_the_edge_waits_longer_than_litellm_and_the_app(litellm: int) -> None:
-    """So that LiteLLM's own answer arrives, and nobody is cut off who still waits."""
+    """So that LiteLLM's own answer arrives, and no waiting caller is cut off."""
     assert litellm <= DEFAULT_TIMEOUT_SECONDS < of_edge("timeout server", litellm=litellm)
 
 
@@ -51,7 +51,7 @@ def test_an_edge_that_reloads_waits_as_long(litellm: int) -> None:
 
 
 def test_a_connection_is_kept_longer_than_by_load_balancers(litellm: int) -> None:
-    """Google's keep one for 600 seconds, the longest of those that this is made for."""
+    """Google's keep one for 600 seconds, the longest of the supported ones."""
     assert of_edge("timeout http-keep-alive", litellm=litellm) > 600
 
 

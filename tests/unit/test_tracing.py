@@ -61,7 +61,7 @@ def streamed() -> httpx2.Response:
 def test_a_span_has_the_model_that_answered_and_what_it_counted(
     face: Face, gateway: Gateway, exporter: InMemorySpanExporter
 ) -> None:
-    """Whole or streamed, its attributes are those of OpenTelemetry's conventions."""
+    """Its attributes follow OpenTelemetry's conventions, for whole and for streamed answers."""
     gateway.answer = lambda body: (
         streamed() if body.get("stream") else httpx2.Response(200, json=completion(), headers=HEADERS)
     )

@@ -1,4 +1,4 @@
-"""Whom the module trusts: one rule for all that asks the gateway, and a sentence for each way in which that fails."""
+"""Trusted authorities: one rule for everything that asks the gateway, and one sentence for each way it can fail."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_a_private_authority_is_trusted_by_all_that_asks(
 def test_an_untrusted_certificate_is_reported(
     face: Face, address: str, scheme: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A server without TLS has a sentence of its own."""
+    """A server without TLS has its own message."""
     monkeypatch.setenv("LITELLM_URL", f"https://{address}")
     said = "is not trusted" if scheme == "https" else "does not use TLS"
     with pytest.raises(app.GatewayUnreachableError, match=said):
@@ -108,7 +108,7 @@ def test_an_untrusted_certificate_is_reported(
 
 @pytest.mark.parametrize("scheme", ["https"])
 def test_a_gateway_that_now_uses_tls_is_reported(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As after `tlsCertificate` was set, where LITELLM_URL still says http."""
+    """For example if LITELLM_URL still says http after `tlsCertificate` was set."""
     monkeypatch.setenv("LITELLM_URL", f"http://{address}")
     with pytest.raises(gateway_report.GatewayError, match="closed the connection without an answer") as caught:
         gateway_report.ask(app.Settings.load())

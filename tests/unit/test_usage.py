@@ -1,4 +1,4 @@
-"""What a replica writes of each answer, and counts: those fields and no other, and no number that nobody knows."""
+"""What a replica logs and counts for each answer: these fields and no others, and no invented numbers."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def tell(modules: Any, event: Any) -> None:
 
 
 def test_a_line_has_these_fields_and_no_other(event: Callable[..., Any], modules: Any, capfd: Any) -> None:
-    """None of which holds a prompt, an answer, a key or an error's text."""
+    """None of them contains a prompt, an answer, a key or an error's text."""
     for each in (event(), event(failed=True)):
         tell(modules, each)
         line = capfd.readouterr().out
@@ -77,7 +77,7 @@ def test_a_line_has_these_fields_and_no_other(event: Callable[..., Any], modules
 def test_a_line_is_written_undivided_whatever_its_fields_are(
     event: Callable[..., Any], modules: Any, capfd: Any
 ) -> None:
-    """The longest that the gateway accepts, of characters that JSON writes longest."""
+    """Here with the longest fields that the gateway accepts, of the characters that are longest in JSON."""
     longest = event(model="\u0001" * 500, organization="o" * 100, client="c" * 32, call_id="i" * 36)
     tell(modules, longest)
     line = capfd.readouterr().out
@@ -110,7 +110,7 @@ def test_an_answer_is_recorded_with_who_asked_for_what_and_who_answered(event: C
 def test_a_cost_of_nothing_is_unknown_unless_a_cache_answered(
     event: Callable[..., Any], told: dict[str, Any], cost: float | None
 ) -> None:
-    """LiteLLM's 0 is what it says of a model without a price."""
+    """LiteLLM reports 0 for a model without a price."""
     assert event(told=told).cost == cost
 
 
@@ -126,7 +126,7 @@ def test_a_failed_try_tells_the_kind_of_error_and_no_numbers(event: Callable[...
 
 
 def test_a_stream_is_marked_where_its_tokens_were_counted_here(event: Callable[..., Any]) -> None:
-    """LiteLLM 1.55.0 counts those of every stream, later ones where the provider did not."""
+    """LiteLLM 1.55.0 counts every stream's tokens itself, later releases only if the provider did not."""
     assert event(stream=True, version="1.55.0").estimated
     assert not event(stream=False, version="1.55.0").estimated
     assert event(stream=True, estimated=True).estimated
@@ -175,7 +175,7 @@ class Stream:
 def test_litellm_is_told_of_the_end_of_a_stream_that_is_left(
     modules: Any, stream: Stream, told: list[tuple[str, object]]
 ) -> None:
-    """As if it had ended there: all of LiteLLM's callbacks, once. What goes wrong with that is no caller's matter."""
+    """As if it had ended there: all of LiteLLM's callbacks run, once. An error in that does not reach the caller."""
     asyncio.run(modules["usage"].left(modules["answers"].Exchange(left=True, wrapper=stream), None))
     assert stream.told == told
 
@@ -200,7 +200,7 @@ def totals(modules: Any, event: Callable[..., Any]) -> Any:
 
 
 def test_counters_are_by_client_model_and_replica(totals: Any) -> None:
-    """What has no price is counted apart; a name that only a pattern knows is one of many, which share one."""
+    """Tokens without a price are counted separately; names that only match a pattern share one label."""
     lines = list(totals.lines())
     assert 'llm_gateway_calls_total{client="app",model="fast",replica="one",status="success"} 3' in lines
     assert 'llm_gateway_calls_total{client="app",model="fast",replica="one",status="failure"} 1' in lines
