@@ -55,6 +55,9 @@ def login(password: pulumi.Input[str] | None) -> dict[str, pulumi.Input[str]]:
 def problems(values: Mapping[str, Any]) -> Iterator[Problem]:
     """What is wrong with an adminPort; `values` has the valid fields of the stack config."""
     if not values.get("admin_port"):
+        if getattr(values.get("secret_versions"), "admin_password", 1) > 1:
+            place = "secretVersions.adminPassword"
+            yield Problem(place, "has no effect without adminPort", f"rm --path {place}")
         return
     if values.get("litellm_database") is False and values.get("placement") != "swarm":
         what = "is for LiteLLM's keys, teams and spending, which are in its database, and this stack gives it none"

@@ -242,7 +242,10 @@ class _SchemaProvider(DeployStep):
 
     def delete(self, id: str, props: dict[str, Any]) -> None:  # noqa: A002, ARG002
         """Await and remove what a killed `up` left: it would keep the network in use. The database stays as it is."""
-        job.end_former(props["job"])
+        try:
+            job.end_former(props["job"])
+        except job.JobError as error:
+            raise RuntimeError(f"The container that changes LiteLLM's schema is still there: {error}") from None
 
 
 def _saved(props: dict[str, Any]) -> Backup:

@@ -83,6 +83,12 @@ def test_a_higher_number_is_another_password(registered: Callable[..., Recorder]
         ({"adminPort": "4000"}, "adminPort", "is gatewayPort too", "set adminPort 4001"),
         ({"metricsPort": "4001"}, "adminPort", "is metricsPort too", "set adminPort 4002"),
         ({"adminPort": "5432"}, "postgresPort", "is adminPort too", "set postgresPort 5433"),
+        (
+            {"adminPort": "", "secretVersions": {"adminPassword": 2}},
+            "secretVersions.adminPassword",
+            "has no effect without adminPort",
+            "rm --path secretVersions.adminPassword",
+        ),
         ({"adminPort": "70000"}, "adminPort", "less than or equal to 65535", "set adminPort 4001"),
         *(
             (
