@@ -60,9 +60,13 @@ print(decrypt_value_helper(sys.argv[1], **named))
 @pytest.fixture(scope="module")
 def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     """A stack whose LiteLLM has a database; the last drills take it to another release and back."""
+
+    def configure(made: Deployment) -> None:
+        made.set(litellmDatabase="true", litellmMemoryMb=1600)  # `opened` runs a second LiteLLM in a replica
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("home")))  # an `up` keeps backups there
-        with deployed(tmp_path_factory.mktemp("drilled"), lambda made: made.set(litellmDatabase="true")) as made:
+        with deployed(tmp_path_factory.mktemp("drilled"), configure) as made:
             yield made
 
 
@@ -325,7 +329,7 @@ def test_the_newest_release_takes_the_database_over_with_all_that_is_in_it(
     assert opened(deployment) == [CREDENTIAL] * len(REPLICAS)
     assert not [each for each in deployment.leftovers() if "schema" in each]
     assert doctor()["failure"] == set()
-    for older in (by_itself[-1], saved):
+    for older in (by_itself[0], saved):  # the `up` that was refused has saved the newer one's
         assert "has the schema of another release" in refused(deployment, older, "--only", "litellm")
 
 
@@ -334,7 +338,7 @@ def test_a_restore_of_its_backup_leads_back_to_the_older_release(
     deployment: Deployment, drill: Drill, key: str
 ) -> None:
     """With the key and what it had spent. Clients are served; virtual keys wait for the older replicas."""
-    saved = max(litellm_backups(deployment.name).glob("litellm-*.dump"))
+    saved = min(litellm_backups(deployment.name).glob("litellm-*.dump"))
     newest = spend(deployment)
     with drill(f"{UPGRADE} left again, by a restore", OF_THE_PROVIDER_ONLY):
         assert llmctl("restore", saved, "--yes", "--json", "--force")["database"] == "litellm"
