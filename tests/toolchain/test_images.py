@@ -43,6 +43,7 @@ WANTED = {
     "litellm": f"{NO_REGISTRY}/berriai/litellm:main-v1.55.0",
     "postgres": f"{NO_REGISTRY}/postgres:17",
     "haproxy": f"{NO_REGISTRY}/haproxy:3.0",
+    "valkey": f"{NO_REGISTRY}/valkey/valkey:8.1",
 }
 PATIENCE_SECONDS = 120
 PASSWORD = secrets.token_hex(16)
