@@ -3,7 +3,7 @@
 # make test    all tests on one host, drills too               make check   fast enough for every commit
 # make drill   break things under load (NAME=… for some)        make check-deploy    check a running stack
 # make ci      make test and make test-swarm, in the shortest order
-# make database NEWEST=1   LiteLLM's database with its newest release
+# make database NEWEST=1, make drill NEWEST=1   LiteLLM's database with its newest release, and taken to it and back
 # make test-swarm   the stack on a Swarm of three machines (NAME=… for some)
 # make test-runbooks   run each command of the runbooks, in about ten minutes (NAME=… for some)
 # make test-clients   clients of other languages call a stack (NAME=… for some)
@@ -76,7 +76,7 @@ database: prepare
 	$(PYTEST) $(FILES) $(if $(NEWEST),--newest) $(WITH_DATABASE)
 
 drill: prepare
-	$(BIN)/pytest $(FILES) tests/drills $(if $(NAME),-k "$(NAME)")
+	$(BIN)/pytest $(FILES) -m "$(if $(NEWEST),,not )newest" tests/drills $(if $(NAME),-k "$(NAME)")
 
 bench: prepare
 	@$(BIN)/python -m benchmarks $(if $(ONLY),--only $(ONLY)) $(if $(NAME),--name "$(NAME)") $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(RECORD),--record)

@@ -77,6 +77,15 @@ def key(deployment: Deployment) -> str:
     return made
 
 
+@pytest.fixture(scope="module")
+def _credential(deployment: Deployment) -> None:
+    """A provider's key in LiteLLM's database, encrypted with the salt key."""
+    stored = deployment.read(REPLICAS[0], "python3", "-c", STORE, CREDENTIAL).strip().splitlines()[-1]
+    row = json.dumps({"model": "openai/stored", "api_key": stored})
+    assert CREDENTIAL not in row
+    rows(deployment, ROW.replace("ROW", row))
+
+
 @pytest.fixture
 def other_keys(key: str) -> tuple[str, ...]:
     return (key,)
@@ -211,13 +220,10 @@ def test_a_key_that_is_blocked_or_deleted_asks_nothing_more(deployment: Deployme
     until(lambda: test_keys.used("client").get(alias, {}).get("calls", 0) > 0, "what it spent is told")
 
 
+@pytest.mark.usefixtures("_credential")
 def test_the_models_and_the_master_key_change(deployment: Deployment, drill: Drill) -> None:
     """At once, and only the replicas are replaced. What LiteLLM has encrypted with the salt key still opens."""
     old, before = deployment.secret("master-key"), ids(deployment)
-    stored = deployment.read(REPLICAS[0], "python3", "-c", STORE, CREDENTIAL).strip().splitlines()[-1]
-    row = json.dumps({"model": "openai/stored", "api_key": stored})
-    assert CREDENTIAL not in row
-    rows(deployment, ROW.replace("ROW", row))
     for name, value in {"name": "llama3.1", "model": "openai/llama3.1", "apiBase": "http://demo:8080/v1"}.items():
         deployment.set_path(f"models[0].{name}", value)
     deployment.set_path("secretVersions.masterKey", 2)
@@ -300,13 +306,16 @@ def test_a_lost_volume_comes_back_from_a_backup_with_every_row(
     deployment.up(expect_no_changes=True)
 
 
+@pytest.mark.newest
+@pytest.mark.usefixtures("_credential")
 def test_the_newest_release_takes_the_database_over_with_all_that_is_in_it(
     deployment: Deployment, drill: Drill, key: str
 ) -> None:
     """A backup first, the schema, then the replicas. The older release is refused on it from then on."""
     saved = Path(llmctl("backup", "--json")["file"])
+    assert holder(deployment, key).chat.completions.create(**HELLO).usage
+    until(lambda: spend(deployment) > 0, "what the key spent is written")
     before = spend(deployment)
-    assert before > 0
     deployment.set(litellmImage=stand_in_for(UPGRADE, deployment.engine, deployment.folder / ".images.yaml"))
     with drill(f"{UPGRADE} with a database", OF_THE_PROVIDER_ONLY):
         started = time.monotonic()
@@ -333,6 +342,7 @@ def test_the_newest_release_takes_the_database_over_with_all_that_is_in_it(
         assert "has the schema of another release" in refused(deployment, older, "--only", "litellm")
 
 
+@pytest.mark.newest
 @pytest.mark.parametrize("other_keys", [()])
 def test_a_restore_of_its_backup_leads_back_to_the_older_release(
     deployment: Deployment, drill: Drill, key: str

@@ -30,7 +30,6 @@ def place_on_one_host(swarm: Cluster, made: Deployment) -> None:
     """Have all of a stack on the first node, as if it were in no Swarm."""
     made.set(bindAddress=swarm.nodes[0].address, allowPlainHttp="true")
     made.set(encryptNetworks=str(can_encrypt(swarm.nodes[0])).lower())  # of a Swarm's networks only
-    made.set(litellmDatabase="true")
     made.set_path("saltKey", f"sk-{token_hex(32)}", secret=True)  # which the stack on the other machine gets too
 
 
@@ -50,9 +49,9 @@ def add(deployment: Deployment, name: str) -> None:
         connection.execute("INSERT INTO organizations (name) VALUES (%s)", (name,))
 
 
-def ask(deployment: Deployment, virtual_key: str) -> str | None:
-    """What a model answers to a virtual key."""
-    client = deployment.client.with_options(api_key=virtual_key)
+def ask(deployment: Deployment, key: str) -> str | None:
+    """What a model answers to a key."""
+    client = deployment.client.with_options(api_key=key)
     answer = client.chat.completions.create(model="gpt-4o", messages=[{"role": "user", "content": "hi"}])
     return answer.choices[0].message.content
 
@@ -67,12 +66,10 @@ def test_a_stack_moves_to_a_swarm_and_back_and_to_another_machine(swarm: Cluster
     with deployed(tmp_path, lambda made: place_on_one_host(swarm, made), host=swarm.nodes[0].host) as made:
         label: dict[str, Any] = {"label": f"{LABEL}.stack={made.name}"}
         key = made.outputs["litellmApiKey"]
-        virtual_key = json.loads(llmctl(made, "keys", "create", "of-a-team", "--json"))["key"]
         add(made, "on one host")
         variables = {
             "DOCKER_HOST": swarm.nodes[0].host,
             "DATABASE_URL": made.outputs["databaseUrl"],
-            "LITELLM_DATABASE_URL": made.outputs["litellmDatabaseUrl"],
             "NODE": swarm.nodes[0].id,
             "GATEWAY_HOST": swarm.nodes[0].address,
             "HOST_ADDRESS": swarm.nodes[0].address,
@@ -84,7 +81,7 @@ def test_a_stack_moves_to_a_swarm_and_back_and_to_another_machine(swarm: Cluster
             book.run("placement swarm")
             made.__dict__.pop("outputs", None)
             assert names(made) == ["on one host"]
-            assert ask(made, virtual_key)
+            assert ask(made, key)
             assert made.outputs["litellmApiKey"] == key
             assert {container.name.split(".")[0] for container in made.containers() if container.name} >= {
                 f"{PROJECT_NAME}-{made.name}-{part}" for part in ("postgres", "edge")
@@ -98,13 +95,16 @@ def test_a_stack_moves_to_a_swarm_and_back_and_to_another_machine(swarm: Cluster
             book.run("placement docker")
             made.__dict__.pop("outputs", None)
         assert names(made) == ["on one host", "on a Swarm"]
-        assert ask(made, virtual_key)
+        assert ask(made, key)
         assert engine.services.list(filters=label) == []
         assert {container.name for container in made.containers()} == {
             f"{PROJECT_NAME}-{made.name}-{part}" for part in PARTS
         }
         made.up(expect_no_changes=True)
         made.refresh(expect_no_changes=True)
+        made.set(litellmDatabase="true")
+        made.up()
+        virtual_key = json.loads(llmctl(made, "keys", "create", "of-a-team", "--json"))["key"]
         move_to_another_machine(swarm, made, str(tmp_path / "saved.dump"), virtual_key)
 
 
