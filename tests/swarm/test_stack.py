@@ -46,7 +46,7 @@ pytestmark = [needs_an_engine_of_its_own, pytest.mark.timeout(1800)]
 
 @pytest.fixture(scope="module")
 def deployment(swarm: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
-    """One stack for all drills of this module; each leaves it whole. The last ones have LiteLLM's database."""
+    """One stack for all drills of this module; each leaves it whole. Some have LiteLLM's database."""
 
     def configure(made: Deployment) -> None:
         place_on(swarm)(made)
@@ -293,6 +293,88 @@ def test_secrets_are_rotated(swarm: Cluster, deployment: Deployment, drill: Dril
     assert status(swarm, deployment, new) == [UNAUTHORIZED] * everywhere  # never at the edge
 
 
+def test_litellms_database_is_turned_on(
+    swarm: Cluster, deployment: Deployment, drill: Drill, broken_image: str
+) -> None:
+    """Clients notice nothing. A schema that cannot be changed ends the `up`, with the node, and a backup before."""
+    deployment.set(litellmDatabase="true")
+    deployment.set_path("clientLimits.app.budget", BUDGET)
+    with drill("Swarm: LiteLLM's database is turned on", NOTHING_FAILS):
+        deployment.up()
+    with psycopg.connect(deployment.outputs["litellmDatabaseUrl"], autocommit=True) as connection:
+        assert connection.execute("SHOW tcp_keepalives_idle").fetchone() == ("60",)  # of a node that is lost
+        connection.execute("CREATE TABLE _prisma_migrations ()")
+        deployment.set(litellmImage=broken_image)
+        with pytest.raises(automation.CommandError, match="is that of a newer LiteLLM") as caught:
+            deployment.up()
+        connection.execute("DROP TABLE _prisma_migrations")
+    deployment.forget("litellmImage")
+    assert "on node node-" in str(caught.value)
+    assert len([*litellm_backups(deployment.name).glob("litellm-*.dump")]) == 1
+    assert jobs(swarm, deployment) == []
+    deployment.up(expect_no_changes=True)
+
+
+def jobs(swarm: Cluster, deployment: Deployment) -> list[object]:
+    """What there is of a service that changes LiteLLM's schema: itself, its secrets and configs."""
+    client = swarm.leader().client
+    label = {"label": [f"{LABEL}.stack={deployment.name}", f"{LABEL}.part=litellm-database-schema"]}
+    return [
+        *client.services.list(filters=label),
+        *client.secrets.list(filters=label),
+        *client.configs.list(filters=label),
+    ]
+
+
+def test_llmctl_looks_after_it_as_after_one_on_one_host(
+    swarm: Cluster, deployment: Deployment, tmp_path: Path
+) -> None:
+    """The doctor finds all well; backups are made in the container of Postgres, on the node that has it."""
+    found = {finding["check"]: finding["status"] for finding in json.loads(llmctl(deployment, "doctor", "--json"))}
+    assert {status for check, status in found.items() if check != "organizations"} == {"ok"}
+    assert "LiteLLM's schema" in found
+    llmctl(deployment, "backup", str(tmp_path / "app.dump"))
+    assert {file.name for file in tmp_path.glob("*.dump") if file.stat().st_size} == {"app.dump", "app.litellm.dump"}
+
+
+def test_a_virtual_key_works_on_every_node_until_it_is_blocked(swarm: Cluster, deployment: Deployment) -> None:
+    """What it and a client of the stack config have spent is added up; the client has the budget of the config."""
+    created = json.loads(llmctl(deployment, "keys", "create", "of-a-team", "--json"))
+    for _ in range(REPLICAS):
+        assert status(swarm, deployment, created["key"]) == [httpx2.codes.OK] * len(swarm.nodes)
+    app = json.loads(llmctl(deployment, "keys", "show", "app", "--json"))
+    assert app["max_budget"] == BUDGET
+    until(lambda: "of-a-team" in llmctl(deployment, "usage", "--by", "client"), "what the key used is counted")
+    llmctl(deployment, "keys", "block", "of-a-team")
+    refused = [UNAUTHORIZED] * len(swarm.nodes)
+    until(lambda: status(swarm, deployment, created["key"]) == refused, "every replica refuses the key", within=60)
+
+
+def test_the_password_of_litellms_database_is_rotated(deployment: Deployment, drill: Drill) -> None:
+    old = deployment.outputs["litellmDatabaseUrl"]
+    with drill("Swarm: rotation of the password of LiteLLM's database", NOTHING_FAILS):
+        deployment.set_path("secretVersions.litellmDatabasePassword", 2)
+        deployment.up()
+        assert opens(old)
+        deployment.set_path("retirePrevious.litellmDatabasePassword", 1)
+        deployment.up()
+    assert opens(deployment.outputs["litellmDatabaseUrl"])
+    assert not opens(old)
+
+
+def test_litellms_database_is_turned_off(deployment: Deployment, drill: Drill) -> None:
+    """Clients notice nothing, and the keys stay in the database."""
+    deployment.forget("clientLimits")
+    deployment.set(litellmDatabase="false")
+    with drill("Swarm: LiteLLM's database is turned off", NOTHING_FAILS):
+        deployment.up()
+    url, password = deployment.outputs["databaseUrl"], deployment.secret("postgres-password")
+    with psycopg.connect(url, user="postgres", dbname="litellm", password=password) as connection:
+        (found,) = connection.execute('SELECT count(*) > 0 FROM "LiteLLM_VerificationToken"')
+    assert found == (True,)
+    deployment.up(expect_no_changes=True)
+
+
 def test_more_and_fewer_replicas(swarm: Cluster, deployment: Deployment, drill: Drill) -> None:
     """Up to six and back to two, spread over the nodes."""
     with drill("Swarm: 2 replicas, 6, 2", NOTHING_FAILS):
@@ -368,75 +450,6 @@ def lead_without_postgres(swarm: Cluster, deployment: Deployment) -> None:
     for part, tasks in {"postgres": 1, "edge": len(swarm.nodes), "litellm": REPLICAS}.items():
         await_tasks(swarm, deployment, part, tasks)
     deployment.up(expect_no_changes=True)
-
-
-def test_litellms_database_is_turned_on(
-    swarm: Cluster, deployment: Deployment, drill: Drill, broken_image: str
-) -> None:
-    """Clients notice nothing. A schema that cannot be changed ends the `up`, with the node, and a backup before."""
-    deployment.set(litellmDatabase="true")
-    deployment.set_path("clientLimits.app.budget", BUDGET)
-    with drill("Swarm: LiteLLM's database is turned on", NOTHING_FAILS):
-        deployment.up()
-    with psycopg.connect(deployment.outputs["litellmDatabaseUrl"], autocommit=True) as connection:
-        assert connection.execute("SHOW tcp_keepalives_idle").fetchone() == ("60",)  # of a node that is lost
-        connection.execute("CREATE TABLE _prisma_migrations ()")
-        deployment.set(litellmImage=broken_image)
-        with pytest.raises(automation.CommandError, match="is that of a newer LiteLLM") as caught:
-            deployment.up()
-        connection.execute("DROP TABLE _prisma_migrations")
-    deployment.forget("litellmImage")
-    assert "on node node-" in str(caught.value)
-    assert len([*litellm_backups(deployment.name).glob("litellm-*.dump")]) == 1
-    assert jobs(swarm, deployment) == []
-    deployment.up(expect_no_changes=True)
-
-
-def jobs(swarm: Cluster, deployment: Deployment) -> list[object]:
-    """What there is of a service that changes LiteLLM's schema: itself, its secrets and configs."""
-    client = swarm.leader().client
-    label = {"label": [f"{LABEL}.stack={deployment.name}", f"{LABEL}.part=litellm-database-schema"]}
-    return [
-        *client.services.list(filters=label),
-        *client.secrets.list(filters=label),
-        *client.configs.list(filters=label),
-    ]
-
-
-def test_llmctl_looks_after_it_as_after_one_on_one_host(
-    swarm: Cluster, deployment: Deployment, tmp_path: Path
-) -> None:
-    """The doctor finds all well; backups are made in the container of Postgres, on the node that has it."""
-    found = {finding["check"]: finding["status"] for finding in json.loads(llmctl(deployment, "doctor", "--json"))}
-    assert {status for check, status in found.items() if check != "organizations"} == {"ok"}
-    assert "LiteLLM's schema" in found
-    llmctl(deployment, "backup", str(tmp_path / "app.dump"))
-    assert {file.name for file in tmp_path.glob("*.dump") if file.stat().st_size} == {"app.dump", "app.litellm.dump"}
-
-
-def test_a_virtual_key_works_on_every_node_until_it_is_blocked(swarm: Cluster, deployment: Deployment) -> None:
-    """What it and a client of the stack config have spent is added up; the client has the budget of the config."""
-    created = json.loads(llmctl(deployment, "keys", "create", "of-a-team", "--json"))
-    for _ in range(REPLICAS):
-        assert status(swarm, deployment, created["key"]) == [httpx2.codes.OK] * len(swarm.nodes)
-    app = json.loads(llmctl(deployment, "keys", "show", "app", "--json"))
-    assert app["max_budget"] == BUDGET
-    until(lambda: "of-a-team" in llmctl(deployment, "usage", "--by", "client"), "what the key used is counted")
-    llmctl(deployment, "keys", "block", "of-a-team")
-    refused = [UNAUTHORIZED] * len(swarm.nodes)
-    until(lambda: status(swarm, deployment, created["key"]) == refused, "every replica refuses the key", within=60)
-
-
-def test_the_password_of_litellms_database_is_rotated(deployment: Deployment, drill: Drill) -> None:
-    old = deployment.outputs["litellmDatabaseUrl"]
-    with drill("Swarm: rotation of the password of LiteLLM's database", NOTHING_FAILS):
-        deployment.set_path("secretVersions.litellmDatabasePassword", 2)
-        deployment.up()
-        assert opens(old)
-        deployment.set_path("retirePrevious.litellmDatabasePassword", 1)
-        deployment.up()
-    assert opens(deployment.outputs["litellmDatabaseUrl"])
-    assert not opens(old)
 
 
 def test_destroy_leaves_nothing_behind(swarm: Cluster, deployment: Deployment) -> None:
