@@ -28,7 +28,7 @@ LANES   = -n 2
 FILES   = $(LANES) --dist loadfile
 ## These use neither the stack that most of them share nor a database of LiteLLM's.
 INDEPENDENT = tests/toolchain $(addprefix tests/integration/test_,backup.py providers.py remote_hosts.py)
-## Their starts take both cores for half a minute: one at a time where a Swarm is beside them.
+## Their starts take both cores for half a minute, so that nothing else runs beside them.
 WITH_DATABASE = $(addprefix tests/integration/test_,client_limits.py keys.py litellm_database.py redis.py spend.py virtual_keys.py)
 
 .PHONY: help up down purge push environment prepare check check-deploy integration independent database drill bench test forget-coverage \
@@ -96,12 +96,11 @@ test-swarm: prepare
 
 beside-the-swarm: prepare
 	$(MAKE) -j1 check integration independent
-	$(MAKE) database LANES="-n 1"
 
 ci: PYTEST = $(BIN)/coverage run -m pytest
 ci: forget-coverage
 	$(MAKE) -j2 --output-sync=line beside-the-swarm test-swarm PYTEST="$(PYTEST)"
-	$(MAKE) drill PYTEST="$(PYTEST)"
+	$(MAKE) database drill PYTEST="$(PYTEST)"
 	$(MAKE) coverage
 
 test-runbooks: prepare

@@ -127,7 +127,8 @@ class Counters:
         if self.away:
             return
         self.away = True
-        LOG.warning("Redis is away (%s). This replica counts requests and tokens by itself.", type(problem).__name__)
+        what = f"{type(problem).__name__}: {problem}".rstrip(": ")
+        LOG.warning("Redis is away (%s). This replica counts requests and tokens by itself.", what)
         self.trying = asyncio.create_task(self._try())
 
     async def _try(self) -> None:
@@ -220,7 +221,7 @@ def install() -> Counters | None:
 
 
 def _client(address: str, password: str) -> Store:
-    """A client that gives up at once: what is tried again is tried by `Counters`."""
+    """A client that tries again once, on a new connection. Whatever is tried after that is tried by `Counters`."""
     asynchronous, retry = importlib.import_module("redis.asyncio"), importlib.import_module("redis.asyncio.retry")
     host, _, port = address.partition(":")
     client: Store = asynchronous.Redis(
@@ -229,6 +230,6 @@ def _client(address: str, password: str) -> Store:
         password=password,
         socket_timeout=SECONDS,
         socket_connect_timeout=SECONDS,
-        retry=retry.Retry(importlib.import_module("redis.backoff").NoBackoff(), 0),
+        retry=retry.Retry(importlib.import_module("redis.backoff").NoBackoff(), 1),
     )
     return client
