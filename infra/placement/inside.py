@@ -13,6 +13,10 @@ from infra.placement.swarm_services import nodes_of
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from docker.models.containers import Container
+
+TRIES = 3
+
 
 class InsideError(Exception):
     """The program did not run to its end in any container. The message is one line."""
@@ -40,13 +44,10 @@ def printed(inside: Mapping[str, Any], command: Sequence[str]) -> str:
                 )
             for container in sorted(found, key=lambda each: str(each.name)):
                 try:
-                    code, streams = container.exec_run(list(command), demux=True)
+                    code, output, errors = _run(container, command)
                 except docker.errors.APIError as error:
                     problem = InsideError(f"{container.name}: {error.explanation}")
                     continue
-                # Under load, an engine once reported exit code 0 for a command but dropped its output.
-                both = cast("tuple[bytes | None, bytes | None]", streams)
-                output, errors = ((each or b"").decode(errors="replace") for each in both)
                 if code == 0 and output:
                     return output
                 lines = errors.strip().splitlines() or ["it said nothing"]
@@ -54,3 +55,17 @@ def printed(inside: Mapping[str, Any], command: Sequence[str]) -> str:
             raise problem
     except UNREACHABLE as error:
         raise InsideError(f"the engine at {inside['host']} does not answer: {error}") from None
+
+
+def _run(container: Container, command: Sequence[str]) -> tuple[int | None, str, str]:
+    """A program's exit code and what it printed, on both streams.
+
+    It is run again if there is nothing: under load an engine has ended a command with 0 and passed on nothing of it.
+    """
+    for _ in range(TRIES):
+        code, streams = container.exec_run(list(command), demux=True)
+        both = cast("tuple[bytes | None, bytes | None]", streams)
+        output, errors = ((each or b"").decode(errors="replace") for each in both)
+        if code != 0 or output:
+            break
+    return code, output, errors

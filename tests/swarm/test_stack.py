@@ -39,6 +39,7 @@ BUDGET = 5000
 """US dollars; no drill spends so much."""
 UNAUTHORIZED = 401
 CHAT = {"model": "gpt-4o", "messages": [{"role": "user", "content": "hello"}]}
+DATABASE_PASSWORDS = ("databasePassword", "litellmDatabasePassword")
 SUPERUSER = {"user": "postgres", "dbname": "postgres"}
 
 pytestmark = [needs_an_engine_of_its_own, pytest.mark.timeout(1800)]
@@ -46,11 +47,12 @@ pytestmark = [needs_an_engine_of_its_own, pytest.mark.timeout(1800)]
 
 @pytest.fixture(scope="module")
 def deployment(swarm: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
-    """One stack for all drills of this module; each leaves it whole. Some have LiteLLM's database."""
+    """One stack for all drills of this module, whose LiteLLM has a database; each leaves it whole."""
 
     def configure(made: Deployment) -> None:
         place_on(swarm)(made)
-        made.set(replicas=REPLICAS, postgresMemoryMb=1024)  # for LiteLLM's connections
+        made.set(replicas=REPLICAS, litellmDatabase="true", postgresMemoryMb=1024)  # room for six replicas
+        made.set_path("clientLimits.app.budget", BUDGET)
 
     started = time.monotonic()
     with pytest.MonkeyPatch.context() as patch:
@@ -148,6 +150,32 @@ def test_each_node_lets_callers_in(swarm: Cluster, deployment: Deployment) -> No
         assert status(swarm, deployment, key) == [httpx2.codes.OK] * len(swarm.nodes)
     with deployment.database() as connection:
         connection.execute("INSERT INTO organizations (name) VALUES ('on a node')")
+    with psycopg.connect(deployment.outputs["litellmDatabaseUrl"]) as connection:  # of a node that is lost
+        assert connection.execute("SHOW tcp_keepalives_idle").fetchone() == ("60",)
+
+
+def test_llmctl_looks_after_it_as_after_one_on_one_host(
+    swarm: Cluster, deployment: Deployment, tmp_path: Path
+) -> None:
+    """The doctor finds all well; backups are made in the container of Postgres, on the node that has it."""
+    found = {finding["check"]: finding["status"] for finding in json.loads(llmctl(deployment, "doctor", "--json"))}
+    assert {status for check, status in found.items() if check != "organizations"} == {"ok"}
+    assert "LiteLLM's schema" in found
+    llmctl(deployment, "backup", str(tmp_path / "app.dump"))
+    assert {file.name for file in tmp_path.glob("*.dump") if file.stat().st_size} == {"app.dump", "app.litellm.dump"}
+
+
+def test_a_virtual_key_works_on_every_node_until_it_is_blocked(swarm: Cluster, deployment: Deployment) -> None:
+    """What it and a client of the stack config have spent is added up; the client has the budget of the config."""
+    created = json.loads(llmctl(deployment, "keys", "create", "of-a-team", "--json"))
+    for _ in range(REPLICAS):
+        assert status(swarm, deployment, created["key"]) == [httpx2.codes.OK] * len(swarm.nodes)
+    app = json.loads(llmctl(deployment, "keys", "show", "app", "--json"))
+    assert app["max_budget"] == BUDGET
+    until(lambda: "of-a-team" in llmctl(deployment, "usage", "--by", "client"), "what the key used is counted")
+    llmctl(deployment, "keys", "block", "of-a-team")
+    refused = [UNAUTHORIZED] * len(swarm.nodes)
+    until(lambda: status(swarm, deployment, created["key"]) == refused, "every replica refuses the key", within=60)
 
 
 def test_status_shows_every_node_and_what_the_edge_of_its_own_has_counted(
@@ -225,10 +253,21 @@ def broken_image(swarm: Cluster, deployment: Deployment) -> str:
 def test_a_broken_image_is_rolled_back(
     swarm: Cluster, deployment: Deployment, drill: Drill, broken_image: str
 ) -> None:
-    """The `up` fails with the reason, the node and the last lines; it does so again; the next good one fixes it."""
+    """The `up` fails with the reason, the node and the last lines; it does so again; the next good one fixes it.
+
+    It is the same with what changes LiteLLM's schema before the replicas, which saves the database first.
+    """
     before = service(swarm, deployment, "litellm").attrs["Spec"]["TaskTemplate"]["ContainerSpec"]["Image"]
     with drill("Swarm: a broken image, rolled back", NOTHING_FAILS):
         deployment.set(litellmImage=broken_image)
+        with psycopg.connect(deployment.outputs["litellmDatabaseUrl"], autocommit=True) as connection:
+            connection.execute("CREATE TABLE _prisma_migrations ()")
+            with pytest.raises(automation.CommandError, match="is that of a newer LiteLLM") as caught:
+                deployment.up()
+            connection.execute("DROP TABLE _prisma_migrations")
+        assert "on node node-" in str(caught.value)
+        assert len([*litellm_backups(deployment.name).glob("litellm-*.dump")]) == 1
+        assert jobs(swarm, deployment) == []
         started = time.monotonic()
         for _ in range(2):
             with pytest.raises(automation.CommandError) as caught:
@@ -244,6 +283,17 @@ def test_a_broken_image_is_rolled_back(
     deployment.up(expect_no_changes=True)
 
 
+def jobs(swarm: Cluster, deployment: Deployment) -> list[object]:
+    """What there is of a service that changes LiteLLM's schema: itself, its secrets and configs."""
+    client = swarm.leader().client
+    label = {"label": [f"{LABEL}.stack={deployment.name}", f"{LABEL}.part=litellm-database-schema"]}
+    return [
+        *client.services.list(filters=label),
+        *client.secrets.list(filters=label),
+        *client.configs.list(filters=label),
+    ]
+
+
 def test_secrets_are_rotated(swarm: Cluster, deployment: Deployment, drill: Drill) -> None:
     """All at once, and then what was kept of the old ones is retired.
 
@@ -253,28 +303,27 @@ def test_secrets_are_rotated(swarm: Cluster, deployment: Deployment, drill: Dril
     """
     everywhere = len(swarm.nodes)
     old = {name: deployment.secret(name) for name in ("master-key", "postgres-password")}
-    old_url = deployment.outputs["databaseUrl"]
+    old_urls = [deployment.outputs[name] for name in ("databaseUrl", "litellmDatabaseUrl")]
     postgres = service(swarm, deployment, "postgres").attrs["Version"]
     with drill("Swarm: rotation of every secret", NOTHING_FAILS) as load:
         old_key = load.key
-        for name in ("masterKey", "clientKeys.app", "postgresPassword", "databasePassword"):
+        for name in ("masterKey", "clientKeys.app", "postgresPassword", *DATABASE_PASSWORDS):
             deployment.set_path(f"secretVersions.{name}", 2)
         deployment.up()
         new_key, url = deployment.outputs["litellmApiKey"], deployment.outputs["databaseUrl"]
+        new_urls = [url, deployment.outputs["litellmDatabaseUrl"]]
         assert new_key != old_key
         for key in (old_key, new_key):
             assert status(swarm, deployment, key) == [httpx2.codes.OK] * everywhere
-        assert opens(url)
-        assert opens(old_url)
+        assert [opens(each) for each in (*new_urls, *old_urls)] == [True] * 4
         load.key = new_key
         load.await_successes(round(load.rate))
-        for name in ("clientKeys.app", "databasePassword"):
+        for name in ("clientKeys.app", *DATABASE_PASSWORDS):
             deployment.set_path(f"retirePrevious.{name}", 1)
         deployment.up()
     assert status(swarm, deployment, old_key) == [UNAUTHORIZED] * everywhere
     assert status(swarm, deployment, new_key) == [httpx2.codes.OK] * everywhere
-    assert opens(url)
-    assert not opens(old_url)
+    assert [opens(each) for each in (*new_urls, *old_urls)] == [True, True, False, False]
     assert opens(url, **SUPERUSER, password=deployment.secret("postgres-password"))
     assert not opens(url, **SUPERUSER, password=old["postgres-password"])
     assert service(swarm, deployment, "postgres").attrs["Version"] == postgres
@@ -291,88 +340,6 @@ def test_secrets_are_rotated(swarm: Cluster, deployment: Deployment, drill: Dril
         answered = [output(container, "python3", "-c", ask, key).split() for key in (new, old["master-key"])]
         assert answered == [["200"], ["401"]]
     assert status(swarm, deployment, new) == [UNAUTHORIZED] * everywhere  # never at the edge
-
-
-def test_litellms_database_is_turned_on(
-    swarm: Cluster, deployment: Deployment, drill: Drill, broken_image: str
-) -> None:
-    """Clients notice nothing. A schema that cannot be changed ends the `up`, with the node, and a backup before."""
-    deployment.set(litellmDatabase="true")
-    deployment.set_path("clientLimits.app.budget", BUDGET)
-    with drill("Swarm: LiteLLM's database is turned on", NOTHING_FAILS):
-        deployment.up()
-    with psycopg.connect(deployment.outputs["litellmDatabaseUrl"], autocommit=True) as connection:
-        assert connection.execute("SHOW tcp_keepalives_idle").fetchone() == ("60",)  # of a node that is lost
-        connection.execute("CREATE TABLE _prisma_migrations ()")
-        deployment.set(litellmImage=broken_image)
-        with pytest.raises(automation.CommandError, match="is that of a newer LiteLLM") as caught:
-            deployment.up()
-        connection.execute("DROP TABLE _prisma_migrations")
-    deployment.forget("litellmImage")
-    assert "on node node-" in str(caught.value)
-    assert len([*litellm_backups(deployment.name).glob("litellm-*.dump")]) == 1
-    assert jobs(swarm, deployment) == []
-    deployment.up(expect_no_changes=True)
-
-
-def jobs(swarm: Cluster, deployment: Deployment) -> list[object]:
-    """What there is of a service that changes LiteLLM's schema: itself, its secrets and configs."""
-    client = swarm.leader().client
-    label = {"label": [f"{LABEL}.stack={deployment.name}", f"{LABEL}.part=litellm-database-schema"]}
-    return [
-        *client.services.list(filters=label),
-        *client.secrets.list(filters=label),
-        *client.configs.list(filters=label),
-    ]
-
-
-def test_llmctl_looks_after_it_as_after_one_on_one_host(
-    swarm: Cluster, deployment: Deployment, tmp_path: Path
-) -> None:
-    """The doctor finds all well; backups are made in the container of Postgres, on the node that has it."""
-    found = {finding["check"]: finding["status"] for finding in json.loads(llmctl(deployment, "doctor", "--json"))}
-    assert {status for check, status in found.items() if check != "organizations"} == {"ok"}
-    assert "LiteLLM's schema" in found
-    llmctl(deployment, "backup", str(tmp_path / "app.dump"))
-    assert {file.name for file in tmp_path.glob("*.dump") if file.stat().st_size} == {"app.dump", "app.litellm.dump"}
-
-
-def test_a_virtual_key_works_on_every_node_until_it_is_blocked(swarm: Cluster, deployment: Deployment) -> None:
-    """What it and a client of the stack config have spent is added up; the client has the budget of the config."""
-    created = json.loads(llmctl(deployment, "keys", "create", "of-a-team", "--json"))
-    for _ in range(REPLICAS):
-        assert status(swarm, deployment, created["key"]) == [httpx2.codes.OK] * len(swarm.nodes)
-    app = json.loads(llmctl(deployment, "keys", "show", "app", "--json"))
-    assert app["max_budget"] == BUDGET
-    until(lambda: "of-a-team" in llmctl(deployment, "usage", "--by", "client"), "what the key used is counted")
-    llmctl(deployment, "keys", "block", "of-a-team")
-    refused = [UNAUTHORIZED] * len(swarm.nodes)
-    until(lambda: status(swarm, deployment, created["key"]) == refused, "every replica refuses the key", within=60)
-
-
-def test_the_password_of_litellms_database_is_rotated(deployment: Deployment, drill: Drill) -> None:
-    old = deployment.outputs["litellmDatabaseUrl"]
-    with drill("Swarm: rotation of the password of LiteLLM's database", NOTHING_FAILS):
-        deployment.set_path("secretVersions.litellmDatabasePassword", 2)
-        deployment.up()
-        assert opens(old)
-        deployment.set_path("retirePrevious.litellmDatabasePassword", 1)
-        deployment.up()
-    assert opens(deployment.outputs["litellmDatabaseUrl"])
-    assert not opens(old)
-
-
-def test_litellms_database_is_turned_off(deployment: Deployment, drill: Drill) -> None:
-    """Clients notice nothing, and the keys stay in the database."""
-    deployment.forget("clientLimits")
-    deployment.set(litellmDatabase="false")
-    with drill("Swarm: LiteLLM's database is turned off", NOTHING_FAILS):
-        deployment.up()
-    url, password = deployment.outputs["databaseUrl"], deployment.secret("postgres-password")
-    with psycopg.connect(url, user="postgres", dbname="litellm", password=password) as connection:
-        (found,) = connection.execute('SELECT count(*) > 0 FROM "LiteLLM_VerificationToken"')
-    assert found == (True,)
-    deployment.up(expect_no_changes=True)
 
 
 def test_more_and_fewer_replicas(swarm: Cluster, deployment: Deployment, drill: Drill) -> None:

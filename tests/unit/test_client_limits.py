@@ -203,7 +203,7 @@ class Container(SimpleNamespace):
         assert demux
         if isinstance(self.answer, Exception):
             raise self.answer
-        return self.answer
+        return self.answer.pop(0) if isinstance(self.answer, list) else self.answer
 
 
 def in_containers(monkeypatch: pytest.MonkeyPatch, *answers: Any) -> list[Any]:
@@ -229,6 +229,11 @@ def test_a_program_runs_in_the_first_container_that_can(monkeypatch: pytest.Monk
     asked = in_containers(monkeypatch, paused, (1, (b"", b"no")), (0, (None, None)), (0, (b"yes", b"a warning")))
     assert inside.printed(INSIDE, ["program"]) == "yes"
     assert asked[0]["filters"] == {"label": ["stack.part=litellm"]}
+
+
+def test_a_program_whose_words_the_engine_lost_is_run_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    in_containers(monkeypatch, [(0, (None, None)), (0, (b"yes", None))])
+    assert inside.printed(INSIDE, ["program"]) == "yes"
 
 
 def test_on_a_swarm_a_program_runs_in_a_task_of_this_node(monkeypatch: pytest.MonkeyPatch) -> None:
