@@ -4,7 +4,7 @@
 # make drill   break things under load (NAME=… for some)        make check-deploy    check a running stack
 # make ci      make test and make test-swarm, in the shortest order
 # make database NEWEST=1, make drill NEWEST=1   LiteLLM's database with its newest release, and taken to it and back
-# make test-swarm   the stack on a Swarm of three machines (NAME=… for some)
+# make test-swarm   the stack on a Swarm of three machines (NAME=… for some; DATABASE=1 with LiteLLM's database)
 # make test-runbooks   run each command of the runbooks, in about ten minutes (NAME=… for some)
 # make test-clients   clients of other languages call a stack (NAME=… for some)
 # make test-engines   the stack on the Docker Engines that people have (NAME=… for some)
@@ -92,7 +92,7 @@ coverage:
 	$(BIN)/coverage report
 
 test-swarm: prepare
-	$(BIN)/pytest tests/swarm $(if $(NAME),-k "$(NAME)")
+	$(BIN)/pytest tests/swarm $(if $(DATABASE),--litellm-database) $(if $(NAME),-k "$(NAME)")
 
 beside-the-swarm: prepare
 	$(MAKE) -j1 check integration independent

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--newest", action="store_true", help="LiteLLM's newest release, where it has its database")
+    parser.addoption("--litellm-database", action="store_true", help="LiteLLM has its database, on a Swarm")
 
 
 @pytest.fixture(scope="session", autouse=True)

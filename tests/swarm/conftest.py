@@ -70,8 +70,9 @@ def llmctl(made: Deployment, *arguments: str) -> str:
         "LITELLM_URL": made.outputs["litellmUrl"],
         "LITELLM_API_KEY": made.outputs["litellmApiKey"],
         "DATABASE_URL": made.outputs["databaseUrl"],
-        "LITELLM_DATABASE_URL": made.outputs["litellmDatabaseUrl"],
     }
+    if of_litellm := made.outputs.get("litellmDatabaseUrl"):
+        environment["LITELLM_DATABASE_URL"] = of_litellm
     done = subprocess.run([LLMCTL, *arguments], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

@@ -39,20 +39,29 @@ BUDGET = 5000
 """US dollars; no drill spends so much."""
 UNAUTHORIZED = 401
 CHAT = {"model": "gpt-4o", "messages": [{"role": "user", "content": "hello"}]}
+DATABASE_URLS = ("databaseUrl", "litellmDatabaseUrl")
 DATABASE_PASSWORDS = ("databasePassword", "litellmDatabasePassword")
 SUPERUSER = {"user": "postgres", "dbname": "postgres"}
 
 pytestmark = [needs_an_engine_of_its_own, pytest.mark.timeout(1800)]
 
 
+@pytest.fixture(scope="session")
+def of_litellm(request: pytest.FixtureRequest) -> bool:
+    """Whether LiteLLM has its database: `make test-swarm DATABASE=1`. Its replicas take twice as long to start."""
+    return bool(request.config.getoption("--litellm-database"))
+
+
 @pytest.fixture(scope="module")
-def deployment(swarm: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
-    """One stack for all drills of this module, whose LiteLLM has a database; each leaves it whole."""
+def deployment(swarm: Cluster, tmp_path_factory: pytest.TempPathFactory, *, of_litellm: bool) -> Iterator[Deployment]:
+    """One stack for all drills of this module; each leaves it whole."""
 
     def configure(made: Deployment) -> None:
         place_on(swarm)(made)
-        made.set(replicas=REPLICAS, litellmDatabase="true", postgresMemoryMb=1024)  # room for six replicas
-        made.set_path("clientLimits.app.budget", BUDGET)
+        made.set(replicas=REPLICAS)
+        if of_litellm:
+            made.set(litellmDatabase="true", postgresMemoryMb=1024)  # room for six replicas
+            made.set_path("clientLimits.app.budget", BUDGET)
 
     started = time.monotonic()
     with pytest.MonkeyPatch.context() as patch:
@@ -141,7 +150,7 @@ def test_encryption_cannot_change_while_services_use_the_networks(deployment: De
         deployment.set(encryptNetworks=is_so)
 
 
-def test_each_node_lets_callers_in(swarm: Cluster, deployment: Deployment) -> None:
+def test_each_node_lets_callers_in(swarm: Cluster, deployment: Deployment, *, of_litellm: bool) -> None:
     """Each runs an edge, and each edge reaches the replicas on the others."""
     key = deployment.outputs["litellmApiKey"]
     assert sorted(node.name for node in nodes_of(swarm, deployment, "edge")) == [it.name for it in swarm.nodes]
@@ -150,23 +159,29 @@ def test_each_node_lets_callers_in(swarm: Cluster, deployment: Deployment) -> No
         assert status(swarm, deployment, key) == [httpx2.codes.OK] * len(swarm.nodes)
     with deployment.database() as connection:
         connection.execute("INSERT INTO organizations (name) VALUES ('on a node')")
-    with psycopg.connect(deployment.outputs["litellmDatabaseUrl"]) as connection:  # of a node that is lost
-        assert connection.execute("SHOW tcp_keepalives_idle").fetchone() == ("60",)
+    if of_litellm:
+        with psycopg.connect(deployment.outputs["litellmDatabaseUrl"]) as connection:  # of a node that is lost
+            assert connection.execute("SHOW tcp_keepalives_idle").fetchone() == ("60",)
 
 
 def test_llmctl_looks_after_it_as_after_one_on_one_host(
-    swarm: Cluster, deployment: Deployment, tmp_path: Path
+    swarm: Cluster, deployment: Deployment, tmp_path: Path, *, of_litellm: bool
 ) -> None:
     """The doctor finds all well; backups are made in the container of Postgres, on the node that has it."""
     found = {finding["check"]: finding["status"] for finding in json.loads(llmctl(deployment, "doctor", "--json"))}
     assert {status for check, status in found.items() if check != "organizations"} == {"ok"}
-    assert "LiteLLM's schema" in found
+    assert ("LiteLLM's schema" in found) == of_litellm
     llmctl(deployment, "backup", str(tmp_path / "app.dump"))
-    assert {file.name for file in tmp_path.glob("*.dump") if file.stat().st_size} == {"app.dump", "app.litellm.dump"}
+    saved = {file.name for file in tmp_path.glob("*.dump") if file.stat().st_size}
+    assert saved == {"app.dump", *(["app.litellm.dump"] if of_litellm else [])}
 
 
-def test_a_virtual_key_works_on_every_node_until_it_is_blocked(swarm: Cluster, deployment: Deployment) -> None:
+def test_a_virtual_key_works_on_every_node_until_it_is_blocked(
+    swarm: Cluster, deployment: Deployment, *, of_litellm: bool
+) -> None:
     """What it and a client of the stack config have spent is added up; the client has the budget of the config."""
+    if not of_litellm:
+        pytest.skip("it takes LiteLLM's database: make test-swarm DATABASE=1")
     created = json.loads(llmctl(deployment, "keys", "create", "of-a-team", "--json"))
     for _ in range(REPLICAS):
         assert status(swarm, deployment, created["key"]) == [httpx2.codes.OK] * len(swarm.nodes)
@@ -251,7 +266,7 @@ def broken_image(swarm: Cluster, deployment: Deployment) -> str:
 
 
 def test_a_broken_image_is_rolled_back(
-    swarm: Cluster, deployment: Deployment, drill: Drill, broken_image: str
+    swarm: Cluster, deployment: Deployment, drill: Drill, broken_image: str, *, of_litellm: bool
 ) -> None:
     """The `up` fails with the reason, the node and the last lines; it does so again; the next good one fixes it.
 
@@ -260,14 +275,8 @@ def test_a_broken_image_is_rolled_back(
     before = service(swarm, deployment, "litellm").attrs["Spec"]["TaskTemplate"]["ContainerSpec"]["Image"]
     with drill("Swarm: a broken image, rolled back", NOTHING_FAILS):
         deployment.set(litellmImage=broken_image)
-        with psycopg.connect(deployment.outputs["litellmDatabaseUrl"], autocommit=True) as connection:
-            connection.execute("CREATE TABLE _prisma_migrations ()")
-            with pytest.raises(automation.CommandError, match="is that of a newer LiteLLM") as caught:
-                deployment.up()
-            connection.execute("DROP TABLE _prisma_migrations")
-        assert "on node node-" in str(caught.value)
-        assert len([*litellm_backups(deployment.name).glob("litellm-*.dump")]) == 1
-        assert jobs(swarm, deployment) == []
+        if of_litellm:
+            schema_is_refused(swarm, deployment)
         started = time.monotonic()
         for _ in range(2):
             with pytest.raises(automation.CommandError) as caught:
@@ -283,6 +292,18 @@ def test_a_broken_image_is_rolled_back(
     deployment.up(expect_no_changes=True)
 
 
+def schema_is_refused(swarm: Cluster, deployment: Deployment) -> None:
+    """What changes the schema ends the `up`, with the node, after a backup, and is gone."""
+    with psycopg.connect(deployment.outputs["litellmDatabaseUrl"], autocommit=True) as connection:
+        connection.execute("CREATE TABLE _prisma_migrations ()")
+        with pytest.raises(automation.CommandError, match="is that of a newer LiteLLM") as caught:
+            deployment.up()
+        connection.execute("DROP TABLE _prisma_migrations")
+    assert "on node node-" in str(caught.value)
+    assert len([*litellm_backups(deployment.name).glob("litellm-*.dump")]) == 1
+    assert jobs(swarm, deployment) == []
+
+
 def jobs(swarm: Cluster, deployment: Deployment) -> list[object]:
     """What there is of a service that changes LiteLLM's schema: itself, its secrets and configs."""
     client = swarm.leader().client
@@ -294,7 +315,7 @@ def jobs(swarm: Cluster, deployment: Deployment) -> list[object]:
     ]
 
 
-def test_secrets_are_rotated(swarm: Cluster, deployment: Deployment, drill: Drill) -> None:
+def test_secrets_are_rotated(swarm: Cluster, deployment: Deployment, drill: Drill, *, of_litellm: bool) -> None:
     """All at once, and then what was kept of the old ones is retired.
 
     Replicas with the new master key come up beside those with the old one, which then go. Old and new keys of a
@@ -303,27 +324,29 @@ def test_secrets_are_rotated(swarm: Cluster, deployment: Deployment, drill: Dril
     """
     everywhere = len(swarm.nodes)
     old = {name: deployment.secret(name) for name in ("master-key", "postgres-password")}
-    old_urls = [deployment.outputs[name] for name in ("databaseUrl", "litellmDatabaseUrl")]
+    urls, passwords = (names[: 1 + of_litellm] for names in (DATABASE_URLS, DATABASE_PASSWORDS))
+    old_urls = [deployment.outputs[name] for name in urls]
     postgres = service(swarm, deployment, "postgres").attrs["Version"]
     with drill("Swarm: rotation of every secret", NOTHING_FAILS) as load:
         old_key = load.key
-        for name in ("masterKey", "clientKeys.app", "postgresPassword", *DATABASE_PASSWORDS):
+        for name in ("masterKey", "clientKeys.app", "postgresPassword", *passwords):
             deployment.set_path(f"secretVersions.{name}", 2)
         deployment.up()
         new_key, url = deployment.outputs["litellmApiKey"], deployment.outputs["databaseUrl"]
-        new_urls = [url, deployment.outputs["litellmDatabaseUrl"]]
+        new_urls = [deployment.outputs[name] for name in urls]
         assert new_key != old_key
         for key in (old_key, new_key):
             assert status(swarm, deployment, key) == [httpx2.codes.OK] * everywhere
-        assert [opens(each) for each in (*new_urls, *old_urls)] == [True] * 4
+        assert [opens(each) for each in (*new_urls, *old_urls)] == [True] * (len(new_urls) + len(old_urls))
         load.key = new_key
         load.await_successes(round(load.rate))
-        for name in ("clientKeys.app", *DATABASE_PASSWORDS):
+        for name in ("clientKeys.app", *passwords):
             deployment.set_path(f"retirePrevious.{name}", 1)
         deployment.up()
     assert status(swarm, deployment, old_key) == [UNAUTHORIZED] * everywhere
     assert status(swarm, deployment, new_key) == [httpx2.codes.OK] * everywhere
-    assert [opens(each) for each in (*new_urls, *old_urls)] == [True, True, False, False]
+    assert [opens(each) for each in new_urls] == [True] * len(new_urls)
+    assert [opens(each) for each in old_urls] == [False] * len(old_urls)
     assert opens(url, **SUPERUSER, password=deployment.secret("postgres-password"))
     assert not opens(url, **SUPERUSER, password=old["postgres-password"])
     assert service(swarm, deployment, "postgres").attrs["Version"] == postgres
