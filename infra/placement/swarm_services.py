@@ -177,16 +177,22 @@ def _post(engine: docker.DockerClient, path: str, data: object) -> None:
 
 
 def await_end(engine: docker.DockerClient, service: str) -> None:
-    """Wait until no node that answers runs a process of a service."""
+    """Wait until no node that answers runs a process of a service, and its ended tasks are removed.
+
+    A service that is deleted earlier may crash the engine of the Swarm's leader: swarmkit before 2.1.2, seen with
+    Docker Engine 20.10.24.
+    """
     api: Any = engine.api
     deadline = time.monotonic() + STOP_SECONDS
     while True:
         down = {node["ID"] for node in api.nodes() if node["Status"]["State"] == "down"}
-        tasks = api.tasks(filters={"service": service})
-        if all(task["Status"]["State"] in ENDED or task.get("NodeID") in down for task in tasks):
-            return
-        if time.monotonic() > deadline:
+        tasks = [task for task in api.tasks(filters={"service": service}) if task.get("NodeID") not in down]
+        running = any(task["Status"]["State"] not in ENDED for task in tasks)
+        late = time.monotonic() > deadline
+        if running and late:
             raise RuntimeError(f"service {service} is still running {STOP_SECONDS} s after it was told to stop")
+        if not running and (late or all(task["DesiredState"] != "remove" for task in tasks)):
+            return
         time.sleep(POLL_SECONDS)
 
 

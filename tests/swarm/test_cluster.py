@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -153,6 +153,16 @@ def test_a_node_can_be_shut_down_and_started_again(swarm: Cluster) -> None:
     node.start()
     swarm.await_state(node, "ready")
     node.client.volumes.get(volume).remove()
+
+
+def test_an_engine_that_crashes_is_started_again() -> None:
+    """As systemd does it; what it said is shown at the end."""
+    with ExitStack() as stack:
+        stack.enter_context(pytest.warns(UserWarning, match="node-1's engine has crashed: SIGABRT"))
+        [node] = stack.enter_context(cluster(1)).nodes
+        node.run("pkill", "--signal", "ABRT", "dockerd")
+        until(lambda: "SIGABRT" in node.log.read_text(), "it has crashed")
+        node.await_engine()
 
 
 def inhabitants(namespaces: list[str]) -> set[str]:

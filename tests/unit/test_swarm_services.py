@@ -217,6 +217,17 @@ def test_what_is_awaited_again() -> None:
     assert provider.diff("converged", PROPS, {**PROPS, "service": "another"}).replaces == ["service"]
 
 
+def test_a_service_is_deleted_when_the_swarm_has_removed_its_tasks(managed: Callable[..., Manager]) -> None:
+    """Or until the time is up: a task that is never removed does not stop a `destroy`."""
+    removed = task("a", "shutdown", DesiredState="remove")
+    manager = managed((service(), [removed]), (service(), []))
+    swarm_services._Provider().delete("converged", PROPS)
+    assert 0 < manager.now < swarm_services.STOP_SECONDS
+    manager = managed((service(), [removed]))
+    swarm_services._Provider().delete("converged", PROPS)
+    assert manager.now > swarm_services.STOP_SECONDS
+
+
 @pytest.mark.parametrize("replicas", [2, None])
 def test_a_deleted_service_has_ended(managed: Callable[..., Manager], replicas: int | None) -> None:
     """On every node that answers. The rest of its declaration stays unchanged."""
