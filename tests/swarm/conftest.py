@@ -44,6 +44,12 @@ def swarm() -> Iterator[Cluster]:
         yield made
 
 
+@pytest.fixture(scope="session")
+def of_litellm(request: pytest.FixtureRequest) -> bool:
+    """Whether LiteLLM has its database: `make test-swarm DATABASE=1`. Its replicas take twice as long to start."""
+    return bool(request.config.getoption("--litellm-database"))
+
+
 def place_on(swarm: Cluster) -> Callable[[Deployment], None]:
     """What configures a stack for a Swarm, as its operator would."""
 

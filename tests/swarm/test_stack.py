@@ -46,12 +46,6 @@ SUPERUSER = {"user": "postgres", "dbname": "postgres"}
 pytestmark = [needs_an_engine_of_its_own, pytest.mark.timeout(1800)]
 
 
-@pytest.fixture(scope="session")
-def of_litellm(request: pytest.FixtureRequest) -> bool:
-    """Whether LiteLLM has its database: `make test-swarm DATABASE=1`. Its replicas take twice as long to start."""
-    return bool(request.config.getoption("--litellm-database"))
-
-
 @pytest.fixture(scope="module")
 def deployment(swarm: Cluster, tmp_path_factory: pytest.TempPathFactory, *, of_litellm: bool) -> Iterator[Deployment]:
     """One stack for all drills of this module; each leaves it whole."""
