@@ -2,7 +2,7 @@
 # make purge   the stack with its data, and with the last one tools, images and passphrase; asks for its name
 # make test    all tests on one host, drills too               make check   fast enough for every commit
 # make drill   break things under load (NAME=… for some)        make check-deploy    check a running stack
-# make ci      make test and make test-swarm, in the shortest order
+# make ci      make test and make test-swarm, in the shortest order, without what is run before a release
 # make database NEWEST=1, make drill NEWEST=1   LiteLLM's database with its newest release, and taken to it and back
 # make test-swarm   the stack on a Swarm of three machines (NAME=… for some; DATABASE=1 with LiteLLM's database)
 # make test-runbooks   run each command of the runbooks, in about ten minutes (NAME=… for some)
@@ -30,6 +30,8 @@ FILES   = $(LANES) --dist loadfile
 INDEPENDENT = tests/toolchain $(addprefix tests/integration/test_,backup.py providers.py remote_hosts.py)
 ## Their starts take both cores for half a minute, so that nothing else runs beside them.
 WITH_DATABASE = $(addprefix tests/integration/test_,client_limits.py keys.py litellm_database.py redis.py spend.py virtual_keys.py)
+## Too slow for CI: before a release.
+NOT_WITH_DATABASE = not test_litellm_database
 
 .PHONY: help up down purge push environment prepare check check-deploy integration independent database drill bench test forget-coverage \
         test-swarm beside-the-swarm coverage ci test-runbooks test-clients test-engines test-official test-pythons test-upgrade docs findings locks retirements
@@ -100,7 +102,7 @@ beside-the-swarm: prepare
 ci: PYTEST = $(BIN)/coverage run -m pytest
 ci: forget-coverage
 	$(MAKE) -j2 --output-sync=line beside-the-swarm test-swarm PYTEST="$(PYTEST)"
-	$(MAKE) database drill PYTEST="$(PYTEST)"
+	$(MAKE) database drill PYTEST="$(PYTEST)" NAME="$(NOT_WITH_DATABASE)"
 	$(MAKE) coverage
 
 test-runbooks: prepare
