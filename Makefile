@@ -30,8 +30,9 @@ FILES   = $(LANES) --dist loadfile
 INDEPENDENT = tests/toolchain $(addprefix tests/integration/test_,backup.py providers.py remote_hosts.py)
 ## Their starts take both cores for half a minute, so that nothing else runs beside them.
 WITH_DATABASE = $(addprefix tests/integration/test_,client_limits.py keys.py litellm_database.py redis.py spend.py virtual_keys.py)
-## Too slow for CI: before a release.
-NOT_WITH_DATABASE = not test_litellm_database
+## CI has no time for the other drills: they run before a release.
+DRILLS = not test_litellm_database and not your_own_values
+SWARM  = not a_machine_that_is_lost or leader
 
 .PHONY: help up down purge push environment prepare check check-deploy integration independent database drill bench test forget-coverage \
         test-swarm beside-the-swarm coverage ci test-runbooks test-clients test-engines test-official test-pythons test-upgrade docs findings locks retirements
@@ -101,8 +102,8 @@ beside-the-swarm: prepare
 
 ci: PYTEST = $(BIN)/coverage run -m pytest
 ci: forget-coverage
-	$(MAKE) -j2 --output-sync=line beside-the-swarm test-swarm PYTEST="$(PYTEST)"
-	$(MAKE) database drill PYTEST="$(PYTEST)" NAME="$(NOT_WITH_DATABASE)"
+	$(MAKE) -j2 --output-sync=line beside-the-swarm test-swarm PYTEST="$(PYTEST)" NAME="$(SWARM)"
+	$(MAKE) database drill PYTEST="$(PYTEST)" NAME="$(DRILLS)" KILLS=1
 	$(MAKE) coverage
 
 test-runbooks: prepare

@@ -61,7 +61,8 @@ def test_a_stack_moves_to_a_swarm_and_back_and_to_another_machine(
 ) -> None:
     """One `up` each; what ran before is gone, and never do two Postgres servers have the volume.
 
-    On another engine it has the same keys, virtual ones too, and the same rows; the stack on the first one goes on.
+    With LiteLLM's database it moves to another engine too. There it has the same keys, virtual ones too, and the same
+    rows; the stack on the first one goes on.
     """
     engine = swarm.nodes[0].client
     have_images(swarm, swarm.nodes[0])
@@ -104,15 +105,14 @@ def test_a_stack_moves_to_a_swarm_and_back_and_to_another_machine(
         }
         made.up(expect_no_changes=True)
         made.refresh(expect_no_changes=True)
-        keys = [key]
         if of_litellm:
             made.set(litellmDatabase="true")
             made.up()
-            keys.append(json.loads(llmctl(made, "keys", "create", "of-a-team", "--json"))["key"])
-        move_to_another_machine(swarm, made, str(tmp_path / "saved.dump"), keys)
+            virtual_key = json.loads(llmctl(made, "keys", "create", "of-a-team", "--json"))["key"]
+            move_to_another_machine(swarm, made, str(tmp_path / "saved.dump"), virtual_key)
 
 
-def move_to_another_machine(swarm: Cluster, made: Deployment, backup: str, keys: list[str]) -> None:
+def move_to_another_machine(swarm: Cluster, made: Deployment, backup: str, virtual_key: str) -> None:
     here, there = swarm.nodes[:2]
     have_images(swarm, there)
     new = f"{made.name}-new"
@@ -123,12 +123,12 @@ def move_to_another_machine(swarm: Cluster, made: Deployment, backup: str, keys:
         assert "on a Swarm" in book.run("llmctl org list")
         url = book.type('./pulumiw stack output --stack "$NEW_STACK" litellmUrl')[1].strip()
         assert url.startswith(f"http://{there.address}:")
-        for each in keys:
+        for each in (made.outputs["litellmApiKey"], virtual_key):
             with OpenAI(base_url=f"{url}/v1", api_key=each) as client:
                 assert client.models.list().data
         book.run("destroy")
     of_new: dict[str, Any] = {"label": f"{LABEL}.stack={new}"}
     assert there.client.containers.list(all=True, filters=of_new) == []
     assert there.client.volumes.list(filters=of_new) == []
-    assert ask(made, keys[-1])
+    assert ask(made, virtual_key)
     made.up(expect_no_changes=True)
