@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 import ssl
 import tempfile
 from datetime import UTC, datetime, timedelta
@@ -100,7 +101,8 @@ def validate(
             values[name] = adapter(field).validate_python(value)
         except ValidationError as error:
             problems.extend(
-                Problem(_path(key, each["loc"]), _what(each), _mending(key, each["loc"])) for each in error.errors()
+                Problem(_path(key, each["loc"]), _what(each), _mending(key, each["loc"], each["type"]))
+                for each in error.errors()
             )
         except json.JSONDecodeError:
             problems.append(Problem(key, "is not a JSON document", set_command(key)))
@@ -167,6 +169,10 @@ STRUCTURED = frozenset(
 )
 
 
+NAME = re.compile(r"[A-Za-z_]\w*")
+"""A step of a path that needs no quotes."""
+
+
 def _path(key: str, location: tuple[int | str, ...]) -> str:
     steps = (
         f"[{step}]" if isinstance(step, int) else f".{step}" for step in location if not str(step).startswith("[")
@@ -174,9 +180,24 @@ def _path(key: str, location: tuple[int | str, ...]) -> str:
     return key + "".join(steps)
 
 
-def _mending(key: str, location: Place) -> str:
-    """The command that sets a value that is wrong by itself."""
-    return (limits.command(location) if key == "clientLimits" else None) or set_command(key)
+def _mending(key: str, location: Place, kind: str) -> str:
+    """The command that fixes a value that is wrong by itself; `kind` is pydantic's name of the error."""
+    if key == "clientLimits" and (command := limits.command(location)):
+        return command
+    command = set_command(key)
+    steps = [step for step in location if not str(step).startswith("[")]
+    if not steps or "--path " not in command:
+        return command
+    place = "".join(
+        f"[{step}]" if isinstance(step, int) else f".{step}" if NAME.fullmatch(step) else f'["{step}"]'
+        for step in steps
+    )
+    path = f"'{key}{place}'" if "[" in place else f"{key}{place}"
+    if kind == "extra_forbidden" or "[key]" in location:
+        return f"rm --path {path}"
+    before, _, example = command.partition("--path ")
+    value = "VALUE" if key == "models" else example.split(" ", 1)[1]  # each field of a model is another
+    return f"{before}--path {path} {value}"
 
 
 def _what(error: Mapping[str, Any]) -> str:

@@ -379,3 +379,19 @@ def test_defaults_are_typed_as_pulumi_yaml_says() -> None:
         if "default" in spec:
             assert type(spec["default"]) is types[spec["type"]], key
             assert json.dumps(spec["default"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "command"),
+    [
+        ({"secretVersions": {"clientKeys": {"batch": "x"}}}, "set --path secretVersions.clientKeys.batch 2"),
+        ({"clientRpm": {"batch": "x"}}, "set --path clientRpm.batch 600"),
+        ({"models": [{"name": "a"}]}, "set --path 'models[0].model' VALUE"),
+        ({"models": [{"name": "a", "model": "openai/a", "no": 1}]}, "rm --path 'models[0].no'"),
+        ({"constraints": ["no"]}, "set --path 'constraints[0]' 'node.labels.llm == true'"),
+        ({"litellmEnvironment": {"a b": "c"}}, "rm --path 'litellmEnvironment[\"a b\"]'"),
+    ],
+)
+def test_the_command_changes_the_value_that_is_wrong_and_no_other(changes: dict[str, object], command: str) -> None:
+    _, found = validate(raw_config("dev", **changes), set())
+    assert command in {each.command for each in found}
