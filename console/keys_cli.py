@@ -13,7 +13,7 @@ from console.served import check_served
 from console.tables import print_table, say
 
 keys = typer.Typer(
-    help="LiteLLM's keys, each with its own models, budget and limits:  llmctl keys create batch --max-budget 50",
+    help="LiteLLM's keys, each with its own models, budget and limits:  llmctl keys create nightly --max-budget 50",
     no_args_is_help=True,
     context_settings=HELP,
 )
@@ -34,7 +34,7 @@ def create(
     force: managed.Force = False,
     as_json: AsJson = False,
 ) -> None:
-    """Create a key, and print it this once:  llmctl keys create batch --team research --max-budget 50."""
+    """Create a key, and print it this once:  llmctl keys create nightly --team research --max-budget 50."""
     from console.management import Limits, gateway  # noqa: PLC0415
 
     limits = Limits(

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from app._types import DEFAULT_MODEL
 from engine.allowed_images import replaced_litellm
 from infra.workload import LAST_PORT, LOOPBACK
 from toolchain import engine_setup, images, operating_system, registry, tools
@@ -280,24 +281,30 @@ def _outputs(stack: str) -> dict[str, Any]:
 
 
 def _how_to_go_on(outputs: dict[str, Any], stack: str, config: StackConfig) -> str:
-    url = outputs["litellmUrl"]
+    url, models = outputs["litellmUrl"], outputs["models"]
+    chats = [model for model in models if "embed" not in model and "*" not in model]
+    model = DEFAULT_MODEL if DEFAULT_MODEL in chats else next(iter(chats), "MODEL")
+    option, argument = f" --model {model}", f', ChatCompletionOptions(model="{model}")'
+    if model == DEFAULT_MODEL:
+        option = argument = ""
+    program = f'from app import *; print(chat_completion([ChatMessage("user", "hello")]{argument}).content)'
     named = "" if stack == DEFAULT_STACK else f" STACK={stack}"
     demo = (
         "\n  The demo provider answers. For real models:\n"
-        f"    ./pulumiw config set --stack {stack} --secret openaiApiKey sk-…        (others: docs/providers.md)\n"
+        f"    ./pulumiw config set --stack {stack} --secret openaiApiKey        (others: docs/providers.md)\n"
         f"    make up{named}\n"
         if str(config["demo"]).lower() == "true" and not any(config[key] for key in KEYS)
         else ""
     )
     return f"""
-The gateway is up at {url}, with {", ".join(outputs["models"])}.
+The gateway is up at {url}, with {", ".join(models)}.
 
   Ask it something
-    shell    .venv/bin/llmctl chat "hello"
+    shell    .venv/bin/llmctl chat "hello"{option}
     curl     . ./.env; printf 'oauth2-bearer = %s' "$LITELLM_API_KEY" | curl -K - {url}/v1/chat/completions \\
                -H "Content-Type: application/json" \\
-               -d '{{"model": "gpt-4o", "messages": [{{"role": "user", "content": "hello"}}]}}'
-    Python   .venv/bin/python -c 'from app import *; print(chat_completion([ChatMessage("user", "hello")]).content)'
+               -d '{{"model": "{model}", "messages": [{{"role": "user", "content": "hello"}}]}}'
+    Python   .venv/bin/python -c '{program}'
 {demo}
   Look at it or change it: ./pulumiw preview, ./pulumiw up, ./pulumiw stack output. Take it down: make down{named}"""
 

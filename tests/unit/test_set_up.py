@@ -313,3 +313,14 @@ def test_the_demo_provider_is_named_where_it_answers(config_file: Path, values: 
     outputs = {"litellmUrl": "http://localhost:4000", "models": ["gpt-4o"]}
     said = set_up._how_to_go_on(outputs, "dev", set_up.StackConfig("dev"))
     assert ("The demo provider answers" in said) == answers
+
+
+@pytest.mark.parametrize(
+    ("models", "asked"),
+    [(["claude", "gpt-4o"], None), (["deepseek"], "deepseek"), (["an-embedding", "groq/*"], "MODEL")],
+)
+def test_the_first_questions_name_a_model_that_is_served(models: list[str], asked: str | None) -> None:
+    """Unless that is the one which `llmctl` and the app ask anyway."""
+    said = set_up._how_to_go_on({"litellmUrl": "http://localhost:4000", "models": models}, "dev", Config())
+    assert f'"model": "{asked or "gpt-4o"}"' in said
+    assert re.findall(r"--model (\S+)", said) == re.findall(r'Options\(model="(.+?)"', said) == [asked][: bool(asked)]

@@ -26,6 +26,9 @@ How to add a model of each provider. The commands work on the selected stack and
 `models[1]` for the second one, and so on: `./pulumiw config get models` shows those that are there. If a command
 ends without a value, Pulumi asks for it, so the key is in no process list and no shell history.
 
+With the first key of any provider the demo provider stops, for all models: `gpt-4o` is then served only with OpenAI's
+key, and `llmctl chat` needs `--model`.
+
 A model is served when every variable that its entry names is set. Otherwise it is left out, and `./pulumiw preview`
 names the variable and the command that sets it. Providers that are not on this page work too: write the entry in
 LiteLLM's form, and name the variable of the key in it (`api_key: os.environ/NAME`).
