@@ -7,6 +7,7 @@ Modules that take long to load are loaded by the command that needs them.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
 import sys
@@ -256,13 +257,13 @@ def status(
 
 @cli.command()
 def doctor(folder: Folder = FOLDER, as_json: AsJson = False) -> None:
-    """Check settings, gateway and database, and change nothing:  llmctl doctor."""
-    from console import doctor  # noqa: PLC0415
+    """Check settings, gateway, databases and what runs, and change nothing:  llmctl doctor."""
+    from console import doctor, status  # noqa: PLC0415
 
     findings = []
     marks = {"ok": "[green]OK[/]     ", "warning": "[yellow]WARNING[/]", "failure": "[red]FAILURE[/]"}
     console = Console(highlight=False, soft_wrap=True)
-    for finding in doctor.examine(folder):
+    for finding in itertools.chain(doctor.examine(folder), status.down()):
         findings.append(finding)
         if not as_json:
             console.print(marks[finding.status], end=" ")

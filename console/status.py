@@ -18,6 +18,7 @@ from app._unreachable import KEY_FIX
 from console import containers, litellm_check
 from console.doctor import collation
 from console.edge_statistics import Client, Statistics, statistics
+from console.finding import Finding
 from console.gateway_report import MODELS_FIX, GatewayError, ask
 from console.programs import ProgramError
 
@@ -121,6 +122,22 @@ def _of_litellm(settings: Settings) -> list[str]:
         return []
     found = litellm_check.of_server(settings.litellm_database_url.get_secret_value(), DATABASE_SECONDS)
     return [f"{each.check}: {each.detail} ({each.fix})" for each in found if each.status == "failure"]
+
+
+def down() -> Iterator[Finding]:
+    """The parts that are down while the gateway may still answer, if the engine that `docker` uses runs the stack."""
+    try:
+        settings = Settings.load()
+        key = settings.required_api_key()
+    except LLMError:
+        return
+    url = str(settings.litellm_url).rstrip("/")
+    stack, _ = found(settings.litellm_url.port or 0, key, [], other_than=url)
+    for part in stack.parts if stack else ():
+        if not part.up:
+            yield Finding("parts", "warning", f"{part.name} is down: {part.state}", part.look)
+    for each in stack.short if stack else ():
+        yield Finding("parts", "warning", each)
 
 
 def found(

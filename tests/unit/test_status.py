@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 import app
 from console import cli, containers, edge_statistics, screen
-from console.status import read
+from console.status import down, read
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -235,7 +235,7 @@ def test_the_key_is_in_no_command(engine: Engine) -> None:
     ],
 )
 def test_a_part_that_is_not_up_is_wrong(gateway: Gateway, engine: Engine, state: dict[str, Any], shown: str) -> None:
-    """The rest is shown as usual, the exit code is 1, and the commands that help are named."""
+    """The rest is shown as usual, the exit code is 1, and the commands that help are named. `doctor` warns of it."""
     containers = stack(gateway)
     containers[2] = container("litellm-2", "litellm", 2, **state)
     engine.runs(containers)
@@ -246,6 +246,7 @@ def test_a_part_that_is_not_up_is_wrong(gateway: Gateway, engine: Engine, state:
     fix = "" if containers[2]["State"]["Running"] else ", then ./pulumiw up --refresh --stack dev"
     assert status["wrong"] == [f"litellm-2: {shown} ({look}{fix})"]
     assert [part["up"] for part in status["parts"]] == [True, True, False, True]
+    assert [(each.detail, each.fix) for each in down()] == [(f"litellm-2 is down: {shown}", f"{look}{fix}")]
 
 
 @pytest.mark.parametrize(("restarts", "up"), [(0, True), (1, False)])
