@@ -566,6 +566,12 @@ def test_every_row_of_the_fallback_table(  # noqa: PLR0913, PLR0917 -- a row has
         assert secret not in caplog.text + str(caught.value) + repr(caught.value)
 
 
+def test_an_error_says_that_the_provider_cannot_be_reached(face: Face, gateway: Gateway) -> None:
+    gateway.answer = lambda _: error(500, "litellm.APIError: APIError: OpenAIException - Connection error.", None)
+    with pytest.raises(app.ProviderError, match="the gateway cannot connect to the provider of gpt-4o"):
+        face.chat(HELLO)
+
+
 def raising(kind: Callable[[], Exception]) -> Callable[[dict[str, Any]], httpx2.Response]:
     def answer(_body: dict[str, Any]) -> httpx2.Response:
         raise kind()
