@@ -15,7 +15,10 @@ Headers = list[tuple[bytes, bytes]]
 UNKNOWN = "The API key is missing or not one of this gateway."
 """The edge's words for it (edge/haproxy.cfg)."""
 AWAY = "The gateway's database cannot be reached, so this key cannot be looked up now. Try again."
-USED_UP = "The budget of this key, or of its team, is used up or held by requests that are open{numbers}. Raise it."
+USED_UP = (
+    "The budget of this key, or of its team, is used up or held by requests that are open{numbers}. Ask the "
+    "gateway's operator for more."
+)
 NUMBERS = re.compile(r"[Cc]urrent cost: ?([\d.e+-]+), ?[Mm]ax budget: ?([\d.e+-]+)")
 NOT_FOR_KEY = "This model is not served here for this key. GET /v1/models lists those that are."
 TOO_FAST = "This key has used its requests or tokens per minute, or has as many requests open as it may."
