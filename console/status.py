@@ -64,9 +64,7 @@ def read() -> Status:
     unseen: list[str] = []
     accepted = gateway is not None and gateway.refused is None
     stack, counted = found(settings.litellm_url.port or 0, key, unseen, other_than=url if accepted else "")
-    parts, edge = (stack.parts, stack.edge) if stack else ((), None)
-    if counted is not None:
-        parts = tuple(_with_traffic(part, edge, counted) for part in parts)
+    parts, edge = _parts(stack, counted), stack.edge if stack else None
     return Status(
         at=datetime.now(UTC),
         url=url,
@@ -132,8 +130,8 @@ def down() -> Iterator[Finding]:
     except LLMError:
         return
     url = str(settings.litellm_url).rstrip("/")
-    stack, _ = found(settings.litellm_url.port or 0, key, [], other_than=url)
-    for part in stack.parts if stack else ():
+    stack, counted = found(settings.litellm_url.port or 0, key, [], other_than=url)
+    for part in _parts(stack, counted):
         if not part.up:
             yield Finding("parts", "warning", f"{part.name} is down: {part.state}", part.look)
     for each in stack.short if stack else ():
@@ -175,6 +173,13 @@ def _counted(edge: containers.Part | None, key: str) -> tuple[Statistics | None,
         return statistics(edge.container, key), ""
     except (ProgramError, ValueError) as error:
         return None, f"requests: {edge.name} was asked, and {error}"
+
+
+def _parts(stack: containers.Stack | None, counted: Statistics | None) -> tuple[containers.Part, ...]:
+    """The parts of a stack, with what its edge has counted for them if it could be asked."""
+    if stack is None or counted is None:
+        return stack.parts if stack else ()
+    return tuple(_with_traffic(part, stack.edge, counted) for part in stack.parts)
 
 
 def _with_traffic(part: containers.Part, edge: containers.Part | None, counted: Statistics) -> containers.Part:

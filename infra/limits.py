@@ -44,7 +44,7 @@ class ClientLimits(BaseModel):
 
 def command(location: Sequence[int | str]) -> str | None:
     """The command that fixes a value of `clientLimits` at this location; None if no better one is known."""
-    client, *steps = (each for each in location if not str(each).startswith("["))
+    client, *steps = location
     if not steps:
         return None
     path = f"clientLimits.{client}.{steps[0]}"

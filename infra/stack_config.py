@@ -173,21 +173,22 @@ NAME = re.compile(r"[A-Za-z_]\w*")
 """A step of a path that needs no quotes."""
 
 
-def _path(key: str, location: tuple[int | str, ...]) -> str:
-    steps = (
-        f"[{step}]" if isinstance(step, int) else f".{step}" for step in location if not str(step).startswith("[")
-    )
-    return key + "".join(steps)
+def _steps(location: Place) -> list[int | str]:
+    """The way to a value, without pydantic's own steps: the names of a union's forms, and "[key]"."""
+    return [step for step in location if not str(step).startswith("[")]
+
+
+def _path(key: str, location: Place) -> str:
+    return key + "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in _steps(location))
 
 
 def _mending(key: str, location: Place, kind: str) -> str:
     """The command that fixes a value that is wrong by itself; `kind` is pydantic's name of the error."""
-    if key == "clientLimits" and (command := limits.command(location)):
-        return command
-    command = set_command(key)
-    steps = [step for step in location if not str(step).startswith("[")]
+    steps, command = _steps(location), set_command(key)
     if not steps or "--path " not in command:
         return command
+    if key == "clientLimits" and (better := limits.command(steps)):
+        return better
     place = "".join(
         f"[{step}]" if isinstance(step, int) else f".{step}" if NAME.fullmatch(step) else f'["{step}"]'
         for step in steps

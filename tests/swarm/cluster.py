@@ -199,11 +199,11 @@ class Node:
         self._await_end()
 
     def remove(self) -> None:
-        """Switch it off and remove its disk. Warns, with its last words, if its engine has crashed meanwhile."""
+        """Switch it off and remove its disk. Warns, with its words, if its engine has crashed or ended meanwhile."""
         if self.runs:
             self.kill()
-        if crash := CRASH.search(self.log.read_text()):
-            warnings.warn(f"{self.name}'s engine has crashed: {crash[0]}", stacklevel=2)
+        if (crash := CRASH.search(log := self.log.read_text())) or self._machine:
+            warnings.warn(f"{self.name}'s engine has crashed: {crash[0] if crash else log}", stacklevel=2)
         remove_traces(self.folder)
 
     def _first_process(self) -> int:

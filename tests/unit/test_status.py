@@ -266,6 +266,7 @@ def test_a_replica_that_does_not_answer_the_edge_is_wrong(engine: Engine) -> Non
     """Whatever the engine says of its health: callers are not sent to it."""
     engine.on(f"exec --interactive {IDS[0]}", STATISTICS)
     assert [line.split(" (")[0] for line in read().wrong] == ["litellm-2: healthy, but does not answer the edge"]
+    assert [each.detail for each in down()] == ["litellm-2 is down: healthy, but does not answer the edge"]
 
 
 def test_only_replicas_have_requests_of_replicas(gateway: Gateway, engine: Engine) -> None:
