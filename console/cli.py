@@ -11,6 +11,7 @@ import itertools
 import json
 import os
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -20,7 +21,7 @@ import app
 from console.backup_cli import backup, restore
 from console.keys_cli import keys
 from console.options import FOLDER, HELP, AsJson, Folder
-from console.served import check_served, served
+from console.served import check_served, doubts, served
 from console.tables import of_models, of_organizations, print_table, say, told
 from console.teams_cli import teams
 from console.usage_cli import usage
@@ -137,7 +138,9 @@ def org_create(
 
     _check_models(model, fallback, no_fallback=no_fallback, force=force)
     given = None if no_fallback else ... if fallback is None else fallback
-    _show([organizations.create(name, model=model, fallback=given)], as_json=as_json, one=True)
+    made = organizations.create(name, model=model, fallback=given)
+    _show([made], as_json=as_json, one=True)
+    _say_doubts(made, force=force)
 
 
 @org.command("list")
@@ -171,7 +174,9 @@ def org_set_model(
     _check_models(model, fallback, no_fallback=no_fallback, force=force)
     if fallback is None and not no_fallback:
         fallback = organizations.get(organization).llm_fallback_model
-    _show([organizations.set_models(organization, model=model, fallback=fallback)], as_json=as_json, one=True)
+    changed = organizations.set_models(organization, model=model, fallback=fallback)
+    _show([changed], as_json=as_json, one=True)
+    _say_doubts(changed, force=force)
 
 
 @migrate.command("status")
@@ -290,6 +295,15 @@ def _check_models(model: str | None, fallback: str | None, *, no_fallback: bool,
     if fallback is not None and no_fallback:
         raise typer.BadParameter("--fallback and --no-fallback cannot be combined")
     check_served([name for name in (model, fallback) if name is not None], force=force)
+
+
+def _say_doubts(organization: Organization, *, force: bool) -> None:
+    """Also of models that were not named: the database's defaults, and a fallback that was there before."""
+    if force:
+        return
+    with suppress(app.LLMError):  # the organization is changed, whether or not the gateway answers
+        for doubt in doubts(organization, served().models):
+            say(f"{doubt}: llmctl org set-model {organization.id} MODEL --fallback MODEL")
 
 
 def _database_url() -> str:

@@ -15,6 +15,7 @@ from app._unreachable import KEY_FIX
 from console import litellm_check, redis_check
 from console.finding import Finding
 from console.gateway_report import ENDING_FIX, MODELS_FIX, SECONDS, GatewayError, ask
+from console.served import doubts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -156,16 +157,10 @@ def _organizations(served: set[str]) -> Iterator[Finding]:
     except LLMError as error:
         yield Finding("organizations", "failure", str(error), "llmctl migrate up")
         return
-    unknown = False
+    doubtful = False
     for organization in listed:
-        for model in (organization.llm_model, organization.llm_fallback_model):
-            if model is not None and model not in served:
-                unknown = True
-                yield Finding(
-                    "organizations",
-                    "warning",
-                    f"{organization.name} names {model}, which the gateway does not serve",
-                    f"llmctl org set-model {organization.id} MODEL",
-                )
-    if not unknown:
+        for doubt in doubts(organization, served):
+            doubtful = True
+            yield Finding("organizations", "warning", doubt, f"llmctl org set-model {organization.id} MODEL")
+    if not doubtful:
         yield Finding("organizations", "ok", f"{len(listed)}, all with models that are served")

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import typer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Container, Iterable, Iterator
 
+    from app.organizations import Organization
     from console.gateway_report import Gateway
 
 
@@ -29,3 +30,12 @@ def check_served(models: Iterable[str], *, force: bool) -> None:
     for name in wanted:
         if name not in known:
             raise typer.BadParameter(f"the gateway does not serve {name}; it serves {', '.join(known)} (or --force)")
+
+
+def doubts(organization: Organization, models: Container[str]) -> Iterator[str]:
+    """What is wrong with an organization's models, given those that the gateway serves, a sentence each."""
+    for name in (organization.llm_model, organization.llm_fallback_model):
+        if name is not None and name not in models:
+            yield f"{organization.name} names {name}, which the gateway does not serve"
+    if organization.llm_fallback_model == organization.llm_model:
+        yield f"{organization.name} has no fallback: the one that is set is the preferred model itself"

@@ -217,7 +217,8 @@ def models_to_ask(stack: DeployedStack, *, embeds: bool, spend: bool) -> list[st
     if not free:
         all_of_them = ", ".join(names)
         pytest.skip(
-            f"it would cost money: all models for {kind} ({all_of_them}) are a provider's. To ask each: --spend"
+            f"it would cost money: all models for {kind} ({all_of_them}) are a provider's. "
+            "To ask each: make check-deploy SPEND=1"
         )
     return free[:1]
 

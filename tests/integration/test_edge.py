@@ -505,6 +505,7 @@ def test_a_client_that_used_its_rate_is_told_when_to_come_back(
     with pytest.raises(openai.RateLimitError) as caught:
         use_rate()
     seconds = int(caught.value.response.headers["retry-after"])
+    assert f"may make {RPM} requests a minute, and has made them. Ask again in {seconds} s." in str(caught.value)
     assert 0 in {(now + seconds) % 60 for now in range(times[-1], int(time.time()) + 1)}
     assert ask(client()).choices
 

@@ -241,7 +241,7 @@ def test_a_fallback_stays_unless_it_is_named(
     table: Organizations, command: list[str], options: list[str], fallback: str | None
 ) -> None:
     """For a new organization, the database's default."""
-    out("org", *command, *options)
+    out("org", *command, *options, "--force")
     assert table.row.llm_fallback_model == fallback
 
 
@@ -260,6 +260,25 @@ def test_a_model_that_is_not_served_needs_force(table: Organizations) -> None:
         assert "claude-3-5-sonnet" in refused.stderr
         assert table.row.name == "acme"
         assert llmctl("org", *arguments, "--force").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("command", "doubt"),
+    [
+        (["set-model", ID, "claude-3-5-sonnet"], "has no fallback"),
+        (["set-model", ID, "gpt-4o", "--fallback", "gpt-4o"], "has no fallback"),
+        (["create", "new"], "names retired, which the gateway does not serve"),
+    ],
+)
+def test_models_that_were_not_named_are_checked_too(table: Organizations, command: list[str], doubt: str) -> None:
+    """The change is made: for a new organization, only the database knows its defaults."""
+    if "create" in command:
+        table.row = dataclasses.replace(table.row, llm_fallback_model="retired")
+    changed = llmctl("org", *command)
+    assert changed.exit_code == 0
+    assert doubt in changed.stderr
+    assert f"llmctl org set-model {ID} " in changed.stderr
+    assert doubt not in llmctl("org", *command, "--force").stderr
 
 
 def test_a_server_that_is_not_a_gateway_is_named_as_such(

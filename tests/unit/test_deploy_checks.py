@@ -99,7 +99,7 @@ def test_a_providers_model_is_asked_only_where_money_may_be_spent(
     """The skip reason names the models, and the option that includes them."""
     model = "text-embedding-3-small" if embeds else "gpt-4o"
     made = stack(settings(**PROVIDER))
-    with pytest.raises(pytest.skip.Exception, match=rf"it would cost money: .*{model}.*--spend"):
+    with pytest.raises(pytest.skip.Exception, match=rf"it would cost money: .*{model}.*make check-deploy SPEND=1"):
         models_to_ask(made, embeds=embeds, spend=False)
     assert models_to_ask(made, embeds=embeds, spend=True) == [model]
 

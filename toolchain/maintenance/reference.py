@@ -143,7 +143,8 @@ def _command(path: str, command: Any) -> str:  # noqa: ANN401
     arguments = [each for each in command.params if each.param_type_name == "argument"]
     words = [_metavar(each) if each.required else f"[{_metavar(each)}]" for each in arguments]
     usage = " ".join([path, "[OPTIONS]", *words])
-    rows = [f"| {_name(each)} | {each.help}{_default(each.default)} |" for each in command.params if each.help]
+    helped = (each for each in command.params if each.help)
+    rows = [f"| {_name(each)} | {each.help}{_choices(each)}{_default(each.default)} |" for each in helped]
     table = "\n".join(["| | |", "|---|---|", *rows]) if rows else ""
     return f"## {path}\n\n```sh\n{call}\n```\n\n{what}\n\nUsage: `{usage}`\n\n{table}"
 
@@ -156,6 +157,12 @@ def _name(parameter: Any) -> str:  # noqa: ANN401
 
 def _metavar(argument: Any) -> str:  # noqa: ANN401
     return str(argument.metavar or argument.name.upper())
+
+
+def _choices(parameter: Any) -> str:  # noqa: ANN401
+    """The values that it takes, if they are a list."""
+    kind = parameter.type_descriptor
+    return f" One of {', '.join(f'`{name}`' for name in kind.choices)}." if kind.is_choice else ""
 
 
 def _default(value: object) -> str:
