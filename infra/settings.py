@@ -99,6 +99,15 @@ def _present(key: SecretStr) -> SecretStr:
     return key
 
 
+def _provider_key(key: SecretStr) -> SecretStr:
+    if not re.fullmatch(r"[!-~]([ -~]*[!-~])?", key.get_secret_value()):
+        raise ValueError(
+            "is not a key: a provider takes ASCII characters only, without a space or a line break at an end. "
+            "Copy the key again"
+        )
+    return key
+
+
 def _variable(value: object) -> object:
     """Numbers and switches back as text: Pulumi converts any text that looks like one."""
     if isinstance(value, bool):
@@ -190,7 +199,8 @@ Port = Annotated[int, Field(ge=1, le=LAST_PORT)]
 MemoryMb = Annotated[int, Field(ge=64, le=1024 * 1024)]
 Key = Annotated[SecretStr, AfterValidator(_key)]
 Password = Annotated[SecretStr, AfterValidator(_password)]
-ProviderKey = Annotated[SecretStr, AfterValidator(_present)]
+ProviderKey = Annotated[SecretStr, AfterValidator(_present), AfterValidator(_provider_key)]
+FileContent = Annotated[SecretStr, AfterValidator(_present)]
 Variable = Annotated[SecretStr, BeforeValidator(_variable), AfterValidator(_present)]
 DatabaseUrl = Annotated[SecretStr, AfterValidator(_database_url)]
 Certificate = Annotated[SecretStr, AfterValidator(_pem("CERTIFICATE"))]
@@ -319,7 +329,7 @@ class Settings(_Frozen):
     litellm_environment: Annotated[dict[str, Variable], AfterValidator(_sorted)] = Field(
         examples=["--path litellmEnvironment.GEMINI_API_KEY KEY"]
     )
-    litellm_files: Annotated[dict[str, ProviderKey], AfterValidator(_sorted)] = Field(
+    litellm_files: Annotated[dict[str, FileContent], AfterValidator(_sorted)] = Field(
         examples=["--path 'litellmFiles[\"vertex.json\"]' < key.json"]
     )
     litellm_settings: dict[str, Any] = Field(examples=["--path 'litellmSettings.success_callback[0]' langfuse"])
