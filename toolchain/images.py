@@ -146,8 +146,10 @@ class _Supply:
         to_build = [recipe for recipe in found.values() if not is_present(self._engine, recipe.tag)]
         if to_build:
             names = ", ".join(map(str, to_build))
-            question = f"Build {names} here instead, from packages of Debian, PyPI and npm? It takes minutes."
-            if self._ask is not None and not self._ask(question):
+            instead = "here instead, from packages of Debian, PyPI and npm"
+            if self._ask is None:
+                self._steps.console.print(f"Building {names} {instead}. It takes minutes.", markup=False)
+            elif not self._ask(f"Build {names} {instead}? It takes minutes."):
                 raise _NotBuiltError(f"{names}: the stand-in was declined")
             try:
                 self._build(to_build)

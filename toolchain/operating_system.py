@@ -57,7 +57,7 @@ def exclusive(name: str, step: Step) -> Iterator[None]:
     path = CACHE / f"{name}.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as lock:
-        take(lock, lambda: step.say("waiting for another run that does the same"))
+        take(lock, lambda: step.say(f"waiting for another run that does the same: {step.title}"))
         yield
 
 

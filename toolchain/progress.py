@@ -57,6 +57,7 @@ class Step:
     """One running step; created by `Steps.step`."""
 
     def __init__(self, progress: Progress, title: str) -> None:
+        self.title = title
         self._progress = progress
         self._task = progress.add_task(title, total=None, doing="")
         self.why = ""

@@ -256,7 +256,7 @@ def test_two_runs_for_a_stack_take_turns() -> None:
     threads[0].start()
     held.wait()
     threads[1].start()
-    while "waiting for another run that does the same" not in written.getvalue():
+    while "waiting for another run that does the same: second" not in written.getvalue():
         assert threads[1].is_alive()
         threads[1].join(0.01)
     go_on.set()
