@@ -160,7 +160,7 @@ def found(
     which = f", but that of another stack than {other_than}" if stacks else ""
     unseen.append(
         f"what runs, and its requests: no edge on the engine that `docker` uses publishes port {port}{which} (if it "
-        "runs on another engine, set DOCKER_HOST)"
+        "was removed: ./pulumiw up --refresh; if it runs on another engine: set DOCKER_HOST)"
     )
     return None, None
 
