@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import time
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import httpx2
@@ -20,7 +21,7 @@ from tests.engines import needs_an_engine_of_its_own
 from tests.load import IN_FLIGHT_MAY_FAIL, NOTHING_FAILS
 from tests.stack_config import PROJECT_NAME
 from tests.stacks import deployed, opens
-from tests.swarm.cluster import until
+from tests.swarm.cluster import CRASH, until
 from tests.swarm.conftest import llmctl, place_on
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ REPLICAS = 3
 BUDGET = 5000
 """US dollars; no drill spends so much."""
 UNAUTHORIZED = 401
+LINES_SHOWN = 30
 CHAT = {"model": "gpt-4o", "messages": [{"role": "user", "content": "hello"}]}
 DATABASE_URLS = ("databaseUrl", "litellmDatabaseUrl")
 DATABASE_PASSWORDS = ("databasePassword", "litellmDatabasePassword")
@@ -447,9 +449,12 @@ def test_destroy_leaves_nothing_behind(swarm: Cluster, deployment: Deployment) -
     until(lambda: all(found()), "all kinds are there")
     try:
         deployment.stack.destroy(show_secrets=False, on_output=print)
-    except automation.CommandError as error:  # of a lead that changed, as docs/machines.md has it
-        if "node lost leader status" not in str(error):
-            raise
+    except automation.CommandError as error:
+        last_lines = "\n".join(str(error).splitlines()[-LINES_SHOWN:])
+        has_crashed = any(CRASH.search(node.log.read_text()) for node in swarm.nodes)
+        if not has_crashed and "node lost leader status" not in last_lines:
+            pytest.fail(last_lines, pytrace=False)
+        warnings.warn(f"destroyed once more, as docs/machines.md has it, after: {last_lines}", stacklevel=2)
         deployment.stack.destroy(show_secrets=False, on_output=print)
     until(lambda: not any(found()), "nothing is left")
     for node in swarm.nodes:
