@@ -32,6 +32,7 @@ INDEPENDENT = tests/toolchain $(addprefix tests/integration/test_,backup.py prov
 WITH_DATABASE = $(addprefix tests/integration/test_,client_limits.py keys.py litellm_database.py redis.py spend.py virtual_keys.py)
 ## CI has no time for the other drills: they run before a release.
 DRILLS = not test_litellm_database and not your_own_values
+REDIS  = not password_is_rotated and not (is_away and (killed or paused))
 SWARM  = not a_machine_that_is_lost or leader
 
 .PHONY: help up down purge push environment prepare check check-deploy integration independent database drill bench test forget-coverage \
@@ -76,7 +77,7 @@ independent: prepare
 	$(PYTEST) $(INDEPENDENT)
 
 database: prepare
-	$(PYTEST) $(FILES) $(if $(NEWEST),--newest) $(WITH_DATABASE)
+	$(PYTEST) $(FILES) $(if $(NEWEST),--newest) $(WITH_DATABASE) $(if $(NAME),-k "$(NAME)")
 
 drill: prepare
 	$(BIN)/pytest $(FILES) -m "$(if $(NEWEST),,not )newest" tests/drills $(if $(NAME),-k "$(NAME)")
@@ -103,7 +104,8 @@ beside-the-swarm: prepare
 ci: PYTEST = $(BIN)/coverage run -m pytest
 ci: forget-coverage
 	$(MAKE) -j2 --output-sync=line beside-the-swarm test-swarm PYTEST="$(PYTEST)" NAME="$(SWARM)"
-	$(MAKE) database drill PYTEST="$(PYTEST)" NAME="$(DRILLS)" KILLS=1
+	$(MAKE) database PYTEST="$(PYTEST)" NAME="$(REDIS)"
+	$(MAKE) drill NAME="$(DRILLS)" KILLS=1
 	$(MAKE) coverage
 
 test-runbooks: prepare

@@ -23,6 +23,11 @@ UNFIT = {
 }
 """Names of images of Postgres and HAProxy that are not based on Debian, with what they are."""
 
+VERSION = re.compile(r":(\d+)[\w.-]*(@|$)")
+"""The major version in a tag that begins with it."""
+OLDEST_REDIS = 7
+"""The oldest whose rights and commands the stack's Redis was tried with; Valkey begins with 7."""
+
 
 def moves(tag: str) -> bool:
     """Whether a tag does not name a release."""
@@ -52,3 +57,9 @@ def unfit(reference: str) -> str | None:
         f"{what}, and the stack uses what the official images on Debian have: bash, their user ids, their order of "
         "texts (images/README.md). Take the official image of the same version, as postgres:17 or haproxy:3.0"
     )
+
+
+def old_redis(reference: str) -> str | None:
+    """Why an image must not run as Redis: its tag names an old release."""
+    version = VERSION.search(reference)
+    return f"is older than Redis {OLDEST_REDIS}" if version and int(version[1]) < OLDEST_REDIS else None

@@ -27,7 +27,7 @@ from pydantic import (
 )
 from pydantic.alias_generators import to_camel
 
-from engine.allowed_images import moves, replaced_litellm, unfit
+from engine.allowed_images import moves, old_redis, replaced_litellm, unfit
 from engine.certificates import lacks_certificates
 from infra import litellm_environment, prices, providers, retirements
 from infra.limits import ClientLimits
@@ -66,16 +66,15 @@ def _image(reference: str) -> str:
     return reference
 
 
-def _litellm_image(reference: str) -> str:
-    if why := replaced_litellm(reference):
-        raise ValueError(why)
-    return reference
+def _fits(why_not: Callable[[str], str | None]) -> AfterValidator:
+    """Refuses an image for the reason that `why_not` has, if it has one."""
 
+    def check(reference: str) -> str:
+        if why := why_not(reference):
+            raise ValueError(why)
+        return reference
 
-def _debian_image(reference: str) -> str:
-    if why := unfit(reference):
-        raise ValueError(why)
-    return reference
+    return AfterValidator(check)
 
 
 def _key(key: SecretStr) -> SecretStr:
@@ -101,10 +100,7 @@ def _present(key: SecretStr) -> SecretStr:
 
 def _provider_key(key: SecretStr) -> SecretStr:
     if not re.fullmatch(r"[!-~]([ -~]*[!-~])?", key.get_secret_value()):
-        raise ValueError(
-            "is not a key: a provider takes ASCII characters only, without a space or a line break at an end. "
-            "Copy the key again"
-        )
+        raise ValueError("has characters that no header can carry, or a space at an end: copy the key again")
     return key
 
 
@@ -192,8 +188,9 @@ Registry = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9.-]*(:\d{1
 HostName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,251}[A-Za-z0-9])?$")]
 VolumeName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_.-]{0,62}$")]
 Image = Annotated[str, AfterValidator(_image)]
-LiteLLMImage = Annotated[Image, AfterValidator(_litellm_image)]
-DebianImage = Annotated[Image, AfterValidator(_debian_image)]
+LiteLLMImage = Annotated[Image, _fits(replaced_litellm)]
+RedisImage = Annotated[Image, _fits(old_redis)]
+DebianImage = Annotated[Image, _fits(unfit)]
 Origin = Annotated[str, StringConstraints(pattern=r"^(\*|https?://[a-z0-9]([a-z0-9.-]*[a-z0-9])?(:\d{1,5})?)$")]
 Port = Annotated[int, Field(ge=1, le=LAST_PORT)]
 MemoryMb = Annotated[int, Field(ge=64, le=1024 * 1024)]
@@ -308,7 +305,7 @@ class Settings(_Frozen):
     litellm_image: LiteLLMImage = Field(examples=["ghcr.io/berriai/litellm:main-v1.55.0"])
     postgres_image: DebianImage = Field(examples=["postgres:17"])
     haproxy_image: DebianImage = Field(examples=["haproxy:3.0"])
-    redis_image: Image = Field(examples=["valkey/valkey:8.1"])
+    redis_image: RedisImage = Field(examples=["valkey/valkey:8.1"])
     image_registry: Annotated[Registry | None, Optional] = Field(examples=["registry.example:5000"])
     constraints: tuple[Constraint, ...] = Field(examples=["--path 'constraints[0]' 'node.labels.llm == true'"])
     postgres_volume: VolumeName = Field(examples=["postgres-18-data"])

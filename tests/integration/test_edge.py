@@ -758,6 +758,7 @@ def test_a_gateway_without_a_replica_says_so(client: Callable[..., OpenAI], depl
         ask(client())
     assert caught.value.status_code == 503
     assert caught.value.code == "service_unavailable"
+    assert int(caught.value.response.headers["retry-after"]) > 0
     assert at_replicas(deployment, "connection_attempts_total", NOBODY) - looked > 1
     for replica, part in zip(replicas, REPLICAS, strict=True):
         replica.start()
