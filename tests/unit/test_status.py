@@ -321,7 +321,10 @@ def test_a_gateway_that_does_not_serve_is_wrong(
     monkeypatch.setenv("LITELLM_URL", "http://127.0.0.1:9")
     status = read()
     assert status.wrong == ("gateway: nothing answers at http://127.0.0.1:9 (./pulumiw up --refresh)",)
-    assert "no edge on the engine that `docker` uses publishes port 9 (if it was removed: ./pulumiw up" in status.unseen[0]
+    assert (
+        "no edge on the engine that `docker` uses publishes port 9 (if it was removed: ./pulumiw up"
+        in status.unseen[0]
+    )
     monkeypatch.setenv("LITELLM_API_KEY", "")
     with pytest.raises(app.NotConfiguredError):
         read()
