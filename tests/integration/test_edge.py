@@ -61,7 +61,7 @@ NOBODY = 'server="nobody"'
 FROM_A_REPLICA = b"server: uvicorn"
 CONFIG = (PROJECT / "edge/haproxy.cfg").read_text()
 REFUSALS = [
-    *((int(status), body) for status, body in re.findall(r"status (\d{3}) .* string '([^']+)'", CONFIG)),
+    *((int(status), body) for status, body in re.findall(r"status (\d{3}) .* (?:lf-)?string '([^']+)'", CONFIG)),
     *((413, body) for body in re.findall(r"proc.too_large '([^']+)'", CONFIG)),
     *((400, body.replace('\\"', '"')) for body in re.findall(r"status 400 .* lf-string .*'(\{[^'\n]+)'", CONFIG)),
 ]

@@ -39,9 +39,9 @@ The short form has `name`, which callers ask for; `model`, LiteLLM's provider/mo
 and `inputCostPerToken` and `outputCostPerToken` in US dollars. Without prices, a provider's model has those of
 LiteLLM's list, and what a model on your own server costs is unknown.
 
-A server on the engine's own machine is `http://host.docker.internal:PORT`. It must listen on an address that containers
-reach, not on 127.0.0.1 alone (Docker Desktop reaches that too): Ollama with `OLLAMA_HOST=0.0.0.0`, and a firewall that
-keeps others out.
+A server on the engine's own machine is `http://host.docker.internal:PORT`. It must listen on an address that
+containers reach, not on 127.0.0.1 alone (Docker Desktop reaches that too): Ollama with `OLLAMA_HOST=0.0.0.0`, and a
+firewall that keeps others out.
 
 LiteLLM's own form has `model_name`, `litellm_params` and `model_info`, as in LiteLLM's `model_list`. It accepts
 everything that LiteLLM does: several deployments of one name with their `weight`, `order`, `rpm` and `tpm`, patterns
