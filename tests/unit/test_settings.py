@@ -126,11 +126,7 @@ def test_staging_and_prod_need_a_provider_key_or_a_local_model(stack: str) -> No
         ({"haproxyImage": "haproxy:3.0-alpine3.22"}, "haproxyImage", "is built on Alpine, and the stack uses"),
         ({"redisImage": "registry.example:5000/redis:6.2-bookworm"}, "redisImage", "is older than Redis 7"),
         ({"postgresImage": "registry.example:5000/postgres:17.9-alpine"}, "postgresImage", "is built on Alpine"),
-        (
-            {"postgresImage": "dhi.io/postgres:17"},
-            "postgresImage",
-            "is hardened, or another maker's, and the stack uses",
-        ),
+        ({"postgresImage": "dhi.io/postgres:17"}, "postgresImage", "is hardened, or another maker's, and the stack"),
         ({"postgresImage": "bitnami/postgresql:17"}, "postgresImage", "is hardened"),
         ({"haproxyImage": "registry.example/hardened/haproxy:3.2"}, "haproxyImage", "is hardened"),
         ({"dockerHost": "ssh://deploy@staging.example"}, "bindAddress", "cannot be reached from here"),
