@@ -28,6 +28,7 @@ from console.usage_cli import usage
 
 if TYPE_CHECKING:
     from app.organizations import Organization
+    from console.gateway_report import Gateway
 
 LOOK_SECONDS = 2
 cli = typer.Typer(
@@ -136,11 +137,11 @@ def org_create(
     """Add an organization:  llmctl org create acme --model claude-3-5-sonnet --fallback gpt-4o."""
     from app import organizations  # noqa: PLC0415
 
-    _check_models(model, fallback, no_fallback=no_fallback, force=force)
+    gateway = _check_models(model, fallback, no_fallback=no_fallback, force=force)
     given = None if no_fallback else ... if fallback is None else fallback
     made = organizations.create(name, model=model, fallback=given)
     _show([made], as_json=as_json, one=True)
-    _say_doubts(made, force=force)
+    _say_doubts(made, gateway, force=force)
 
 
 @org.command("list")
@@ -171,12 +172,12 @@ def org_set_model(
     """Set an organization's models:  llmctl org set-model ID gpt-4o --fallback claude-3-5-sonnet."""
     from app import organizations  # noqa: PLC0415
 
-    _check_models(model, fallback, no_fallback=no_fallback, force=force)
+    gateway = _check_models(model, fallback, no_fallback=no_fallback, force=force)
     if fallback is None and not no_fallback:
         fallback = organizations.get(organization).llm_fallback_model
     changed = organizations.set_models(organization, model=model, fallback=fallback)
     _show([changed], as_json=as_json, one=True)
-    _say_doubts(changed, force=force)
+    _say_doubts(changed, gateway, force=force)
 
 
 @migrate.command("status")
@@ -291,18 +292,18 @@ def _text(given: str | None) -> str:
     return text
 
 
-def _check_models(model: str | None, fallback: str | None, *, no_fallback: bool, force: bool) -> None:
+def _check_models(model: str | None, fallback: str | None, *, no_fallback: bool, force: bool) -> Gateway | None:
     if fallback is not None and no_fallback:
         raise typer.BadParameter("--fallback and --no-fallback cannot be combined")
-    check_served([name for name in (model, fallback) if name is not None], force=force)
+    return check_served([name for name in (model, fallback) if name is not None], force=force)
 
 
-def _say_doubts(organization: Organization, *, force: bool) -> None:
+def _say_doubts(organization: Organization, gateway: Gateway | None, *, force: bool) -> None:
     """Also of models that were not named: the database's defaults, and a fallback that was there before."""
     if force:
         return
     with suppress(app.LLMError):  # the organization is changed, whether or not the gateway answers
-        for doubt in doubts(organization, served().models):
+        for doubt in doubts(organization, (gateway or served()).models):
             say(f"{doubt}: llmctl org set-model {organization.id} MODEL --fallback MODEL")
 
 

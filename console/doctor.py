@@ -157,10 +157,9 @@ def _organizations(served: set[str]) -> Iterator[Finding]:
     except LLMError as error:
         yield Finding("organizations", "failure", str(error), "llmctl migrate up")
         return
-    doubtful = False
-    for organization in listed:
-        for doubt in doubts(organization, served):
-            doubtful = True
-            yield Finding("organizations", "warning", doubt, f"llmctl org set-model {organization.id} MODEL")
-    if not doubtful:
-        yield Finding("organizations", "ok", f"{len(listed)}, all with models that are served")
+    found = [
+        Finding("organizations", "warning", doubt, f"llmctl org set-model {organization.id} MODEL")
+        for organization in listed
+        for doubt in doubts(organization, served)
+    ]
+    yield from found or [Finding("organizations", "ok", f"{len(listed)}, all with models that are served")]

@@ -21,15 +21,20 @@ def served() -> Gateway:
     return gateway_report.accepted(Settings.load())
 
 
-def check_served(models: Iterable[str], *, force: bool) -> None:
-    """Refuse models that the gateway does not serve, unless forced. Raises typer.BadParameter."""
+def check_served(models: Iterable[str], *, force: bool) -> Gateway | None:
+    """Refuse models that the gateway does not serve, unless forced. Raises typer.BadParameter.
+
+    Returns what the gateway says about itself if it was asked.
+    """
     wanted = list(models)
     if force or not wanted:
-        return
-    known = served().models
+        return None
+    gateway = served()
+    known = gateway.models
     for name in wanted:
         if name not in known:
             raise typer.BadParameter(f"the gateway does not serve {name}; it serves {', '.join(known)} (or --force)")
+    return gateway
 
 
 def doubts(organization: Organization, models: Container[str]) -> Iterator[str]:

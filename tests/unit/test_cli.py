@@ -234,14 +234,14 @@ def test_organizations_are_a_table(table: Organizations) -> None:
 
 @pytest.mark.parametrize(
     ("options", "fallback"),
-    [([], "claude-3-5-sonnet"), (["--fallback", "gpt-4o"], "gpt-4o"), (["--no-fallback"], None)],
+    [([], "claude-3-5-sonnet"), (["--fallback", "gpt-4o", "--force"], "gpt-4o"), (["--no-fallback"], None)],
 )
 @pytest.mark.parametrize("command", [["set-model", ID, "gpt-4o"], ["create", "new"]])
 def test_a_fallback_stays_unless_it_is_named(
     table: Organizations, command: list[str], options: list[str], fallback: str | None
 ) -> None:
     """For a new organization, the database's default."""
-    out("org", *command, *options, "--force")
+    out("org", *command, *options)
     assert table.row.llm_fallback_model == fallback
 
 

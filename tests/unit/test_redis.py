@@ -48,6 +48,12 @@ def test_two_switches_are_enough() -> None:
     [
         ({"litellmDatabase": "false"}, "redis", "no effect without litellmDatabase", "set litellmDatabase true"),
         (
+            {"redisImage": "registry.example:5000/redis:6.2-bookworm"},
+            "redisImage",
+            "is older than Redis 7",
+            "set redisImage valkey/valkey:8.1",
+        ),
+        (
             {"placement": "swarm", "bindAddress": "0.0.0.0", "allowPlainHttp": "true"},  # noqa: S104
             "redis",
             "is for placement docker so far",
