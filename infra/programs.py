@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 FOLDER = "/opt/llm-gateway"
@@ -12,15 +13,19 @@ SCHEMA = f"{FOLDER}/schema.py"
 """The program that runs in its own container."""
 
 _SOURCE = Path(__file__).parent.parent / "litellm"
+_MODULES = _SOURCE / "modules.txt"
 
 
-def files() -> dict[str, str]:
-    """The files that a replica needs, by path: `run.py`, and all other modules in one text, which it reads."""
+def files() -> dict[str, Path]:
+    """The files that a replica needs, by path: `run.py`, and all other modules in one text, which it reads.
+
+    Writes that text to this clone.
+    """
     modules = sorted(file for file in _SOURCE.glob("*.py") if f"{FOLDER}/{file.name}" not in {RUN, SCHEMA})
-    return {
-        RUN: _read("run.py"),
-        f"{FOLDER}/modules.txt": "".join(f"#: {it.name}\n{_read(it.name)}" for it in modules),
-    }
+    written = _MODULES.with_suffix(f".{os.getpid()}")
+    written.write_text("".join(f"#: {it.name}\n{_read(it.name)}" for it in modules), encoding="utf-8")
+    written.replace(_MODULES)  # at once: another `up` of this clone may read it
+    return {RUN: _SOURCE / "run.py", f"{FOLDER}/{_MODULES.name}": _MODULES}
 
 
 def schema() -> dict[str, str]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     import pulumi
 
@@ -85,6 +86,9 @@ class Workload:
     """Not for secrets: anyone with access to the engine can read it."""
     files: Mapping[str, pulumi.Input[str]] = field(default_factory=dict)
     """Content by absolute path."""
+    programs: Mapping[str, Path] = field(default_factory=dict)
+    """Files of this clone by absolute path, which on one host the state has by their checksum: their content would be
+    in it twice for each replica, and an `up` writes the state again at each step."""
     secrets: Mapping[str, pulumi.Input[str]] = field(default_factory=dict)
     """Content by file name in SECRETS."""
     live: LiveFilesArgs | None = None

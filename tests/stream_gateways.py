@@ -167,7 +167,7 @@ def pair_of(release: str, folder: Path) -> Iterator[Pair]:
                     port=gateway.PORT,
                     published=own_port,
                     files={
-                        **programs.files(),
+                        **{path: file.read_text(encoding="utf-8") for path, file in programs.files().items()},
                         "/config/config.yaml": json.dumps(CONFIG),
                         "/config/recorder.py": RECORDER,
                     },

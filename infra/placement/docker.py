@@ -5,7 +5,9 @@ Replicas are replaced in waves: each waits until all of the wave before it are h
 
 from __future__ import annotations
 
+import hashlib
 from contextlib import closing
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import docker
@@ -29,7 +31,8 @@ from infra.workload import LIVE, SECRETS, Replica, Workload
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
+
+PROJECT = Path(__file__).parents[2]
 
 SECONDS_TO_KILL = 5
 """Time beyond a container's own time to stop, so that the engine does not kill one that is about to end."""
@@ -50,6 +53,15 @@ def waves(replicas: int) -> list[list[int]]:
     their number.
     """
     return [wave for wave in ([1], [*range(2, replicas + 1, 2)], [*range(3, replicas + 1, 2)]) if wave]
+
+
+def _upload(file: str, source: Path) -> pulumi_docker.ContainerUploadArgs:
+    """A file of this clone, by a path that is the same in each clone: the provider runs in the project's folder."""
+    return pulumi_docker.ContainerUploadArgs(
+        file=file,
+        source=source.relative_to(PROJECT).as_posix(),
+        source_hash=hashlib.sha256(source.read_bytes()).hexdigest(),
+    )
 
 
 class DockerHost(EnginePlacement):
@@ -183,7 +195,11 @@ class DockerHost(EnginePlacement):
 
     def _uploads(self, workload: Workload) -> list[pulumi_docker.ContainerUploadArgs]:
         files = {**workload.files, **{f"{SECRETS}/{name}": content for name, content in workload.secrets.items()}}
-        return [pulumi_docker.ContainerUploadArgs(file=file, content=files[file]) for file in sorted(files)]
+        uploads = {
+            **{file: pulumi_docker.ContainerUploadArgs(file=file, content=files[file]) for file in files},
+            **{file: _upload(file, source) for file, source in workload.programs.items()},
+        }
+        return [uploads[file] for file in sorted(uploads)]
 
     def _image(self, reference: str) -> pulumi_docker.RemoteImage:
         if reference not in self._images:

@@ -253,7 +253,9 @@ class Swarm(EnginePlacement):
     def _container_spec(
         self, workload: Workload, opts: pulumi.ResourceOptions
     ) -> pulumi_docker.ServiceTaskSpecContainerSpecArgs:
-        files, secrets = dict(workload.files), {f"{SECRETS}/{name}": it for name, it in workload.secrets.items()}
+        files: dict[str, pulumi.Input[str]] = dict(workload.files)
+        files |= {path: source.read_text(encoding="utf-8") for path, source in workload.programs.items()}
+        secrets = {f"{SECRETS}/{name}": it for name, it in workload.secrets.items()}
         if workload.live:
             files |= {f"{LIVE}/current/{name}": it for name, it in workload.live.files.items()}
             secrets |= {f"{LIVE}/current/{name}": it for name, it in workload.live.secrets.items()}

@@ -63,6 +63,7 @@ class DockerStack(DeployedStack):
 def _part(resource: Mapping[str, Any], live: Mapping[str, str]) -> Part:
     inputs = clear(resource["inputs"])
     labels = {each["label"]: each["value"] for each in inputs["labels"]}
+    uploads = inputs.get("uploads") or []
     return Part(
         name=resource["name"],
         kind=labels[f"{LABEL}.part"],
@@ -73,8 +74,9 @@ def _part(resource: Mapping[str, Any], live: Mapping[str, str]) -> Part:
         networks=frozenset(each["name"] for each in inputs["networksAdvanced"]),
         volumes={each["containerPath"]: each["volumeName"] for each in inputs.get("volumes") or []},
         files={
-            **{each["file"]: each["content"] for each in inputs.get("uploads") or []},
+            **{each["file"]: each["content"] for each in uploads if "content" in each},
             **{f"{LIVE}/current/{name}": content for name, content in live.items()},
         },
+        programs={each["file"]: each["sourceHash"] for each in uploads if "content" not in each},
         declared=inputs,
     )

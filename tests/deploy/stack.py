@@ -66,6 +66,8 @@ class Part:
     """The volume that is mounted at each path."""
     files: Mapping[str, str] = field(repr=False)
     """The content of each file that it was given, secrets among them, by path."""
+    programs: Mapping[str, str] = field(default_factory=dict)
+    """The SHA-256 of each file that the state has no content of, by path."""
     declared: Mapping[str, Any] = field(repr=False)
     """The inputs of its resource."""
 

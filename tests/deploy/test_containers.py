@@ -51,9 +51,11 @@ def test_its_files_are_those_that_were_rendered(stack: DeployedStack, instance: 
         path, output = CONFIGS[instance.part.kind]
         files[path] = stack.outputs[output]
     # By checksum: a report with -vv shows what a command printed.
-    result = inside.run("sha256sum -- " + " ".join(["%s"] * len(files)), *files)
+    checksums = {path: hashlib.sha256(text.encode()).hexdigest() for path, text in files.items()}
+    wanted = {**checksums, **instance.part.programs}
+    result = inside.run("sha256sum -- " + " ".join(["%s"] * len(wanted)), *wanted)
     found = {path: checksum for checksum, path in (line.split("  ", 1) for line in result.stdout.splitlines())}
-    changed = [path for path in files if found.get(path) != hashlib.sha256(files[path].encode()).hexdigest()]
+    changed = [path for path in wanted if found.get(path) != wanted[path]]
     assert changed == [], (
         f"{changed} in {instance} is not what was deployed. Make the container again: "
         f"{stack.make_again(instance.part)}"

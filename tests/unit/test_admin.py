@@ -12,7 +12,7 @@ from infra import admin, edge
 from tests.stack_config import PROJECT, raw_config
 from tests.unit import test_guard
 from tests.unit.conftest import SECRET
-from tests.unit.test_litellm_database import Recorder, plain, registered
+from tests.unit.test_litellm_database import Recorder, files_of, plain, registered
 from tests.unit.test_litellm_database import problems as with_database
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def test_it_is_published_on_loopback_whatever_the_gateways_address_is(registered
 def test_the_password_is_a_generated_file_of_the_replicas(registered: Callable[..., Recorder]) -> None:
     for name, container in registered(**ON).containers().items():
         inputs = plain(container)
-        files = {each["file"]: each["content"] for each in inputs["uploads"]}
+        files = files_of(inputs)
         given = {file.removeprefix("/run/secrets/"): text for file, text in files.items() if "UI_" in file}
         login = {"UI_USERNAME": "admin", "UI_PASSWORD": "value-of-admin-password"}
         assert given == (login if name.startswith("litellm-") else {})

@@ -168,6 +168,11 @@ def plain(value: Any) -> Any:
     return [plain(each) for each in value] if isinstance(value, list) else value
 
 
+def files_of(container: Any) -> dict[str, str]:
+    """The content of the files that a container gets, by path; not of programs, which it gets from the clone."""
+    return {each["file"]: each["content"] for each in plain(container)["uploads"] if "source" not in each}
+
+
 @pytest.fixture
 def registered(settings: Callable[..., Settings]) -> Iterator[Callable[..., Recorder]]:
     """Run the program's `build` with settings, and return what it registered."""
@@ -193,7 +198,7 @@ def test_replicas_get_the_database_as_a_secret_file_and_leave_its_schema_alone(
     recorder = registered(litellmDatabase="true")
     for name in ("litellm-1", "litellm-2"):
         container = plain(recorder.containers()[name])
-        files = {each["file"]: each["content"] for each in container["uploads"]}
+        files = files_of(container)
         url = urlsplit(files["/run/secrets/DATABASE_URL"])
         assert (url.username, url.hostname, url.port, url.path) == ("litellm_1", "postgres", 5432, "/litellm")
         assert url.password == "value-of-litellm-database-password"

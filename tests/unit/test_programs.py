@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,8 +14,8 @@ from tests.stack_config import PROJECT
 
 def laid(folder: Path) -> Path:
     """Write what a replica gets to a folder; return the program to run."""
-    for path, text in programs.files().items():
-        (folder / Path(path).name).write_text(text, encoding="utf-8")
+    for path, file in programs.files().items():
+        shutil.copy(file, folder / Path(path).name)
     return folder / Path(programs.RUN).name
 
 

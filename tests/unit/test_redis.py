@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from tests.unit.test_litellm_database import Recorder
 
 registered, plain = test_litellm_database.registered, test_litellm_database.plain
+files_of = test_litellm_database.files_of
 ON = {"redis": "true", "litellmDatabase": "true"}
 SECONDS = 60
 
@@ -121,7 +122,7 @@ def test_a_stack_has_none_unless_it_asks_for_one(registered: Callable[..., Recor
     assert "redis" not in recorder.containers()
     container = plain(recorder.containers()["litellm-1"])
     assert "REDIS" not in str(container["envs"])
-    files = {each["file"]: each["content"] for each in container["uploads"]}
+    files = files_of(container)
     assert "redis" not in files["/app/config.yaml"]
     assert f"/run/secrets/{redis.PASSWORD_VARIABLE}" not in files
 
@@ -147,7 +148,7 @@ def test_replicas_get_the_password_as_a_file_and_litellm_caches_no_answer(
     recorder = registered(**ON)
     for name in ("litellm-1", "litellm-2"):
         container = plain(recorder.containers()[name])
-        files = {each["file"]: each["content"] for each in container["uploads"]}
+        files = files_of(container)
         assert files[f"/run/secrets/{redis.PASSWORD_VARIABLE}"] == "value-of-redis-password"
         assert "value-of" not in str(container["envs"])
         assert f"{redis.ADDRESS_VARIABLE}=redis:6379" in container["envs"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import TYPE_CHECKING, Any
 
 import pulumi
@@ -15,7 +16,7 @@ from infra.placement.docker import waves
 from infra.placement.engine_placement import EnginePlacement
 from infra.postgres import major_version_of
 from infra.stack import build
-from tests.stack_config import KEY, OTHER_KEY, PROJECT_NAME
+from tests.stack_config import KEY, OTHER_KEY, PROJECT, PROJECT_NAME
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -225,6 +226,19 @@ def test_secrets_are_files_of_the_containers_that_need_them(registered: Callable
     }
 
 
+def test_programs_are_in_the_state_by_their_checksums(registered: Callable[..., Recorder]) -> None:
+    """And by a path that each clone has, so that an `up` from another one replaces nothing."""
+    for name in ("litellm-1", "litellm-2"):
+        uploads = [plain(each) for each in registered().containers()[name]["uploads"]]
+        programs = {each["file"]: (each["source"], each["sourceHash"]) for each in uploads if "source" in each}
+        assert programs == {
+            f"/opt/llm-gateway/{file}": (f"litellm/{file}", hashlib.sha256(path.read_bytes()).hexdigest())
+            for file in ("modules.txt", "run.py")
+            for path in [PROJECT / "litellm" / file]
+        }
+        assert not [each for each in uploads if "source" in each and "content" in each]
+
+
 def test_variables_and_files_of_the_stack_config_are_files_of_the_replicas(
     registered: Callable[..., Recorder],
 ) -> None:
@@ -234,7 +248,7 @@ def test_variables_and_files_of_the_stack_config_are_files_of_the_replicas(
     )
     containers = recorder.containers()
     for name, inputs in containers.items():
-        uploads = {plain(each)["file"]: plain(plain(each)["content"]) for each in inputs["uploads"]}
+        uploads = {plain(each)["file"]: plain(plain(each).get("content")) for each in inputs["uploads"]}
         given = {path: text for path, text in uploads.items() if text in {"K", "eu-1", "{}"}}
         of_litellm = {"GROQ_API_KEY": "K", "AWS_REGION": "eu-1", "files/v.json": "{}"}
         wanted = {f"{SECRET_FILES}{path}": text for path, text in of_litellm.items()}
