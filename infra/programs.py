@@ -19,12 +19,14 @@ _MODULES = _SOURCE / "modules.txt"
 def files() -> dict[str, Path]:
     """The files that a replica needs, by path: `run.py`, and all other modules in one text, which it reads.
 
-    Writes that text to this clone.
+    That text is written to this clone, if it is not there.
     """
     modules = sorted(file for file in _SOURCE.glob("*.py") if f"{FOLDER}/{file.name}" not in {RUN, SCHEMA})
-    written = _MODULES.with_suffix(f".{os.getpid()}")
-    written.write_text("".join(f"#: {it.name}\n{_read(it.name)}" for it in modules), encoding="utf-8")
-    written.replace(_MODULES)  # at once: another `up` of this clone may read it
+    text = "".join(f"#: {it.name}\n{_read(it.name)}" for it in modules)
+    if not _MODULES.exists() or _read(_MODULES.name) != text:
+        written = _MODULES.with_suffix(f".{os.getpid()}")
+        written.write_text(text, encoding="utf-8")
+        written.replace(_MODULES)  # at once: another `up` of this clone may read it
     return {RUN: _SOURCE / "run.py", f"{FOLDER}/{_MODULES.name}": _MODULES}
 
 
