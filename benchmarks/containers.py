@@ -16,7 +16,7 @@ from psycopg import sql
 from infra import demo, postgres
 from infra.workload import LOOPBACK, MEBIBYTE
 from tests.stack_config import PROJECT_NAME
-from tests.stacks import Deployment, free_port, image_of
+from tests.stacks import Deployment, free_port, image_of, pause
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -182,7 +182,7 @@ class ContainerMeter:
 
     def pause(self) -> None:
         if self._status() == "running":
-            self.container.pause()
+            pause(self.container)
 
     def resume(self) -> None:
         if self._status() == "paused":

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tarfile
 import time
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -346,6 +346,31 @@ def stand_in_for(recipe: Recipe, engine: docker.DockerClient, record: Path) -> s
     with Steps() as steps:
         images.ensure(steps, engine, {recipe.part: reference}, stack="any", ask=None, record=record)
     return reference
+
+
+def pause(container: Container) -> None:
+    """Stop all processes of a container, which accepts connections then but does not answer."""
+    deadline = time.monotonic() + RESTART_SECONDS
+    while True:
+        try:
+            container.pause()
+        except docker.errors.APIError as error:
+            # What runc says if a process is created meanwhile, as for a health check.
+            if "unable to freeze" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(POLL_SECONDS)
+        else:
+            return
+
+
+@contextmanager
+def paused(*containers: Container) -> Iterator[None]:
+    """Containers that are paused meanwhile."""
+    with ExitStack() as held:
+        for container in containers:
+            pause(container)
+            held.callback(container.unpause)
+        yield
 
 
 @contextmanager

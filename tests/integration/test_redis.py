@@ -19,7 +19,7 @@ import pytest
 from console import redis_check
 from tests.integration.test_virtual_keys import HELLO, REPLICAS, admin, holder, key_of, lines
 from tests.load import NOTHING_FAILS, Load
-from tests.stacks import deployed, stand_in_for
+from tests.stacks import deployed, paused, stand_in_for
 from tests.swarm.cluster import until
 from toolchain import recipes
 
@@ -164,16 +164,6 @@ def test_tokens_a_minute_are_counted_by_both_replicas_together(deployment: Deplo
     assert last == "rate_limit_exceeded"
     assert LIMIT - 1 <= answered <= LIMIT + 1
     until(lambda: each_has_answered(deployment, alias), "both replicas have answered")
-
-
-@contextmanager
-def paused(container: Container) -> Iterator[None]:
-    """A container that accepts connections and does not answer."""
-    container.pause()
-    try:
-        yield
-    finally:
-        container.unpause()
 
 
 @contextmanager
