@@ -40,6 +40,8 @@ BUDGET = 5000
 """US dollars; no drill spends so much."""
 UNAUTHORIZED = 401
 LINES_SHOWN = 30
+STEADY_SECONDS, PAUSE_SECONDS = 180, 5
+"""On a machine that is as busy as CI's, the managers' lead can change several times in a minute."""
 CHAT = {"model": "gpt-4o", "messages": [{"role": "user", "content": "hello"}]}
 DATABASE_URLS = ("databaseUrl", "litellmDatabaseUrl")
 DATABASE_PASSWORDS = ("databasePassword", "litellmDatabasePassword")
@@ -438,6 +440,21 @@ def lead_without_postgres(swarm: Cluster, deployment: Deployment) -> None:
     deployment.up(expect_no_changes=True)
 
 
+def destroy(swarm: Cluster, deployment: Deployment) -> str | None:
+    """Why it has to be repeated: another manager leads now, or an engine has crashed. Fails for any other reason."""
+    try:
+        deployment.stack.destroy(show_secrets=False, on_output=print)
+    except automation.CommandError as error:
+        logs = {node.name: node.log.read_text() for node in swarm.nodes}
+        last_lines = [str(error).splitlines()[-LINES_SHOWN:]]
+        last_lines += [[f"{name}: {line}" for line in log.splitlines()[-LINES_SHOWN:]] for name, log in logs.items()]
+        problem = "\n".join(line for lines in last_lines for line in lines)
+        if not any(map(CRASH.search, logs.values())) and "node lost leader status" not in str(error):
+            pytest.fail(problem, pytrace=False)
+        return problem
+    return None
+
+
 def test_destroy_leaves_nothing_behind(swarm: Cluster, deployment: Deployment) -> None:
     label: dict[str, Any] = {"label": f"{LABEL}.stack={deployment.name}"}
 
@@ -447,15 +464,11 @@ def test_destroy_leaves_nothing_behind(swarm: Cluster, deployment: Deployment) -
         return [bool(kind.list(filters=label)) for kind in (*of_swarm, swarm.nodes[0].client.volumes)]
 
     until(lambda: all(found()), "all kinds are there")
-    try:
-        deployment.stack.destroy(show_secrets=False, on_output=print)
-    except automation.CommandError as error:
-        last_lines = "\n".join(str(error).splitlines()[-LINES_SHOWN:])
-        has_crashed = any(CRASH.search(node.log.read_text()) for node in swarm.nodes)
-        if not has_crashed and "node lost leader status" not in str(error):
-            pytest.fail(last_lines, pytrace=False)
-        warnings.warn(f"destroyed once more, as docs/machines.md has it, after: {last_lines}", stacklevel=2)
-        deployment.stack.destroy(show_secrets=False, on_output=print)
+    deadline = time.monotonic() + STEADY_SECONDS
+    while (problem := destroy(swarm, deployment)) is not None:
+        assert time.monotonic() < deadline, problem
+        warnings.warn(f"destroyed once more, as docs/machines.md has it, after: {problem}", stacklevel=2)
+        time.sleep(PAUSE_SECONDS)
     until(lambda: not any(found()), "nothing is left")
     for node in swarm.nodes:
         assert node.client.containers.list(all=True, filters=label) == []
