@@ -658,10 +658,14 @@ def test_the_access_log_names_client_and_model_and_no_key(
     client().chat.completions.create(
         model="claude-3-5-sonnet", messages=[{"role": "user", "content": "a secret prompt"}]
     )
+
+    def last() -> dict[str, Any]:
+        return [entry for entry in log_entries(deployment) if entry["client"] == "app"][-1]
+
+    until(lambda: last()["model"] == "claude-3-5-sonnet", "it is logged")
+    assert (last()["status"], last()["path"]) == (200, "/v1/chat/completions")
+    assert last()["ms_total"] >= 0
     log = deployment.container("edge").logs().decode()
-    last = [entry for entry in log_entries(deployment) if entry["client"] == "app"][-1]
-    assert (last["model"], last["status"], last["path"]) == ("claude-3-5-sonnet", 200, "/v1/chat/completions")
-    assert last["ms_total"] >= 0
     for secret in (*deployment.outputs["clientKeys"].values(), deployment.secret("master-key"), "a secret prompt"):
         assert secret not in log
 

@@ -62,8 +62,12 @@ def test_an_answer_is_recorded_by_client_and_organization(deployment: Deployment
     until(lambda: len(told()) == len(ids), "both answers are told of")
     assert {line["call_id"]: line["organization"] for line in told()} == ids
     assert {line["client"] for line in told()} == {"app"}
-    entries = [json.loads(it) for it in deployment.container("edge").logs().decode().splitlines() if it[:1] == "{"]
-    assert {entry["call"] for entry in entries} >= ids.keys()
+
+    def logged() -> set[str]:
+        log = deployment.container("edge").logs().decode()
+        return {json.loads(line)["call"] for line in log.splitlines() if line.startswith("{")}
+
+    until(lambda: logged() >= ids.keys(), "the edge has logged both")
     row = used("--by", "org")[organization.name]
     assert answer.usage is not None
     expected = (1, answer.usage.prompt_tokens, answer.usage.completion_tokens, 0)
