@@ -19,6 +19,7 @@ from pulumi.automation import CommandError
 from engine.own_folder import litellm_backups
 from tests.drills.test_changes import UNAUTHORIZED, changed, ids, status_of_replica
 from tests.drills.test_upgrade import OF_THE_PROVIDER_ONLY, PINNED, UPGRADE, running
+from tests.edge_log import edge_log
 from tests.integration import test_backup, test_keys
 from tests.integration.test_backup import ROWS
 from tests.integration.test_litellm_database import asked, doctor, llmctl, refused, rows, spend
@@ -107,9 +108,7 @@ def ask(deployment: Deployment, key: str) -> httpx2.Response:
 
 def answering(deployment: Deployment, since: float, **said: object) -> set[str]:
     """The replicas of which the edge has logged an answer with these fields, since a time."""
-    log = deployment.container("edge").logs(since=since).decode()
-    entries = [json.loads(line) for line in log.splitlines() if line.startswith("{")]
-    return {entry["replica"] for entry in entries if said.items() <= entry.items()}
+    return {entry["replica"] for entry in edge_log(deployment, since) if said.items() <= entry.items()}
 
 
 def everywhere(deployment: Deployment, key: str, code: int, **said: object) -> float:

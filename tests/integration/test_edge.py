@@ -27,6 +27,7 @@ from openai import OpenAI
 
 from infra import gateway
 from tests import paths
+from tests.edge_log import edge_log
 from tests.stack_config import PROJECT
 from tests.stacks import POLL_SECONDS, REPLICAS, deployed, free_port, paused
 from tests.swarm.cluster import until
@@ -232,12 +233,6 @@ def in_parts(deployment: Deployment, trusting: ssl.SSLContext, size: int) -> htt
         verify=trusting,
         timeout=60,
     )
-
-
-def log_entries(deployment: Deployment) -> list[dict[str, Any]]:
-    """The access log."""
-    lines = deployment.container("edge").logs().decode().splitlines()
-    return [json.loads(line) for line in lines if line.startswith("{")]
 
 
 def ask(client: OpenAI, text: str = "hello") -> ChatCompletion:
@@ -530,7 +525,7 @@ def test_a_caller_who_leaves_before_the_answer_is_waited_for_no_longer(
                 "messages": [{"role": "user", "content": f"[[demo delay={REQUEST_TIMEOUT_SECONDS - 1}]]"}],
             },
         )
-    while not (left := [it for it in log_entries(deployment) if it["client_left"] and it["path"] == path]):
+    while not (left := [it for it in edge_log(deployment) if it["client_left"] and it["path"] == path]):
         time.sleep(POLL_SECONDS)
     assert [entry["client"] for entry in left] == ["app"]
     assert left[0]["ms_first_byte"] < 0
@@ -660,7 +655,7 @@ def test_the_access_log_names_client_and_model_and_no_key(
     )
 
     def last() -> dict[str, Any]:
-        return [entry for entry in log_entries(deployment) if entry["client"] == "app"][-1]
+        return [entry for entry in edge_log(deployment) if entry["client"] == "app"][-1]
 
     until(lambda: last()["model"] == "claude-3-5-sonnet", "it is logged")
     assert (last()["status"], last()["path"]) == (200, "/v1/chat/completions")

@@ -14,6 +14,7 @@ import pytest
 
 import app
 from app import organizations
+from tests.edge_log import edge_log
 from tests.stacks import LLMCTL
 from tests.swarm.cluster import until
 
@@ -64,8 +65,7 @@ def test_an_answer_is_recorded_by_client_and_organization(deployment: Deployment
     assert {line["client"] for line in told()} == {"app"}
 
     def logged() -> set[str]:
-        log = deployment.container("edge").logs().decode()
-        return {json.loads(line)["call"] for line in log.splitlines() if line.startswith("{")}
+        return {entry["call"] for entry in edge_log(deployment)}
 
     until(lambda: logged() >= ids.keys(), "the edge has logged both")
     row = used("--by", "org")[organization.name]

@@ -10,6 +10,7 @@ import openai
 import pytest
 from openai import OpenAI
 
+from tests.edge_log import edge_log
 from tests.swarm.cluster import until
 
 if TYPE_CHECKING:
@@ -53,11 +54,6 @@ def refusal(client: OpenAI, model: str = "gpt-4o") -> openai.APIStatusError:
     with pytest.raises(openai.APIStatusError) as caught:
         client.chat.completions.create(**{**HELLO, "model": model})
     return caught.value
-
-
-def edge_log(deployment: Deployment) -> list[dict[str, Any]]:
-    log = deployment.container("edge").logs().decode()
-    return [json.loads(line) for line in log.splitlines() if line.startswith("{")]
 
 
 def lines(deployment: Deployment) -> list[dict[str, Any]]:
