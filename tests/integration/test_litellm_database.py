@@ -69,13 +69,20 @@ def chat(deployment: Deployment, key: str) -> dict[str, Any]:
     return asked(deployment, "/v1/chat/completions", body, key=key)
 
 
-def rows(deployment: Deployment, query: str) -> list[tuple[Any, ...]]:
-    """What LiteLLM's own login reads in its database."""
+@contextmanager
+def logged_in(deployment: Deployment) -> Iterator[psycopg.Connection[Any]]:
+    """A connection with LiteLLM's own login to its database."""
     url = urlsplit(deployment.read(REPLICAS[0], "cat", "/run/secrets/DATABASE_URL").strip())
     port = urlsplit(deployment.outputs["databaseUrl"]).port
     with psycopg.connect(
         host="127.0.0.1", port=port, user=url.username, password=url.password, dbname=url.path[1:]
     ) as connection:
+        yield connection
+
+
+def rows(deployment: Deployment, query: str) -> list[tuple[Any, ...]]:
+    """What LiteLLM's own login reads in its database."""
+    with logged_in(deployment) as connection:
         done = connection.execute(query.encode())
         return done.fetchall() if done.description else []
 
@@ -254,12 +261,15 @@ def test_what_is_wrong_with_the_database_is_named_with_what_fixes_it(deployment:
     assert saved
     role = str(rows(deployment, "SELECT session_user")[0][0])
 
-    def few_are_free() -> bool:  # the replicas' connections come and go
-        taken = int(rows(deployment, "SELECT count(*) FROM pg_stat_activity WHERE usename = session_user")[0][0])
-        change_role(deployment, f"{role} CONNECTION LIMIT {taken + 1}")
-        return any(f"of {taken + 1} connections" in each for each in doctor()["warning"])
+    with role_set(deployment, f"{role} LOGIN"), logged_in(deployment) as counter:
+        counter.autocommit = True  # each count sees the sessions of that moment
 
-    with role_set(deployment, f"{role} LOGIN"):
+        def few_are_free() -> bool:  # the replicas' connections come and go, and may take the last free one
+            count = "SELECT count(*) FROM pg_stat_activity WHERE usename = session_user"
+            ((taken,),) = counter.execute(count).fetchall()
+            change_role(deployment, f"{role} CONNECTION LIMIT {taken + 1}")
+            return any(f"of {taken + 1} connections" in each for each in doctor()["warning"])
+
         until(few_are_free, "the doctor warns of few connections")
         change_role(deployment, f"{role} CONNECTION LIMIT 99")
         said = checked("litellm_database", deployment)
