@@ -23,6 +23,7 @@ import endings
 import faithful
 import fetching
 import guard
+import request_types
 import streams
 import transport
 from litellm.proxy.proxy_cli import run_server
@@ -37,6 +38,7 @@ def main(*_: str) -> None:
     endings.install()
     faithful.install()
     fetching.install()
+    request_types.install()
     if streams.install(enabled=os.environ.get("LLM_GATEWAY_FAST_STREAMS") == "true"):
         transport.install()
     guard.install()  # the outermost, so the last

@@ -75,7 +75,12 @@ def logged_in(deployment: Deployment) -> Iterator[psycopg.Connection[Any]]:
     url = urlsplit(deployment.read(REPLICAS[0], "cat", "/run/secrets/DATABASE_URL").strip())
     port = urlsplit(deployment.outputs["databaseUrl"]).port
     with psycopg.connect(
-        host="127.0.0.1", port=port, user=url.username, password=url.password, dbname=url.path[1:]
+        host="127.0.0.1",
+        port=port,
+        user=url.username,
+        password=url.password,
+        dbname=url.path[1:],
+        autocommit=True,
     ) as connection:
         yield connection
 
@@ -262,7 +267,6 @@ def test_what_is_wrong_with_the_database_is_named_with_what_fixes_it(deployment:
     role = str(rows(deployment, "SELECT session_user")[0][0])
 
     with role_set(deployment, f"{role} LOGIN"), logged_in(deployment) as counter:
-        counter.autocommit = True  # each count sees the sessions of that moment
 
         def few_are_free() -> bool:  # the replicas' connections come and go, and may take the last free one
             count = "SELECT count(*) FROM pg_stat_activity WHERE usename = session_user"

@@ -112,6 +112,24 @@ def test_chunks_are_written_as_json_under_the_model_that_litellm_says(streams: A
     ]
 
 
+@pytest.mark.parametrize(
+    "value",
+    ["plain", "half: \ud83d", "é", "\u2028", "\x00\x7f", -9999.0, 1e-07, 2**64 - 1, None, ["a"]],
+)
+def test_chunks_are_read_and_written_without_a_change(value: Any, streams: Any) -> None:
+    """As ASCII, which no client splits in the wrong place."""
+    body = {"id": "1", "choices": [{"index": 0, "delta": {"content": value}}]}
+    for data in (streams.written([body]), json.dumps(body)):
+        assert data.isascii()
+        assert streams._parsed(data) == body
+
+
+@pytest.mark.parametrize("word", ["NaN", "Infinity", "-Infinity"])
+def test_what_is_no_number_in_json_reaches_the_caller_as_null(word: str, streams: Any) -> None:
+    """As from LiteLLM's own way: SDKs of JavaScript could not read the chunk."""
+    assert json.loads(streams.written([streams._parsed(f'{{"logprob": {word}}}')])) == {"logprob": None}
+
+
 def test_a_release_that_it_was_not_proven_with_is_left_alone(
     streams: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
