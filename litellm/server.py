@@ -25,6 +25,7 @@ import fetching
 import guard
 import request_types
 import streams
+import token_counts
 import transport
 from litellm.proxy.proxy_cli import run_server
 
@@ -39,6 +40,7 @@ def main(*_: str) -> None:
     faithful.install()
     fetching.install()
     request_types.install()
+    token_counts.install()
     if streams.install(enabled=os.environ.get("LLM_GATEWAY_FAST_STREAMS") == "true"):
         transport.install()
     guard.install()  # the outermost, so the last

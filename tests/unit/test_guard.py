@@ -25,7 +25,18 @@ NOT_PUBLIC = (
     *("127.0.0.1", "10.0.0.5", "172.16.3.4", "192.168.1.1", "169.254.10.20", "100.64.0.1", "224.0.0.1"),
     *("::1", "fe80::1", "fd00::1"),
 )
-MODULES = ("answers", "fetching", "guard", "release", "request_types", "room", "shapes", "streams", "usage")
+MODULES = (
+    "answers",
+    "fetching",
+    "guard",
+    "release",
+    "request_types",
+    "room",
+    "shapes",
+    "streams",
+    "token_counts",
+    "usage",
+)
 
 
 @pytest.fixture(scope="module")

@@ -1,46 +1,103 @@
-"""The types of a request's fields are looked up once, whichever OpenAI SDK LiteLLM has."""
+"""OpenAI's SDK looks only through requests that it may change; what it makes of each stays the same."""
 
 from __future__ import annotations
 
-import functools
-import sys
-import typing
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, TypedDict
+import asyncio
+import importlib
+from typing import TYPE_CHECKING, Annotated, Any
 
 import pytest
+from openai import NOT_GIVEN, Omit
+from openai._utils import PropertyInfo
+from openai.types import EmbeddingCreateParams
+from openai.types.audio import TranscriptionCreateParams
+from openai.types.chat import ChatCompletionMessage, CompletionCreateParams
+from typing_extensions import TypedDict
 
 from tests.unit import test_guard
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
+
+    Transform = Callable[[object, object], Awaitable[object]]
 
 programs = test_guard.programs
 
 
-class Request(TypedDict):
-    """A kind of request."""
+CARD = TypedDict("CARD", {"card_id": Annotated[str, PropertyInfo(alias="cardID")]})  # noqa: UP013 -- else vulture
+CARDS = TypedDict("CARDS", {"model": str, "cards": list[CARD]})  # noqa: UP013 -- finds fields that nobody uses
+"""A request, with parts of which a field has another name in the provider's API."""
+CHAT = {
+    "model": "gpt-4o",
+    "messages": [
+        {"role": "system", "content": "Be brief."},
+        {
+            "role": "user",
+            "content": [{"type": "text", "text": "Hello"}, {"type": "image_url", "image_url": {"url": "x"}}],
+        },
+        {
+            "role": "assistant",
+            "tool_calls": [{"id": "1", "type": "function", "function": {"name": "f", "arguments": ""}}],
+        },
+        {"role": "tool", "tool_call_id": "1", "content": "", "its own": None},
+    ],
+    "tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}],
+    "response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": {}, "strict": True}},
+    "temperature": 0.5,
+    "stop": NOT_GIVEN,
+    "top_p": Omit(),
+    "a parameter of a provider": [1, 2.5, False],
+}
 
-    model: str
 
+@pytest.fixture
+def looked_through(
+    programs: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> tuple[Transform, Transform, list[Any]]:
+    """What the SDK does with a request, what it does now, and the requests that it still looks through."""
+    transform = importlib.import_module(programs["request_types"].TRANSFORM)
+    sdks, seen = transform.async_transform, []
 
-@pytest.mark.parametrize("kept_by_the_sdk", [False, True], ids=["as in 1.55.0", "as in newer releases"])
-def test_types_are_looked_up_once_for_a_kind_of_request(
-    kept_by_the_sdk: bool,  # noqa: FBT001 -- a parameter of the test
-    programs: dict[str, Any],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    looked_up = []
+    async def look_through(data: object, expected_type: object) -> object:
+        seen.append(data)
+        return await sdks(data, expected_type)
 
-    def look_up(kind: type, *, include_extras: bool = False) -> dict[str, Any]:
-        looked_up.append(kind)
-        return typing.get_type_hints(kind, include_extras=include_extras)
-
-    sdks: Callable[..., dict[str, Any]] = functools.cache(look_up) if kept_by_the_sdk else look_up
-    transform = SimpleNamespace(get_type_hints=sdks)
-    monkeypatch.setitem(sys.modules, programs["request_types"].TRANSFORM, transform)
+    monkeypatch.setattr(transform, "async_transform", look_through)
     programs["request_types"].install()
-    for _ in range(3):
-        assert transform.get_type_hints(Request, include_extras=True) == {"model": str}
-    assert looked_up == [Request]
-    assert kept_by_the_sdk == (transform.get_type_hints is sdks)
+    return sdks, transform.async_maybe_transform, seen
+
+
+@pytest.mark.parametrize(
+    ("request_", "kind", "is_looked_through"),
+    [
+        pytest.param(CHAT, CompletionCreateParams, False, id="a chat completion"),
+        pytest.param({"model": "m", "input": [[1, 2], [3]]}, EmbeddingCreateParams, False, id="embeddings"),
+        pytest.param({"model": "whisper-1", "file": b"sound"}, TranscriptionCreateParams, True, id="bytes"),
+        pytest.param(
+            {"model": "m", "messages": [ChatCompletionMessage(role="assistant", content="Hello")]},
+            CompletionCreateParams,
+            True,
+            id="an object of the SDK's",
+        ),
+        pytest.param(
+            {"model": "m", "cards": [{"card_id": "1"}]},
+            CARDS,
+            True,
+            id="a field with another name",
+        ),
+    ],
+)
+def test_a_request_is_what_the_sdk_makes_of_it(
+    request_: dict[str, Any],
+    kind: object,
+    is_looked_through: bool,  # noqa: FBT001 -- a parameter of the test
+    looked_through: tuple[Transform, Transform, list[Any]],
+) -> None:
+    sdks, now, seen = looked_through
+    expected = asyncio.run(_called(sdks, request_, kind))
+    assert asyncio.run(_called(now, request_, kind)) == expected
+    assert bool(seen) == is_looked_through
+
+
+async def _called(transform: Transform, request: object, kind: object) -> Any:
+    return await transform(request, kind)
