@@ -282,22 +282,21 @@ def gateway() -> Gateway:
 
 def replica() -> Gateway:
     """A replica of the gateway at LITELLM_URL, with a database or without. Raises what `gateway` raises otherwise."""
-    return of_stack(_stack())
+    return of_stack(stack())
 
 
 def replicas() -> dict[str, Gateway]:
     """Each replica on the engine that `docker` uses, by its name. Raises what `replica` raises."""
-    return _replicas_of(_stack())
+    return _replicas_of(stack())
 
 
-def _stack() -> containers.Stack:
-    settings = Settings.load()
+def stack() -> containers.Stack:
+    """The stack at LITELLM_URL. Raises NotConfiguredError, and ProgramError if it is not seen."""
     unseen: list[str] = []
-    url = str(settings.litellm_url).rstrip("/")
-    stack, _ = found(settings.litellm_url.port or 0, settings.required_api_key(), unseen, other_than=url)
-    if stack is None:
+    seen, _ = found(Settings.load(), unseen)
+    if seen is None:
         raise ProgramError(unseen[0])
-    return stack
+    return seen
 
 
 def of_stack(stack: containers.Stack) -> Gateway:

@@ -38,8 +38,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
     from console.status import found  # noqa: PLC0415 -- it loads much that only this needs
 
     try:
-        url = str(settings.litellm_url).rstrip("/")
-        stack, _ = found(settings.litellm_url.port or 0, settings.required_api_key(), [], other_than=url)
+        stack, _ = found(settings, [])
     except (LLMError, ProgramError):
         return  # which is another check's failure
     for part in stack.parts if stack else ():

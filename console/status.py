@@ -58,16 +58,14 @@ class Status:
 def read() -> Status:
     """Look at the stack at LITELLM_URL. Raises only NotConfiguredError: other failures are in the status."""
     settings = Settings.load()
-    key = settings.required_api_key()
-    url = str(settings.litellm_url).rstrip("/")
+    settings.required_api_key()
     gateway, wrong = _gateway(settings)
     unseen: list[str] = []
-    accepted = gateway is not None and gateway.refused is None
-    stack, counted = found(settings.litellm_url.port or 0, key, unseen, other_than=url if accepted else "")
+    stack, counted = found(settings, unseen, has_valid_key=gateway is not None and gateway.refused is None)
     parts, edge = _parts(stack, counted), stack.edge if stack else None
     return Status(
         at=datetime.now(UTC),
-        url=url,
+        url=_url(settings),
         stack=stack.name if stack else None,
         models=gateway.models if gateway else (),
         versions=dict(_versions(gateway, stack, counted, unseen)),
@@ -122,15 +120,16 @@ def _of_litellm(settings: Settings) -> list[str]:
     return [f"{each.check}: {each.detail} ({each.fix})" for each in found if each.status == "failure"]
 
 
+def _url(settings: Settings) -> str:
+    return str(settings.litellm_url).rstrip("/")
+
+
 def down() -> Iterator[Finding]:
     """The parts that are down while the gateway may still answer, if the engine that `docker` uses runs the stack."""
     try:
-        settings = Settings.load()
-        key = settings.required_api_key()
+        stack, counted = found(Settings.load(), [])
     except LLMError:
         return
-    url = str(settings.litellm_url).rstrip("/")
-    stack, counted = found(settings.litellm_url.port or 0, key, [], other_than=url)
     for part in _parts(stack, counted):
         if not part.up:
             yield Finding("parts", "warning", f"{part.name} is down: {part.state}", part.look)
@@ -139,13 +138,14 @@ def down() -> Iterator[Finding]:
 
 
 def found(
-    port: int, key: str, unseen: list[str], *, other_than: str
+    settings: Settings, unseen: list[str], *, has_valid_key: bool = True
 ) -> tuple[containers.Stack | None, Statistics | None]:
-    """The stack whose edge publishes the gateway's port, and what that edge has counted.
+    """The stack at LITELLM_URL, whose edge publishes its port, and what that edge has counted.
 
-    `other_than` is the address at which the key is valid, if that is known: an edge with the same port that does not
-    know the key belongs to another stack. What cannot be seen is added to `unseen`.
+    If the key is valid there, an edge with the same port that does not know the key belongs to another stack. What
+    cannot be seen is added to `unseen`. Raises NotConfiguredError without a key.
     """
+    url, port, key = _url(settings), settings.litellm_url.port or 0, settings.required_api_key()
     try:
         stacks = containers.stacks(port)
     except (ProgramError, ValueError) as error:
@@ -153,11 +153,11 @@ def found(
         return None, None
     for stack in stacks:
         counted, why = _counted(stack.edge, key)
-        if other_than and counted is not None and counted.knows_key is False:
+        if has_valid_key and counted is not None and counted.knows_key is False:
             continue
         unseen += [each for each in (stack.unseen, why) if each]
         return stack, counted
-    which = f", but that of another stack than {other_than}" if stacks else ""
+    which = f", but that of another stack than {url}" if stacks else ""
     unseen.append(
         f"what runs, and its requests: no edge on the engine that `docker` uses publishes port {port}{which} (if it "
         "was removed: ./pulumiw up --refresh; if it runs on another engine: set DOCKER_HOST)"

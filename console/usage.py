@@ -16,10 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from app import organizations
 from app._errors import LLMError
-from app._settings import Settings
 from console import containers, management
 from console.programs import ProgramError
-from console.status import found
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -160,12 +158,7 @@ def of_stack(by: Sequence[str], since: datetime | None, *, source: str | None = 
 
     Raises ProgramError, NotConfiguredError, and ManagementError for what the stack does not know.
     """
-    settings = Settings.load()
-    unseen: list[str] = []
-    url = str(settings.litellm_url).rstrip("/")
-    stack, _ = found(settings.litellm_url.port or 0, settings.required_api_key(), unseen, other_than=url)
-    if stack is None:
-        raise ProgramError(unseen[0])
+    stack = management.stack()
     if source != LINES:
         told = _told(stack, by, since)
         if told is not None:

@@ -6,15 +6,15 @@ import difflib
 import re
 from dataclasses import dataclass, field, replace
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from infra import PROJECT
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-PROJECT = Path(__file__).parent.parent
 FILE = PROJECT / "litellm" / "providers.yaml"
 RELEASES = PROJECT / "litellm" / "releases.yaml"
 IMAGES = PROJECT / "images" / "litellm"

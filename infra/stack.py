@@ -8,13 +8,13 @@ your code ──► postgres    network "data"
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pulumi
 
 from engine.image_names import stand_ins
 from infra import (
+    PROJECT,
     admin,
     client_limits,
     demo,
@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     from infra.settings import Settings
     from infra.workload import Placement
 
-PROJECT = Path(__file__).parent.parent
 IMAGE_CHOICES = PROJECT / ".images.yaml"
 GATEWAY_NETWORK = "gateway"
 DATA_NETWORK = "data"

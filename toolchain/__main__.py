@@ -14,7 +14,6 @@ import socket
 import subprocess
 import sys
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -22,16 +21,16 @@ import yaml
 from app._types import DEFAULT_MODEL
 from engine.allowed_images import replaced_litellm
 from infra.workload import LAST_PORT, LOOPBACK
-from toolchain import engine_setup, images, operating_system, registry, tools
+from toolchain import PROJECT, engine_setup, images, operating_system, registry, tools
 from toolchain import purge as take_away
 from toolchain.progress import CommandError, SetupError, Step, Steps
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from pathlib import Path
 
     import docker
 
-PROJECT = Path(__file__).resolve().parent.parent
 PULUMI = str(PROJECT / "pulumiw")
 UNATTENDED = ("--refresh", "--yes", "--skip-preview", "--non-interactive", "--color=never")
 DEFAULT_STACK = "dev"

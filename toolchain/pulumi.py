@@ -27,14 +27,13 @@ from urllib.parse import unquote, urlsplit
 import yaml
 
 from engine.own_folder import own_folder
-from toolchain import environment_file, tools
+from toolchain import PROJECT, environment_file, tools
 from toolchain.progress import SetupError, Steps
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from types import FrameType
 
-PROJECT = Path(__file__).resolve().parent.parent
 VIRTUAL_ENVIRONMENT = PROJECT / ".venv"
 CHANGING = {"up", "update", "destroy", "down"}
 NO_STACK_SELECTED = "no stack selected"

@@ -7,14 +7,13 @@ import os
 import shutil
 import subprocess
 from contextlib import closing
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import docker
 
 from engine.connection import UNREACHABLE, connect
 from engine.own_folder import litellm_backups, own_folder
-from toolchain import environment_file, image_record, operating_system
+from toolchain import PROJECT, environment_file, image_record, operating_system
 from toolchain.progress import SetupError
 from toolchain.pulumi import state_folder
 
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
 
     from toolchain.progress import Step, Steps
 
-PROJECT = Path(__file__).resolve().parent.parent
 ENVIRONMENT_FILE = PROJECT / ".env"
 MIGRATIONS, ROLES = "Migrations", "DatabaseRoles"
 """Resources that tell where the app's database is: in every stack, and if it is in the stack's own Postgres."""

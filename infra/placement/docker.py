@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 from contextlib import closing
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import docker
@@ -15,6 +14,7 @@ import pulumi
 import pulumi_docker
 
 from engine.connection import connect
+from infra import PROJECT
 from infra.placement.engine_placement import (
     HEALTH_SECONDS,
     LOG_FILES,
@@ -31,8 +31,7 @@ from infra.workload import LIVE, SECRETS, Replica, Workload
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-
-PROJECT = Path(__file__).parents[2]
+    from pathlib import Path
 
 SECONDS_TO_KILL = 5
 """Time beyond a container's own time to stop, so that the engine does not kill one that is about to end."""

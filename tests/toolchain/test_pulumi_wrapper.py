@@ -17,10 +17,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.stack_config import PROJECT
 from toolchain import operating_system, pulumi, tools
 from toolchain.progress import SetupError, Steps
 
-PROJECT = pulumi.PROJECT
 SECRET = "the secret of the stack"
 CONFIG = """# A comment that must survive.
 config:

@@ -210,7 +210,7 @@ def stack(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[list[str]]:
         ),
     )
     made = containers.Stack(name="dev", parts=parts, short=(), unseen="")
-    monkeypatch.setattr(usage, "found", lambda *_, **__: (made, None))
+    monkeypatch.setattr(management, "found", lambda *_, **__: (made, None))
     asked: list[list[str]] = []
 
     def output(command: list[str], **_: Any) -> str:
@@ -252,12 +252,12 @@ def test_the_replicas_logs_are_read_from_the_engine(stack: list[list[str]]) -> N
 
 
 def test_where_no_stack_is_seen_the_command_fails_and_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    def none(_: int, __: str, unseen: list[str], **___: Any) -> tuple[None, None]:
+    def none(_: object, unseen: list[str]) -> tuple[None, None]:
         unseen.append("what runs: no edge publishes port 4000 (name another engine by DOCKER_HOST)")
         return None, None
 
     monkeypatch.setenv("LITELLM_API_KEY", KEY)
-    monkeypatch.setattr(usage, "found", none)
+    monkeypatch.setattr(management, "found", none)
     failed = llmctl()
     assert (failed.exit_code, failed.stdout) == (1, "")
     assert failed.stderr == "llmctl: what runs: no edge publishes port 4000 (name another engine by DOCKER_HOST)\n"

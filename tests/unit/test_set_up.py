@@ -17,6 +17,7 @@ import pytest
 from rich.console import Console
 
 from infra.workload import LAST_PORT
+from tests.stack_config import PROJECT
 from toolchain import __main__ as set_up
 from toolchain import engine_setup, operating_system, tools
 from toolchain.progress import CommandError, SetupError, Step, Steps
@@ -64,7 +65,7 @@ def taken() -> Iterator[int]:
 @pytest.fixture
 def config_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The config file of stack dev, in a project of its own."""
-    (tmp_path / "Pulumi.yaml").write_bytes((set_up.PROJECT / "Pulumi.yaml").read_bytes())
+    (tmp_path / "Pulumi.yaml").write_bytes((PROJECT / "Pulumi.yaml").read_bytes())
     monkeypatch.setattr(set_up, "PROJECT", tmp_path)
     return tmp_path / "Pulumi.dev.yaml"
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from pathlib import Path
 
-PROJECT = Path(__file__).resolve().parents[2]
+from toolchain import PROJECT
+
 LOCK = PROJECT / "requirements.lock"
 COMPILE = (
     "uv",

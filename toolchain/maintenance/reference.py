@@ -19,6 +19,7 @@ import yaml
 from console.cli import cli
 from infra.settings import Settings, is_secret
 from infra.stack_config import adapter, set_command
+from toolchain import PROJECT
 from toolchain.maintenance import official_images, providers_page, releases_page
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
     from pydantic.fields import FieldInfo
 
-PROJECT = Path(__file__).resolve().parents[2]
 GENERATED = "<!-- Written by `make docs` from {}. Change that, then run it again. -->\n"
 ABOUT_CONFIGURATION = """
 Every key of the stack config. A key is set for the stack that is selected, or that `--stack` or the variable
