@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import typing
+from contextlib import suppress
 from functools import cache
 from typing import Any
 
@@ -25,16 +26,17 @@ def _is_plain(value: Any) -> bool:
 
 
 def install() -> None:
-    """Have the SDK look only through requests that it may change."""
-    transform = importlib.import_module(TRANSFORM)
-    types = importlib.import_module("openai._types")
-    look_through = transform.async_transform
-    absent = (types.NotGiven, types.Omit)
-    """What the SDK's own code has for a field that the caller did not set."""
+    """Have the SDK look only through requests that it may change. An SDK without these functions is left alone."""
+    try:
+        transform, types = importlib.import_module(TRANSFORM), importlib.import_module("openai._types")
+        look_through, mark = transform.async_transform, transform.PropertyInfo
+        absent = (types.NotGiven, types.Omit)
+    except (ImportError, AttributeError):
+        return
 
     def has_mark(annotation: Any, seen: set[Any]) -> bool:
         """Whether a type, or one in it, says that a field has another name or a value another form."""
-        if isinstance(annotation, transform.PropertyInfo):
+        if isinstance(annotation, mark):
             return True
         if not hasattr(annotation, "__total__"):  # no TypedDict
             return any(has_mark(each, seen) for each in typing.get_args(annotation))
@@ -52,8 +54,9 @@ def install() -> None:
     async def async_transform(data: Any, expected_type: object) -> Any:
         if isinstance(data, dict):
             given = {name: value for name, value in data.items() if not isinstance(value, absent)}
-            if _is_plain(given) and not is_changed(expected_type):
-                return given
+            with suppress(RecursionError):
+                if _is_plain(given) and not is_changed(expected_type):
+                    return given
         return await look_through(data, expected_type)
 
     transform.async_transform = async_transform

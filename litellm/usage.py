@@ -211,7 +211,9 @@ def install(models: Callable[[], Sequence[str]], version: str) -> Totals:
 
     def note(kwargs: Mapping[str, Any], *, failed: bool) -> None:
         exchange, call = current.get(), str(kwargs.get("litellm_call_id"))
-        if exchange is None or exchange.given_up or (call in exchange.told and not failed):
+        if exchange is None or exchange.model is None:
+            return  # no call of a model: LiteLLM reports a refused list of models too, as the edge's checks may get
+        if exchange.given_up or (call in exchange.told and not failed):
             return  # reported in `left`; and LiteLLM 1.55.0 may report one answer twice
         if not failed:
             exchange.told.add(call)

@@ -15,16 +15,24 @@ import pytest
 import app
 from app import organizations
 from tests.edge_log import edge_log
-from tests.stacks import LLMCTL
+from tests.stacks import LLMCTL, REPLICAS
 from tests.swarm.cluster import until
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from openai.types.chat import ChatCompletion
 
     from tests.stacks import Deployment
 
 pytestmark = pytest.mark.usefixtures("environment")
 
+LIST_WITH_A_WRONG_KEY = """
+import http.client
+replica = http.client.HTTPConnection("127.0.0.1", 4000)
+replica.request("GET", "/v1/models", headers={"Authorization": "Bearer sk-of-nobody"})
+print(replica.getresponse().status)
+"""
 PROMPT = "what nobody else may read"
 ID = "x-litellm-call-id"
 
@@ -39,9 +47,9 @@ def used(*options: str) -> dict[str, dict[str, Any]]:
     return {"/".join(row["group"].values()): row for row in found["rows"]}
 
 
-def lines(deployment: Deployment) -> list[dict[str, Any]]:
-    """What the replicas have written of usage."""
-    logs = "".join(deployment.container(part).logs(stderr=False).decode() for part in ("litellm-1", "litellm-2"))
+def lines(deployment: Deployment, parts: Sequence[str] = REPLICAS) -> list[dict[str, Any]]:
+    """What replicas have written of usage."""
+    logs = "".join(deployment.container(part).logs(stderr=False).decode() for part in parts)
     return [json.loads(line) for line in logs.splitlines() if line.startswith('{"event": "usage"')]
 
 
@@ -73,7 +81,7 @@ def test_an_answer_is_recorded_by_client_and_organization(deployment: Deployment
     expected = (1, answer.usage.prompt_tokens, answer.usage.completion_tokens, 0)
     assert (row["calls"], row["prompt_tokens"], row["completion_tokens"], row["unpriced_tokens"]) == expected
     assert row["cost"] > 0
-    for part in ("litellm-1", "litellm-2"):
+    for part in REPLICAS:
         assert PROMPT not in deployment.container(part).logs().decode()
 
 
@@ -95,6 +103,21 @@ def test_calls_are_counted_by_model_with_those_that_failed(deployment: Deploymen
 
     until(lambda: bool(row()["calls"] == 2), "both calls are told of")
     assert (row()["failed"], row()["prompt_tokens"]) == (1, good.usage.prompt_tokens)
+
+
+def test_a_refused_list_of_models_is_no_call(deployment: Deployment) -> None:
+    """The edge asks for it with the old key during a rotation, and nobody is to find failed calls of nobody."""
+    refused = deployment.read("litellm-1", "python3", "-c", LIST_WITH_A_WRONG_KEY)
+    assert refused.strip() in {"400", "401"}
+    label = f"usage-{uuid.uuid4()}"
+    client = deployment.client.with_options(default_headers={"x-llm-organization": label})
+
+    def told() -> bool:
+        client.chat.completions.create(model="gpt-4o", messages=[{"role": "user", "content": "hello"}])
+        return any(line["organization"] == label for line in lines(deployment, REPLICAS[:1]))
+
+    until(told, "that replica has told of a later call")
+    assert [line for line in lines(deployment) if line["model"] is None] == []
 
 
 def test_an_organization_that_is_not_a_label_is_refused(deployment: Deployment) -> None:

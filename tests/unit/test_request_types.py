@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import sys
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import pytest
@@ -97,6 +99,24 @@ def test_a_request_is_what_the_sdk_makes_of_it(
     expected = asyncio.run(_called(sdks, request_, kind))
     assert asyncio.run(_called(now, request_, kind)) == expected
     assert bool(seen) == is_looked_through
+
+
+def test_a_deep_value_is_the_sdks_to_handle(looked_through: tuple[Transform, Transform, list[Any]]) -> None:
+    _, now, seen = looked_through
+    deep: dict[str, Any] = {}
+    for _ in range(sys.getrecursionlimit()):
+        deep = {"inner": deep}
+    made = asyncio.run(_called(now, {"model": "gpt-4o", "its own": deep}, CompletionCreateParams))
+    assert made["its own"] is deep
+    assert len(seen) == 1
+
+
+def test_an_sdk_of_another_build_is_left_alone(programs: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """LiteLLM starts without the gain."""
+    other = SimpleNamespace(async_transform=None)
+    monkeypatch.setitem(sys.modules, programs["request_types"].TRANSFORM, other)
+    programs["request_types"].install()
+    assert vars(other) == {"async_transform": None}
 
 
 async def _called(transform: Transform, request: object, kind: object) -> Any:
