@@ -10,8 +10,9 @@
 from __future__ import annotations
 
 import importlib
-import sys
 from typing import Any
+
+from replacing import put_in_place
 
 OPENAIS = {"model_context_window_exceeded": "length", "refusal": "content_filter"}
 """OpenAI's word for one of a provider's."""
@@ -40,9 +41,7 @@ def _put_back_reasons() -> None:
         mapped = known(finish_reason)
         return finish_reason if mapped == STOP and finish_reason not in WHOLE else mapped
 
-    for module in [*sys.modules.values()]:  # each that has imported it already, by its name
-        if getattr(module, known.__name__, None) is known:
-            setattr(module, known.__name__, map_finish_reason)
+    put_in_place(known.__name__, known, map_finish_reason)
 
 
 def _put_back_blanks() -> None:

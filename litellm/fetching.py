@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin, urlsplit
 
 from answers import current
+from replacing import put_in_place
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -157,13 +158,6 @@ def install() -> None:
     if not ALLOWED:  # else tokens of an image that the provider fetches are counted by fetching it here too
         (measure,) = filter(None, (getattr(importlib.import_module(it), MEASURE, None) for it in MEASURING))
         put_in_place(MEASURE, measure, lambda *_, **__: UNKNOWN_SIZE)
-
-
-def put_in_place(name: str, original: object, replacement: object) -> None:
-    """Replace a function in each module that has it under its name."""
-    for module in list(sys.modules.values()):
-        if vars(module).get(name) is original:
-            setattr(module, name, replacement)
 
 
 def told(convert: Callable[..., Any], error: Callable[..., Exception]) -> Callable[..., Any]:

@@ -9,11 +9,11 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib
-import sys
 from collections import OrderedDict
 from typing import Any
 
 import orjson
+from replacing import put_in_place
 
 KEPT = 1000
 """How many counts are kept: enough for those of the requests that run."""
@@ -38,6 +38,4 @@ def install() -> None:
                 kept.popitem(last=False)
         return counted
 
-    for module in [*sys.modules.values()]:  # each that has imported it already, by its name
-        if getattr(module, count.__name__, None) is count:
-            setattr(module, count.__name__, token_counter)
+    put_in_place(count.__name__, count, token_counter)
