@@ -91,6 +91,15 @@ def opens(url: str, **changes: Any) -> bool:
     return True
 
 
+def answers(url: str) -> bool:
+    """Whether a database can be used yet."""
+    try:
+        psycopg.connect(url, connect_timeout=5).close()
+    except psycopg.OperationalError:
+        return False
+    return True
+
+
 def as_soon_as_replaced(deployment: Deployment, part: str) -> Callable[[], bool]:
     """True once a part has a new container, which cannot be in the state yet."""
     old = deployment.container(part)

@@ -193,6 +193,28 @@ def test_a_replica_that_is_killed_costs_no_request(deployment: Deployment, drill
         )
 
 
+def test_a_replica_that_starts_while_the_database_is_away_comes_back_with_it(
+    deployment: Deployment, drill: Drill
+) -> None:
+    """Until then the other replica serves."""
+    replica, postgres = deployment.container("litellm-2"), deployment.container("postgres")
+    pid, was_up = replica.attrs["State"]["Pid"], postgres.attrs["State"]["Pid"]
+    with drill("a replica started without LiteLLM's database", STREAMS_MAY_BREAK) as load:
+        postgres.stop()
+        deployment.kill("litellm-2")
+        load.await_successes(round(load.rate * AWAY_SECONDS))
+        replica.reload()
+        assert replica.attrs["State"]["Pid"] != pid
+        print(f"\nwithout its database, the replica is {replica.attrs['State']}")
+        postgres.start()
+        deployment.await_restart("postgres", was_up)
+        since = time.time()
+        until(
+            lambda: len(answering(deployment, since, status=200, client="batch")) == len(REPLICAS),
+            "each replica has answered the virtual key",
+        )
+
+
 def test_a_key_that_is_blocked_or_deleted_asks_nothing_more(deployment: Deployment, drill: Drill) -> None:
     """Of any replica, as the edge refuses what is no key. How soon is printed. What it spent stays on the bill."""
     alias = f"key-{uuid.uuid4().hex[:8]}"

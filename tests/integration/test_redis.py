@@ -1,4 +1,7 @@
-"""Redis in a real stack: limits hold over both replicas together, and requests go on while it is away."""
+"""Redis in a real stack: limits hold over both replicas together, and requests go on while it is away.
+
+The databases are on a server outside the stack here, so that this is tried too without another stack.
+"""
 
 from __future__ import annotations
 
@@ -8,18 +11,20 @@ import signal
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
+from secrets import token_hex
 from typing import TYPE_CHECKING, TypeVar
 from uuid import uuid4
 
 import openai
+import psycopg
 import pytest
 
 from console import redis_check
 from tests.integration.test_virtual_keys import HELLO, REPLICAS, admin, holder, key_of, lines
 from tests.load import NOTHING_FAILS, Load
-from tests.stacks import deployed, paused, stand_in_for
+from tests.stacks import answers, deployed, free_port, image_of, paused, stand_in_for
 from tests.swarm.cluster import until
 from toolchain import recipes
 
@@ -41,6 +46,8 @@ LAST_SECOND, AGAIN = 45, 3
 TRIES = 5
 AGAIN_SECONDS = 480
 """Some minutes by the clock: each look takes one, and on a busy machine an answer of Redis may come too late."""
+FIND_KEY = 'SELECT key_alias FROM "LiteLLM_VerificationToken" WHERE key_alias = %s'
+DATABASES, SETTINGS = ("products", "keys"), ("databaseUrl", "litellmDatabaseUrl")
 ANSWERS = 60
 """During a fault, of each kind of key."""
 
@@ -50,19 +57,57 @@ def ask_redis(deployment: Deployment, words: str, *, folder: str = "current") ->
     return deployment.read("redis", "sh", "-c", redis_check.command(f"/run/live/{folder}", words)).strip()
 
 
+@contextmanager
+def own_server(made: Deployment) -> Iterator[Callable[[str], str]]:
+    """A Postgres outside the stack, which the replicas and this machine reach; the URL of each of its DATABASES.
+
+    Each has its own role, which may use that database and nothing else.
+    """
+    network = made.engine.networks.create(f"{made.name}-own-server")  # for this machine's address on it
+    network.reload()
+    (address,) = (each["Gateway"] for each in network.attrs["IPAM"]["Config"])
+    port, password = free_port(), token_hex(16)
+    server = made.engine.containers.run(
+        image_of("postgres"),
+        ["-c", f"listen_addresses={address}", "-c", f"port={port}"],
+        name=network.name,
+        environment={"POSTGRES_PASSWORD": password},
+        network_mode="host",
+        detach=True,
+    )
+
+    def url(name: str) -> str:
+        return f"postgresql://{name}:{password}@{address}:{port}/{name}"
+
+    try:
+        until(lambda: answers(url("postgres")), "the server answers")
+        with psycopg.connect(url("postgres"), autocommit=True) as connection:
+            for name in DATABASES:
+                connection.execute(f"CREATE ROLE {name} LOGIN PASSWORD '{password}'")
+                connection.execute(f"CREATE DATABASE {name} OWNER {name}")
+        yield url
+    finally:
+        server.remove(force=True, v=True)
+        network.remove()
+
+
 @pytest.fixture(scope="module")
 def deployment(
     tmp_path_factory: pytest.TempPathFactory, choose_release: Callable[[Deployment], None]
 ) -> Iterator[Deployment]:
     """A stack whose replicas count together."""
+    held = ExitStack()
 
     def configure(made: Deployment) -> None:
         record = made.folder / ".images.yaml"
         image = stand_in_for(recipes.STAND_INS["valkey"], made.engine, record)
         made.set(litellmDatabase="true", redis="true", redisImage=image, litellmMemoryMb=1600)
+        url = held.enter_context(own_server(made))
+        for setting, name in zip(SETTINGS, DATABASES, strict=True):
+            made.set_path(setting, url(name), secret=True)
         choose_release(made)
 
-    with pytest.MonkeyPatch.context() as patch:
+    with held, pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("home")))
         with deployed(tmp_path_factory.mktemp("stack"), configure) as made:
             yield made
@@ -221,6 +266,17 @@ def test_its_password_is_rotated_without_a_request_that_fails(deployment: Deploy
     assert deployment.container("redis").id == container
     assert ask_redis(deployment, "ping") == "PONG"
     assert counted_together(deployment)
+
+
+def test_databases_of_your_own_are_used_and_the_stack_has_none(deployment: Deployment) -> None:
+    """Keys are in the one, migrations in the other. A second `up` changes nothing."""
+    _, alias = key_of(deployment)
+    with psycopg.connect(deployment.outputs["litellmDatabaseUrl"]) as connection:
+        assert connection.execute(FIND_KEY, (alias,)).fetchone() == (alias,)
+    with deployment.database() as connection:
+        assert connection.execute("SELECT count(*) FROM organizations").fetchone() == (0,)
+    assert not [each.name for each in deployment.containers() if "postgres" in str(each.name)]
+    deployment.up(expect_no_changes=True)
 
 
 def test_nothing_without_the_password_and_no_secret_where_it_can_be_read(deployment: Deployment) -> None:

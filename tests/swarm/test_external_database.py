@@ -11,7 +11,7 @@ import pytest
 
 from engine.image_names import in_registry
 from tests.engines import needs_an_engine_of_its_own
-from tests.stacks import deployed, image_of
+from tests.stacks import answers, deployed, image_of
 from tests.swarm.cluster import until
 from tests.swarm.conftest import place_on
 
@@ -38,15 +38,7 @@ def server(swarm: Cluster) -> Iterator[str]:
         ports={"5432/tcp": PORT},
     )
     url = f"postgresql://team:{password}@{node.address}:{PORT}/products"
-
-    def answers() -> bool:
-        try:
-            psycopg.connect(url, connect_timeout=5).close()
-        except psycopg.OperationalError:
-            return False
-        return True
-
-    until(answers, "the other Postgres answers")
+    until(lambda: answers(url), "the other Postgres answers")
     yield url
     container.remove(force=True, v=True)
 
