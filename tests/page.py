@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 import time
+from collections import Counter
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -16,10 +19,11 @@ from selenium.webdriver.support import expected_conditions as it
 from selenium.webdriver.support.wait import WebDriverWait
 
 from tests.browser import browser
+from tests.stacks import REPLICAS
 from tests.swarm.cluster import until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from selenium.webdriver import Chrome
 
@@ -163,3 +167,34 @@ def closed(outputs: Mapping[str, str]) -> None:
     assert httpx2.get(f"{operators}/key/list").status_code == httpx2.codes.UNAUTHORIZED
     for elsewhere in ({"host": "page.example"}, {"origin": "http://page.example"}):
         assert httpx2.get(f"{operators}/ui/", headers=elsewhere).status_code == httpx2.codes.FORBIDDEN
+
+
+@contextmanager
+def there_each_time(outputs: Mapping[str, str]) -> Iterator[None]:
+    """Ask for a stack's page all the time meanwhile. Raises AssertionError if it was not there once."""
+    seen: Counter[object] = Counter()
+    over = threading.Event()
+
+    def ask() -> None:
+        while not over.wait(POLL_SECONDS):
+            try:
+                seen[httpx2.get(outputs["adminUrl"], timeout=SECONDS).status_code] += 1
+            except httpx2.HTTPError as error:
+                seen[repr(error)] += 1
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    try:
+        yield
+    finally:
+        over.set()
+        asking.join()
+    assert seen.keys() == {httpx2.codes.OK}, seen
+
+
+def lets_in(outputs: Mapping[str, str], password: str) -> bool:
+    """Whether the page accepts the operator's password, asked often enough that each replica answers."""
+    url = outputs["adminUrl"].replace("/ui/", "/login")
+    form = {"username": "admin", "password": password}
+    (code,) = {httpx2.post(url, data=form, timeout=SECONDS).status_code for _ in REPLICAS * 2}
+    return code == httpx2.codes.SEE_OTHER

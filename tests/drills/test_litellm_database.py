@@ -25,7 +25,8 @@ from tests.integration.test_backup import ROWS
 from tests.integration.test_litellm_database import asked, doctor, llmctl, refused, rows, spend
 from tests.integration.test_virtual_keys import HELLO, UNKNOWN, holder, key_of, refusal
 from tests.load import NOTHING_FAILS, STREAMS_MAY_BREAK
-from tests.stacks import REPLICAS, deployed, descendants, stand_in_for
+from tests.page import lets_in, there_each_time
+from tests.stacks import REPLICAS, deployed, descendants, free_port, stand_in_for
 from tests.swarm.cluster import until
 from toolchain import environment_file
 
@@ -63,7 +64,9 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]
     """A stack whose LiteLLM has a database; the last drills take it to another release and back."""
 
     def configure(made: Deployment) -> None:
-        made.set(litellmDatabase="true", litellmMemoryMb=1600)  # `opened` runs a second LiteLLM in a replica
+        made.set(
+            litellmDatabase="true", adminPort=free_port(), litellmMemoryMb=1600
+        )  # `opened` runs a second LiteLLM in a replica
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("home")))  # an `up` keeps backups there
@@ -242,13 +245,19 @@ def test_a_key_that_is_blocked_or_deleted_asks_nothing_more(deployment: Deployme
 
 
 @pytest.mark.usefixtures("_credential")
-def test_the_models_and_the_master_key_change(deployment: Deployment, drill: Drill) -> None:
+def test_the_models_the_master_key_and_the_password_of_the_page_change(deployment: Deployment, drill: Drill) -> None:
     """At once, and only the replicas are replaced. What LiteLLM has encrypted with the salt key still opens."""
     old, before = deployment.secret("master-key"), ids(deployment)
+    old_password = deployment.outputs["adminPassword"]
+    assert lets_in(deployment.outputs, old_password)
     for name, value in {"name": "llama3.1", "model": "openai/llama3.1", "apiBase": "http://demo:8080/v1"}.items():
         deployment.set_path(f"models[0].{name}", value)
     deployment.set_path("secretVersions.masterKey", 2)
-    with drill("another model list and master key, with a database", NOTHING_FAILS):
+    deployment.set_path("secretVersions.adminPassword", 2)
+    with (
+        drill("another model list and master key, with a database", NOTHING_FAILS),
+        there_each_time(deployment.outputs),
+    ):
         started = time.monotonic()
         deployment.up()
         print(f"\nmodel list and master key changed in {time.monotonic() - started:.1f} s")
@@ -258,6 +267,8 @@ def test_the_models_and_the_master_key_change(deployment: Deployment, drill: Dri
         assert status_of_replica(deployment, part, new) == httpx2.codes.OK
         assert status_of_replica(deployment, part, old) == UNAUTHORIZED
     assert opened(deployment) == [CREDENTIAL] * len(REPLICAS)
+    assert not lets_in(deployment.outputs, old_password)
+    assert lets_in(deployment.outputs, deployment.outputs["adminPassword"])
     answer = deployment.client.chat.completions.create(**{**HELLO, "model": "llama3.1"})
     assert answer.choices[0].message.content
     deployment.up(expect_no_changes=True)
