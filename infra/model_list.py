@@ -106,14 +106,17 @@ def check(text: str) -> None:
             )
 
 
-def render(text: str, settings: Settings, *, demo_url: str, today: date | None = None) -> ModelList:
+def render(
+    text: str, settings: Settings, *, demo_url: str, redis_host: str = redis.NETWORK_NAME, today: date | None = None
+) -> ModelList:
     """Render LiteLLM's config `text` for a stack.
 
-    `demo_url` is the demo provider's address, as http://host:port, used only if the settings let it answer. `today`
-    decides which models have been shut down; by default it is the current day in UTC.
+    `demo_url` is the demo provider's address, as http://host:port, used only if the settings let it answer.
+    `redis_host` is the name under which replicas find Redis. `today` decides which models have been shut down; by
+    default it is the current day in UTC.
     """
     file = dict(parsed(text))
-    if of_stack := {**litellm_connections.general_settings(settings), **redis.general_settings(settings)}:
+    if of_stack := {**litellm_connections.general_settings(settings), **redis.general_settings(settings, redis_host)}:
         file["general_settings"] = {**of_stack, **(file.get("general_settings") or {})}
     config: dict[str, Any] = litellm_settings.laid_over(
         file, {key: getattr(settings, section) for key, section in litellm_settings.SECTIONS.items()}

@@ -55,13 +55,13 @@ OWN = {
 """LiteLLM's settings that are refused together with Redis, and why."""
 
 
-def general_settings(settings: Settings) -> dict[str, object]:
-    """The setting that makes LiteLLM 1.108.14 count in Redis. It caches no answers. 1.55.0 does not know it."""
+def general_settings(settings: Settings, host: str) -> dict[str, object]:
+    """The setting that makes LiteLLM 1.108.14 count in Redis at `host`. It caches no answers. 1.55.0 ignores it."""
     if not settings.redis:
         return {}
     return {
         "coordination_redis": {
-            "host": NETWORK_NAME,
+            "host": host,
             "port": PORT,
             "password": f"os.environ/{PASSWORD_VARIABLE}",
             "socket_timeout": SECONDS,
@@ -70,9 +70,9 @@ def general_settings(settings: Settings) -> dict[str, object]:
     }
 
 
-def environment(settings: Settings) -> dict[str, str]:
-    """The replicas' environment variables for Redis, except the password."""
-    return {ADDRESS_VARIABLE: f"{NETWORK_NAME}:{PORT}", **BREAKER} if settings.redis else {}
+def environment(settings: Settings, host: str) -> dict[str, str]:
+    """The replicas' environment variables for Redis at `host`, except the password."""
+    return {ADDRESS_VARIABLE: f"{host}:{PORT}", **BREAKER} if settings.redis else {}
 
 
 def problems(values: Mapping[str, Any]) -> Iterator[Problem]:
@@ -87,8 +87,6 @@ def problems(values: Mapping[str, Any]) -> Iterator[Problem]:
     if not values.get("litellm_database", True):
         what = "has no effect without litellmDatabase: only keys there have limits that replicas could count together"
         yield Problem("redis", what, "set litellmDatabase true")
-    if values.get("placement") == "swarm":
-        yield Problem("redis", "is for placement docker so far: it was not tried on a Swarm", "set redis false")
     for section, refused in OWN.items():
         given = values.get("general_settings" if section == "generalSettings" else "litellm_settings", {})
         for name in refused.keys() & given.keys():
@@ -138,7 +136,7 @@ class Redis(pulumi.ComponentResource):
                 entrypoint=("sh", "-c", f"exec {SERVER} {CONFIG}"),
                 files={CONFIG: config(args.memory_mb)},
                 # It accepts the new password before the replicas have it, and the previous one until all of them have
-                # the new one.
+                # the new one. On a Swarm each of these changes restarts it.
                 live=LiveFilesArgs(
                     files={},
                     secrets={

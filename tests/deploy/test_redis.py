@@ -49,7 +49,9 @@ def test_its_data_are_bounded_and_not_kept(stack: DeployedStack, instance: Insta
 
 @pytest.mark.of_kind("litellm")
 def test_each_replica_reaches_it_with_the_password(stack: DeployedStack, instance: Instance, inside: Host) -> None:
-    program = ASK.format(host=redis.NETWORK_NAME, port=redis.PORT, file=redis.PASSWORD_VARIABLE)
+    on_a_swarm = stack.settings.placement == "swarm"
+    host = stack.part("redis").runs_as if on_a_swarm else redis.NETWORK_NAME
+    program = ASK.format(host=host, port=redis.PORT, file=redis.PASSWORD_VARIABLE)
     asked = inside.run(f"python3 -I -c {shlex.quote(program)}")
     assert asked.stdout.strip() == "+OK", (
         f"{instance} counts by itself: it is not accepted by Redis ({asked.stdout.strip() or asked.stderr[-200:]}). "

@@ -15,9 +15,10 @@ from pulumi import automation
 
 from infra.programs import FOLDER
 from infra.workload import HealthCheck
+from tests.database import opens
 from tests.load import NOTHING_FAILS
 from tests.stack_config import PROJECT_NAME, project_file
-from tests.stacks import PARTS, RESTART_SECONDS, opens
+from tests.stacks import PARTS, RESTART_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

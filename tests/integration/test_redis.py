@@ -22,9 +22,10 @@ import psycopg
 import pytest
 
 from console import redis_check
+from tests.database import answers
 from tests.integration.test_virtual_keys import HELLO, REPLICAS, admin, holder, key_of, lines
 from tests.load import NOTHING_FAILS, Load
-from tests.stacks import answers, deployed, free_port, image_of, paused, stand_in_for
+from tests.stacks import deployed, free_port, image_of, paused, stand_in_for
 from tests.swarm.cluster import until
 from toolchain import recipes
 

@@ -21,10 +21,11 @@ import yaml
 
 from infra.workload import LIVE
 from tests.certificates import certify
+from tests.database import opens
 from tests.drills.test_changes import serve_ours, status_of_replica
 from tests.runbooks import Shell, runbook
 from tests.stack_config import PROJECT_NAME
-from tests.stacks import PARTS, REPLICAS, Deployment, as_soon_as_replaced, free_port, opens
+from tests.stacks import PARTS, REPLICAS, Deployment, as_soon_as_replaced, free_port
 from toolchain.operating_system import CACHE
 
 if TYPE_CHECKING:

@@ -5,15 +5,19 @@ from __future__ import annotations
 import itertools
 import os
 import subprocess
+from contextlib import closing
 from typing import TYPE_CHECKING
 
+import docker
 import httpx2
 import pytest
 
+from engine.image_names import stand_ins
 from tests.drills.conftest import _pulumi_tools, drill, other_keys, pytest_terminal_summary
-from tests.stacks import LLMCTL, image_of
+from tests.stacks import LLMCTL, image_of, stand_in_for
 from tests.swarm.cluster import cluster
 from toolchain.__main__ import IMAGE_SETTINGS
+from toolchain.recipes import STAND_INS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -42,6 +46,20 @@ def swarm() -> Iterator[Cluster]:
         for part in IMAGE_SETTINGS:
             made.fill(image_of(part))
         yield made
+
+
+@pytest.fixture(scope="session")
+def fill_with_redis(swarm: Cluster) -> Callable[[Deployment], None]:
+    """What puts Redis' image into the registry, and names it in a stack's config."""
+
+    def configure(made: Deployment) -> None:
+        record = made.folder / ".images.yaml"
+        with closing(docker.from_env()) as usual:
+            image = stand_in_for(STAND_INS["valkey"], usual, record)
+        swarm.fill(stand_ins(record)[image])
+        made.set(redis="true", redisImage=image)
+
+    return configure
 
 
 @pytest.fixture(scope="session")

@@ -10,8 +10,9 @@ import psycopg
 import pytest
 
 from engine.image_names import in_registry
+from tests.database import answers
 from tests.engines import needs_an_engine_of_its_own
-from tests.stacks import answers, deployed, image_of
+from tests.stacks import deployed, image_of
 from tests.swarm.cluster import until
 from tests.swarm.conftest import place_on
 

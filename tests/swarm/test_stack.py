@@ -6,6 +6,8 @@ import json
 import subprocess
 import time
 import warnings
+from collections import Counter
+from secrets import token_hex
 from typing import TYPE_CHECKING, Any
 
 import httpx2
@@ -17,15 +19,17 @@ from console.status import read
 from engine.labels import LABEL
 from engine.own_folder import litellm_backups
 from infra.programs import FOLDER
+from tests.database import opens
 from tests.engines import needs_an_engine_of_its_own
+from tests.integration.test_redis import LIMIT, in_a_minute
 from tests.load import IN_FLIGHT_MAY_FAIL, NOTHING_FAILS
 from tests.stack_config import PROJECT_NAME
-from tests.stacks import deployed, opens
+from tests.stacks import deployed
 from tests.swarm.cluster import CRASH, until
 from tests.swarm.conftest import llmctl, place_on
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from docker.models.containers import Container
@@ -44,14 +48,20 @@ STEADY_SECONDS, PAUSE_SECONDS = 180, 5
 """On a machine that is as busy as CI's, the managers' lead can change several times in a minute."""
 CHAT = {"model": "gpt-4o", "messages": [{"role": "user", "content": "hello"}]}
 DATABASE_URLS = ("databaseUrl", "litellmDatabaseUrl")
-DATABASE_PASSWORDS = ("databasePassword", "litellmDatabasePassword")
+PASSWORDS = ("databasePassword", "litellmDatabasePassword", "redisPassword")
 SUPERUSER = {"user": "postgres", "dbname": "postgres"}
 
 pytestmark = [needs_an_engine_of_its_own, pytest.mark.timeout(1800)]
 
 
 @pytest.fixture(scope="module")
-def deployment(swarm: Cluster, tmp_path_factory: pytest.TempPathFactory, *, of_litellm: bool) -> Iterator[Deployment]:
+def deployment(
+    swarm: Cluster,
+    tmp_path_factory: pytest.TempPathFactory,
+    fill_with_redis: Callable[[Deployment], None],
+    *,
+    of_litellm: bool,
+) -> Iterator[Deployment]:
     """One stack for all drills of this module; each leaves it whole."""
 
     def configure(made: Deployment) -> None:
@@ -60,6 +70,7 @@ def deployment(swarm: Cluster, tmp_path_factory: pytest.TempPathFactory, *, of_l
         if of_litellm:
             made.set(litellmDatabase="true", postgresMemoryMb=1024)  # room for six replicas
             made.set_path("clientLimits.app.budget", BUDGET)
+            fill_with_redis(made)
 
     started = time.monotonic()
     with pytest.MonkeyPatch.context() as patch:
@@ -189,6 +200,22 @@ def test_a_virtual_key_works_on_every_node_until_it_is_blocked(
     llmctl(deployment, "keys", "block", "of-a-team")
     refused = [UNAUTHORIZED] * len(swarm.nodes)
     until(lambda: status(swarm, deployment, created["key"]) == refused, "every replica refuses the key", within=60)
+
+
+def test_a_limit_holds_over_all_nodes_together(swarm: Cluster, deployment: Deployment, *, of_litellm: bool) -> None:
+    """Exactly that many requests of a key are answered in a minute, whichever nodes they come through."""
+    if not of_litellm:
+        pytest.skip("it takes LiteLLM's database: make test-swarm DATABASE=1")
+
+    def ask() -> Counter[int]:
+        limits = ("--rpm-limit", str(LIMIT), "--json")
+        created = json.loads(llmctl(deployment, "keys", "create", f"limited-{token_hex(4)}", *limits))
+        rounds = -(-2 * LIMIT // len(swarm.nodes))
+        return Counter(code for _ in range(rounds) for code in status(swarm, deployment, created["key"]))
+
+    found = in_a_minute(ask)
+    assert found.keys() == {httpx2.codes.OK, httpx2.codes.TOO_MANY_REQUESTS}
+    assert found[httpx2.codes.OK] == LIMIT
 
 
 def test_status_shows_every_node_and_what_the_edge_of_its_own_has_counted(
@@ -322,7 +349,7 @@ def test_secrets_are_rotated(swarm: Cluster, deployment: Deployment, drill: Dril
     """
     everywhere = len(swarm.nodes)
     old = {name: deployment.secret(name) for name in ("master-key", "postgres-password")}
-    urls, passwords = (names[: 1 + of_litellm] for names in (DATABASE_URLS, DATABASE_PASSWORDS))
+    urls, passwords = DATABASE_URLS[: 1 + of_litellm], PASSWORDS if of_litellm else PASSWORDS[:1]
     old_urls = [deployment.outputs[name] for name in urls]
     postgres = service(swarm, deployment, "postgres").attrs["Version"]
     with drill("Swarm: rotation of every secret", NOTHING_FAILS) as load:

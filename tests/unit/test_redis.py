@@ -55,12 +55,6 @@ def test_two_switches_are_enough() -> None:
             "set redisImage valkey/valkey:8.1",
         ),
         (
-            {"placement": "swarm", "bindAddress": "0.0.0.0", "allowPlainHttp": "true"},  # noqa: S104
-            "redis",
-            "is for placement docker so far",
-            "set redis false",
-        ),
-        (
             {"generalSettings": {"coordination_redis": {"host": "elsewhere"}}},
             "generalSettings.coordination_redis",
             "is the stack's own",

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import docker
 import pulumi
 import pytest
+import yaml
 from pulumi.runtime import mocks
 
-from infra import edge, gateway, postgres
+from infra import edge, gateway, postgres, redis
 from infra.placement import cluster, swarm
 from infra.stack import build
 from infra.stack_config import validate
@@ -118,6 +119,13 @@ def test_services_are_found_by_the_names_of_their_parts(registered: Callable[...
     }
     assert f"{PREFIX}-litellm-g1" in recorder.contents(":ServiceConfig")["edge-haproxy.cfg"]
     assert f"http://{PREFIX}-demo:8080" in recorder.contents(":ServiceConfig")["litellm-config.yaml"]
+
+
+def test_replicas_find_redis_by_the_name_of_its_service(registered: Callable[..., Services]) -> None:
+    recorder = registered(litellmDatabase="true", redis="true")
+    config = yaml.safe_load(recorder.contents(":ServiceConfig")["litellm-config.yaml"])
+    assert config["general_settings"]["coordination_redis"]["host"] == f"{PREFIX}-redis"
+    assert f"{redis.ADDRESS_VARIABLE}={PREFIX}-redis:{redis.PORT}" in recorder.specs()["litellm"]["commands"]
 
 
 @pytest.mark.parametrize(
