@@ -75,7 +75,7 @@ def problems(values: Mapping[str, Any]) -> Iterator[Problem]:
             yield Problem("litellmDatabaseUrl", what, "set litellmDatabase true")
         return
     if external is not None:
-        yield from _of_a_server_of_ones_own(values, external.get_secret_value())
+        yield from _of_your_own_server(values, external.get_secret_value())
     elif values.get("database_url") is not None:
         what = "is missing: databaseUrl is the app's, and LiteLLM's must be another one, which holds nothing else"
         yield Problem(
@@ -95,7 +95,7 @@ def problems(values: Mapping[str, Any]) -> Iterator[Problem]:
         yield from _room(values["replicas"], connections, values["postgres_memory_mb"])
 
 
-def _of_a_server_of_ones_own(values: Mapping[str, Any], url: str) -> Iterator[Problem]:
+def _of_your_own_server(values: Mapping[str, Any], url: str) -> Iterator[Problem]:
     if not url.startswith(("postgresql://", "postgres://")):
         what = "must be a URL, as postgresql://user:password@db.example:5432/litellm: Prisma takes no other form"
         yield Problem("litellmDatabaseUrl", what, "set --secret litellmDatabaseUrl postgresql://…")

@@ -133,7 +133,7 @@ def _is_command(arguments: Sequence[str], names: set[str]) -> bool:
 
 
 def _write_environment_file(tools: Path, variables: Mapping[str, str], arguments: Sequence[str]) -> None:
-    """Update `.env` from the stack, whoever brought it up: its address or its keys may have changed."""
+    """Update `.env` from the stack: its address or its keys may have changed."""
     if (outputs := _asked(tools, variables, arguments, "output", "--json", "--show-secrets")) is not None:
         environment_file.write(PROJECT / ".env", outputs)
 

@@ -53,11 +53,11 @@ class DockerStack(DeployedStack):
     def look_into(self, part: Part) -> str:
         return self.docker(f"logs --tail 50 {part.runs_as}")
 
-    def make_again(self, part: Part) -> str:
+    def recreate(self, part: Part) -> str:
         return f"{self.docker(f'stop {part.runs_as}')} && {self.docker(f'rm {part.runs_as}')} && {self.up}"
 
     def end_log(self, part: Part) -> str:
-        return f"end it with its container: {self.make_again(part)}"
+        return f"end it with its container: {self.recreate(part)}"
 
 
 def _part(resource: Mapping[str, Any], live: Mapping[str, str]) -> Part:

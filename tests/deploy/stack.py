@@ -202,7 +202,7 @@ class DeployedStack(ABC):
         """The commands that show a part's state."""
 
     @abstractmethod
-    def make_again(self, part: Part) -> str:
+    def recreate(self, part: Part) -> str:
         """The commands that replace a part's containers with containers as in the state."""
 
     @abstractmethod

@@ -154,12 +154,12 @@ class SwarmStack(DeployedStack):
             f"{self.docker(f'service logs --tail 50 {part.runs_as}')} (while a node is down it ends by Ctrl-C)"
         )
 
-    def make_again(self, part: Part) -> str:
+    def recreate(self, part: Part) -> str:
         return f"{self.up} && {self.docker(f'service update --force {part.runs_as}')}"
 
     def end_log(self, part: Part) -> str:
         ended = f"docker container prune --filter label=com.docker.swarm.service.name={part.runs_as}"
-        return f"end it with its containers: {self.make_again(part)}, then on each node: {ended}"
+        return f"end it with its containers: {self.recreate(part)}, then on each node: {ended}"
 
 
 def _part(resource: Mapping[str, Any], contents: Mapping[str, str]) -> Part:

@@ -40,8 +40,8 @@ def test_no_process_in_it_has_a_privilege(stack: DeployedStack, instance: Instan
         confined = "0" not in process["Uid"].split() and {
             int(process[name], 16) for name in ("CapEff", "CapPrm", "CapAmb")
         } == {0}
-        again = stack.make_again(instance.part)
-        assert confined, f"process {process['Pid']} in {instance} has privileges. Make it again: {again}"
+        again = stack.recreate(instance.part)
+        assert confined, f"process {process['Pid']} in {instance} has privileges. Recreate it: {again}"
 
 
 def test_its_files_are_those_that_were_rendered(stack: DeployedStack, instance: Instance, inside: Host) -> None:
@@ -57,6 +57,5 @@ def test_its_files_are_those_that_were_rendered(stack: DeployedStack, instance: 
     found = {path: checksum for checksum, path in (line.split("  ", 1) for line in result.stdout.splitlines())}
     changed = [path for path in wanted if found.get(path) != wanted[path]]
     assert changed == [], (
-        f"{changed} in {instance} is not what was deployed. Make the container again: "
-        f"{stack.make_again(instance.part)}"
+        f"{changed} in {instance} is not what was deployed. Make the container again: {stack.recreate(instance.part)}"
     )

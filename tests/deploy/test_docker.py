@@ -22,7 +22,7 @@ def test_the_engine_has_the_containers_of_the_state(stack: DockerStack) -> None:
     """Each of them, and no other that carries the stack's labels."""
     declared = {part.runs_as for part in stack.parts}
     there = {str(container.name) for container in stack.containers()}
-    assert not declared - there, f"missing: {sorted(declared - there)}. Make them again: {stack.up}"
+    assert not declared - there, f"missing: {sorted(declared - there)}. Create them: {stack.up}"
     unknown = sorted(there - declared)
     assert not unknown, f"unknown to the state: {unknown}. If nobody needs them: {stack.docker('rm --force NAME')}"
 
@@ -33,7 +33,7 @@ def test_it_is_the_one_that_the_state_knows(stack: DockerStack, instance: Instan
         f"{instance.container} was replaced by hand. Put the stack's own there: {stack.up}"
     )
     assert container.attrs["Image"] == instance.part.image, (
-        f"{instance.container} runs another image. Make it again: {stack.make_again(instance.part)}"
+        f"{instance.container} runs another image. Recreate it: {stack.recreate(instance.part)}"
     )
     wanted = stack.labels | {f"{LABEL}.part": instance.part.kind}
     labels = {name: container.labels.get(name) for name in wanted}
@@ -91,7 +91,7 @@ def test_it_is_confined(stack: DockerStack, instance: Instance, container: Conta
         "namespaces of the host": [],
     }
     assert found == wanted, (
-        f"{instance.container} may do more than it should. Make it again: {stack.make_again(instance.part)}"
+        f"{instance.container} may do more than it should. Recreate it: {stack.recreate(instance.part)}"
     )
 
 
@@ -99,7 +99,7 @@ def test_no_process_in_it_can_gain_a_privilege(stack: DockerStack, instance: Ins
     """Asked of the kernel too."""
     bounds = {(int(process["CapBnd"], 16), process["NoNewPrivs"]) for process in processes(inside)}
     assert bounds == {(0, "1")}, (
-        f"a process in {instance.container} can gain privileges. Make it again: {stack.make_again(instance.part)}"
+        f"a process in {instance.container} can gain privileges. Recreate it: {stack.recreate(instance.part)}"
     )
 
 
@@ -114,7 +114,7 @@ def test_its_memory_and_its_log_are_bounded_as_configured(
     )
     log = {"Type": "json-file", "Config": {"max-size": LOG_SIZE, "max-file": LOG_FILES}}
     assert host["LogConfig"] == log, (
-        f"the log of {instance.container} can grow without end. Make it again: {stack.make_again(instance.part)}"
+        f"the log of {instance.container} can grow without end. Recreate it: {stack.recreate(instance.part)}"
     )
 
 
@@ -136,5 +136,5 @@ def test_it_is_in_no_other_network(stack: DockerStack, instance: Instance, conta
     """Parts that may not reach Postgres are not in its network."""
     networks = set(container.attrs["NetworkSettings"]["Networks"])
     assert networks == instance.part.networks, (
-        f"{instance.container} is in other networks. Make it again: {stack.make_again(instance.part)}"
+        f"{instance.container} is in other networks. Recreate it: {stack.recreate(instance.part)}"
     )

@@ -131,7 +131,7 @@ def test_without_a_clients_key_it_is_closed(stack: DeployedStack, client: httpx2
         answer = client.get("/v1/models", headers=bearer(key) if key else {})
         assert answer.status_code == REFUSED, (
             f"the edge answers {answer.status_code} instead of {REFUSED} to a request whose key is {kind}. "
-            f"Give it its files again: {stack.make_again(stack.part('edge'))}"
+            f"Give it its files again: {stack.recreate(stack.part('edge'))}"
         )
 
 
@@ -145,7 +145,7 @@ def test_each_key_of_each_client_opens_it(stack: DeployedStack, client: httpx2.C
                 continue  # the key is known: its rate or its budget is used up
             assert answer.status_code == httpx2.codes.OK, (
                 f"key {age + 1} of client {name} gets {answer.status_code}. Give the edge its files again: "
-                f"{stack.make_again(stack.part('edge'))}"
+                f"{stack.recreate(stack.part('edge'))}"
             )
             served = {model["id"] for model in answer.json()["data"]}
             deployed = set(stack.outputs["models"])

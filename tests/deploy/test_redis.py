@@ -27,7 +27,7 @@ with socket.create_connection(({host!r}, {port}), 5) as server:
 
 @pytest.mark.of_kind("redis")
 def test_it_answers_with_the_password_and_not_without(stack: DeployedStack, instance: Instance, inside: Host) -> None:
-    again = f"put its own files there: {stack.make_again(instance.part)}"
+    again = f"put its own files there: {stack.recreate(instance.part)}"
     answer = inside.run(f"sh -c {shlex.quote(command(FOLDER, 'ping'))}").stdout.strip()
     assert answer == "PONG", f"{instance} answers {answer!r} to its own password. {again}"
     answer = inside.run(f"sh -c {shlex.quote(f'{CLIENT} ping')}").stdout
@@ -40,7 +40,7 @@ def test_its_data_are_bounded_and_not_kept(stack: DeployedStack, instance: Insta
     told = dict(line.strip().split(":", 1) for line in said.splitlines() if ":" in line)
     found = (int(told["maxmemory"]), told["maxmemory_policy"], told["aof_enabled"])
     wanted = (stack.settings.redis_memory_mb // 2 * MEBIBYTE, "allkeys-lru", "0")
-    assert found == wanted, f"{instance} was configured by hand. Make it again: {stack.make_again(instance.part)}"
+    assert found == wanted, f"{instance} was configured by hand. Recreate it: {stack.recreate(instance.part)}"
     assert told["evicted_keys"] == "0", (
         f"{instance} was full and dropped counters. Give it more: ./pulumiw config set --stack {stack.name} "
         f"redisMemoryMb {2 * stack.settings.redis_memory_mb} && {stack.up}"

@@ -33,7 +33,7 @@ def test_docker_inspect_shows_no_secret(stack: DeployedStack, instance: Instance
         stack,
         f"docker inspect {instance.container}",
         json.dumps(container.attrs),
-        clear=f"make it again: {stack.make_again(instance.part)}",
+        clear=f"recreate it: {stack.recreate(instance.part)}",
     )
 
 
@@ -79,7 +79,7 @@ def test_it_has_the_secrets_that_it_needs_and_no_other(
         files = inside.run("find %s ! -type d", folder).stdout.splitlines()
         found = {file.removeprefix(f"{folder}/") for file in files}
         assert found == wanted, (
-            f"{folder} in {instance} has other files. Make it again: {stack.make_again(instance.part)}"
+            f"{folder} in {instance} has other files. Recreate it: {stack.recreate(instance.part)}"
         )
 
 
@@ -91,7 +91,7 @@ def test_its_secrets_are_for_its_own_processes(
     On one host the Docker provider uploads files as root's, for all in the container to read: the guarantee is that
     there only the part itself runs. Live files, and all on a Swarm, are its user's alone.
     """
-    again = f"Make it again: {stack.make_again(instance.part)}"
+    again = f"Recreate it: {stack.recreate(instance.part)}"
     uid = int(inside.check_output("id -u"))
     mounts = running.attrs["Mounts"]
     shared = [it["Destination"] for it in mounts if f"{it['Destination']}/".startswith(("/run/", SECRETS, LIVE))]

@@ -61,7 +61,7 @@ def test_the_swarm_has_the_services_of_the_state(stack: SwarmStack) -> None:
     """Each of them, and no other that carries the stack's labels."""
     declared = {part.runs_as for part in stack.parts}
     there = {service["Spec"]["Name"] for service in stack.services()}
-    assert not declared - there, f"missing: {sorted(declared - there)}. Make them again: {stack.up}"
+    assert not declared - there, f"missing: {sorted(declared - there)}. Create them: {stack.up}"
     unknown = sorted(there - declared)
     assert not unknown, f"unknown to the state: {unknown}. If nobody needs them: {stack.docker('service rm NAME')}"
 
@@ -140,7 +140,7 @@ def test_its_last_update_came_to_its_end(stack: SwarmStack, part: Part, service:
     status = service.get("UpdateStatus") or {"State": "completed"}
     assert status["State"] == "completed", (
         f"the last update of {part.runs_as} is {status['State']} ({status.get('Message')}). While it goes on, wait; "
-        f"else see why: {stack.look_into(part)}. When that is fixed: {stack.make_again(part)}"
+        f"else see why: {stack.look_into(part)}. When that is fixed: {stack.recreate(part)}"
     )
 
 

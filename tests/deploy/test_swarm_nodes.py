@@ -38,7 +38,7 @@ def test_the_network_is_the_stacks_own_and_encrypted_as_configured(
     try:
         found = stack.api.inspect_network(network["id"])
     except docker.errors.NotFound:
-        pytest.fail(f"the network {network['inputs']['name']} is gone. Make it again: {stack.up}", pytrace=False)
+        pytest.fail(f"the network {network['inputs']['name']} is gone. Recreate it: {stack.up}", pytrace=False)
     labels = found["Labels"] or {}
     assert labels.items() >= stack.labels.items(), (
         f"{found['Name']} belongs to another deployment. See: ./pulumiw preview --refresh --stack {stack.name}"
@@ -146,5 +146,5 @@ def test_each_edge_node_lets_callers_in(stack: SwarmStack, edge_node: Node) -> N
             )
     assert (alive, refused, opened) == (httpx2.codes.OK, REFUSED, httpx2.codes.OK), (
         f"the edge on {edge_node.name} answers {alive}, {refused} without a key and {opened} with one. Give it its "
-        f"files again: {stack.make_again(stack.part('edge'))}"
+        f"files again: {stack.recreate(stack.part('edge'))}"
     )

@@ -235,7 +235,7 @@ def test_archive_that_is_not_listed(machine: Machine, host: DownloadHost) -> Non
 
 
 def test_truncated_archive_leaves_nothing(machine: Machine, host: DownloadHost) -> None:
-    """If a listed archive lacks a file of the CLI, no part of it is used."""
+    """If a file of the CLI is missing in a listed archive, nothing of it is used."""
     host.files[CLI_ARCHIVE] = archive({"pulumi/pulumi": "#!/bin/sh\n"})
     host.files[CLI_CHECKSUMS] = listing("sha256", CLI_ARCHIVE, host.files[CLI_ARCHIVE])
 

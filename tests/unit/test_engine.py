@@ -304,7 +304,7 @@ def test_what_was_never_tried_is_said(version: Mapping[str, object], info: Mappi
 def test_an_engine_is_installed_only_where_there_is_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, there: bool
 ) -> None:
-    """The message says which one first. An engine that exists but does not run is started, whoever installed it."""
+    """The message says which one first. An existing engine that does not run is started."""
     said, done = io.StringIO(), list[str]()
 
     def connect(_: str) -> FakeEngine:

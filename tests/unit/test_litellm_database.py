@@ -223,7 +223,7 @@ def test_the_schema_is_made_by_the_image_of_the_replicas(registered: Callable[..
     assert schema["connections"] == recorder.of("LiteLLMLogin")["connections"] == litellm_connections.limit(2, 3)
 
 
-def test_a_server_of_ones_own_takes_the_place_of_the_stacks(registered: Callable[..., Recorder]) -> None:
+def test_your_own_server_replaces_the_one_of_the_stack(registered: Callable[..., Recorder]) -> None:
     recorder = registered(litellmDatabase="true", litellmDatabaseUrl=URL)
     assert not [kind for kind, _ in recorder.inputs if kind.endswith(":LiteLLMLogin")]
     schema = recorder.of("LiteLLMSchema")

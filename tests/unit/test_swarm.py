@@ -278,7 +278,7 @@ def test_where_parts_may_run(registered: Callable[..., Services]) -> None:
     }
 
 
-def test_postgres_on_a_node_of_ones_choice(registered: Callable[..., Services]) -> None:
+def test_postgres_on_a_node_that_you_choose(registered: Callable[..., Services]) -> None:
     """Its volume is made there by Swarm, and it is reached at that node's address."""
     recorder = registered(postgresNode="node-2")
     assert constraints(recorder)["postgres"] == ["node.id == id-2"]
