@@ -58,14 +58,12 @@ def doubts(settings: Settings) -> Iterator[str]:
     """What a preview warns of."""
     counted = [client for client, limits in settings.client_limits.items() if limits.rpm or limits.tpm]
     if counted and settings.replicas > 1 and not settings.redis:
-        together = (
-            f"Have them count together: ./pulumiw config set --stack {pulumi.get_stack()} redis true. "
-            "clientRpm is exact without it."
-        )
+        # On a Swarm each node's edge counts by itself (preview_warnings).
+        exact = " clientRpm is exact without it." if settings.placement == "docker" else ""
         yield (
             f"clientLimits: each of the {settings.replicas} replicas counts the rpm and tpm of {', '.join(counted)} "
-            f"by itself, so up to {settings.replicas} times as much gets through. "
-            f"{together if settings.placement == 'docker' else f'Divide the numbers by {settings.replicas}.'}"
+            f"by itself, so up to {settings.replicas} times as much gets through. Have them count together: "
+            f"./pulumiw config set --stack {pulumi.get_stack()} redis true.{exact}"
         )
 
 

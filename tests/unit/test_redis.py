@@ -173,12 +173,11 @@ def test_a_preview_warns_of_limits_by_replica_only_where_replicas_count_by_thems
     limits = {"litellmDatabase": "true", "clientLimits": {"app": {"rpm": 5}}, "replicas": "2"}
     (doubt,) = client_limits.doubts(settings(**limits))
     assert "each of the 2 replicas counts" in doubt
-    assert "./pulumiw config set --stack staging redis true" in doubt
+    assert doubt.endswith("./pulumiw config set --stack staging redis true. clientRpm is exact without it.")
     assert [*client_limits.doubts(settings(**limits, redis="true"))] == []
     swarm = {"placement": "swarm", "bindAddress": "0.0.0.0", "allowPlainHttp": "true"}  # noqa: S104
     (doubt,) = client_limits.doubts(settings(**limits, **swarm))
-    assert "redis" not in doubt  # which is refused there
-    assert doubt.endswith("Divide the numbers by 2.")
+    assert doubt.endswith("./pulumiw config set --stack staging redis true.")
 
 
 PART = containers.Part(
@@ -205,6 +204,7 @@ LARGER = INFO.replace("67108864", "268435456")
         (PART, INFO.format(dropped=3), "warning", "has dropped 3 counters", "redisMemoryMb 256 "),
         (PART, LARGER.format(dropped=3), "warning", "has dropped 3 counters", "redisMemoryMb 1024 "),
         (PART, "NOAUTH Authentication required.", "failure", "does not answer", "docker logs redis"),
+        (replace(PART, container=None), "", "ok", "on another node", ""),
         (replace(PART, up=False, state="exited (1)"), "", "failure", "it is exited (1)", "docker logs redis"),
     ],
 )
