@@ -10,6 +10,7 @@
 # make test-engines   the stack on the Docker Engines that people have (NAME=… for some)
 # make test-official   make up downloads all from official addresses, on hosts of the test's own
 # make test-pythons   the environment and the unit tests with each Python of this machine, 3.11 or newer
+# make test-alerts   Prometheus' own tool tries the alert rules
 # make test-upgrade   a stack of the last release is taken to this tree under load
 # make findings   check that the surprises in findings/ are still there (NAME=… for one)
 # make bench   measure everything side by side (ONLY=client, gateway, database, streams, deploy or growth; NAME=… for some rows of
@@ -36,7 +37,7 @@ REDIS  = not password_is_rotated and not (is_away and (killed or paused))
 SWARM  = not a_machine_that_is_lost or leader
 
 .PHONY: help up down purge push environment prepare check check-deploy integration independent database drill bench test forget-coverage \
-        test-swarm beside-the-swarm coverage ci test-runbooks test-clients test-engines test-official test-pythons test-upgrade docs findings locks retirements
+        test-swarm beside-the-swarm coverage ci test-runbooks test-clients test-engines test-official test-pythons test-alerts test-upgrade docs findings locks retirements
 help:
 	@sed -n 's/^# //p' Makefile
 
@@ -123,6 +124,9 @@ test-official: prepare
 
 test-pythons: environment
 	$(BIN)/pytest tests/release/test_pythons.py
+
+test-alerts: environment
+	$(BIN)/pytest tests/release/test_alerts.py
 
 test-upgrade: prepare
 	$(BIN)/pytest tests/release/test_former_release.py
