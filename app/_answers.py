@@ -186,8 +186,10 @@ NAMES_A_FIELD = re.compile(r"[A-Za-z_][\w.\[\]]{0,63}")
 NOT_TAKEN = "{model} does not accept `{param}` as given (status {status}): change it, or leave it out"
 FAILED = "the provider of {model} failed (status {status}): try again"
 UNREACHABLE = "the gateway cannot connect to the provider of {model}: see docs/runbooks/provider-down.md"
-NO_CONNECTION = " - Connection error"
-"""LiteLLM's words for that, after the provider's name."""
+NO_CONNECTION = re.compile(
+    r" - Connection error|Cannot connect to host |All connection attempts failed|\[Errno -\d\] "  # of a host's name
+)
+"""The words for that of LiteLLM's clients: OpenAI's, aiohttp and httpx (LiteLLM 1.55.0 and 1.108.14)."""
 TOLD_BY_TEXT = (400, 404, None)
 KEY_REFUSED = (401, 403)
 NO_REPLICA = "service_unavailable"
@@ -235,7 +237,7 @@ def by_answer(error: object, status: int | None, headers: Mapping[str, str], mod
         kind = ProviderError
         message = "the provider of {model} refused the gateway's key: set another (docs/runbooks/rotate-a-secret.md)"
     elif (kind, message) == OTHERS and status is not None and status >= httpx2.codes.INTERNAL_SERVER_ERROR:
-        kind, message = ProviderError, UNREACHABLE if NO_CONNECTION in said else FAILED
+        kind, message = ProviderError, UNREACHABLE if NO_CONNECTION.search(said) else FAILED
     param = told.get("param")
     if (kind, message) == OTHERS and isinstance(param, str) and NAMES_A_FIELD.fullmatch(param) and param != "None":
         message = NOT_TAKEN

@@ -566,8 +566,19 @@ def test_every_row_of_the_fallback_table(  # noqa: PLR0913, PLR0917 -- a row has
         assert secret not in caplog.text + str(caught.value) + repr(caught.value)
 
 
-def test_an_error_says_that_the_provider_cannot_be_reached(face: Face, gateway: Gateway) -> None:
-    gateway.answer = lambda _: error(500, "litellm.APIError: APIError: OpenAIException - Connection error.", None)
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [
+        (500, "litellm.APIError: APIError: OpenAIException - Connection error."),
+        (500, "litellm.APIConnectionError: Cannot connect to host localhost:11434 ssl:default [Connect call failed]"),
+        (500, "litellm.InternalServerError: AnthropicException - All connection attempts failed. Handle with `…`."),
+        (503, "litellm.ServiceUnavailableError: CohereException - [Errno -3] Temporary failure in name resolution"),
+    ],
+)
+def test_an_error_says_that_the_provider_cannot_be_reached(
+    face: Face, gateway: Gateway, status: int, said: str
+) -> None:
+    gateway.answer = lambda _: error(status, said, None)
     with pytest.raises(app.ProviderError, match="the gateway cannot connect to the provider of gpt-4o"):
         face.chat(HELLO)
 
