@@ -55,13 +55,18 @@ OWN = {
 """LiteLLM's settings that are refused together with Redis, and why."""
 
 
-def general_settings(settings: Settings, host: str) -> dict[str, object]:
-    """The setting that makes LiteLLM 1.108.14 count in Redis at `host`. It caches no answers. 1.55.0 ignores it."""
+def host(placement: Placement) -> str:
+    """The name under which replicas find Redis."""
+    return placement.host_name(NETWORK_NAME)
+
+
+def general_settings(settings: Settings, redis_host: str) -> dict[str, object]:
+    """The setting that makes LiteLLM 1.108.14 count in Redis. It caches no answers. 1.55.0 ignores it."""
     if not settings.redis:
         return {}
     return {
         "coordination_redis": {
-            "host": host,
+            "host": redis_host,
             "port": PORT,
             "password": f"os.environ/{PASSWORD_VARIABLE}",
             "socket_timeout": SECONDS,
@@ -70,9 +75,9 @@ def general_settings(settings: Settings, host: str) -> dict[str, object]:
     }
 
 
-def environment(settings: Settings, host: str) -> dict[str, str]:
-    """The replicas' environment variables for Redis at `host`, except the password."""
-    return {ADDRESS_VARIABLE: f"{host}:{PORT}", **BREAKER} if settings.redis else {}
+def environment(settings: Settings, placement: Placement) -> dict[str, str]:
+    """The replicas' environment variables for Redis, except the password."""
+    return {ADDRESS_VARIABLE: f"{host(placement)}:{PORT}", **BREAKER} if settings.redis else {}
 
 
 def problems(values: Mapping[str, Any]) -> Iterator[Problem]:

@@ -72,9 +72,8 @@ def build(settings: Settings) -> Mapping[str, pulumi.Input[object]]:
         configured=_text(settings.master_key),
     )
     client_keys = _client_keys(settings)
-    redis_host = placement.host_name(redis.NETWORK_NAME)
     models = model_list.render(
-        _read("litellm/config.yaml"), settings, demo_url=demo.url(placement), redis_host=redis_host
+        _read("litellm/config.yaml"), settings, demo_url=demo.url(placement), redis_host=redis.host(placement)
     )
     if pulumi.runtime.is_dry_run():
         pulumi.log.info(models.table)
@@ -146,7 +145,7 @@ def build(settings: Settings) -> Mapping[str, pulumi.Input[object]]:
                 **_litellm_secrets(settings),
                 **admin.login(admin_password),
             },
-            more=redis.environment(settings, redis_host),
+            more=redis.environment(settings, placement),
             database=of_litellm,
             generation=master_key.generation,
             network=GATEWAY_NETWORK,
