@@ -74,9 +74,8 @@ def objections(restored: str, live: str, run: Run) -> Iterator[str]:
         return
     if other:
         yield (
-            f"was written under another salt key than this stack has, and {other} would be lost. Virtual keys do not "
-            "depend on it. Set the saltKey of then before the first `up` of a new stack, or lose that: the same "
-            "command with --force"
+            f"was written with a different salt key, so {other} would be lost. Virtual keys do not depend on it. "
+            "Create a stack with the former saltKey, set before its first `up`. To accept the loss, add --force"
         )
 
 

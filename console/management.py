@@ -310,7 +310,7 @@ def _replicas_of(stack: containers.Stack) -> dict[str, Gateway]:
     here = {part.name: Gateway(part.container, edge) for part in up if part.container}
     if not here:
         raise ProgramError(
-            "no replica runs on the engine that `docker` asks: set DOCKER_HOST to a node that has one"
+            "no replica runs on the engine that `docker` uses: set DOCKER_HOST to a node that has one"
             if up
             else "no replica of the stack is up: llmctl status"
         )
@@ -338,7 +338,7 @@ def one(named: Sequence[Named], nobody: str) -> Named:
         raise ManagementError(nobody)
     if len(named) > 1:
         ids = ", ".join(each.id[:12] if each.kind == Key.kind else each.id for each in named)
-        raise ManagementError(f"several are called so: name one by its id ({ids})")
+        raise ManagementError(f"several have this name: give the id of one ({ids})")
     return named[0]
 
 

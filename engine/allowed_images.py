@@ -54,8 +54,8 @@ def unfit(reference: str) -> str | None:
     if what is None:
         return None
     return (
-        f"{what}, and the stack uses what the official images on Debian have: bash, their user ids, their order of "
-        "texts (images/README.md). Take the official image of the same version, as postgres:17 or haproxy:3.0"
+        f"{what}, and the stack uses what the official images on Debian have: bash, their user ids, their text sort "
+        "order (images/README.md). Take the official image of the same version, such as postgres:17 or haproxy:3.0"
     )
 
 

@@ -15,7 +15,7 @@ def certificates(host: str) -> str | None:
     return os.environ.get("DOCKER_CERT_PATH") or str(Path.home() / ".docker")
 
 
-def lacks_certificates(host: str) -> str | None:
+def missing_certificates(host: str) -> str | None:
     """Why an engine cannot be reached over TLS: the certificates that are missing."""
     folder = certificates(host)
     missing = [file for file in CERTIFICATE_FILES if folder and not Path(folder, file).is_file()]

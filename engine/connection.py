@@ -9,7 +9,7 @@ import docker
 from docker.tls import TLSConfig
 
 from engine import ssh
-from engine.certificates import CERTIFICATE_FILES, certificates, lacks_certificates
+from engine.certificates import CERTIFICATE_FILES, certificates, missing_certificates
 
 DEFAULT_HOST = "unix:///var/run/docker.sock"
 UNREACHABLE = (OSError, docker.errors.DockerException)
@@ -22,7 +22,7 @@ def connect(host: str) -> docker.DockerClient:
             probe.connect(socket_path(host))
     if host.startswith("ssh://"):
         return ssh.Client(host)
-    if why := lacks_certificates(host):
+    if why := missing_certificates(host):
         raise docker.errors.DockerException(why)
     tls: TLSConfig | bool = False
     if folder := certificates(host):

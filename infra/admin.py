@@ -60,7 +60,7 @@ def problems(values: Mapping[str, Any]) -> Iterator[Problem]:
             yield Problem(place, "has no effect without adminPort", f"rm --path {place}")
         return
     if values.get("litellm_database") is False and values.get("placement") != "swarm":
-        what = "is for LiteLLM's keys, teams and spending, which are in its database, and this stack gives it none"
+        what = "needs LiteLLM's database, which is off"
         yield Problem("adminPort", what, "set litellmDatabase true")
     for name, why in STACKS_OWN.items():
         if name in values.get("litellm_environment", {}):

@@ -64,7 +64,7 @@ def _limits(values: Mapping[str, Any]) -> Iterator[Problem]:
     if not limits:
         return
     if values.get("litellm_database") is False:
-        what = "are kept in LiteLLM's database, and this stack gives it none"
+        what = "need LiteLLM's database, which is off"
         yield Problem("clientLimits", what, "set litellmDatabase true")
     for client, each in limits.items():
         if each.budget_duration and each.budget is None:

@@ -1,6 +1,7 @@
-"""The edge: HAProxy, the gateway's only published port. It knows the clients and finds the replicas.
+"""The edge: HAProxy, the only part of the gateway that callers can reach.
 
-Everything it knows is in live files, so a change of its config, a client's key or the master key drops no connection.
+It knows the clients and finds the replicas. Everything it knows is in live files, so a change of its config, a
+client's key or the master key drops no connection.
 """
 
 from __future__ import annotations

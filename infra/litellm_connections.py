@@ -1,7 +1,8 @@
 """LiteLLM's database in the stack config: what must fit together, and how many connections there can be.
 
-Each replica has a pool of connections. All of them, what changes the schema and an administrator must find room on
-the server beside the app, in number and in memory: one too many is refused, and requests with it.
+Each replica has a pool of connections. All of them, those of what changes the schema and an
+administrator's must fit on the server together with the app's, in number and in memory. Postgres refuses connections
+beyond its limit, and requests then fail.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ def problems(values: Mapping[str, Any]) -> Iterator[Problem]:
     if external is not None:
         yield from _of_your_own_server(values, external.get_secret_value())
     elif values.get("database_url") is not None:
-        what = "is missing: databaseUrl is the app's, and LiteLLM's must be another one, which holds nothing else"
+        what = "is missing: with databaseUrl, LiteLLM needs a separate database that holds nothing else"
         yield Problem(
             "litellmDatabaseUrl",
             what,
@@ -85,11 +86,11 @@ def problems(values: Mapping[str, Any]) -> Iterator[Problem]:
         )
     least = gateway.LITELLM_MB + replica_mb(values)
     if values.get("litellm_memory_mb", least) < least:
-        what = f"is too little for LiteLLM with a database, which takes {least}"
+        what = f"is too small: LiteLLM with a database needs {least}"
         yield Problem("litellmMemoryMb", what, f"set litellmMemoryMb {max(least, 1024)}")
     connections = values.get("general_settings", {}).get(POOL, POOL_CONNECTIONS)
     if not isinstance(connections, int) or isinstance(connections, bool) or connections < 1:
-        what = "is no number of connections, of 1 or more"
+        what = "must be a whole number, at least 1"
         yield Problem(f"generalSettings.{POOL}", what, f"set --path generalSettings.{POOL} {POOL_CONNECTIONS}")
     elif external is None and {"replicas", "postgres_memory_mb"} <= values.keys():
         yield from _room(values["replicas"], connections, values["postgres_memory_mb"])
@@ -97,10 +98,10 @@ def problems(values: Mapping[str, Any]) -> Iterator[Problem]:
 
 def _of_your_own_server(values: Mapping[str, Any], url: str) -> Iterator[Problem]:
     if not url.startswith(("postgresql://", "postgres://")):
-        what = "must be a URL, as postgresql://user:password@db.example:5432/litellm: Prisma takes no other form"
+        what = "must be a URL, as postgresql://user:password@db.example:5432/litellm: Prisma accepts no other form"
         yield Problem("litellmDatabaseUrl", what, "set --secret litellmDatabaseUrl postgresql://…")
     elif "," in _place(url)[0]:
-        what = "names several hosts, and Prisma takes one: name the address that always leads to the primary"
+        what = "names several hosts, and Prisma accepts only one: name the address that always leads to the primary"
         yield Problem("litellmDatabaseUrl", what, "set --secret litellmDatabaseUrl postgresql://…")
     app = values.get("database_url")
     if app is not None and _place(app.get_secret_value()) == _place(url):

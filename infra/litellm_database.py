@@ -233,10 +233,10 @@ class _SchemaProvider(DeployStep):
         except BackupError as error:
             raise RuntimeError(f"LiteLLM's database could not be saved, so nothing was changed: {error}") from None
         except job.JobError as error:
-            kept = f" What it held before is in {saved.file}." if saved else ""
+            kept = f" The previous content is saved in {saved.file}." if saved else ""
             raise RuntimeError(
-                "LiteLLM's schema was not brought up to date. The replicas go on as they are, and the next `up` "
-                f"tries again.{kept} Of the container that does it: {error}"
+                "LiteLLM's schema was not updated. The replicas keep running, and the next `up` tries again."
+                f"{kept} The container reported: {error}"
             ) from None
         return {**props, "backup": str(saved.file) if saved else ""}
 
@@ -262,7 +262,7 @@ def _has_data(props: dict[str, Any]) -> bool:
             some = ", ".join(foreign[:3]) + (", …" if foreign[3:] else "")
             raise RuntimeError(
                 f"{name} holds tables that are not LiteLLM's ({some}). LiteLLM may drop tables that it does not "
-                "know, so its database must be its own. Nothing was changed."
+                "know, so it needs a database of its own. Nothing was changed."
             )
         most = int((connection.execute("SHOW max_connections").fetchone() or ("0",))[0])
         if most <= connections:

@@ -42,7 +42,7 @@ REFUSED = {
         "would give LiteLLM another database than the stack's: litellmDatabase gives it one"
     ),
     "STORE_PROMPTS_IN_SPEND_LOGS=.*": "would keep prompts and answers in the database",
-    "STORE_MODEL_IN_DB=.*": "takes models from elsewhere than the preview: `models` has them",
+    "STORE_MODEL_IN_DB=.*": "serves models that no preview shows: use `models`",
     r"(DISABLE_SCHEMA_UPDATE|USE_\w*MIGRAT\w*|LITELLM_MIGRATION_\w+|PRISMA_\w+)=.*": (
         "is for what changes LiteLLM's schema, which an `up` does before the replicas"
     ),

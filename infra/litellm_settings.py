@@ -40,7 +40,7 @@ REFUSED = {
     "generalSettings": {
         "master_key=.*": "is the stack's own, which the edge uses: set masterKey instead",
         "database_url=.*": "is the stack's own: litellmDatabase gives it one, and litellmDatabaseUrl another",
-        "(store_model_in_db|supported_db_objects)=.*": "takes models from elsewhere: `models` has them",
+        "(store_model_in_db|supported_db_objects)=.*": "serves models that no preview shows: use `models`",
         "allow_requests_on_db_unavailable=(?!false$).*": "accepts any key while the database is away",
         "store_prompts_in_spend_logs=(?!false$).*": "would keep prompts and answers in the database",
         "disable_(prisma_schema_update|spend_logs|adding_master_key_hash_to_db)=.*": (
@@ -48,7 +48,7 @@ REFUSED = {
         ),
         r"(custom_auth\w*|custom_key\w*|custom_sso|custom_ui\w*|enable_jwt_auth|litellm_jwtauth|\w*oauth2\w*)=.*"
         r"|(public_routes|dangerously_\w+|control_plane_url|enable_claude_code_gateway)=.*": (
-            "decides who may ask, which the edge does: a replica takes the master key and nothing else"
+            "changes who may send requests, which the edge decides"
         ),
         "pass_through_endpoints=.*": "opens paths that the edge does not let anyone reach",
         r"key_management_\w+=.*": (
@@ -104,7 +104,7 @@ def problems(values: Mapping[str, Any]) -> Iterator[Problem]:
                 and OF_A_DATABASE.fullmatch(name)
                 and not values.get("litellm_database", True)
             ):
-                what = "is for a LiteLLM with a database, and this stack gives it none"
+                what = "needs LiteLLM's database, which is off"
                 yield Problem(place, what, "set litellmDatabase true")
             else:
                 yield from parts(place, value, values)
@@ -119,7 +119,7 @@ def problems(values: Mapping[str, Any]) -> Iterator[Problem]:
 def parts(place: str, value: object, values: Mapping[str, Any]) -> Iterator[Problem]:
     """What is wrong in any part of LiteLLM's config: keys in clear text, missing files, forbidden variables."""
     for each in in_clear(place, value, place.rpartition(".")[2]):
-        what = "is in clear, where anyone can read it: get a new one, set it as a variable, and name that here"
+        what = "is not encrypted, so anyone can read it: set a new one in litellmEnvironment, and name that here"
         yield Problem(each, what, f"set --path '{each}' {REFERENCE}NAME")
     for name in dict.fromkeys(named_variables(value)):
         if why := refusal(name):

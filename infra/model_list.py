@@ -100,7 +100,7 @@ def check(text: str) -> None:
     for model in parsed(text).get("model_list") or ():
         if any(in_clear("", model)):
             raise pulumi.RunError(
-                f"litellm/config.yaml: a key of {model['model_name']} is in clear, where anyone can read it: get a "
+                f"litellm/config.yaml: a key of {model['model_name']} is not encrypted, so anyone can read it: get a "
                 "new one, name it os.environ/NAME, and set it as a secret of the stack config "
                 "(litellmEnvironment.NAME). Nothing was changed."
             )

@@ -100,7 +100,7 @@ def problems(values: Mapping[str, Any]) -> Iterator[Problem]:
     for name in values.get("litellm_environment", {}):
         if OF_REDIS.fullmatch(name):
             place = f"litellmEnvironment.{name}"
-            what = "cannot be set beside redis: LiteLLM would take another server for the stack's own"
+            what = "cannot be set beside redis: LiteLLM would use that server instead of the stack's"
             yield Problem(place, what, f"rm --path {place}")
 
 

@@ -28,7 +28,7 @@ from pydantic import (
 from pydantic.alias_generators import to_camel
 
 from engine.allowed_images import moves, old_redis, replaced_litellm, unfit
-from engine.certificates import lacks_certificates
+from engine.certificates import missing_certificates
 from infra import litellm_environment, prices, providers, retirements
 from infra.limits import ClientLimits
 from infra.workload import LAST_PORT, LOOPBACK
@@ -117,7 +117,7 @@ def _docker_host(host: str) -> str:
         raise ValueError("must be unix:///path, ssh://user@host, or tcp://host:2376 for TLS")
     if url.password:
         raise ValueError("has a password, which would be shown: use an ssh key (ssh-copy-id)")
-    if why := lacks_certificates(host):
+    if why := missing_certificates(host):
         raise ValueError(why)
     return host
 

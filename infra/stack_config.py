@@ -101,7 +101,7 @@ def validate(
             values[name] = adapter(field).validate_python(value)
         except ValidationError as error:
             problems.extend(
-                Problem(_path(key, each["loc"]), _what(each), _mending(key, each["loc"], each["type"]))
+                Problem(_path(key, each["loc"]), _what(each), _fix_for(key, each["loc"], each["type"]))
                 for each in error.errors()
             )
         except json.JSONDecodeError:
@@ -182,7 +182,7 @@ def _path(key: str, location: Place) -> str:
     return key + "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in _steps(location))
 
 
-def _mending(key: str, location: Place, kind: str) -> str:
+def _fix_for(key: str, location: Place, kind: str) -> str:
     """The command that fixes a value that is wrong by itself; `kind` is pydantic's name of the error."""
     steps, command = _steps(location), set_command(key)
     if not steps or "--path " not in command:

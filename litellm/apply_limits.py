@@ -66,7 +66,7 @@ class LiteLLM:
     def row(self) -> dict[str, Any] | None:
         """The limits of the client's key, as the database has them; None where there is no such key."""
         status, body = self.ask("GET", f"/key/info?key={self.token}")
-        # 1.108.14 also tells of a key that was deleted.
+        # 1.108.14 also reports a deleted key.
         if status == NOT_FOUND or (status == OK and body["info"].get("deleted_at")):
             return None
         if status != OK:

@@ -1,4 +1,4 @@
-"""Claude on Amazon Bedrock is asked by Converse, whichever release of it: Bedrock's one API for all chat models.
+"""Calls every Claude model on Amazon Bedrock through Converse, Bedrock's one API for all chat models.
 
 LiteLLM 1.55.0 knows by a list which models take it, and asks others by an older API, for one prompt without tools.
 """

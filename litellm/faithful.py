@@ -1,7 +1,7 @@
 """LiteLLM translates. What it changes beyond that is undone, so that provider and caller get what the other sent.
 
-- Why an answer ended: what LiteLLM takes for "stop", though it does not say that the answer is whole, reaches the
-  caller as the provider's own word; a full context is "length".
+- Why an answer ended: some reasons that LiteLLM turns into "stop" do not mean that the answer is complete. The caller
+  gets the provider's own word; a full context is "length".
 - A blank message, which Anthropic refuses: newer releases write a sentence of their own in its place.
 - How long an answer to `reasoning_effort` may be where the caller sets no limit: newer releases leave older Claude
   models a tenth of what they may write otherwise.

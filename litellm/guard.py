@@ -62,7 +62,7 @@ CLIENT, CALL = b"x-llm-gateway-client", b"x-llm-gateway-call"
 ORGANIZATION = b"x-llm-organization"
 """The organization for which a client asks, as it says itself. Providers do not see it."""
 MANAGED = re.compile(rf"/(budget|customer|end_user|global|key|organization|spend|team|user)/|{spend.PATH}")
-"""Paths for anyone who has the master key and is in the container. The edge passes none of them on. Their database
+"""Paths for requests from inside the container, with the master key. The edge passes none of them on. Their database
 queries take longer than a caller would wait (queries.py)."""
 LABEL = re.compile(rb"[A-Za-z0-9][A-Za-z0-9._:@/-]{0,99}")
 

@@ -21,7 +21,7 @@ USED_UP = (
 )
 NUMBERS = re.compile(r"[Cc]urrent cost: ?([\d.e+-]+), ?[Mm]ax budget: ?([\d.e+-]+)")
 NOT_FOR_KEY = "This model is not served here for this key. GET /v1/models lists those that are."
-TOO_FAST = "This key has used its requests or tokens per minute, or has as many requests open as it may."
+TOO_FAST = "This key has used its requests or tokens per minute, or has reached its limit of open requests."
 NOT_ITS_MODEL = re.compile(r"not allowed to (access|call) (this )?model|can only access models", re.IGNORECASE)
 RETRY_AFTER_SECONDS = 5
 FRACTION = re.compile(rb"\d+\.\d+")

@@ -1,4 +1,4 @@
-"""A request that OpenAI's SDK would leave as it is goes to the provider without being looked through.
+"""Skips the search that OpenAI's SDK makes of each request, where it would change nothing.
 
 For each message, the SDK tries each type that a message may have. That takes tenths of a millisecond, so that a long
 conversation spends most of LiteLLM's time there. The SDK renames fields and encodes values where a type says so, and

@@ -65,8 +65,8 @@ def main() -> None:
     else:
         if history:
             raise SchemaError(
-                "the database is that of a newer LiteLLM, which keeps a history of its migrations. This one would "
-                "take away what it does not know. Go back to the newer image, or restore the backup of this one"
+                "a newer LiteLLM has migrated this database, and this release would drop what it does not know. Use "
+                "the newer image again, or restore this release's backup"
             )
         _run(url, "prisma", "db", "push", "--skip-generate")
     _looked_at(url)
@@ -104,7 +104,7 @@ def _take_to_migrations(url: str) -> None:
     script = _run(url, "prisma", *DIFF, quiet=True)
     if drop := DROPS.search(script):
         raise SchemaError(
-            f"the way to this release's schema would take something away ({drop[0].strip()} …): nothing was changed"
+            f"the change to this release's schema would drop data ({drop[0].strip()} …): nothing was changed"
         )
     with psycopg.connect(url, prepare_threshold=None) as connection:
         connection.execute(script)

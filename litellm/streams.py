@@ -127,7 +127,7 @@ def written(bodies: list[dict[str, Any]]) -> str:
 
 
 def _text(body: dict[str, Any]) -> str:
-    """ASCII: a provider may cut a surrogate pair in two, and some clients take U+2028 for the end of a line."""
+    """ASCII: a provider may cut a surrogate pair in two, and some clients treat U+2028 as a line end."""
     try:
         text = orjson.dumps(body)  # a tenth of the time
         if text.isascii():

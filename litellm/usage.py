@@ -46,7 +46,7 @@ class Event:
     """An answer, or a try that failed: what a line of the log has, in this order."""
 
     time: str
-    """When LiteLLM told of it, in UTC."""
+    """When LiteLLM reported it, in UTC."""
     client: str | None
     call_id: str | None
     """That of the request, as in the edge's log. The tries of a request have the same."""

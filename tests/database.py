@@ -1,4 +1,4 @@
-"""Whether a database lets somebody in."""
+"""Whether a database accepts a login."""
 
 from __future__ import annotations
 

@@ -118,7 +118,7 @@ def test_each_container_can_be_looked_into(stack: SwarmStack) -> None:
         )
 
 
-def test_each_edge_node_lets_callers_in(stack: SwarmStack, edge_node: Node) -> None:
+def test_each_edge_node_accepts_callers(stack: SwarmStack, edge_node: Node) -> None:
     """At its own address, with the keys of now: a load balancer or DNS may lead callers to any of them."""
     label = stack.docker(f"node update --label-rm {edge.NODE_LABEL} {edge_node.name}")
     assert edge_node.ready, (

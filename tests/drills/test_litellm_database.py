@@ -358,7 +358,7 @@ def test_the_newest_release_takes_the_database_over_with_all_that_is_in_it(
         until(lambda: spend(deployment) > at_first, "the key's spending goes on")
         newest = ids(deployment)
         deployment.forget("litellmImage")
-        with pytest.raises(CommandError, match="the database is that of a newer LiteLLM"):
+        with pytest.raises(CommandError, match="a newer LiteLLM has migrated this database"):
             deployment.up()
         assert changed(deployment, newest) == set()
     assert running(deployment) == {UPGRADE.tag}

@@ -38,7 +38,7 @@ POSTGRES_PORT = 5432
 
 @pytest.fixture(scope="session")
 def swarm() -> Iterator[Cluster]:
-    """Three managers, so that any of them can be lost; each lets callers in."""
+    """Three managers, so that any of them can be lost; each accepts callers."""
     with cluster() as made:
         made.join(managers=3, heartbeat_seconds=2)
         for node in made.nodes:
@@ -113,7 +113,7 @@ def can_encrypt(node: Node) -> bool:
 
 
 class Balancer(httpx2.AsyncBaseTransport):
-    """Asks one address after another, and the next one when one lets nobody in or closes before it answers.
+    """Asks one address after another, and the next one when one accepts nobody or closes before it answers.
 
     As a load balancer does (HAProxy's `retry-on conn-failure empty-response`), and OpenAI's SDKs too.
     """

@@ -41,14 +41,23 @@ pytestmark = needs_an_engine_of_its_own
 
 
 @pytest.fixture(scope="module")
-def deployment(swarm: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
-    """A stack with TLS, and two clients."""
+def deployment(
+    swarm: Cluster,
+    tmp_path_factory: pytest.TempPathFactory,
+    fill_with_redis: Callable[[Deployment], None],
+    *,
+    of_litellm: bool,
+) -> Iterator[Deployment]:
+    """A stack with TLS, and two clients; with `make test-swarm DATABASE=1` also with LiteLLM's database and Redis."""
 
     def configure(made: Deployment) -> None:
         place_on(swarm)(made)
         for key, value in certify("gateway.example").settings.items():
             made.stack.set_config(key, automation.ConfigValue(value, secret=True))
         made.set_path("clientKeys.batch", "", secret=True)
+        if of_litellm:
+            made.set(litellmDatabase="true")
+            fill_with_redis(made)
 
     with deployed(tmp_path_factory.mktemp("checked"), configure, host=swarm.nodes[0].host) as made:
         yield made
@@ -104,7 +113,7 @@ def test_an_edge_node_that_lost_its_label_accepts_nobody(swarm: Cluster, deploym
     swarm.label(first, "edge", "false")
     try:
         swarm.await_running(name, *others)
-        # It lets callers in until it has ended; and the next one would fail at the port that it still has.
+        # It accepts callers until it has ended; and the next one would fail at the port that it still has.
         until(lambda: not first.client.containers.list(filters=of_edge), "the edge has ended")
         result = check(deployment, GATEWAY)
     finally:
@@ -318,7 +327,7 @@ def a_drained_edge_node(faults: Faults) -> Iterator[None]:
     node = faults.swarm.nodes[-1]
     faults.swarm.drain(node)
     faults.expect(
-        f"test_each_edge_node_lets_callers_in[{node.name}]",
+        f"test_each_edge_node_accepts_callers[{node.name}]",
         advice=f"node update --availability active {node.name}",
     )
     try:

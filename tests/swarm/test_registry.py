@@ -1,4 +1,4 @@
-"""On a network without an image registry, one of your own is filled by a word, and used."""
+"""On a network without an image registry, one command fills your own registry, and the stack uses it."""
 
 from __future__ import annotations
 

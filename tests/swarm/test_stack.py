@@ -159,7 +159,7 @@ def test_encryption_cannot_change_while_services_use_the_networks(deployment: De
         deployment.set(encryptNetworks=is_so)
 
 
-def test_each_node_lets_callers_in(swarm: Cluster, deployment: Deployment, *, of_litellm: bool) -> None:
+def test_each_node_accepts_callers(swarm: Cluster, deployment: Deployment, *, of_litellm: bool) -> None:
     """Each runs an edge, and each edge reaches the replicas on the others."""
     key = deployment.outputs["litellmApiKey"]
     assert sorted(node.name for node in nodes_of(swarm, deployment, "edge")) == [it.name for it in swarm.nodes]
@@ -321,7 +321,7 @@ def schema_is_refused(swarm: Cluster, deployment: Deployment) -> None:
     """What changes the schema ends the `up`, with the node, after a backup, and is gone."""
     with psycopg.connect(deployment.outputs["litellmDatabaseUrl"], autocommit=True) as connection:
         connection.execute("CREATE TABLE _prisma_migrations ()")
-        with pytest.raises(automation.CommandError, match="is that of a newer LiteLLM") as caught:
+        with pytest.raises(automation.CommandError, match="a newer LiteLLM has migrated this database") as caught:
             deployment.up()
         connection.execute("DROP TABLE _prisma_migrations")
     assert "on node node-" in str(caught.value)
@@ -419,7 +419,7 @@ def test_a_drained_node_is_left(swarm: Cluster, deployment: Deployment, drill: D
 def test_a_machine_that_is_lost_takes_only_what_was_in_flight(
     swarm: Cluster, deployment: Deployment, drill: Drill, what: str
 ) -> None:
-    """Its tasks come up elsewhere; when it is back it lets callers in again."""
+    """Its tasks come up elsewhere; when it is back it accepts callers again."""
     if "leader" in what:
         lead_without_postgres(swarm, deployment)
     leader = swarm.leader()

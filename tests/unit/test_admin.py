@@ -79,7 +79,7 @@ def test_a_higher_number_is_another_password(registered: Callable[..., Recorder]
 @pytest.mark.parametrize(
     ("changes", "key", "what", "command"),
     [
-        ({"litellmDatabase": "false"}, "adminPort", "this stack gives it none", "set litellmDatabase true"),
+        ({"litellmDatabase": "false"}, "adminPort", "LiteLLM's database, which is off", "set litellmDatabase true"),
         ({"adminPort": "4000"}, "adminPort", "is gatewayPort too", "set adminPort 4001"),
         ({"metricsPort": "4001"}, "adminPort", "is metricsPort too", "set adminPort 4002"),
         ({"adminPort": "5432"}, "postgresPort", "is adminPort too", "set postgresPort 5433"),

@@ -71,7 +71,7 @@ def test_one_switch_is_enough(placement: dict[str, str]) -> None:
             "has no effect",
             "rm --path retirePrevious.litellmDatabasePassword",
         ),
-        ({"litellmMemoryMb": "512"}, "litellmMemoryMb", "is too little", "set litellmMemoryMb 1024"),
+        ({"litellmMemoryMb": "512"}, "litellmMemoryMb", "is too small", "set litellmMemoryMb 1024"),
         (
             {"generalSettings": {"store_prompts_in_spend_logs": True}},
             "generalSettings.store_prompts_in_spend_logs",
@@ -93,7 +93,7 @@ def test_one_switch_is_enough(placement: dict[str, str]) -> None:
         (
             {"litellmDatabase": "false", "generalSettings": {"database_connection_pool_limit": 5}},
             "generalSettings.database_connection_pool_limit",
-            "this stack gives it none",
+            "LiteLLM's database, which is off",
             "set litellmDatabase true",
         ),
     ],

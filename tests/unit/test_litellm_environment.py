@@ -86,7 +86,7 @@ def test_a_certificate_may_stand_in_clear_and_no_other_file(content: str, *, pla
         ("LITELLM_MASTER_KEY", "x", "set masterKey instead"),
         ("LITELLM_SALT_KEY", "x", "set saltKey instead"),
         ("DATABASE_URL", "postgresql://h/d", "litellmDatabase gives it one"),
-        ("STORE_MODEL_IN_DB", "true", "`models` has them"),
+        ("STORE_MODEL_IN_DB", "true", "use `models`"),
         ("STORE_PROMPTS_IN_SPEND_LOGS", "true", "keep prompts"),
         ("DISABLE_SCHEMA_UPDATE", "false", "an `up` does before the replicas"),
         ("LLM_GATEWAY_FETCH_URLS", "true", "fetchUrls"),

@@ -68,11 +68,11 @@ def test_without_any_the_file_is_what_litellm_reads() -> None:
     [
         ("generalSettings", "master_key", "os.environ/X", "set masterKey instead"),
         ("generalSettings", "database_url", "os.environ/X", "litellmDatabaseUrl another"),
-        ("generalSettings", "store_model_in_db", True, "`models` has them"),
+        ("generalSettings", "store_model_in_db", True, "use `models`"),
         ("generalSettings", "allow_requests_on_db_unavailable", True, "while the database is away"),
-        ("generalSettings", "custom_auth", "mine.auth", "decides who may ask"),
-        ("generalSettings", "enable_oauth2_auth", True, "decides who may ask"),
-        ("generalSettings", "public_routes", ["/key/generate"], "decides who may ask"),
+        ("generalSettings", "custom_auth", "mine.auth", "changes who may send requests"),
+        ("generalSettings", "enable_oauth2_auth", True, "changes who may send requests"),
+        ("generalSettings", "public_routes", ["/key/generate"], "changes who may send requests"),
         ("generalSettings", "pass_through_endpoints", [], "opens paths that the edge does not let anyone reach"),
         ("generalSettings", "key_management_system", "aws_kms", "takes keys from elsewhere"),
         ("litellmSettings", "set_verbose", True, "would write keys and prompts to the log"),
@@ -144,7 +144,7 @@ def test_variables_files_and_keys_are_as_in_models() -> None:
         routerSettings={"redis_password": "os.environ/LITELLM_MASTER_KEY"},
     )
     assert [(key, what.partition(",")[0]) for key, what, _ in found] == [
-        ("litellmSettings.cache_params.password", "is in clear"),
+        ("litellmSettings.cache_params.password", "is not encrypted"),
         ("litellmSettings.cache_params", "names the variable REDIS_HOST"),
         ("litellmSettings.callbacks_file", "names the file x.json"),
         ("routerSettings.redis_password", "names the variable LITELLM_MASTER_KEY"),

@@ -276,7 +276,7 @@ def test_what_two_things_are_called_needs_an_id(litellm: LiteLLM) -> None:
     """LiteLLM lets two teams have one alias."""
     [team] = litellm.answers["/team/list"][1]
     litellm.answers["/team/list"] = [200, [team, {**team, "team_id": "another"}]]
-    assert "several are called so: name one by its id" in refusal("teams", "show", "research")
+    assert "several have this name: give the id of one" in refusal("teams", "show", "research")
     assert llmctl("teams", "show", "another").exit_code == 0
 
 

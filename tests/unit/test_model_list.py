@@ -254,7 +254,7 @@ def test_a_preview_parses_the_file_once(
 
 def test_a_key_in_the_file_is_refused_without_being_shown() -> None:
     model_list.check(FILE)
-    with pytest.raises(pulumi.RunError, match="a key of gpt-4o is in clear") as caught:
+    with pytest.raises(pulumi.RunError, match="a key of gpt-4o is not encrypted") as caught:
         model_list.check(FILE.replace("os.environ/OPENAI_API_KEY", "sk-of-somebody"))
     assert "sk-of-somebody" not in str(caught.value)
 

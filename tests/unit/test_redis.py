@@ -75,7 +75,7 @@ def test_two_switches_are_enough() -> None:
         (
             {"litellmEnvironment": {"REDIS_URL": "redis://elsewhere"}},
             "litellmEnvironment.REDIS_URL",
-            "another server",
+            "instead of the stack's",
             "rm --path litellmEnvironment.REDIS_URL",
         ),
         (

@@ -110,12 +110,12 @@ def test_a_database_from_before_migrations_gets_what_is_missing_first(steps: Cal
 def test_unless_that_would_take_something_away(steps: Callable[..., list[str]], sql: str) -> None:
     first, refused = steps(migrations=True, history=False, tables=16, diff=sql)
     assert first == "prisma migrate diff"
-    assert refused.startswith("refused: the way to this release's schema would take something away")
+    assert refused.startswith("refused: the change to this release's schema would drop data")
 
 
 def test_an_older_release_leaves_the_database_of_a_newer_one_alone(steps: Callable[..., list[str]]) -> None:
     (refused,) = steps(migrations=False, history=True, tables=102)
-    assert "the database is that of a newer LiteLLM" in refused
+    assert "a newer LiteLLM has migrated this database" in refused
 
 
 @pytest.mark.parametrize("leaked", [URL, f"password {PASSWORD}", "password pass/word"])

@@ -30,7 +30,7 @@ PREFIX = f"{PROJECT_NAME}-dev"
 
 
 class Swarm(Engine):
-    """A manager and a worker, both let callers in; a registry has every image for amd64."""
+    """A manager and a worker, both accept callers; a registry has every image for amd64."""
 
     def __init__(self, *, has_images: bool = True) -> None:
         super().__init__([node(1, role="manager", edge="true"), node(2, edge="true", gpu="yes")], MANAGER)
