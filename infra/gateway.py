@@ -67,7 +67,7 @@ class GatewayArgs:
 
 
 def large_bodies_mb(memory_mb: int) -> int:
-    """How many MB of large requests a replica with this memory handles at once (litellm/room.py)."""
+    """How many MB of large requests a replica with this memory handles at once (litellm/large_requests.py)."""
     return max(1, (memory_mb - LITELLM_MB) // MB_FOR_A_LARGE_MB)
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin, urlsplit
 
 from answers import current
-from replacing import put_in_place
+from patching import put_in_place
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

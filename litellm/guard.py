@@ -19,15 +19,15 @@ from urllib.parse import parse_qsl
 
 import answers
 import keys
-import page
+import large_requests
+import operator_requests
 import release as releases
-import room
 import spend
 import usage
 from answers import NOT_FOUND, OVERLOADED, UNSUPPORTED, Exchange, Refusal, Rewriter, answer, current, error
+from field_types import check_shapes, check_text_only
 from parameters import fitting
 from release import OF_A_PROVIDER
-from shapes import check_shapes, check_text_only
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -72,7 +72,7 @@ class Guard:
 
     def __init__(self, app: App, release: Release, totals: Totals, keys: Keys | None = None) -> None:
         self.app, self.release, self.totals, self.keys = app, release, totals, keys
-        self.room = room.of_this_replica()
+        self.room = large_requests.of_this_replica()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection."""
@@ -102,7 +102,7 @@ class Guard:
             return
         if body is None:
             return  # the client is gone
-        exchange.large = len(body) > room.LARGE
+        exchange.large = len(body) > large_requests.LARGE
         current.set(exchange)
         rewriter = Rewriter(send, scope, exchange, self.release, anthropic=anthropic)
 
@@ -166,7 +166,9 @@ class Guard:
             return b""
         if headers.get(b"content-encoding", b"identity").strip().lower() not in {b"identity", b""}:
             raise Refusal("Send the body without Content-Encoding.", code="unsupported_encoding", status=UNSUPPORTED)
-        body = await room.read(receive, headers, lambda size: held.enter_async_context(self.room.taken(size)))
+        body = await large_requests.read(
+            receive, headers, lambda size: held.enter_async_context(self.room.taken(size))
+        )
         if body is None or (not body and not NEEDS_MODEL.search(path.rstrip("/"))):
             return body
         form = FORM_PATHS.search(path) is not None
@@ -189,7 +191,7 @@ class Guard:
 
     async def _is_operators(self, scope: Scope, exchange: Exchange) -> bool:
         """Whether LiteLLM answers a request by itself. For a caller's request, records who asks. Raises Refusal."""
-        if page.is_operators(scope, self.keys):
+        if operator_requests.is_operators(scope, self.keys):
             return True
         self._note_caller(dict(scope["headers"]), exchange)
         if self.keys:
@@ -363,11 +365,10 @@ def install() -> None:
     release = releases.running()
     spend.install(release.version)
     answers.watch()
-    room.spare_the_count()
+    large_requests.spare_the_count()
     totals, held = usage.install(release.models, release.version), keys.install()
     proxy = importlib.import_module("litellm.proxy.proxy_server")
-    if hasattr(
-        proxy, "ast"
-    ):  # LiteLLM 1.55.0 reads a body as Python first: seconds for a large one, and another meaning
-        proxy.ast = SimpleNamespace(literal_eval=room.sparing(release.loads))
+    # LiteLLM 1.55.0 reads a body as Python first: seconds for a large one, and another meaning.
+    if hasattr(proxy, "ast"):
+        proxy.ast = SimpleNamespace(literal_eval=large_requests.sparing(release.loads))
     proxy.app.add_middleware(Guard, release=release, totals=totals, keys=held)

@@ -19,13 +19,13 @@ import bedrock
 import counters
 import database
 import deployments
-import endings
-import faithful
 import fetching
 import guard
 import request_types
+import stream_endings
 import streams
 import token_counts
+import translation_fixes
 import transport
 from litellm.proxy.proxy_cli import run_server
 
@@ -36,8 +36,8 @@ def main(*_: str) -> None:
     counters.install()
     database.install()
     deployments.install()
-    endings.install()
-    faithful.install()
+    stream_endings.install()
+    translation_fixes.install()
     fetching.install()
     request_types.install()
     token_counts.install()

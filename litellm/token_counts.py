@@ -13,7 +13,7 @@ from collections import OrderedDict
 from typing import Any
 
 import orjson
-from replacing import put_in_place
+from patching import put_in_place
 
 KEPT = 1000
 """How many counts are kept: enough for those of the requests that run."""

@@ -135,7 +135,7 @@ def test_the_mark_is_taken_off_before_it_is_set(settings: Callable[..., Settings
 @pytest.fixture
 def replica(monkeypatch: pytest.MonkeyPatch) -> Replica:
     monkeypatch.syspath_prepend(str(PROJECT / "litellm"))
-    return Replica({name: importlib.import_module(name) for name in ("answers", "page")})
+    return Replica({name: importlib.import_module(name) for name in ("answers", "operator_requests")})
 
 
 class Replica:
@@ -148,7 +148,7 @@ class Replica:
         """Whether it is an operator's, and the headers that LiteLLM sees."""
         scope: dict[str, Any] = {"headers": [(b"host", b"litellm"), *headers]}
         keys = SimpleNamespace(master_key=master_key) if master_key else None
-        return self.programs["page"].is_operators(scope, keys), scope["headers"]
+        return self.programs["operator_requests"].is_operators(scope, keys), scope["headers"]
 
 
 def test_a_request_without_a_mark_is_a_callers(replica: Replica) -> None:

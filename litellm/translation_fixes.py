@@ -12,7 +12,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from replacing import put_in_place
+from patching import put_in_place
 
 OPENAIS = {"model_context_window_exceeded": "length", "refusal": "content_filter"}
 """OpenAI's word for one of a provider's."""

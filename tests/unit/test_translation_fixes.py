@@ -73,9 +73,9 @@ def litellm(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setitem(sys.modules, FACTORY, parts.factory)
     monkeypatch.setitem(sys.modules, ANTHROPIC, SimpleNamespace(AnthropicConfig=parts.config))
     monkeypatch.syspath_prepend(PROJECT / "litellm")
-    importlib.import_module("faithful").install()
+    importlib.import_module("translation_fixes").install()
     yield parts
-    sys.modules.pop("faithful")
+    sys.modules.pop("translation_fixes")
 
 
 @pytest.mark.parametrize(

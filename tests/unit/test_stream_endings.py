@@ -40,9 +40,9 @@ def wrapper(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Any]]:
     monkeypatch.setitem(sys.modules, "litellm", SimpleNamespace(APIConnectionError=MadeUpError))
     monkeypatch.setitem(sys.modules, "litellm.litellm_core_utils.streaming_handler", module)
     monkeypatch.syspath_prepend(PROJECT / "litellm")
-    importlib.import_module("endings").install()
+    importlib.import_module("stream_endings").install()
     yield kind
-    sys.modules.pop("endings")
+    sys.modules.pop("stream_endings")
 
 
 @pytest.mark.parametrize(

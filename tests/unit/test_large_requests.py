@@ -62,7 +62,7 @@ def test_large_bodies_wait_for_room_and_small_ones_pass(programs: dict[str, Any]
 
     async def ask() -> None:
         replica = Holding(programs)
-        replica.go, replica.guard.room = asyncio.Event(), programs["room"].Room(2_000_000)
+        replica.go, replica.guard.room = asyncio.Event(), programs["large_requests"].Room(2_000_000)
         first, second, third = (Request(replica, LARGE, announced=announced) for _ in range(3))
         await settled()
         assert (first.left, second.left, third.left) == ((0, 3, 3) if announced else (0, 1, 1))
@@ -80,7 +80,8 @@ def test_a_large_body_that_finds_no_room_for_too_long_is_refused(programs: dict[
 
     async def ask() -> None:
         replica = Holding(programs)
-        replica.go, replica.guard.room = asyncio.Event(), programs["room"].Room(2_000_000, wait_seconds=0.01)
+        replica.go = asyncio.Event()
+        replica.guard.room = programs["large_requests"].Room(2_000_000, wait_seconds=0.01)
         first, second = Request(replica, {**LARGE, "api_base": {}}), Request(replica, LARGE)
         third = Request(replica, LARGE)
         await third.task
@@ -99,7 +100,7 @@ def test_a_large_body_that_finds_no_room_for_too_long_is_refused(programs: dict[
 def test_a_body_larger_than_the_room_has_it_alone(programs: dict[str, Any]) -> None:
     async def ask() -> None:
         replica = Replica(programs)
-        replica.guard.room = programs["room"].Room(1_000_000)
+        replica.guard.room = programs["large_requests"].Room(1_000_000)
         requests = [Request(replica, LARGE) for _ in range(3)]
         await asyncio.gather(*(it.task for it in requests))
         assert [it.status for it in requests] == [200] * 3
@@ -112,8 +113,8 @@ def test_the_tokens_of_a_large_prompt_are_not_counted(
 ) -> None:
     """LiteLLM 1.55.0 would count them for seconds, in the thread that all requests need."""
     router = SimpleNamespace(is_prompt_caching_valid_prompt=lambda *_, **__: True)
-    monkeypatch.setattr(programs["room"].importlib, "import_module", lambda _: router)
-    programs["room"].spare_the_count()
+    monkeypatch.setattr(programs["large_requests"].importlib, "import_module", lambda _: router)
+    programs["large_requests"].spare_the_count()
     replica = Replica(programs)
     counted: list[bool] = []
     replica.on_request = lambda: counted.append(router.is_prompt_caching_valid_prompt(messages=[]))
@@ -127,7 +128,7 @@ def test_a_large_body_that_comes_too_slowly_gives_its_room_up(
     programs: dict[str, Any], monkeypatch: pytest.MonkeyPatch, *, announced: bool
 ) -> None:
     """Because others wait for it."""
-    monkeypatch.setattr(programs["room"], "ARRIVAL_SECONDS", 0.01)
+    monkeypatch.setattr(programs["large_requests"], "ARRIVAL_SECONDS", 0.01)
 
     class Stalled(Request):
         async def receive(self) -> dict[str, Any]:
@@ -147,7 +148,7 @@ def test_a_large_body_that_comes_too_slowly_gives_its_room_up(
 
 def test_a_long_text_is_short_in_debug_lines_and_whole_everywhere_else(programs: dict[str, Any]) -> None:
     """LiteLLM 1.55.0 makes ten texts of each request for debug lines that are off: a second for one of 19 MB."""
-    read = programs["room"].sparing(json.loads)
+    read = programs["large_requests"].sparing(json.loads)
     sent = {**HELLO, "messages": [{"role": "user", "content": "x" * 1_200_000}], "tokens": [1, 2], "none": None}
     fields = read(json.dumps(sent))
     assert len(repr(fields)) < 1_000
@@ -161,11 +162,11 @@ def test_a_long_text_is_short_in_debug_lines_and_whole_everywhere_else(programs:
 
 def test_long_texts_differ_in_debug_lines_as_they_do(programs: dict[str, Any]) -> None:
     """Otherwise something cached for one would be used for another. This includes half of a surrogate pair."""
-    one, two = (programs["room"].Text(end.rjust(1_200_000)) for end in ("\ud83d", "b"))
+    one, two = (programs["large_requests"].Text(end.rjust(1_200_000)) for end in ("\ud83d", "b"))
     assert repr(one) != repr(two)
-    assert repr(two) == repr(programs["room"].Text(two + ""))
+    assert repr(two) == repr(programs["large_requests"].Text(two + ""))
 
 
 def test_small_bodies_are_left_as_they_are(programs: dict[str, Any]) -> None:
-    fields = programs["room"].sparing(json.loads)(json.dumps({"input": "x" * 200_000}))
+    fields = programs["large_requests"].sparing(json.loads)(json.dumps({"input": "x" * 200_000}))
     assert type(fields["input"]) is str
