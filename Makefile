@@ -7,11 +7,11 @@
 # make test-swarm   the stack on a Swarm of three machines (NAME=… for some; DATABASE=1 with LiteLLM's database)
 # make test-runbooks   run each command of the runbooks, in about ten minutes (NAME=… for some)
 # make test-clients   clients of other languages call a stack (NAME=… for some)
-# make test-engines   the stack on the Docker Engines that people have (NAME=… for some)
+# make test-engines   the stack on five Docker Engines, 20.10 to the newest (NAME=… for some)
 # make test-official   make up downloads all from official addresses, on hosts of the test's own
 # make test-pythons   the environment and the unit tests with each Python of this machine, 3.11 or newer
 # make test-alerts   Prometheus' own tool tries the alert rules
-# make test-upgrade   a stack of the last release is taken to this tree under load
+# make test-upgrade   a stack of the last release is upgraded to this tree under load
 # make findings   check that the surprises in findings/ are still there (NAME=… for one)
 # make bench   measure everything side by side (ONLY=client, gateway, database, streams, deploy or growth; NAME=… for some rows of
 #              streams or growth; RECORD=1 for the docs)

@@ -377,7 +377,7 @@ def a_password_in_the_config_file(deployment: Deployment) -> Iterator[None]:
     advice="client-key-batch (value): ./pulumiw config set --stack {stack} --path secretVersions.clientKeys.batch 3",
 )
 def a_key_in_a_log(deployment: Deployment) -> Iterator[None]:
-    """In base64 and in the midst of a path, which the edge logs. A log cannot be fixed."""
+    """In base64, inside a path that the edge logs. A log cannot be fixed."""
     key = deployment.secret("client-key-batch")
     path = base64.urlsafe_b64encode(f"batch:{key}".encode()).decode()
     with httpx2.Client(verify=False, trust_env=False) as client:

@@ -85,7 +85,7 @@ def test_an_organization_of_the_app_is_on_the_bill_with_the_client(with_database
 
 
 @pytest.mark.usefixtures("environment_with_database")
-def test_what_litellm_would_take_wrongly_is_refused(with_database: Deployment) -> None:
+def test_what_litellm_would_misread_is_refused(with_database: Deployment) -> None:
     """Before anything changes."""
     chat(with_database, with_database.outputs["litellmApiKey"])  # so that the client has its key
     before = llmctl("keys", "list", "--json")

@@ -167,7 +167,7 @@ def test_what_a_caller_gets_is_the_same_but_for_what_is_listed(pair: Pair, model
 
     asked = {(name, f"{model} {usage}") for name, usage in ROWS}
     told = asked - {(name, who) for name, who in asked if name in {"a page of HTML", "an empty answer"}}
-    until(lambda: told <= pair.lane.events().keys() & pair.own.events().keys(), "each stream was told of")
+    until(lambda: told <= pair.lane.events().keys() & pair.own.events().keys(), "each stream was reported")
     allowed = {*COUNTED_OTHERWISE, *(COUNTED_OTHERWISE_IN_1_106 if pair.release != "1.55.0" else ())}
     if pair.release != "1.55.0":
         allowed |= {"several data lines"}
@@ -290,7 +290,7 @@ def test_a_line_tells_what_a_stream_took(pair: Pair, way: str, name: str, status
         for number, _ in enumerate(stream):
             if number == ENOUGH:
                 break
-    until(lambda: bool(asked.usage(call)), "the stream is told of")
+    until(lambda: bool(asked.usage(call)), "the stream is reported")
     (line,) = asked.usage(call)
     known = {key: line[key] for key in ("client", "organization", "model", "provider", "status", "stream")}
     assert known == {

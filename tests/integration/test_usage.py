@@ -68,7 +68,7 @@ def test_an_answer_is_recorded_by_client_and_organization(deployment: Deployment
     def told() -> list[dict[str, Any]]:
         return [line for line in lines(deployment) if line["call_id"] in ids]
 
-    until(lambda: len(told()) == len(ids), "both answers are told of")
+    until(lambda: len(told()) == len(ids), "both answers are reported")
     assert {line["call_id"]: line["organization"] for line in told()} == ids
     assert {line["client"] for line in told()} == {"app"}
 
@@ -101,7 +101,7 @@ def test_calls_are_counted_by_model_with_those_that_failed(deployment: Deploymen
     def row() -> dict[str, Any]:
         return used("--by", "org", "--by", "model").get(f"{label}/gpt-4o", {"calls": 0})
 
-    until(lambda: bool(row()["calls"] == 2), "both calls are told of")
+    until(lambda: bool(row()["calls"] == 2), "both calls are reported")
     assert (row()["failed"], row()["prompt_tokens"]) == (1, good.usage.prompt_tokens)
 
 
@@ -116,7 +116,7 @@ def test_a_refused_list_of_models_is_no_call(deployment: Deployment) -> None:
         client.chat.completions.create(model="gpt-4o", messages=[{"role": "user", "content": "hello"}])
         return any(line["organization"] == label for line in lines(deployment, REPLICAS[:1]))
 
-    until(told, "that replica has told of a later call")
+    until(told, "that replica has reported a later call")
     assert [line for line in lines(deployment) if line["model"] is None] == []
 
 

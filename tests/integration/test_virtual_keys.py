@@ -73,7 +73,7 @@ def test_a_virtual_key_asks_for_its_models_and_is_named_by_its_alias(with_databa
         404,
         "model_not_found",
     )
-    until(lambda: any(line["client"] == alias for line in lines(with_database)), "the answer is told of")
+    until(lambda: any(line["client"] == alias for line in lines(with_database)), "the answer is reported")
     until(lambda: any(entry.get("client") == alias for entry in edge_log(with_database)), "its requests are logged")
     for part in ("edge", *REPLICAS):
         assert key not in with_database.container(part).logs().decode()

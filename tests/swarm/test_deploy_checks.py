@@ -348,7 +348,7 @@ def a_role_that_reaches_the_apps_database(faults: Faults) -> None:
 
 
 def a_key_in_a_log(faults: Faults) -> None:
-    """In base64 and in the midst of a path, which the edge of a node logs that has to be asked for it."""
+    """In base64, inside a path that the edge of another node logs."""
     key = faults.deployment.secret("client-key-batch")
     path = base64.urlsafe_b64encode(f"batch:{key}".encode()).decode()
     node = faults.swarm.nodes[1]

@@ -1,4 +1,4 @@
-"""The client and the service, against a gateway that is a function: the same tests for both faces."""
+"""The client and the service, against a fake gateway: the same tests for both faces."""
 
 from __future__ import annotations
 

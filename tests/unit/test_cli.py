@@ -1,4 +1,4 @@
-"""`llmctl`: what it prints, how it ends, and what its doctor finds, against a gateway that is a function."""
+"""`llmctl`: what it prints, how it ends, and what its doctor finds, against a fake gateway."""
 
 from __future__ import annotations
 

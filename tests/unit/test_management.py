@@ -266,7 +266,7 @@ def test_what_is_deleted_is_agreed_to(litellm: LiteLLM) -> None:
         (("block", "sk-1234"), "name a key by its alias (llmctl keys list): a command line can be read by all"),
     ],
 )
-def test_what_litellm_would_take_wrongly_is_refused(litellm: LiteLLM, arguments: tuple[str, ...], why: str) -> None:
+def test_what_litellm_would_misread_is_refused(litellm: LiteLLM, arguments: tuple[str, ...], why: str) -> None:
     """Every release accepts keys for teams and models that do not exist, and 1.55.0 has no weeks."""
     assert refusal("keys", *arguments).startswith(why)
     assert not [path for method, path, _ in litellm.asked if method == "POST"]

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 MOST_LINES = 400
 LONG = {
     "infra/placement/swarm.py": "each part of a service's spec, in the order of Docker's own",
-    "litellm/streams.py": "one file for a replica: how a stream is read, kept, handed on and told of",
+    "litellm/streams.py": "one file for a replica: how a stream is read, kept, passed on and reported",
     "tests/integration/test_backup.py": "each test wants the backup that the module's fixtures make once",
     "tests/integration/test_deploy_checks.py": "a table of faults, tried one after another on one stack",
     "tests/integration/test_edge.py": "one edge, started once, and all that it refuses",
