@@ -314,7 +314,7 @@ def test_what_was_written_under_another_salt_key_is_told_before_anything_changes
     other = Path(llmctl("backup", "other.dump", "--json")["litellm"]["file"])
     rows(deployment, swap)
     said = refused(deployment, other)
-    assert "written under another salt key" in said
+    assert "written with a different salt key" in said
     assert "the budgets and the spending of app" in said
     assert deployment.secret("salt-key") not in said
     assert llmctl("restore", other, "--yes", "--json", "--force")["database"] == "litellm"
