@@ -32,9 +32,9 @@ from litellm.proxy.proxy_cli import run_server
 
 def main(*_: str) -> None:
     """Run it until it ends."""
+    database.install()  # before LiteLLM's proxy is imported
     bedrock.install()
     counters.install()
-    database.install()
     deployments.install()
     stream_endings.install()
     translation_fixes.install()

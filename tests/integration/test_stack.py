@@ -113,6 +113,30 @@ def test_litellm_runs_as_it_is_documented(deployment: Deployment) -> None:
     assert config == deployment.outputs["litellmConfig"]
 
 
+LOOKS_UP_A_KEY = """
+import asyncio, sys
+from pathlib import Path
+sys.path.insert(0, "/opt/llm-gateway")
+from run import MODULES, Modules
+sys.meta_path.insert(0, Modules(Path(sys.path[0], MODULES).read_text()))
+import database
+database.install()
+from litellm.proxy.auth.auth_checks import get_key_object
+try:
+    asyncio.run(get_key_object("", None, None))
+except Exception as error:
+    print(error)
+print("prisma" in sys.modules)
+"""
+"""As LiteLLM does for each request. Prints what it says, and whether it has imported Prisma for that."""
+
+
+def test_litellm_without_a_database_does_not_import_prisma(deployment: Deployment) -> None:
+    *_, said, imported = deployment.read("litellm-1", "python3", "-c", LOOKS_UP_A_KEY).splitlines()
+    assert "No DB Connected" in said
+    assert imported == "False"
+
+
 def test_no_secret_is_where_it_can_be_read(deployment: Deployment) -> None:
     """Not in docker inspect, a log, the state, an output in clear or a process list; only in /run/secrets."""
     secrets = deployment.secrets()
