@@ -43,6 +43,12 @@ def _event_loop(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         each.close()
 
 
+@pytest.fixture(autouse=True)
+def _no_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What runs on this machine, such as a developer's own stack, changes no result."""
+    monkeypatch.setenv("DOCKER_HOST", "unix:///nobody-listens-here.sock")
+
+
 @pytest.fixture
 def settings() -> Callable[..., Settings]:
     """Make settings from a stack's file and changes to it, which must be valid."""
