@@ -7,7 +7,6 @@ Modules that take long to load are loaded by the command that needs them.
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
 import os
 import sys
@@ -27,7 +26,10 @@ from console.teams_cli import teams
 from console.usage_cli import usage
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from app.organizations import Organization
+    from console.finding import Finding
     from console.gateway_report import Gateway
 
 LOOK_SECONDS = 2
@@ -266,10 +268,16 @@ def doctor(folder: Folder = FOLDER, as_json: AsJson = False) -> None:
     """Check settings, gateway, databases and what runs, and change nothing:  llmctl doctor."""
     from console import doctor, status  # noqa: PLC0415
 
-    findings = []
+    findings: list[Finding] = []
+
+    def found() -> Iterator[Finding]:
+        yield from doctor.examine(folder)
+        failed = {finding.check for finding in findings if finding.status == "failure"}
+        yield from status.down(has_valid_key=not failed & {"gateway", "key"})
+
     marks = {"ok": "[green]OK[/]     ", "warning": "[yellow]WARNING[/]", "failure": "[red]FAILURE[/]"}
     console = Console(highlight=False, soft_wrap=True)
-    for finding in itertools.chain(doctor.examine(folder), status.down()):
+    for finding in found():
         findings.append(finding)
         if not as_json:
             console.print(marks[finding.status], end=" ")

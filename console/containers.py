@@ -29,6 +29,9 @@ TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\dT[\d:.]+Z")
 SECONDS = 20.0
 """For a command: an engine behind ssh is slow."""
 
+STOPPED = ("created", "exited", "dead")
+"""What the engine says of a container that does not run."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
@@ -75,6 +78,12 @@ class Stack:
     def edge(self) -> Part | None:
         """The edge that can be asked for statistics."""
         return next((each for each in self.parts if each.kind == EDGE and each.up and each.container), None)
+
+    @property
+    def is_off(self) -> bool:
+        """Whether its edge is stopped, so that it cannot be what answers."""
+        edges = [each for each in self.parts if each.kind == EDGE]
+        return bool(edges) and all(each.state.startswith(STOPPED) for each in edges)
 
 
 def stacks(port: int) -> list[Stack]:

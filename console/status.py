@@ -124,10 +124,10 @@ def _url(settings: Settings) -> str:
     return str(settings.litellm_url).rstrip("/")
 
 
-def down() -> Iterator[Finding]:
+def down(*, has_valid_key: bool = True) -> Iterator[Finding]:
     """The parts that are down while the gateway may still answer, if the engine that `docker` uses runs the stack."""
     try:
-        stack, counted = found(Settings.load(), [])
+        stack, counted = found(Settings.load(), [], has_valid_key=has_valid_key)
     except LLMError:
         return
     for part in _parts(stack, counted):
@@ -142,8 +142,8 @@ def found(
 ) -> tuple[containers.Stack | None, Statistics | None]:
     """The stack at LITELLM_URL, whose edge publishes its port, and what that edge has counted.
 
-    If the key is valid there, an edge with the same port that does not know the key belongs to another stack. What
-    cannot be seen is added to `unseen`. Raises NotConfiguredError without a key.
+    If the key is valid there, an edge with the same port that is stopped or does not know the key belongs to another
+    stack. What cannot be seen is added to `unseen`. Raises NotConfiguredError without a key.
     """
     url, port, key = _url(settings), settings.litellm_url.port or 0, settings.required_api_key()
     try:
@@ -153,7 +153,7 @@ def found(
         return None, None
     for stack in stacks:
         counted, why = _counted(stack.edge, key)
-        if has_valid_key and counted is not None and counted.knows_key is False:
+        if has_valid_key and (stack.is_off or (counted is not None and counted.knows_key is False)):
             continue
         unseen += [each for each in (stack.unseen, why) if each]
         return stack, counted

@@ -338,6 +338,19 @@ def test_another_stack_with_the_same_port_is_not_shown(engine: Engine) -> None:
     assert "another stack than http://127.0.0.1" in status.unseen[0]
 
 
+def test_a_stopped_stack_with_the_same_port_is_not_what_answers(gateway: Gateway, engine: Engine) -> None:
+    """For example a developer's own stack, while LITELLM_URL names another machine."""
+    containers = stack(gateway)
+    for each in containers:
+        each["State"] |= {"Status": "exited", "Running": False, "FinishedAt": "2026-11-25T13:00:00Z"}
+    engine.runs(containers)
+    status = read()
+    assert (status.stack, status.parts, status.wrong) == (None, (), ())
+    assert "another stack than http://127.0.0.1" in status.unseen[0]
+    assert [*down()] == []
+    assert len([*down(has_valid_key=False)]) == 4
+
+
 def test_a_key_that_haproxy_could_take_for_commands_is_not_asked_for(
     gateway: Gateway, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
