@@ -270,14 +270,14 @@ def doctor(folder: Folder = FOLDER, as_json: AsJson = False) -> None:
 
     findings: list[Finding] = []
 
-    def found() -> Iterator[Finding]:
+    def examined() -> Iterator[Finding]:
         yield from doctor.examine(folder)
         failed = {finding.check for finding in findings if finding.status == "failure"}
-        yield from status.down(has_valid_key=not failed & {"gateway", "key"})
+        yield from status.down(answers=not failed & {"gateway", "key"})
 
     marks = {"ok": "[green]OK[/]     ", "warning": "[yellow]WARNING[/]", "failure": "[red]FAILURE[/]"}
     console = Console(highlight=False, soft_wrap=True)
-    for finding in found():
+    for finding in examined():
         findings.append(finding)
         if not as_json:
             console.print(marks[finding.status], end=" ")

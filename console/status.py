@@ -61,7 +61,8 @@ def read() -> Status:
     settings.required_api_key()
     gateway, wrong = _gateway(settings)
     unseen: list[str] = []
-    stack, counted = found(settings, unseen, has_valid_key=gateway is not None and gateway.refused is None)
+    accepted = gateway is not None and gateway.refused is None
+    stack, counted = found(settings, unseen, has_valid_key=accepted, answers=accepted)
     parts, edge = _parts(stack, counted), stack.edge if stack else None
     return Status(
         at=datetime.now(UTC),
@@ -124,10 +125,10 @@ def _url(settings: Settings) -> str:
     return str(settings.litellm_url).rstrip("/")
 
 
-def down(*, has_valid_key: bool = True) -> Iterator[Finding]:
+def down(*, answers: bool = False) -> Iterator[Finding]:
     """The parts that are down while the gateway may still answer, if the engine that `docker` uses runs the stack."""
     try:
-        stack, counted = found(Settings.load(), [], has_valid_key=has_valid_key)
+        stack, counted = found(Settings.load(), [], answers=answers)
     except LLMError:
         return
     for part in _parts(stack, counted):
@@ -138,12 +139,13 @@ def down(*, has_valid_key: bool = True) -> Iterator[Finding]:
 
 
 def found(
-    settings: Settings, unseen: list[str], *, has_valid_key: bool = True
+    settings: Settings, unseen: list[str], *, has_valid_key: bool = True, answers: bool = False
 ) -> tuple[containers.Stack | None, Statistics | None]:
     """The stack at LITELLM_URL, whose edge publishes its port, and what that edge has counted.
 
-    If the key is valid there, an edge with the same port that is stopped or does not know the key belongs to another
-    stack. What cannot be seen is added to `unseen`. Raises NotConfiguredError without a key.
+    If the key is valid there, an edge with the same port that does not know the key belongs to another stack. So does
+    one that is stopped, if the gateway was seen to answer. What cannot be seen is added to `unseen`. Raises
+    NotConfiguredError without a key.
     """
     url, port, key = _url(settings), settings.litellm_url.port or 0, settings.required_api_key()
     try:
@@ -153,7 +155,9 @@ def found(
         return None, None
     for stack in stacks:
         counted, why = _counted(stack.edge, key)
-        if has_valid_key and (stack.is_off or (counted is not None and counted.knows_key is False)):
+        if answers and stack.is_off:
+            continue
+        if has_valid_key and counted is not None and counted.knows_key is False:
             continue
         unseen += [each for each in (stack.unseen, why) if each]
         return stack, counted

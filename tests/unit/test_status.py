@@ -14,7 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 import app
-from console import cli, containers, edge_statistics, screen
+from console import cli, containers, edge_statistics, management, screen
 from console.status import down, read
 
 if TYPE_CHECKING:
@@ -189,6 +189,12 @@ def stack(gateway: Gateway) -> list[dict[str, Any]]:
     ]
 
 
+def stopped(containers: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    for each in containers:
+        each["State"] |= {"Status": "exited", "Running": False, "FinishedAt": "2026-11-25T13:00:00Z"}
+    return containers
+
+
 def llmctl(*arguments: str) -> Any:
     return CliRunner().invoke(cli.cli, ["status", *arguments])
 
@@ -340,15 +346,18 @@ def test_another_stack_with_the_same_port_is_not_shown(engine: Engine) -> None:
 
 def test_a_stopped_stack_with_the_same_port_is_not_what_answers(gateway: Gateway, engine: Engine) -> None:
     """For example a developer's own stack, while LITELLM_URL names another machine."""
-    containers = stack(gateway)
-    for each in containers:
-        each["State"] |= {"Status": "exited", "Running": False, "FinishedAt": "2026-11-25T13:00:00Z"}
-    engine.runs(containers)
+    engine.runs(stopped(stack(gateway)))
     status = read()
     assert (status.stack, status.parts, status.wrong) == (None, (), ())
     assert "another stack than http://127.0.0.1" in status.unseen[0]
-    assert [*down()] == []
-    assert len([*down(has_valid_key=False)]) == 4
+    assert [*down(answers=True)] == []
+
+
+def test_a_stopped_stack_is_found_by_who_did_not_ask_the_gateway(gateway: Gateway, engine: Engine) -> None:
+    """For example to read what its replicas have written."""
+    engine.runs(stopped(stack(gateway)))
+    assert management.stack().name == "dev"
+    assert len([*down()]) == 4
 
 
 def test_a_key_that_haproxy_could_take_for_commands_is_not_asked_for(
